@@ -1,0 +1,48 @@
+package relay
+
+import "time"
+
+// State is a whole relay: what Start takes and Take gives back. All of it but
+// the descriptors can be encoded. A and B are the two ends; what is read from
+// one is written to the other.
+type State struct {
+	ID    uint64 // unique in the process; survives a hand-over
+	Route uint32 // the route's index, for counters; opaque here
+	A, B  End
+
+	Idle    time.Duration // closed after this long without a byte either way; 0 never
+	Started time.Time
+}
+
+// End is one side of a relay.
+type End struct {
+	FD int
+
+	// Pending is what has been read from the other end and not yet been
+	// written to this one. It is written before anything else. Owned by the
+	// relay from Start on.
+	Pending []byte
+
+	// ReadClosed: end of stream was read from FD. WriteClosed: shutdown for
+	// writing was done on FD, after all Pending was written.
+	ReadClosed, WriteClosed bool
+
+	Written uint64 // bytes written to FD so far
+}
+
+// Reason says why a relay ended.
+type Reason uint8
+
+const (
+	EndedClosed  Reason = iota // both directions ended in order
+	EndedReset                 // one side reset; the reset was passed on
+	EndedIdle                  // State.Idle passed
+	EndedAborted               // Abort was called
+	EndedError                 // a socket error other than a reset
+)
+
+// Owner is told when a relay has ended, on the loop's thread. Both descriptors
+// have been closed by then.
+type Owner interface {
+	Ended(s State, why Reason)
+}

@@ -1,0 +1,212 @@
+package sallyport_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/sallyport/sallyport"
+
+// house is the import policy: which of our packages each package may import.
+// The longest matching path decides. "x/..." allows x and all below it, "." is
+// the root package. A new edge is a design change: the commit that adds it
+// says why.
+var house = []struct{ pkg, may string }{
+	// The ground: words, pure parsers and codecs, generated schema.
+	{"", ""},
+	{"alpn", ""},
+	{"identity", "."},
+	{"wire/...", ""},
+
+	// The data plane: never the control plane.
+	{"dataplane/relay", ""},
+	{"dataplane/preamble", "alpn"},
+	{"dataplane/tunnel", ". alpn wire/sallyport/tunnel/v1 dataplane/relay"},
+	{"dataplane/gateway", ". alpn dataplane/relay dataplane/preamble dataplane/tunnel"},
+	{"dataplane/session", "."},
+	{"dataplane/access", ". alpn identity dataplane/session"},
+	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel"},
+	{"dataplane/dial", ". alpn dataplane/preamble"},
+	{"dataplane/protocol/...", ". identity dataplane/session"},
+
+	// The control plane: never the data plane.
+	{"controlplane/store", "."},
+	{"controlplane/store/...", ". controlplane/store"},
+	{"controlplane/ca", ". identity controlplane/store"},
+	{"controlplane/rbac", "."},
+	{"controlplane/login", ". controlplane/store"},
+	{"controlplane/join", ". controlplane/store"},
+	{"controlplane/inventory", ". alpn wire/sallyport/v1 controlplane/store"},
+	{"controlplane/audit", "."},
+	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac"},
+	{"controlplane/web", ". wire/... controlplane/login"},
+	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
+
+	// Programs join the two.
+	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client"},
+	{"cmd/sallyctl", ". identity wire/... controlplane/client"},
+	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/..."},
+	{"cmd/internal/...", "."},
+
+	{"bench/...", ". alpn identity wire/... dataplane/... controlplane/..."},
+	{"fuzz/...", ". alpn identity wire/... dataplane/..."},
+	{"test/...", ". alpn identity wire/... dataplane/... controlplane/..."},
+	{"tools/...", ""},
+}
+
+// unlinked lists what a program must not contain, even through others.
+var unlinked = map[string]string{
+	"cmd/sally":    "controlplane/ca controlplane/store controlplane/api dataplane/relay",
+	"cmd/sallyctl": "controlplane/ca controlplane/store controlplane/api dataplane/relay",
+}
+
+// pkg is what "go list -json" says of a package.
+type pkg struct {
+	ImportPath, Doc string
+	Imports         []string
+}
+
+func TestHouse(t *testing.T) {
+	for _, p := range list(t, ".", "./...") {
+		for _, fault := range faults(p) {
+			t.Error(fault)
+		}
+	}
+}
+
+func TestLinks(t *testing.T) {
+	for prog, bad := range unlinked {
+		out, err := exec.Command("go", "list", "-deps", "./"+prog).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", prog, err)
+		}
+		deps := strings.Fields(string(out))
+		for _, b := range strings.Fields(bad) {
+			for _, d := range deps {
+				if d == module+"/"+b {
+					t.Errorf("%s contains %s", prog, b)
+				}
+			}
+		}
+	}
+}
+
+// TestHouseFindsFaults plants what the policy must refuse: a wrong import, and
+// a package without a row.
+func TestHouseFindsFaults(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("go.mod", "module "+module+"\n\ngo 1.26\n")
+	write("alpn/alpn.go", "// Package alpn is planted.\npackage alpn\n\nimport _ \""+module+"/dataplane/relay\"\n")
+	write("dataplane/relay/relay.go", "// Package relay is planted.\npackage relay\n\nimport _ \""+module+"/controlplane/ca\"\n")
+	write("controlplane/ca/ca.go", "// Package ca is planted.\npackage ca\n")
+	write("misc/misc.go", "// Package misc is planted.\npackage misc\n")
+	write("dataplane/session/session.go", "package session\n")
+
+	var got []string
+	for _, p := range list(t, dir, "./...") {
+		got = append(got, faults(p)...)
+	}
+	all := strings.Join(got, "\n")
+	for _, want := range []string{
+		"alpn must not import dataplane/relay",
+		"dataplane/relay must not import controlplane/ca",
+		"misc: not in the house",
+		"dataplane/session: no package comment",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("planted fault not found: %s\ngot:\n%s", want, all)
+		}
+	}
+	if len(got) != 4 {
+		t.Errorf("%d faults found in the planted house, want 4:\n%s", len(got), all)
+	}
+}
+
+func list(t *testing.T, dir string, pattern string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,Doc", pattern)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// faults says what is wrong with one package, in words that name it.
+func faults(p pkg) []string {
+	name := local(p.ImportPath)
+	may, ok := policy(name)
+	if !ok {
+		return []string{name + ": not in the house; add a line to deps_test.go saying what it may import"}
+	}
+	var out []string
+	if p.Doc == "" && !strings.HasPrefix(name, "wire/") {
+		out = append(out, name+": no package comment")
+	}
+	for _, imp := range p.Imports {
+		if imp != module && !strings.HasPrefix(imp, module+"/") {
+			continue
+		}
+		if !allowed(may, local(imp)) {
+			out = append(out, name+" must not import "+local(imp))
+		}
+	}
+	return out
+}
+
+func local(path string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(path, module), "/")
+}
+
+func policy(pkg string) (may []string, ok bool) {
+	best := -1
+	for _, h := range house {
+		if covers(h.pkg, pkg) && len(h.pkg) > best {
+			best, may, ok = len(h.pkg), strings.Fields(h.may), true
+		}
+	}
+	return may, ok
+}
+
+func allowed(may []string, pkg string) bool {
+	for _, m := range may {
+		if m == "." && pkg == "" || m != "." && covers(m, pkg) {
+			return true
+		}
+	}
+	return false
+}
+
+func covers(pattern, pkg string) bool {
+	if dir, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return pkg == dir || strings.HasPrefix(pkg, dir+"/")
+	}
+	return pattern == pkg
+}
