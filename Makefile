@@ -1,0 +1,47 @@
+# Sallyport: make help
+
+GO       ?= go
+VERSION  := $(shell git describe --tags --exact-match 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+PROGRAMS := sallyport sally sallyctl
+FUZZTIME ?= 20s
+
+.DEFAULT_GOAL := help
+
+.PHONY: build run test check bench fuzz gen fmt lint help peers
+
+build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
+	@mkdir -p bin
+	@set -e; for p in $(PROGRAMS); do \
+		echo "build bin/$$p ($(VERSION))"; \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p; \
+	done
+	@ln -sf sally bin/tsh
+
+run: build ## start the demo on 127.0.0.1:8443 and print what to try
+	@bin/sallyport demo
+
+peers: ## install the programs that tests talk to (OpenSSH, PostgreSQL); needs root
+	@tools/peers/install
+
+test: ## all tests, with the race detector and real peers
+	@tools/peers/install
+	$(GO) test -race -shuffle=on ./...
+
+check: ## what CI runs, besides the tests: format, vet, import policy, generated files
+	@tools/check
+
+bench: build ## measure; keeps raw results in bench/results and writes BENCHMARKS.md
+	$(GO) run ./bench
+
+fuzz: ## each fuzz target for FUZZTIME (20s)
+	@tools/fuzz $(FUZZTIME)
+
+gen: ## generated files: API code
+	$(GO) run ./tools/gen
+
+fmt: ## format
+	gofmt -w $$(git ls-files '*.go' | grep -v '^wire/')
+
+help: ## this text
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18

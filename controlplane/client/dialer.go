@@ -1,0 +1,167 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/identity"
+)
+
+// Protocol ids of auth's two doors (DESIGN: names and protocols).
+const (
+	ProtocolAuth = "sallyport-auth/1"
+	ProtocolJoin = "sallyport-join/1"
+)
+
+const dialTimeout = 5 * time.Second
+
+// Dialer reaches auth: straight to its socket, or through any gateway, which
+// passes the connection on by ALPN without ending its TLS.
+type Dialer struct {
+	// Addresses are tried in order: "host:port", or "unix:" and a path.
+	Addresses func() []string
+
+	// Cluster and Roots say who auth must be: a host certificate for
+	// spiffe://<cluster>/auth/…. With Pins instead of Roots the chain that is
+	// shown must hold a CA whose key has one of the pins.
+	Cluster string
+	Roots   func() *x509.CertPool
+	Pins    []string
+
+	// Certificate is shown to auth; nil for joining.
+	Certificate func() (*tls.Certificate, error)
+
+	mu   sync.Mutex
+	last string // the address that worked last
+}
+
+// Dial opens one TLS 1.3 connection to auth with the given protocol id.
+func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
+	addrs := d.inOrder()
+	if len(addrs) == 0 {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no address of auth is known"}
+	}
+	var errs []error
+	for _, addr := range addrs {
+		conn, err := d.dial(ctx, addr, protocol)
+		if err == nil {
+			d.remember(addr)
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (d *Dialer) inOrder() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	addrs := d.Addresses()
+	out := make([]string, 0, len(addrs))
+	for _, a := range addrs {
+		if a == d.last {
+			out = append(out, a)
+		}
+	}
+	for _, a := range addrs {
+		if a != d.last {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (d *Dialer) remember(addr string) {
+	d.mu.Lock()
+	d.last = addr
+	d.mu.Unlock()
+}
+
+func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	cfg := &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{protocol},
+		SessionTicketsDisabled: true,
+		// The name in the certificate is a SPIFFE id, not a host name, and
+		// joining knows only a pin: VerifyConnection does the whole check.
+		InsecureSkipVerify: true,
+		VerifyConnection:   d.verify,
+	}
+	if d.Cluster != "" {
+		cfg.ServerName = d.Cluster
+	}
+	if d.Certificate != nil {
+		cert, err := d.Certificate()
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = []tls.Certificate{*cert}
+	}
+	network, address := "tcp", addr
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, address = "unix", path
+	}
+	raw, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth by way of " + addr + " cannot be reached", Cause: err}
+	}
+	conn := tls.Client(raw, cfg)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("handshake with auth by way of %s: %v", addr, err), Cause: err}
+	}
+	return conn, nil
+}
+
+func (d *Dialer) verify(cs tls.ConnectionState) error {
+	var roots *x509.CertPool
+	if len(d.Pins) > 0 {
+		pool, err := identity.PinnedRoots(cs.PeerCertificates, d.Pins)
+		if err != nil {
+			return err
+		}
+		roots = pool
+	} else if d.Roots != nil {
+		roots = d.Roots()
+	}
+	if roots == nil {
+		return errors.New("neither a CA nor a pin to check auth by")
+	}
+	_, err := identity.VerifyPeer(cs.PeerCertificates, identity.Want{
+		Roots:   roots,
+		Cluster: d.Cluster,
+		Kinds:   []sallyport.IdentityKind{sallyport.KindAuth},
+		Usage:   x509.ExtKeyUsageServerAuth,
+		Now:     time.Now(),
+	})
+	return err
+}
+
+// HTTP returns a client that speaks HTTP/2 to auth by the given protocol id,
+// whatever host its requests name. Use BaseURL for that.
+func (d *Dialer) HTTP(protocol string) *http.Client {
+	return &http.Client{Transport: &http2.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			return d.Dial(ctx, protocol)
+		},
+		ReadIdleTimeout:    15 * time.Second,
+		PingTimeout:        5 * time.Second,
+		DisableCompression: true,
+	}}
+}
+
+// BaseURL is the base of every call by Dialer.HTTP: the name is never resolved.
+const BaseURL = "https://auth.sallyport.internal"

@@ -1,0 +1,402 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/identity"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+const hostFile = "host.json"
+
+// HostConfig says what a host is and how it reaches auth.
+type HostConfig struct {
+	Dir       string                 // its own directory, made 0700
+	Kind      sallyport.IdentityKind // KindAgent or KindGateway
+	Name      string                 // the machine's host name
+	Addresses func() []string        // ways to auth, see Dialer
+	Resources []sallyport.Resource   // agents: what to announce
+	Public    []string               // gateways: public names and addresses, host or host:port
+	Log       *slog.Logger
+}
+
+// Host is one agent's or gateway's standing with auth: its keys, certificates,
+// snapshot and, for agents, what it may serve. All methods may be called concurrently.
+type Host struct {
+	cfg    HostConfig
+	dialer *Dialer
+	keeper *Keeper
+	api    sallyportv1connect.HostServiceClient
+
+	mu       sync.Mutex
+	keys     keys
+	standing standing
+	served   served
+	changed  chan struct{} // closed at each change of served
+
+	database databaseCertificates
+}
+
+// keys are made once, before joining, and never leave the directory.
+type keys struct {
+	tls *ecdsa.PrivateKey
+	ssh ed25519.PrivateKey
+}
+
+// standing is what auth said at the last join or renewal; JSON on disk.
+type standing struct {
+	ID             string   `json:"id"`
+	Cluster        string   `json:"cluster"`
+	TLSKey         []byte   `json:"tls_key"` // PKCS#8
+	SSHKey         []byte   `json:"ssh_key"` // PKCS#8
+	Certificate    []byte   `json:"certificate"`
+	SSHCertificate string   `json:"ssh_certificate"`
+	HostCAs        [][]byte `json:"host_cas"`
+}
+
+// ErrNotJoined says that a host has no standing yet: Join first.
+var ErrNotJoined = errors.New("this host has not joined a cluster")
+
+// OpenHost loads a host that has joined before. The error is ErrNotJoined when
+// there is nothing in the directory.
+func OpenHost(cfg HostConfig) (*Host, error) {
+	var s standing
+	found, err := readJSON(filepath.Join(cfg.Dir, hostFile), &s)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, ErrNotJoined
+	}
+	k, err := s.keys()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, hostFile), err)
+	}
+	return newHost(cfg, k, s)
+}
+
+// Join makes keys, joins by token, and stores the standing. pins say which CA
+// to expect; see Dialer.Pins.
+func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Host, error) {
+	k, err := newKeys()
+	if err != nil {
+		return nil, err
+	}
+	req, err := joinRequest(cfg, k, token)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dialer{Addresses: cfg.Addresses, Pins: pins}
+	hc := d.HTTP(ProtocolJoin)
+	defer hc.CloseIdleConnections()
+	resp, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL).Join(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, problem(err)
+	}
+	s, err := standingOf(resp.Msg, k)
+	if err != nil {
+		return nil, err
+	}
+	if err := pinned(s.HostCAs, pins); err != nil {
+		return nil, err
+	}
+	if err := writeJSON(filepath.Join(cfg.Dir, hostFile), s); err != nil {
+		return nil, err
+	}
+	return newHost(cfg, k, s)
+}
+
+func joinRequest(cfg HostConfig, k keys, token string) (*sallyportv1.JoinRequest, error) {
+	tlsPub, sshPub, err := k.public()
+	if err != nil {
+		return nil, err
+	}
+	return &sallyportv1.JoinRequest{
+		Token: token, HostName: cfg.Name, Roles: []string{string(cfg.Kind)},
+		TlsPublicKey: tlsPub, SshPublicKey: sshPub, Addresses: cfg.Public,
+	}, nil
+}
+
+// pinned refuses an answer whose host CA is not the one that was asked for.
+func pinned(cas [][]byte, pins []string) error {
+	certs, err := parseCertificates(cas)
+	if err != nil {
+		return err
+	}
+	if _, err := identity.PinnedRoots(certs, pins); err != nil {
+		return fmt.Errorf("auth's answer: %w", err)
+	}
+	return nil
+}
+
+func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
+	cas, err := parseCertificates(s.HostCAs)
+	if err != nil {
+		return nil, err
+	}
+	keeper, err := NewKeeper(cfg.Dir, s.Cluster, cas, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{})}
+	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
+	h.api = sallyportv1connect.NewHostServiceClient(h.dialer.HTTP(ProtocolAuth), BaseURL)
+	h.database.init(h)
+	if err := h.loadServed(); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// Run keeps the standing fresh until ctx is done: snapshots, renewals, and for
+// agents announcements and database certificates. It never gives up.
+func (h *Host) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.watchSnapshots(ctx) })
+	g.Go(func() error { return h.renew(ctx) })
+	if h.cfg.Kind == sallyport.KindAgent {
+		g.Go(func() error { return h.announce(ctx) })
+		g.Go(func() error { return h.database.prefetch(ctx) })
+	}
+	return g.Wait()
+}
+
+// watchSnapshots holds one stream; a broken one is opened again.
+func (h *Host) watchSnapshots(ctx context.Context) error {
+	return retrying(ctx, h.cfg.Log, "watch snapshots", func(ctx context.Context, progress func()) error {
+		stream, err := h.api.WatchSnapshot(ctx, connect.NewRequest(&sallyportv1.WatchSnapshotRequest{HaveRevision: h.keeper.Revision()}))
+		if err != nil {
+			return problem(err)
+		}
+		defer stream.Close()
+		for stream.Receive() {
+			if err := h.keeper.Take(stream.Msg()); err != nil {
+				return err
+			}
+			progress()
+		}
+		return problem(stream.Err())
+	})
+}
+
+// renew asks for a new certificate when half of the old one's life is over.
+func (h *Host) renew(ctx context.Context) error {
+	return retrying(ctx, h.cfg.Log, "renew the host certificate", func(ctx context.Context, progress func()) error {
+		for {
+			if err := sleepUntil(ctx, h.renewAt()); err != nil {
+				return err
+			}
+			if err := h.renewOnce(ctx); err != nil {
+				return err
+			}
+			progress()
+		}
+	})
+}
+
+func (h *Host) renewAt() time.Time {
+	leaf := h.leaf()
+	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+}
+
+func (h *Host) renewOnce(ctx context.Context) error {
+	tlsPub, sshPub, err := h.keys.public()
+	if err != nil {
+		return err
+	}
+	resp, err := h.api.RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{
+		TlsPublicKey: tlsPub, SshPublicKey: sshPub, Addresses: h.cfg.Public}))
+	if err != nil {
+		return problem(err)
+	}
+	s, err := standingOf(resp.Msg, h.keys)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	same := s.ID == h.standing.ID && s.Cluster == h.standing.Cluster
+	h.mu.Unlock()
+	if !same {
+		return errors.New("auth renewed another host's certificate")
+	}
+	if err := writeJSON(filepath.Join(h.cfg.Dir, hostFile), s); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	h.standing = s
+	h.mu.Unlock()
+	h.cfg.Log.Info("host certificate renewed", "until", h.leaf().NotAfter)
+	return nil
+}
+
+// ID is the host's UUID.
+func (h *Host) ID() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.standing.ID
+}
+
+// Cluster is the cluster's public name.
+func (h *Host) Cluster() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.standing.Cluster
+}
+
+// Keeper is the host's snapshot.
+func (h *Host) Keeper() *Keeper { return h.keeper }
+
+// API is the connection to auth, for the shipper and presence.
+func (h *Host) API() sallyportv1connect.HostServiceClient { return h.api }
+
+// Dialer is the host's way to auth, with its own certificate.
+func (h *Host) Dialer() *Dialer { return h.dialer }
+
+// Certificate is the host's own, for client and server use, with its CA behind
+// it so that a pin can be checked.
+func (h *Host) Certificate() (*tls.Certificate, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	leaf, err := x509.ParseCertificate(h.standing.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{
+		Certificate: append([][]byte{h.standing.Certificate}, h.standing.HostCAs...),
+		PrivateKey:  h.keys.tls,
+		Leaf:        leaf,
+	}, nil
+}
+
+func (h *Host) leaf() *x509.Certificate {
+	cert, err := h.Certificate()
+	if err != nil {
+		return &x509.Certificate{} // standingOf parsed it: not reached
+	}
+	return cert.Leaf
+}
+
+// SSHSigner is the host's SSH key with its host certificate.
+func (h *Host) SSHSigner() (ssh.Signer, error) {
+	h.mu.Lock()
+	line, key := h.standing.SSHCertificate, h.keys.ssh
+	if h.served.SSHCertificate != "" {
+		line = h.served.SSHCertificate
+	}
+	h.mu.Unlock()
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		return nil, err
+	}
+	pub, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return nil, fmt.Errorf("ssh host certificate: %w", err)
+	}
+	cert, ok := pub.(*ssh.Certificate)
+	if !ok {
+		return nil, errors.New("ssh host certificate: a plain key")
+	}
+	return ssh.NewCertSigner(cert, signer)
+}
+
+func newKeys() (keys, error) {
+	t, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return keys{}, err
+	}
+	_, s, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return keys{}, err
+	}
+	return keys{tls: t, ssh: s}, nil
+}
+
+// public returns the PKIX DER of the TLS key and the authorized_keys line of the SSH key.
+func (k keys) public() (tlsPub, sshPub []byte, err error) {
+	tlsPub, err = x509.MarshalPKIXPublicKey(k.tls.Public())
+	if err != nil {
+		return nil, nil, err
+	}
+	pub, err := ssh.NewPublicKey(k.ssh.Public())
+	if err != nil {
+		return nil, nil, err
+	}
+	return tlsPub, bytes.TrimSpace(ssh.MarshalAuthorizedKey(pub)), nil
+}
+
+func (s standing) keys() (keys, error) {
+	t, err := x509.ParsePKCS8PrivateKey(s.TLSKey)
+	if err != nil {
+		return keys{}, err
+	}
+	sk, err := x509.ParsePKCS8PrivateKey(s.SSHKey)
+	if err != nil {
+		return keys{}, err
+	}
+	tk, ok := t.(*ecdsa.PrivateKey)
+	ek, ok2 := sk.(ed25519.PrivateKey)
+	if !ok || !ok2 {
+		return keys{}, errors.New("keys of an unknown kind")
+	}
+	return keys{tls: tk, ssh: ek}, nil
+}
+
+// standingOf checks auth's answer against the keys before it is believed.
+func standingOf(m *sallyportv1.JoinResponse, k keys) (standing, error) {
+	s := standing{ID: m.GetHostId(), Cluster: m.GetCluster(), Certificate: m.GetTlsCertificate(), SSHCertificate: string(m.GetSshCertificate())}
+	for _, a := range m.GetAuthorities() {
+		if a.GetKind() == "host" {
+			s.HostCAs = a.GetCertificates()
+		}
+	}
+	leaf, err := x509.ParseCertificate(s.Certificate)
+	if err != nil {
+		return standing{}, fmt.Errorf("auth's answer: %w", err)
+	}
+	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(k.tls.Public()) {
+		return standing{}, errors.New("auth's answer: the certificate is for another key")
+	}
+	cas, err := parseCertificates(s.HostCAs)
+	if err != nil {
+		return standing{}, fmt.Errorf("auth's answer: %w", err)
+	}
+	if len(cas) == 0 || s.ID == "" || s.Cluster == "" {
+		return standing{}, errors.New("auth's answer: no host id, cluster or CA")
+	}
+	if s.TLSKey, err = x509.MarshalPKCS8PrivateKey(k.tls); err != nil {
+		return standing{}, err
+	}
+	if s.SSHKey, err = x509.MarshalPKCS8PrivateKey(k.ssh); err != nil {
+		return standing{}, err
+	}
+	return s, nil
+}
+
+// PEM encodes certificates, one block each.
+func PEM(certs []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}

@@ -1,0 +1,284 @@
+package client
+
+import (
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/ca/signed"
+	"github.com/sallyport/sallyport/controlplane/rbac"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const (
+	// DefaultOfflineMaxAge is how long decisions go on without contact to auth.
+	DefaultOfflineMaxAge = 12 * time.Hour
+	// StrictMaxAge holds where locks are strict.
+	StrictMaxAge = 5 * time.Minute
+
+	snapshotFile = "snapshot.pb"
+)
+
+// Keeper holds the newest verified snapshot. It meets access.Snapshot and
+// access.Decider. All methods may be called concurrently.
+type Keeper struct {
+	dir     string
+	cluster string
+	log     *slog.Logger
+	now     func() time.Time
+
+	mu      sync.Mutex
+	view    *view         // nil before the first
+	changed chan struct{} // closed and replaced at each change
+	signers []*x509.Certificate
+}
+
+// view is one snapshot, decoded. It is never changed.
+type view struct {
+	trust    sallyport.Trust
+	policy   *rbac.Policy
+	gateways []string
+	maxAge   time.Duration
+}
+
+// NewKeeper opens the keeper of a host's directory. signers are the host CAs
+// known from joining; later ones come from verified snapshots. A snapshot on
+// disk is taken when it still verifies.
+func NewKeeper(dir, cluster string, signers []*x509.Certificate, log *slog.Logger) (*Keeper, error) {
+	k := &Keeper{dir: dir, cluster: cluster, signers: signers, log: log, now: time.Now, changed: make(chan struct{})}
+	data, err := readFile(filepath.Join(dir, snapshotFile))
+	if err != nil || data == nil {
+		return k, err
+	}
+	var s sallyportv1.Signed
+	if err := proto.Unmarshal(data, &s); err != nil {
+		log.Warn("snapshot on disk is unreadable; waiting for auth", "error", err)
+		return k, nil
+	}
+	v, err := k.decode(&s)
+	if err != nil {
+		log.Warn("snapshot on disk does not verify; waiting for auth", "error", err)
+		return k, nil
+	}
+	k.view = v
+	k.signers = merge(signers, v.trust.HostCAs)
+	log.Info("took the snapshot on disk", "revision", v.trust.Revision, "issued", v.trust.IssuedAt)
+	return k, nil
+}
+
+// Take verifies a snapshot from auth, and makes it the newest, on disk first.
+// A lower revision, an older issue of the same one, or another cluster is
+// refused and changes nothing.
+func (k *Keeper) Take(s *sallyportv1.Signed) error {
+	v, err := k.decode(s)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if old := k.view; old != nil {
+		if v.trust.Revision < old.trust.Revision || v.trust.IssuedAt.Before(old.trust.IssuedAt) {
+			return fmt.Errorf("snapshot %d of %s is older than the one held (%d of %s)", v.trust.Revision,
+				v.trust.IssuedAt.Format(time.RFC3339), old.trust.Revision, old.trust.IssuedAt.Format(time.RFC3339))
+		}
+	}
+	data, err := proto.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(k.dir, snapshotFile), data); err != nil {
+		return err
+	}
+	k.view = v
+	k.signers = merge(k.signers, v.trust.HostCAs)
+	close(k.changed)
+	k.changed = make(chan struct{})
+	return nil
+}
+
+func (k *Keeper) decode(s *sallyportv1.Signed) (*view, error) {
+	if err := signed.Verify(k.signers, signed.Snapshot, s); err != nil {
+		return nil, err
+	}
+	var m sallyportv1.Snapshot
+	if err := proto.Unmarshal(s.GetPayload(), &m); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	if m.GetCluster() != k.cluster {
+		return nil, fmt.Errorf("snapshot of cluster %q, this host belongs to %q", m.GetCluster(), k.cluster)
+	}
+	trust, err := trustOf(&m)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := policyOf(&m, k.log)
+	if err != nil {
+		return nil, err
+	}
+	v := &view{trust: *trust, policy: policy, maxAge: DefaultOfflineMaxAge}
+	if n := m.GetSettings().GetOfflineMaxAgeSeconds(); n > 0 {
+		v.maxAge = time.Duration(n) * time.Second
+	}
+	if m.GetSettings().GetStrictLocks() {
+		v.maxAge = min(v.maxAge, StrictMaxAge)
+	}
+	for _, g := range m.GetGateways() {
+		v.gateways = append(v.gateways, g.GetAddress())
+	}
+	return v, nil
+}
+
+func trustOf(m *sallyportv1.Snapshot) (*sallyport.Trust, error) {
+	t := &sallyport.Trust{
+		Cluster:       m.GetCluster(),
+		Revision:      m.GetRevision(),
+		IssuedAt:      m.GetIssuedAt().AsTime(),
+		DatabaseUsers: map[string][]string{},
+	}
+	for _, a := range m.GetAuthorities() {
+		certs, err := parseCertificates(a.GetCertificates())
+		if err != nil {
+			return nil, fmt.Errorf("snapshot: %s CA: %w", a.GetKind(), err)
+		}
+		switch a.GetKind() {
+		case "user":
+			t.UserCAs, t.SSHUserCAs = certs, a.GetSshPublicKeys()
+		case "host":
+			t.HostCAs, t.SSHHostCAs = certs, a.GetSshPublicKeys()
+		case "db":
+			t.DatabaseCAs = certs
+		}
+	}
+	for _, l := range m.GetLocks() {
+		t.Locks = append(t.Locks, sallyport.Lock{
+			Name: l.GetName(), Message: l.GetMessage(), Expires: l.GetExpires(),
+			Target: sallyport.LockTarget{User: l.GetUser(), Role: l.GetRole(), Login: l.GetLogin(),
+				ServerID: l.GetServerId(), MFA: l.GetMfa(), Request: l.GetRequest()},
+		})
+	}
+	for db, users := range m.GetDatabaseUsers() {
+		t.DatabaseUsers[db] = users.GetValues()
+	}
+	return t, nil
+}
+
+// policyOf keeps a role that does not parse out of the policy: it then grants
+// nothing, and its denials cannot be known, so the whole snapshot is refused.
+func policyOf(m *sallyportv1.Snapshot, log *slog.Logger) (*rbac.Policy, error) {
+	roles := make([]*rbac.Role, 0, len(m.GetRoles()))
+	for _, doc := range m.GetRoles() {
+		role, warnings, err := rbac.ParseRole(doc)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot: %w", err)
+		}
+		for _, w := range warnings {
+			log.Debug("role", "role", role.Name(), "warning", w.String())
+		}
+		roles = append(roles, role)
+	}
+	return rbac.NewPolicy(roles, m.GetRevision()), nil
+}
+
+// Trust meets access.Snapshot.
+func (k *Keeper) Trust() (*sallyport.Trust, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.view == nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrStaleSnapshot,
+			Fact: "this host has had no contact with auth yet", Hint: "try again in a minute, or tell your administrator"}
+	}
+	if age := k.now().Sub(k.view.trust.IssuedAt); age > k.view.maxAge {
+		return &k.view.trust, &sallyport.Problem{Kind: sallyport.ErrStaleSnapshot,
+			Fact: "no contact with auth since " + k.view.trust.IssuedAt.UTC().Format(time.RFC3339),
+			Hint: "new sessions are denied after " + k.view.maxAge.String() + " without contact; tell your administrator"}
+	}
+	return &k.view.trust, nil
+}
+
+// Changed meets access.Snapshot.
+func (k *Keeper) Changed() <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.changed
+}
+
+// Decide meets access.Decider. Whether the view is fresh enough is Trust's answer.
+func (k *Keeper) Decide(r sallyport.AccessRequest) sallyport.Decision {
+	k.mu.Lock()
+	v := k.view
+	k.mu.Unlock()
+	if v == nil {
+		return sallyport.Decision{Reason: "this host has had no contact with auth yet"}
+	}
+	return v.policy.Decide(r)
+}
+
+// Gateways are the cluster's gateways, host:port, as last told by auth.
+func (k *Keeper) Gateways() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.view == nil {
+		return nil
+	}
+	return k.view.gateways
+}
+
+// Revision is that of the newest snapshot, 0 without one.
+func (k *Keeper) Revision() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.view == nil {
+		return 0
+	}
+	return k.view.trust.Revision
+}
+
+// Roots is the pool of host CAs.
+func (k *Keeper) Roots() *x509.CertPool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return Pool(k.signers)
+}
+
+// Signers are the host CAs that may sign for the control plane.
+func (k *Keeper) Signers() []*x509.Certificate {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.signers
+}
+
+// Pool makes a pool of certificates.
+func Pool(certs []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
+// merge returns the CAs of a verified snapshot, which say all that is trusted
+// from now on; without any the old ones stay.
+func merge(old, newer []*x509.Certificate) []*x509.Certificate {
+	if len(newer) == 0 {
+		return old
+	}
+	return newer
+}
+
+func parseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}

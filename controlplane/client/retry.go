@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport"
+)
+
+const (
+	retryFirst = 200 * time.Millisecond
+	retryMost  = 3 * time.Second // an agent is back within 5 s of auth's return
+)
+
+// retrying runs work until ctx is done; after a failure it waits, longer each
+// time until work calls progress. Only the first failure of a row is a warning.
+func retrying(ctx context.Context, log *slog.Logger, what string, work func(ctx context.Context, progress func()) error) error {
+	wait, failures := retryFirst, 0
+	for {
+		err := work(ctx, func() { wait, failures = retryFirst, 0 })
+		if ctx.Err() != nil {
+			return nil
+		}
+		failures++
+		level := slog.LevelDebug
+		if failures == 3 {
+			level = slog.LevelWarn
+		}
+		log.Log(ctx, level, what+": trying again", "error", err, "in", wait)
+		if sleepUntil(ctx, time.Now().Add(jitter(wait))) != nil {
+			return nil
+		}
+		wait = min(2*wait, retryMost)
+	}
+}
+
+// jitter spreads by a quarter either way, so that hosts do not come in step.
+func jitter(d time.Duration) time.Duration {
+	return d*3/4 + rand.N(d/2)
+}
+
+func sleepUntil(ctx context.Context, at time.Time) error {
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// problem turns a call's error into the words' kinds.
+func problem(err error) error {
+	var ce *connect.Error
+	if err == nil || !errors.As(err, &ce) {
+		return err
+	}
+	kind := sallyport.ErrUnavailable
+	switch ce.Code() {
+	case connect.CodePermissionDenied:
+		kind = sallyport.ErrDenied
+	case connect.CodeUnauthenticated:
+		kind = sallyport.ErrUnauthorized
+	case connect.CodeNotFound:
+		kind = sallyport.ErrNotFound
+	case connect.CodeAlreadyExists:
+		kind = sallyport.ErrExists
+	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange:
+		kind = sallyport.ErrInvalid
+	case connect.CodeResourceExhausted:
+		kind = sallyport.ErrExhausted
+	case connect.CodeAborted:
+		kind = sallyport.ErrConflict
+	}
+	return &sallyport.Problem{Kind: kind, Fact: ce.Message(), Hint: ce.Meta().Get(HintHeader), Cause: err}
+}
+
+// Problem turns the error of an API call into a *sallyport.Problem with the
+// kind, fact and hint that auth gave.
+func Problem(err error) error { return problem(err) }
+
+// HintHeader carries the hint of an error beside its fact.
+const HintHeader = "Sallyport-Hint"

@@ -1,0 +1,214 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/ca/signed"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const servedFile = "served.json"
+
+// announceEvery keeps resource certificates (7 days) and assignments far from
+// their end, and tells auth of changed labels.
+const announceEvery = 12 * time.Hour
+
+// served is what auth lets an agent serve; JSON on disk.
+type served struct {
+	Assignment     []byte            `json:"assignment"` // encoded Signed
+	Certificates   map[string][]byte `json:"certificates"`
+	SSHCertificate string            `json:"ssh_certificate"`
+
+	parsed *sallyportv1.Assignment
+	leafs  map[string]*tls.Certificate
+}
+
+// Assignment returns the signed assignment, encoded; nil before the first.
+func (h *Host) Assignment() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.served.Assignment
+}
+
+// AssignmentChanged is closed at the next change of Assignment.
+func (h *Host) AssignmentChanged() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.changed
+}
+
+// Resources are those that auth has assigned to this agent.
+func (h *Host) Resources() []sallyport.Resource {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return ResourcesOf(h.served.parsed)
+}
+
+// CancelTag is the upper half of the process ids that this agent hands to
+// PostgreSQL clients; 0 before the first assignment.
+func (h *Host) CancelTag() uint16 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return uint16(h.served.parsed.GetPgCancelTag())
+}
+
+// ServerCertificate meets access.Credentials.
+func (h *Host) ServerCertificate(serverName string) (*tls.Certificate, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c := h.served.leafs[serverName]; c != nil {
+		return c, nil
+	}
+	return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "this agent has no certificate for that name"}
+}
+
+// announce tells auth what there is to serve: at once, then twice a day.
+func (h *Host) announce(ctx context.Context) error {
+	return retrying(ctx, h.cfg.Log, "announce resources", func(ctx context.Context, progress func()) error {
+		for {
+			if err := h.announceOnce(ctx); err != nil {
+				return err
+			}
+			progress()
+			if err := sleepUntil(ctx, time.Now().Add(announceEvery)); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+func (h *Host) announceOnce(ctx context.Context) error {
+	tlsPub, sshPub, err := h.keys.public()
+	if err != nil {
+		return err
+	}
+	req := &sallyportv1.AnnounceRequest{TlsPublicKey: tlsPub, SshPublicKey: sshPub}
+	for _, r := range h.cfg.Resources {
+		req.Resources = append(req.Resources, ResourceToWire(r))
+	}
+	resp, err := h.api.Announce(ctx, connect.NewRequest(req))
+	if err != nil {
+		return problem(err)
+	}
+	for _, r := range resp.Msg.GetRefusals() {
+		h.cfg.Log.Warn("auth refused a resource", "kind", r.GetKind(), "name", r.GetName(), "reason", r.GetReason())
+	}
+	s := served{Assignment: resp.Msg.GetAssignment(), Certificates: map[string][]byte{}, SSHCertificate: string(resp.Msg.GetSshCertificate())}
+	for _, c := range resp.Msg.GetCertificates() {
+		s.Certificates[c.GetServerName()] = c.GetCertificate()
+	}
+	if err := h.parseServed(&s); err != nil {
+		return fmt.Errorf("auth's answer: %w", err)
+	}
+	if err := writeJSON(filepath.Join(h.cfg.Dir, servedFile), s); err != nil {
+		return err
+	}
+	h.setServed(s)
+	return nil
+}
+
+func (h *Host) setServed(s served) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	same := bytes.Equal(h.served.Assignment, s.Assignment)
+	h.served = s
+	if !same {
+		close(h.changed)
+		h.changed = make(chan struct{})
+	}
+}
+
+func (h *Host) loadServed() error {
+	var s served
+	found, err := readJSON(filepath.Join(h.cfg.Dir, servedFile), &s)
+	if err != nil || !found {
+		return err
+	}
+	if err := h.parseServed(&s); err != nil {
+		h.cfg.Log.Warn("what this agent served before does not verify; waiting for auth", "error", err)
+		return nil
+	}
+	h.setServed(s)
+	return nil
+}
+
+func (h *Host) parseServed(s *served) error {
+	a, err := VerifyAssignment(h.keeper, s.Assignment, h.ID())
+	if err != nil {
+		return err
+	}
+	s.parsed = a
+	s.leafs = map[string]*tls.Certificate{}
+	for name, der := range s.Certificates {
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(leaf.DNSNames, []string{name}) {
+			return fmt.Errorf("certificate for %q names %s", name, strings.Join(leaf.DNSNames, ", "))
+		}
+		s.leafs[name] = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: h.keys.tls, Leaf: leaf}
+	}
+	return nil
+}
+
+// VerifyAssignment checks what an agent presents: auth's signature, the
+// cluster, the agent, and the time.
+func VerifyAssignment(k *Keeper, encoded []byte, agentID string) (*sallyportv1.Assignment, error) {
+	var s sallyportv1.Signed
+	if err := proto.Unmarshal(encoded, &s); err != nil {
+		return nil, fmt.Errorf("assignment: %w", err)
+	}
+	if err := signed.Verify(k.Signers(), signed.Assignment, &s); err != nil {
+		return nil, fmt.Errorf("assignment: %w", err)
+	}
+	var a sallyportv1.Assignment
+	if err := proto.Unmarshal(s.GetPayload(), &a); err != nil {
+		return nil, fmt.Errorf("assignment: %w", err)
+	}
+	if a.GetCluster() != k.cluster || a.GetAgentId() != agentID {
+		return nil, errors.New("assignment: for another agent or cluster")
+	}
+	if k.now().After(a.GetNotAfter().AsTime()) {
+		return nil, fmt.Errorf("assignment: ended at %s", a.GetNotAfter().AsTime().Format(time.RFC3339))
+	}
+	return &a, nil
+}
+
+// ResourcesOf decodes an assignment.
+func ResourcesOf(a *sallyportv1.Assignment) []sallyport.Resource {
+	out := make([]sallyport.Resource, 0, len(a.GetResources()))
+	for _, r := range a.GetResources() {
+		out = append(out, ResourceFromWire(r))
+	}
+	return out
+}
+
+// ResourceToWire and ResourceFromWire convert between the words and the schema.
+func ResourceToWire(r sallyport.Resource) *sallyportv1.Resource {
+	return &sallyportv1.Resource{
+		Kind: string(r.Kind), Name: r.Name, Id: r.ID, Description: r.Description, Protocol: r.Protocol,
+		Address: r.Address, Hostname: r.Hostname, Labels: r.Labels, AgentId: r.AgentID, Group: r.Group, Version: r.Version,
+	}
+}
+
+// ResourceFromWire is the way back.
+func ResourceFromWire(r *sallyportv1.Resource) sallyport.Resource {
+	return sallyport.Resource{
+		Kind: sallyport.Kind(r.GetKind()), Name: r.GetName(), ID: r.GetId(), Description: r.GetDescription(), Protocol: r.GetProtocol(),
+		Address: r.GetAddress(), Hostname: r.GetHostname(), Labels: r.GetLabels(), AgentID: r.GetAgentId(), Group: r.GetGroup(), Version: r.GetVersion(),
+	}
+}

@@ -1,0 +1,62 @@
+package client
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport/controlplane/audit"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+const (
+	shipBatch   = 512
+	shipTimeout = 30 * time.Second
+)
+
+// Spool is the part of audit.Spool that the shipper uses.
+type Spool interface {
+	ID() string
+	Next(ctx context.Context, after uint64, max int) ([]audit.Record, error)
+	Acknowledge(sequence uint64) error
+}
+
+// Ship sends the spool's events to auth in order until ctx is done, and lets
+// the spool forget what auth has made durable.
+func Ship(ctx context.Context, s Spool, api sallyportv1connect.HostServiceClient, log *slog.Logger) error {
+	var done uint64 // acknowledged by auth in this run
+	return retrying(ctx, log, "ship audit events", func(ctx context.Context, progress func()) error {
+		for {
+			records, err := s.Next(ctx, done, shipBatch)
+			if err != nil {
+				return err
+			}
+			acknowledged, err := ship(ctx, s.ID(), records, api)
+			if err != nil {
+				return err
+			}
+			if err := s.Acknowledge(acknowledged); err != nil {
+				return err
+			}
+			done = acknowledged
+			progress()
+		}
+	})
+}
+
+func ship(ctx context.Context, spool string, records []audit.Record, api sallyportv1connect.HostServiceClient) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, shipTimeout)
+	defer cancel()
+	req := &sallyportv1.AppendEventsRequest{Spool: spool}
+	for _, r := range records {
+		req.Events = append(req.Events, &sallyportv1.SpooledEvent{Sequence: r.Sequence, Json: r.JSON})
+	}
+	resp, err := api.AppendEvents(ctx, connect.NewRequest(req))
+	if err != nil {
+		return 0, problem(err)
+	}
+	return resp.Msg.GetAcknowledged(), nil
+}
