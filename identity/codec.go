@@ -140,14 +140,9 @@ func (d *decoder) field(b []byte) (protowire.Number, []byte, error) {
 	b = b[size:]
 	want, known := wireType(n)
 	switch {
-	case !known && n >= firstCritical:
-		return n, nil, fmt.Errorf("restricts in a way that this version does not know")
 	case !known:
-		size = protowire.ConsumeFieldValue(n, wire, b)
-		if size < 0 {
-			return n, nil, protowire.ParseError(size)
-		}
-		return n, b[size:], nil
+		rest, err := skip(n, wire, b)
+		return n, rest, err
 	case wire != want:
 		return n, nil, fmt.Errorf("wire type %d, want %d", wire, want)
 	case want == protowire.VarintType:
@@ -162,6 +157,19 @@ func (d *decoder) field(b []byte) (protowire.Number, []byte, error) {
 		return n, nil, protowire.ParseError(size)
 	}
 	return n, b[size:], d.bytes(n, v)
+}
+
+// skip passes over a field that this version does not know, unless it
+// restricts.
+func skip(n protowire.Number, wire protowire.Type, b []byte) ([]byte, error) {
+	if n >= firstCritical {
+		return nil, fmt.Errorf("restricts in a way that this version does not know")
+	}
+	size := protowire.ConsumeFieldValue(n, wire, b)
+	if size < 0 {
+		return nil, protowire.ParseError(size)
+	}
+	return b[size:], nil
 }
 
 // wireType is the wire type of a known field.
@@ -240,8 +248,7 @@ func (d *decoder) bytes(n protowire.Number, v []byte) error {
 	return nil
 }
 
-// trait reads one entry of traits. Its fields are known or refused: an entry
-// has no room for a restriction.
+// trait reads one entry of traits; unknown fields are treated as in the message.
 func (d *decoder) trait(b []byte) error {
 	var name string
 	var values []string
@@ -251,8 +258,16 @@ func (d *decoder) trait(b []byte) error {
 			return protowire.ParseError(size)
 		}
 		b = b[size:]
-		if n != traitName && n != traitValues || wire != protowire.BytesType {
-			return fmt.Errorf("trait field %d is not known", n)
+		if n != traitName && n != traitValues {
+			rest, err := skip(n, wire, b)
+			if err != nil {
+				return err
+			}
+			b = rest
+			continue
+		}
+		if wire != protowire.BytesType {
+			return fmt.Errorf("trait field %d: wire type %d", n, wire)
 		}
 		v, size := protowire.ConsumeBytes(b)
 		if size < 0 {

@@ -45,7 +45,11 @@ func FromSSH(cert *ssh.Certificate) (sallyport.Identity, error) {
 	if err := checkSSHKeys(cert); err != nil {
 		return sallyport.Identity{}, err
 	}
-	id, err := decode([]byte(cert.Extensions[SSHExtensionName]))
+	message, found := cert.Extensions[SSHExtensionName]
+	if !found {
+		return sallyport.Identity{}, fmt.Errorf("user certificate without an identity")
+	}
+	id, err := decode([]byte(message))
 	if err != nil {
 		return sallyport.Identity{}, err
 	}
