@@ -1,0 +1,291 @@
+package alpn
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func routed(t *testing.T, table *Table, name string, protocols ...string) Route {
+	t.Helper()
+	var extensions []extension
+	if name != "" {
+		extensions = append(extensions, sniExtension(name))
+	}
+	if len(protocols) > 0 {
+		extensions = append(extensions, alpnExtension(protocols...))
+	}
+	h := &Hello{}
+	if need, err := h.Parse(records(handHello(extensions...), 1<<14)); need != 0 || err != nil {
+		t.Fatalf("%q: %d, %v", name, need, err)
+	}
+	return table.Route(h)
+}
+
+// show writes a route as the tables of these tests do.
+func show(r Route) string {
+	switch r.Class {
+	case Refuse:
+		return fmt.Sprint("alert ", r.Alert)
+	case Resource:
+		return r.Kind + "/" + string(r.Name)
+	case App:
+		return "web app/" + string(r.Name)
+	case Static:
+		return fmt.Sprint("static ", r.Index)
+	}
+	return r.Class.String()
+}
+
+// TestA62_Matrix: every protocol id times every kind of name. What a browser
+// offers reaches HTTP only.
+func TestA62_Matrix(t *testing.T) {
+	table, err := NewTable("gw.test", []Match{{SNI: []string{"shop.example.com"}, ALPN: []string{"h2"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offers := []string{"", "h2", "http/1.1", "http/1.0", "postgresql", "acme-tls/1", "\x0a\x0a", "smtp",
+		Auth1, Join1, Tunnel1, Gateway1, Store1, SSH1, DB1, TCP1, Desktop1, "sallyport-ssh/2"}
+	const none = "alert 120"
+	// What is not listed is refused with no_application_protocol.
+	names := map[string]map[string]string{
+		"gw.test": {"": "web", "h2": "web", "http/1.1": "web", "acme-tls/1": "acme",
+			Auth1: "auth", Join1: "join", Tunnel1: "tunnel", Gateway1: "gateway", Store1: "store"},
+		"x.node.gw.test": {SSH1: "node/x"},
+		"x.db.gw.test":   {"": "db/x", "postgresql": "db/x", DB1: "db/x"},
+		"x.kube.gw.test": {"h2": "kube/x", "http/1.1": "kube/x"},
+		"x.app.gw.test":  {"h2": "app/x", "http/1.1": "app/x"},
+		"x.tcp.gw.test": {"": "tcp/x", TCP1: "tcp/x", "h2": "tcp/x", "http/1.1": "tcp/x", "http/1.0": "tcp/x",
+			"postgresql": "tcp/x", "acme-tls/1": "tcp/x", "\x0a\x0a": "tcp/x", "smtp": "tcp/x", "sallyport-ssh/2": "tcp/x"},
+		"x.desktop.gw.test": {"": "desktop/x", Desktop1: "desktop/x", "postgresql": "desktop/x", "acme-tls/1": "desktop/x",
+			"\x0a\x0a": "desktop/x", "smtp": "desktop/x", "sallyport-ssh/2": "desktop/x"},
+		"x.gw.test":        {"h2": "web app/x", "http/1.1": "web app/x", "acme-tls/1": "acme"},
+		"shop.example.com": {"h2": "static 0"},
+	}
+	names[""] = names["gw.test"]
+	names["10.0.0.1"] = names["gw.test"]
+	for name, want := range names {
+		for _, offer := range offers {
+			var protocols []string
+			if offer != "" {
+				protocols = []string{offer}
+			}
+			w, ok := want[offer]
+			if !ok {
+				w = none
+			}
+			if got := show(routed(t, table, name, protocols...)); got != w {
+				t.Errorf("%q with %q: %s, want %s", name, offer, got, w)
+			}
+		}
+	}
+}
+
+// TestA62_Mixed: an offer that could be taken two ways is refused.
+func TestA62_Mixed(t *testing.T) {
+	table, err := NewTable("gw.test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ name, offer, want string }{
+		{"gw.test", "h2,http/1.1", "web"},
+		{"gw.test", "\x1a\x1a,h2,http/1.1", "web"},
+		{"gw.test", "h2," + Auth1, "auth"},
+		{"gw.test", Auth1 + "," + Join1, "alert 120"},
+		{"gw.test", Tunnel1 + ",h2", "alert 120"},
+		{"gw.test", "h2,postgresql", "alert 120"},
+		{"x.node.gw.test", SSH1 + ",http/1.1", "alert 120"},
+		{"x.node.gw.test", SSH1 + ",future/1", "node/x"},
+		{"x.db.gw.test", "http/1.1,postgresql", "alert 120"},
+		{"x.db.gw.test", DB1 + ",postgresql", "db/x"},
+		{"x.db.gw.test", DB1 + "," + Tunnel1, "alert 120"},
+		{"x.kube.gw.test", "h2,http/1.1", "kube/x"},
+		{"x.kube.gw.test", "h2," + SSH1, "alert 120"},
+		{"x.desktop.gw.test", Desktop1 + ",h2", "alert 120"},
+		{"x.tcp.gw.test", TCP1 + "," + SSH1, "alert 120"},
+		{"x.gw.test", "h2," + Auth1, "alert 120"},
+	}
+	for _, tt := range tests {
+		if got := show(routed(t, table, tt.name, strings.Split(tt.offer, ",")...)); got != tt.want {
+			t.Errorf("%s with %q: %s, want %s", tt.name, tt.offer, got, tt.want)
+		}
+	}
+}
+
+func TestRouteNames(t *testing.T) {
+	table, err := NewTable("GW.Test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ name, want string }{
+		{"GW.TEST", "web"},
+		{"Grafana.gw.test", "web app/grafana"},
+		{"db.app.gw.test", "app/db"},
+		{"other.test", "alert 112"},
+		{"xgw.test", "alert 112"},
+		{"test", "alert 112"},
+		{"gw.test.evil.test", "alert 112"},
+		{"a.b.app.gw.test", "alert 112"},
+		{"a.nope.gw.test", "alert 112"},
+		{"_x.app.gw.test", "alert 112"},
+		{"_x.gw.test", "alert 112"},
+		{"auth.gw.test", "alert 112"},
+		{"api.gw.test", "alert 112"},
+		{"www.gw.test", "alert 112"},
+		{"node.gw.test", "alert 112"},
+		{"app.gw.test", "alert 112"},
+	}
+	for _, tt := range tests {
+		if got := show(routed(t, table, tt.name, "h2")); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestRouteStatic(t *testing.T) {
+	table, err := NewTable("gw.test", []Match{
+		0: {SNI: []string{"*.example.com"}},
+		1: {SNI: []string{"a.example.com"}, ALPN: []string{"h2"}},
+		2: {SNI: []string{"A.Example.com"}, ALPN: []string{"http/1.1", "smtp"}},
+		3: {SNI: []string{"b.example.com"}},
+		4: {SNI: []string{"b.example.com"}, ALPN: []string{"h2"}},
+		5: {SNI: []string{"*"}, ALPN: []string{"h2"}},
+		6: {SNI: []string{"shop.gw.test"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ name, offer, want string }{
+		{"x.example.com", "", "static 0"},
+		{"x.y.example.com", "h2", "static 5"},
+		{"example.com", "h2", "static 5"},
+		{"a.example.com", "h2", "static 1"},
+		{"a.example.com", "http/1.1,h2", "static 2"},
+		{"a.example.com", "h2,http/1.1", "static 1"},
+		{"a.example.com", "", "alert 120"}, // not the wildcard
+		{"a.example.com", "imap", "alert 120"},
+		{"b.example.com", "h2", "static 4"},
+		{"b.example.com", "imap", "static 3"},
+		{"other.test", "h2", "static 5"},
+		{"other.test", "imap", "alert 120"},
+		{"shop.gw.test", "", "static 6"},
+		{"nope.node.gw.test", SSH1, "node/nope"},
+		{"", "h2", "web"},
+	}
+	for _, tt := range tests {
+		var protocols []string
+		if tt.offer != "" {
+			protocols = strings.Split(tt.offer, ",")
+		}
+		if got := show(routed(t, table, tt.name, protocols...)); got != tt.want {
+			t.Errorf("%s with %q: %s, want %s", tt.name, tt.offer, got, tt.want)
+		}
+	}
+}
+
+func TestRouteStaticAlone(t *testing.T) {
+	table, err := NewTable("", []Match{{SNI: []string{"*"}}, {SNI: []string{"a.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"": "static 0", "10.0.0.1": "static 0", "b.test": "static 0", "a.test": "static 1"} {
+		if got := show(routed(t, table, name, "h2")); got != want {
+			t.Errorf("%q: %s, want %s", name, got, want)
+		}
+	}
+	empty, err := NewTable("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "a.test", "10.0.0.1"} {
+		if got := show(routed(t, empty, name, "h2")); got != "alert 112" {
+			t.Errorf("%q without any route: %s", name, got)
+		}
+	}
+}
+
+// TestA34_Conflicts: rules that could both claim a hello refuse to start.
+func TestA34_Conflicts(t *testing.T) {
+	tests := []struct {
+		cluster string
+		static  []Match
+		want    string
+	}{
+		{"gw.test.", nil, "not a host name"},
+		{"10.0.0.1", nil, "not a host name"},
+		{"gw.test", []Match{{}}, "no server name"},
+		{"gw.test", []Match{{SNI: []string{"gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"*.gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"*.db.gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"orders.db.gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"www.gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"a.test."}}}, "not a host name"},
+		{"gw.test", []Match{{SNI: []string{"a.*.test"}}}, "not a host name"},
+		{"gw.test", []Match{{SNI: []string{"10.0.0.1"}}}, "not a host name"},
+		{"gw.test", []Match{{SNI: []string{"a.test"}}, {SNI: []string{"A.test"}}}, "route 0 has it too"},
+		{"gw.test", []Match{{SNI: []string{"*"}}, {SNI: []string{"*"}}}, "route 0 has it too"},
+		{"gw.test", []Match{{SNI: []string{"*.a.test"}, ALPN: []string{"h2"}}, {SNI: []string{"*.a.test"}, ALPN: []string{"x", "h2"}}}, "route 0 has it too"},
+	}
+	for _, tt := range tests {
+		_, err := NewTable(tt.cluster, tt.static)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q %v: %v, want %q", tt.cluster, tt.static, err, tt.want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	for _, kind := range kinds {
+		full := ServerName(kind, "x-1", "gw.test")
+		if k, n, ok := ParseName(full, "gw.test"); k != kind || n != "x-1" || !ok {
+			t.Errorf("ParseName(%q) = %q, %q, %v", full, k, n, ok)
+		}
+		if !Reserved(kind) {
+			t.Errorf("%q is not reserved", kind)
+		}
+	}
+	for _, bad := range []string{"", "gw.test", "db.gw.test", "x.gw.test", ".db.gw.test", "x.y.db.gw.test", "x.db.gw.tes", "x.db.xgw.test", "X.db.gw.test"} {
+		if k, n, ok := ParseName(bad, "gw.test"); ok || k != "" {
+			t.Errorf("ParseName(%q) = %q, %q", bad, k, n)
+		}
+	}
+	for label, want := range map[string]bool{"a": true, "a-b": true, "0": true, strings.Repeat("a", 63): true,
+		"": false, "-a": false, "a-": false, "a.b": false, "A": false, "a_b": false, strings.Repeat("a", 64): false, "ä": false} {
+		if ValidLabel(label) != want {
+			t.Errorf("ValidLabel(%q) = %v", label, !want)
+		}
+	}
+}
+
+func TestAlertRecord(t *testing.T) {
+	if got := UnrecognizedName.Record(); got != [7]byte{21, 3, 3, 0, 2, 2, 112} {
+		t.Errorf("%v", got)
+	}
+	if got := NoApplicationProtocol.Record(); got != [7]byte{21, 3, 3, 0, 2, 2, 120} {
+		t.Errorf("%v", got)
+	}
+}
+
+// FuzzNormalName: what passes is lower-case LDH in labels, and is a fixed point.
+func FuzzNormalName(f *testing.F) {
+	for _, s := range []string{"a.gw.test", "A.b", "a..b", "1.2.3.4", "::1", "xn--a", "a-.b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		name, ok := NormalName(s)
+		if !ok {
+			return
+		}
+		if !strings.EqualFold(name, s) || strings.ToLower(s) != name {
+			t.Fatalf("%q became %q", s, name)
+		}
+		for _, label := range strings.Split(name, ".") {
+			if !ValidLabel(strings.ReplaceAll(label, "_", "a")) {
+				t.Fatalf("%q has the label %q", name, label)
+			}
+		}
+		if again, ok := NormalName(name); !ok || again != name {
+			t.Fatalf("%q is not stable: %q", name, again)
+		}
+	})
+}
