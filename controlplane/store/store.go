@@ -13,6 +13,11 @@ import (
 const (
 	MaxKey   = 1 << 10
 	MaxValue = 1 << 20
+	MaxOps   = 64                // of one Apply
+	MaxApply = MaxValue + 64<<10 // bytes of all keys and values of one Apply
+
+	MinTTL = time.Second // of a lease; whole seconds
+	MaxTTL = 24 * time.Hour
 )
 
 // Item is one key with its value. Revision is that of its last change;
@@ -36,7 +41,8 @@ const (
 )
 
 // Op is one step of a transaction. With Delete the key goes; else it is set to
-// Value. Expect is the revision that the key must have (Any, Absent, or Item.Revision).
+// Value. Expect is the revision that the key must have (Any, Absent, or
+// Item.Revision); so the zero value creates and never overwrites.
 type Op struct {
 	Key    string
 	Value  []byte
@@ -51,9 +57,14 @@ type Change struct {
 	Deleted bool
 }
 
-// Store is the space. Keys are slash-separated paths without a leading slash,
-// of printable ASCII. Every method may be called concurrently; errors are of
-// the kinds sallyport.ErrNotFound, ErrConflict, ErrInvalid, ErrUnavailable.
+// Store is the space. Keys are slash-separated paths without a leading or
+// trailing slash, of printable ASCII without blanks. Every method may be called
+// concurrently; errors are of the kinds sallyport.ErrNotFound, ErrExists,
+// ErrConflict, ErrInvalid, ErrUnavailable. After ErrUnavailable an Apply may
+// have happened or not.
+//
+// A prefix is a path too: "users" and "users/" both mean everything below
+// "users/", and "" means everything.
 type Store interface {
 	Get(ctx context.Context, key string) (Item, error)
 

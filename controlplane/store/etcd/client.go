@@ -1,0 +1,239 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/store"
+)
+
+const (
+	// defaultPrefix is where our keys lie when nothing else is configured.
+	defaultPrefix = "sallyport/"
+
+	// opTimeout bounds each request whose context has no earlier deadline. It
+	// is above etcd's own request timeout with our election timeout, so that
+	// etcd's more precise error arrives first.
+	opTimeout = 8 * time.Second
+
+	// pageSize bounds one answer of a listing.
+	pageSize = 256
+)
+
+// Store is an open store. It implements store.Store.
+type Store struct {
+	client *clientv3.Client
+	prefix string // ends with a slash
+	stop   func() error
+	done   <-chan struct{}
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Get returns the item with the key.
+func (s *Store) Get(ctx context.Context, key string) (store.Item, error) {
+	if err := checkKey(key); err != nil {
+		return store.Item{}, err
+	}
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	r, err := s.client.Get(ctx, s.prefix+key)
+	if err != nil {
+		return store.Item{}, unavailable(err)
+	}
+	if len(r.Kvs) == 0 {
+		return store.Item{}, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no record " + key}
+	}
+	return s.item(r.Kvs[0]), nil
+}
+
+// List reads page by page, all of them at the revision of the first.
+func (s *Store) List(ctx context.Context, prefix string) ([]store.Item, int64, error) {
+	if err := checkPrefix(prefix); err != nil {
+		return nil, 0, err
+	}
+	from := s.prefix + below(prefix)
+	end := clientv3.GetPrefixRangeEnd(from)
+	var items []store.Item
+	var revision int64
+	for {
+		r, err := s.page(ctx, from, end, revision)
+		if err != nil {
+			return nil, 0, unavailable(err)
+		}
+		if revision == 0 {
+			revision = r.Header.Revision
+		}
+		for _, kv := range r.Kvs {
+			items = append(items, s.item(kv))
+		}
+		if !r.More || len(r.Kvs) == 0 {
+			return items, revision, nil
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+func (s *Store) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	return s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision),
+		clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+}
+
+// Apply is one etcd transaction. When a comparison fails the keys are read in
+// the same transaction, to say which expectation did not hold and how.
+func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
+	if err := checkOps(ops); err != nil {
+		return 0, err
+	}
+	var cmps []clientv3.Cmp
+	var steps, looks []clientv3.Op
+	for _, op := range ops {
+		key := s.prefix + op.Key
+		steps = append(steps, step(key, op))
+		looks = append(looks, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+		if op.Expect != store.Any {
+			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", op.Expect))
+		}
+	}
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	r, err := s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return 0, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "the lease has ended", Cause: err}
+	}
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	if !r.Succeeded {
+		return 0, conflict(ops, r)
+	}
+	return r.Header.Revision, nil
+}
+
+func step(key string, op store.Op) clientv3.Op {
+	if op.Delete {
+		return clientv3.OpDelete(key)
+	}
+	return clientv3.OpPut(key, string(op.Value), clientv3.WithLease(clientv3.LeaseID(op.Lease)))
+}
+
+// conflict names the first expectation that did not hold.
+func conflict(ops []store.Op, r *clientv3.TxnResponse) error {
+	for i, op := range ops {
+		if op.Expect == store.Any || i >= len(r.Responses) {
+			continue
+		}
+		var found int64
+		if kvs := r.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+			found = kvs[0].ModRevision
+		}
+		switch {
+		case found == op.Expect:
+			continue
+		case op.Expect == store.Absent:
+			return &sallyport.Problem{Kind: sallyport.ErrExists, Fact: "record " + op.Key + " exists already"}
+		case found == 0:
+			return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no record " + op.Key}
+		default:
+			return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "record " + op.Key + " was changed meanwhile", Hint: "read it again and repeat the change"}
+		}
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "a record was changed meanwhile"}
+}
+
+// Grant makes a lease. etcd counts whole seconds.
+func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, error) {
+	if ttl < store.MinTTL || ttl > store.MaxTTL {
+		return 0, invalid(fmt.Sprintf("lease of %v: want %v to %v", ttl, store.MinTTL, store.MaxTTL))
+	}
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	r, err := s.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	return store.LeaseID(r.ID), nil
+}
+
+// KeepAlive renews the lease once.
+func (s *Store) KeepAlive(ctx context.Context, id store.LeaseID) error {
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	_, err := s.client.KeepAliveOnce(ctx, clientv3.LeaseID(id))
+	return leaseError(err)
+}
+
+// Revoke ends the lease and deletes its keys.
+func (s *Store) Revoke(ctx context.Context, id store.LeaseID) error {
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	_, err := s.client.Revoke(ctx, clientv3.LeaseID(id))
+	return leaseError(err)
+}
+
+// Revision asks for nothing and reads the revision from the answer's header.
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	ctx, cancel := s.op(ctx)
+	defer cancel()
+	r, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	return r.Header.Revision, nil
+}
+
+// op bounds one request, and ends it at once when the store is closed.
+func (s *Store) op(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	select {
+	case <-s.done:
+		cancel()
+	default:
+	}
+	return ctx, cancel
+}
+
+// Done is closed when the store has stopped for good, by Close or because the
+// embedded server could not go on. It never closes for an external cluster.
+func (s *Store) Done() <-chan struct{} { return s.done }
+
+// Close ends all watches and the client, and stops the embedded server.
+func (s *Store) Close() error { return s.stop() }
+
+func (s *Store) item(kv *mvccpb.KeyValue) store.Item {
+	return store.Item{
+		Key:      string(kv.Key[len(s.prefix):]),
+		Value:    kv.Value,
+		Revision: kv.ModRevision,
+		Created:  kv.CreateRevision,
+		Lease:    store.LeaseID(kv.Lease),
+	}
+}
+
+func leaseError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "the lease has ended", Cause: err}
+	}
+	return unavailable(err)
+}
+
+// unavailable keeps etcd's own words for the log: they may name addresses.
+func unavailable(err error) error {
+	fact, hint := "the store does not answer", ""
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		fact, hint = "the store is full", "raise its quota or remove what is not needed, then disarm the alarm"
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fact, Hint: hint, Cause: err}
+}

@@ -1,0 +1,188 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+
+	"github.com/sallyport/sallyport"
+)
+
+// EmbeddedConfig says where the embedded server keeps its files.
+type EmbeddedConfig struct {
+	Dir    string // of its own, for example data_dir/store; made when absent
+	Prefix string // default "sallyport/"
+	Quota  int64  // bytes of the database; default 2 GiB
+	Log    *slog.Logger
+}
+
+const (
+	defaultQuota = 2 << 30
+
+	// A single member elects itself after at most one election timeout, so
+	// this bounds the start; several members live on one local network.
+	tickMS     = 50
+	electionMS = 300
+
+	// History is for watchers that reconnect; they can always list again.
+	compactionEvery = "15m"
+
+	// startTimeout bounds the replay of a long log.
+	startTimeout = time.Minute
+
+	memberName = "sallyport"
+	clientSock = "client.sock"
+	peerSock   = "peer.sock"
+)
+
+// OpenEmbedded starts etcd in this process and returns when it is ready. Every
+// acknowledged change has been fsynced.
+func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
+	dir, err := prepareDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	socks, err := openSocketDir(dir)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	release := func() {
+		socks.Close()
+		lock.Close()
+	}
+	log := newBridge(cfg.Log)
+	server, err := start(serverConfig(cfg, dir, socks.path), log.zap())
+	if err != nil {
+		release()
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store in " + dir + " cannot be opened",
+			Hint: "the log says why; restore a backup if its files are damaged", Cause: err}
+	}
+	if err := awaitReady(ctx, server); err != nil {
+		server.Close()
+		release()
+		return nil, err
+	}
+	return embedded(cfg, server, func() { log.quiet.Store(true) }, release), nil
+}
+
+// embedded puts the client beside the running server.
+func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Store {
+	done := make(chan struct{})
+	s := &Store{client: v3client.New(server.Server), prefix: prefixOf(cfg.Prefix), done: done}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		watchServer(cfg.Log, server)
+	}()
+	go func() {
+		<-server.Server.StopNotify()
+		close(done)
+	}()
+	s.stop = sync.OnceValue(func() error {
+		hush()
+		err := s.client.Close()
+		server.Close()
+		<-drained
+		<-done
+		release()
+		if errors.Is(err, context.Canceled) {
+			return nil // how a client without connections ends
+		}
+		return err
+	})
+	return s
+}
+
+// watchServer tells of listeners that failed, until the server is closed.
+func watchServer(log *slog.Logger, server *embed.Etcd) {
+	for err := range server.Err() {
+		if log != nil {
+			log.Warn("the embedded store lost a listener", "error", err)
+		}
+	}
+}
+
+func prepareDir(dir string) (string, error) {
+	if dir == "" {
+		return "", invalid("embedded store without a directory")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o700)
+}
+
+func serverConfig(cfg EmbeddedConfig, dir, sockets string) *embed.Config {
+	c := embed.NewConfig()
+	c.Name = memberName
+	c.Dir = filepath.Join(dir, "etcd")
+	c.TickMs, c.ElectionMs = tickMS, electionMS
+	c.QuotaBackendBytes = cfg.Quota
+	if cfg.Quota == 0 {
+		c.QuotaBackendBytes = defaultQuota
+	}
+	c.AutoCompactionMode = embed.CompactorModePeriodic
+	c.AutoCompactionRetention = compactionEvery
+	c.EnableGRPCGateway = false
+
+	// For Unix sockets etcd takes the whole path from the host part.
+	c.ListenClientUrls = []url.URL{{Scheme: "unix", Host: sockets + "/" + clientSock}}
+	c.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: sockets + "/" + peerSock}}
+	// What is advertised becomes part of the stored membership: fixed names,
+	// so that a directory can be moved.
+	c.AdvertiseClientUrls = []url.URL{{Scheme: "unix", Host: clientSock}}
+	c.AdvertisePeerUrls = []url.URL{{Scheme: "unix", Host: peerSock}}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.InitialClusterToken = "sallyport"
+	return c
+}
+
+// start checks the files and starts the server. It turns the panics by which
+// etcd reports damage into errors; what etcd had opened by then stays open, so
+// the process should end soon.
+func start(c *embed.Config, log *zap.Logger) (server *embed.Etcd, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			server, err = nil, fmt.Errorf("etcd: %v", p)
+		}
+	}()
+	if err := checkFiles(log, c.Dir); err != nil {
+		return nil, err
+	}
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
+	return embed.StartEtcd(c)
+}
+
+func awaitReady(ctx context.Context, server *embed.Etcd) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	select {
+	case <-server.Server.ReadyNotify():
+		return nil
+	case err := <-server.Err():
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the embedded store did not start", Cause: err}
+	case <-server.Server.StopNotify():
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the embedded store stopped while starting"}
+	case <-ctx.Done():
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the embedded store was not ready in time", Cause: ctx.Err()}
+	}
+}
