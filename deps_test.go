@@ -27,7 +27,7 @@ var house = []struct{ pkg, may string }{
 	// The data plane: never the control plane.
 	{"dataplane/relay", ""},
 	{"dataplane/preamble", "alpn"},
-	{"dataplane/tunnel", ". alpn wire/sallyport/tunnel/v1 dataplane/relay"},
+	{"dataplane/tunnel", ". alpn identity wire/sallyport/tunnel/v1 dataplane/relay"},
 	{"dataplane/gateway", ". alpn dataplane/relay dataplane/preamble dataplane/tunnel"},
 	{"dataplane/session", "."},
 	{"dataplane/access", ". alpn identity dataplane/session"},
@@ -38,13 +38,14 @@ var house = []struct{ pkg, may string }{
 	// The control plane: never the data plane.
 	{"controlplane/store", "."},
 	{"controlplane/store/...", ". controlplane/store"},
-	{"controlplane/ca", ". identity controlplane/store"},
+	{"controlplane/ca", ". identity wire/sallyport/v1 controlplane/store controlplane/ca/signed"},
+	{"controlplane/ca/signed", "wire/sallyport/v1"},
 	{"controlplane/rbac", "."},
 	{"controlplane/login", ". controlplane/store"},
 	{"controlplane/join", ". controlplane/store"},
 	{"controlplane/inventory", ". alpn wire/sallyport/v1 controlplane/store"},
 	{"controlplane/audit", "."},
-	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac"},
+	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac controlplane/ca/signed"},
 	{"controlplane/web", ". wire/... controlplane/login"},
 	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
 
