@@ -1,0 +1,118 @@
+package preamble
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+func TestHTTPRedirect(t *testing.T) {
+	tests := []struct{ cluster, in, want string }{
+		{"gw.test", "GET / HTTP/1.1\r\nHost: gw.test\r\n\r\n", "https://gw.test/"},
+		{"gw.test", "GET /a?b=c HTTP/1.1\r\nhost:  GW.Test:8443 \r\n\r\n", "https://gw.test:8443/a?b=c"},
+		{"gw.test", "GET / HTTP/1.1\r\nHost: grafana.gw.test:80\r\n\r\n", "https://grafana.gw.test/"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: evil.test:8443\r\n\r\n", "https://gw.test:8443/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: evilgw.test\r\n\r\n", "https://gw.test/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: gw.test@evil.test\r\n\r\n", "https://gw.test/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: gw.test:1@evil.test\r\n\r\n", "https://gw.test/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: 127.0.0.1:8443\r\n\r\n", "https://gw.test:8443/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: [::1]:8443\r\n\r\n", "https://gw.test:8443/x"},
+		{"gw.test", "GET /x HTTP/1.1\r\nHost: [::1]\r\n\r\n", "https://gw.test/x"},
+		{"gw.test", "GET //evil.test/ HTTP/1.1\r\nHost: gw.test\r\n\r\n", "https://gw.test//evil.test/"},
+		{"gw.test", "GET http://evil.test/ HTTP/1.1\r\nHost: gw.test\r\n\r\n", "https://gw.test/"},
+		{"gw.test", "OPTIONS * HTTP/1.1\r\nHost: gw.test\r\n\r\n", "https://gw.test/"},
+		{"gw.test", "GET / HTTP/1.0\r\n\r\n", "https://gw.test/"},
+		{"", "GET /x HTTP/1.1\r\nHost: shop.test:8080\r\n\r\n", "https://shop.test:8080/x"},
+		{"", "GET /x HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n", ""},
+		{"", "GET /x HTTP/1.1\r\n\r\n", ""},
+	}
+	for _, tt := range tests {
+		h, need, err := ParseHTTP([]byte(tt.in))
+		if need != 0 || err != nil || h.Size != len(tt.in) {
+			t.Errorf("%q: %+v, %d, %v", tt.in, h, need, err)
+			continue
+		}
+		if got := location(t, h.Redirect(tt.cluster)); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.in, got, tt.want)
+		}
+	}
+}
+
+// location reads an answer as a browser does; "" for a refusal.
+func location(t *testing.T, answer []byte) string {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(answer)), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", answer, err)
+	}
+	defer resp.Body.Close()
+	if !resp.Close || resp.ContentLength != 0 {
+		t.Errorf("%q does not close", answer)
+	}
+	if resp.StatusCode == http.StatusBadRequest {
+		return ""
+	}
+	if resp.StatusCode != http.StatusPermanentRedirect {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	return resp.Header.Get("Location")
+}
+
+func TestHTTPRefused(t *testing.T) {
+	tests := []struct {
+		in   string
+		need int
+		err  error
+	}{
+		{"GET / HTTP/1.1\r\n", 17, nil},
+		{"GET " + strings.Repeat("a", httpMax), 0, ErrTooLarge},
+		{"GET /\r\n\r\n", 0, ErrMalformed},
+		{"GET / HTTP/2.0\r\n\r\n", 0, ErrMalformed},
+		{"GET / x HTTP/1.1\r\n\r\n", 0, ErrMalformed},
+		{"GET /\x00 HTTP/1.1\r\n\r\n", 0, ErrMalformed},
+		{"GET /\nX HTTP/1.1\r\n\r\n", 0, ErrMalformed},
+		{"GET /\xc3\xa4 HTTP/1.1\r\n\r\n", 0, ErrMalformed},
+		{"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 0, ErrMalformed},
+		{"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 0, ErrMalformed},
+		{"GET / HTTP/1.1\r\n folded\r\n\r\n", 0, ErrMalformed},
+		{"GET / HTTP/1.1\r\nX: a\nHost: b\r\n\r\n", 0, ErrMalformed},
+	}
+	for _, tt := range tests {
+		_, need, err := ParseHTTP([]byte(tt.in))
+		if need != tt.need || !errors.Is(err, tt.err) {
+			t.Errorf("%.40q: %d, %v; want %d, %v", tt.in, need, err, tt.need, tt.err)
+		}
+	}
+}
+
+// FuzzHTTP: whatever is asked, the redirect stays on our names, and net/http
+// reads it as one answer.
+func FuzzHTTP(f *testing.F) {
+	f.Add([]byte("GET /a?b HTTP/1.1\r\nHost: gw.test:8443\r\n\r\n"))
+	f.Add([]byte("GET //x@y/ HTTP/1.1\r\nHost: gw.test@evil.test\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, need, err := ParseHTTP(b)
+		if need != 0 && (err != nil || need <= len(b)) {
+			t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+		}
+		if need != 0 || err != nil {
+			return
+		}
+		answer := h.Redirect("gw.test")
+		to := location(t, answer)
+		u, err := url.Parse(to)
+		if err != nil {
+			return // a path that url.Parse refuses (a bad escape) is a path all the same
+		}
+		if host := u.Hostname(); u.Scheme != "https" || host != "gw.test" && !strings.HasSuffix(host, ".gw.test") {
+			t.Fatalf("sent to %q", to)
+		}
+		if n := bytes.Count(answer, []byte("\r\n")); n != 5 {
+			t.Fatalf("%q", answer)
+		}
+	})
+}
