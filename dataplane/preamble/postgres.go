@@ -100,9 +100,12 @@ func (p Postgres) Parameter(name string) (value string, ok bool) {
 	return value, ok
 }
 
-// pgParametersOK checks that they are pairs of zero-terminated strings with one
-// zero byte behind the last, and nothing else.
+// pgParametersOK checks that they are pairs of zero-terminated strings, at least
+// one (a user is required), with one zero byte behind the last and nothing else.
 func pgParametersOK(b []byte) bool {
+	if len(b) < 2 {
+		return false
+	}
 	for len(b) > 1 {
 		name, rest, ok := pgString(b)
 		if !ok || len(name) == 0 {
