@@ -100,6 +100,10 @@ type Session struct {
 	// Emit adds the session's common fields and spools the event.
 	Emit func(e sallyport.Event)
 
+	// Cancel makes Context done with this cause, which the user is told; the
+	// protocol then closes as for any other. It is idempotent. May be nil.
+	Cancel func(cause *sallyport.Problem)
+
 	// End emits the end event with the fields given, durably, and releases
 	// the session. It is idempotent and must be called.
 	End func(fields map[string]any)

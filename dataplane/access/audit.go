@@ -1,0 +1,157 @@
+package access
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/session"
+)
+
+// auditTimeout bounds the wait for the spool once a client is gone.
+const auditTimeout = 10 * time.Second
+
+// auditContext outlives the connection: what happened is written down.
+func auditContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+}
+
+// auditDenial writes a denial down. When that fails the denial stands all the
+// same, and the log has it.
+func (d *Door) auditDenial(ctx context.Context, c *session.Candidate, use session.Use, fact string) {
+	ctx, cancel := auditContext(ctx)
+	defer cancel()
+	e := use.Denied
+	if e.Name == "" {
+		e = denialOf(c.Resource.Kind)
+	}
+	e = d.common(e, c)
+	e.Login = first(e.Login, use.Login)
+	e.Success = no()
+	put(e.Fields, "error", fact)
+	if use.Action != "" && use.Action != sallyport.ActionConnect {
+		put(e.Fields, "action", string(use.Action))
+	}
+	if err := d.Events.Emit(ctx, e, true); err != nil {
+		d.Log.Error("denial is not in the audit log", "event", e.Name, "user", e.User, "reason", fact, "error", err)
+	}
+}
+
+// denialOf is the event of a denial that the protocol has no words for.
+func denialOf(kind sallyport.Kind) sallyport.Event {
+	switch kind {
+	case sallyport.KindDatabase:
+		return sallyport.Event{Name: "db.session.start", Code: "TDB00W"}
+	case sallyport.KindApp, sallyport.KindTCP:
+		return sallyport.Event{Name: "app.session.start", Code: "T2007E"}
+	case sallyport.KindDesktop:
+		return sallyport.Event{Name: "windows.desktop.session.start", Code: "TDP00W"}
+	}
+	return sallyport.Event{Name: "session.rejected", Code: "T1006W"}
+}
+
+func disconnectEvent(reason string) sallyport.Event {
+	return sallyport.Event{Name: "client.disconnect", Code: "T3006I", Fields: map[string]any{"reason": reason}}
+}
+
+// auditEnd writes the end down, with how long it took.
+func (l *live) auditEnd(fields map[string]any) {
+	ctx, cancel := auditContext(l.session.Context)
+	defer cancel()
+	e := l.complete(l.use.End, nil)
+	if e.Name == "" {
+		return
+	}
+	maps.Copy(e.Fields, fields)
+	stopped := l.door.Now()
+	put(e.Fields, "session_start", milli(l.session.Started))
+	put(e.Fields, "session_stop", milli(stopped))
+	put(e.Fields, "duration_ms", stopped.Sub(l.session.Started).Milliseconds())
+	if err := l.door.Events.Emit(ctx, e, true); err != nil {
+		l.door.Log.Error("end of session is not in the audit log", "session", l.session.ID, "error", err)
+	}
+}
+
+// emit meets Session.Emit.
+func (l *live) emit(e sallyport.Event) {
+	ctx, cancel := auditContext(l.session.Context)
+	defer cancel()
+	if err := l.door.Events.Emit(ctx, l.complete(e, nil), false); err != nil {
+		l.door.Log.Error("event is not in the audit log", "event", e.Name, "session", l.session.ID, "error", err)
+	}
+}
+
+// complete adds the session's common fields.
+func (l *live) complete(e sallyport.Event, success *bool) sallyport.Event {
+	e = l.door.common(e, &l.client)
+	e.SessionID = l.session.ID
+	e.Login = first(e.Login, l.use.Login)
+	if e.Success == nil {
+		e.Success = success
+	}
+	return e
+}
+
+// common fills in what every event of a client has, and leaves alone what the
+// protocol has said itself. The fields are the event's own afterwards.
+func (d *Door) common(e sallyport.Event, c *session.Candidate) sallyport.Event {
+	id, r := c.Identity, c.Resource
+	e.UID = first(e.UID, uuid.NewString())
+	if e.Time.IsZero() {
+		e.Time = d.Now()
+	}
+	e.Cluster = first(e.Cluster, d.Cluster)
+	e.User = first(e.User, id.Name)
+	e.UserKind = first(e.UserKind, kindOf(id))
+	e.ServerID = first(e.ServerID, d.AgentID)
+	if c.ClientAddr.IsValid() {
+		e.Addr = first(e.Addr, c.ClientAddr.String())
+	}
+	fields := make(map[string]any, len(e.Fields)+8)
+	maps.Copy(fields, e.Fields)
+	e.Fields = fields
+	put(fields, "connection_id", c.ConnectionID)
+	put(fields, "server_hostname", r.Hostname)
+	put(fields, "with_mfa", id.MFA)
+	if len(r.Labels) > 0 && r.Kind == sallyport.KindNode {
+		put(fields, "server_labels", maps.Clone(r.Labels))
+	}
+	if len(id.Roles) > 0 {
+		put(fields, "user_roles", id.Roles)
+	}
+	if len(id.ActiveRequests) > 0 {
+		put(fields, "access_requests", id.ActiveRequests)
+	}
+	return e
+}
+
+func kindOf(id sallyport.Identity) string {
+	if id.Kind == sallyport.KindUser {
+		return "human"
+	}
+	return string(id.Kind)
+}
+
+// put sets a field that says something and is not there yet.
+func put(fields map[string]any, name string, value any) {
+	if _, set := fields[name]; set || value == "" {
+		return
+	}
+	fields[name] = value
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+func yes() *bool { b := true; return &b }
+func no() *bool  { b := false; return &b }
+
+// milli is how events write times.
+func milli(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
