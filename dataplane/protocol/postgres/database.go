@@ -1,0 +1,344 @@
+package postgres
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sallyport/sallyport"
+)
+
+// database is our connection to the real server.
+type database struct {
+	conn *tls.Conn
+	r    *bufio.Reader // reads conn; what is behind ReadyForQuery may be in it
+}
+
+// connect dials the server, agrees on TLS with the certificate of the user,
+// and is done when the server may be spoken to.
+func (l *live) connect(ctx context.Context) (*database, error) {
+	dialing, cancel := context.WithTimeout(ctx, l.bounds.Connect)
+	defer cancel()
+	conn, err := l.dial(dialing)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ended(ctx)
+		}
+		return nil, err
+	}
+	return &database{conn: conn, r: bufio.NewReaderSize(conn, 4<<10)}, nil
+}
+
+// dial is the part of connect that a cancel request needs too.
+func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
+	s := l.server
+	name := l.sess.Resource.Name
+	cert, err := s.Certificate(ctx, name, l.first.user)
+	if err != nil {
+		return nil, fmt.Errorf("database %s: no certificate for its user: %w", name, err)
+	}
+	config, err := s.tlsConfig(cert)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Target.Address)
+	if err != nil {
+		return nil, unreachable(name, err)
+	}
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	conn := tls.Client(raw, config)
+	err = requestTLS(raw, name)
+	if err == nil {
+		err = handshake(ctx, conn, name)
+	}
+	if !stop() {
+		err = unreachable(name, ctx.Err())
+	}
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// requestTLS asks a server for TLS ("SSL Session Encryption"). It reads one
+// byte only: what someone puts behind it before TLS would have to be a TLS
+// record (CVE-2021-23222).
+func requestTLS(raw net.Conn, name string) error {
+	request := binary.BigEndian.AppendUint32([]byte{0, 0, 0, 8}, sslCode)
+	if _, err := raw.Write(request); err != nil {
+		return unreachable(name, err)
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(raw, answer[:]); err != nil {
+		return unreachable(name, err)
+	}
+	if answer[0] != 'S' {
+		return refuse(stateUnableToConnect, sallyport.ErrUnavailable,
+			fmt.Sprintf("database %s: the server does not offer TLS", name), `set "ssl = on" in the server's postgresql.conf`)
+	}
+	return nil
+}
+
+func handshake(ctx context.Context, conn *tls.Conn, name string) error {
+	err := conn.HandshakeContext(ctx)
+	if err == nil {
+		return nil
+	}
+	if wrong, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return refuse(stateUnableToConnect, sallyport.ErrUnavailable,
+			fmt.Sprintf("database %s: the server's certificate is not trusted", name),
+			"have it issued by the cluster's database CA for the name that the agent dials, or give the agent its CA").because(wrong)
+	}
+	return unreachable(name, err)
+}
+
+// tlsConfig is the TLS client towards the server.
+func (s *Server) tlsConfig(cert *tls.Certificate) (*tls.Config, error) {
+	host, _, err := net.SplitHostPort(s.Target.Address)
+	if err != nil {
+		return nil, fmt.Errorf("database address: %w", err)
+	}
+	if s.Target.ServerName != "" {
+		host = s.Target.ServerName
+	}
+	check, err := s.checker(host)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		ServerName:   host,
+		Certificates: []tls.Certificate{*cert},
+
+		// The check is VerifyConnection, for all modes: the library's own can
+		// neither leave out the name nor know two pools.
+		InsecureSkipVerify: true,
+		VerifyConnection:   check,
+
+		// COPY is bulk: full records from the start.
+		DynamicRecordSizingDisabled: true,
+	}, nil
+}
+
+// checker returns what checks a server's certificate.
+func (s *Server) checker(host string) (func(tls.ConnectionState) error, error) {
+	switch s.Target.TLS {
+	case Insecure:
+		return nil, nil
+	case VerifyCA:
+		host = ""
+	case VerifyFull, "":
+	default:
+		return nil, fmt.Errorf("unknown TLS mode %q", s.Target.TLS)
+	}
+	var pools []*x509.CertPool
+	if s.Roots != nil {
+		pools = append(pools, s.Roots())
+	}
+	pools = append(pools, s.Target.Roots)
+	return func(cs tls.ConnectionState) error { return verify(cs.PeerCertificates, host, pools) }, nil
+}
+
+// verify checks a chain against the first of the pools that has its issuer.
+// A pool that is nil is skipped: to the library it would mean the system's.
+func verify(chain []*x509.Certificate, host string, pools []*x509.CertPool) error {
+	if len(chain) == 0 {
+		return errors.New("the server has no certificate")
+	}
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	err := error(x509.UnknownAuthorityError{Cert: chain[0]})
+	for _, pool := range pools {
+		if pool == nil {
+			continue
+		}
+		if _, err = chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, DNSName: host}); err == nil {
+			return nil
+		}
+	}
+	return &tls.CertificateVerificationError{UnverifiedCertificates: chain, Err: err}
+}
+
+// unreachable says why a server could not be reached, without its address.
+func unreachable(name string, err error) *refusal {
+	why := "is not reachable"
+	var dns *net.DNSError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &dns):
+		why = "is not reachable: its host name is not known"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		why = "is not reachable: connection refused"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		why = "is not reachable: no answer in time"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		why = "closed the connection before the session began"
+	}
+	return refuse(stateUnableToConnect, sallyport.ErrUnavailable, fmt.Sprintf("database %s %s", name, why), "ask whether the database server is up").because(err)
+}
+
+// greetingMax bounds what a server may send before ReadyForQuery.
+const greetingMax = 64 << 10
+
+// login logs in and gives the client what the server said to that.
+func (l *live) login(ctx context.Context, db *database) error {
+	until := time.Now().Add(l.bounds.Connect)
+	db.conn.SetDeadline(until)
+	l.client.SetWriteDeadline(until)
+	stop := context.AfterFunc(ctx, func() { db.conn.SetDeadline(past()) })
+	hello, err := l.greet(db)
+	if !stop() {
+		return ended(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := l.client.Write(hello); err != nil {
+		return &lost{client, err}
+	}
+	db.conn.SetDeadline(time.Time{}) // logged in: a query may take as long as it likes
+	l.client.SetWriteDeadline(time.Time{})
+	return nil
+}
+
+// greet sends the StartupMessage and returns what the client is to be sent: the
+// server's messages up to ReadyForQuery, with a BackendKeyData of our own.
+func (l *live) greet(db *database) ([]byte, error) {
+	name := l.sess.Resource.Name
+	if _, err := db.conn.Write(l.first.append(nil)); err != nil {
+		return nil, rejected(name, err)
+	}
+	hello, err := l.negotiate()
+	if err != nil {
+		return nil, err
+	}
+	for budget := greetingMax; ; {
+		message, err := readMessage(db.r, budget)
+		if err != nil {
+			return nil, rejected(name, err)
+		}
+		budget -= len(message)
+		switch body := message[headerSize:]; message[0] {
+		case msgAuthentication:
+			if err := l.authenticated(body); err != nil {
+				return nil, err
+			}
+		case msgErrorResponse:
+			return nil, l.refusedBy(message)
+		case msgBackendKeyData:
+			if message, err = l.rename(body); err != nil {
+				return nil, err
+			}
+		case msgReadyForQuery:
+			return append(hello, message...), nil
+		case msgParameterStatus, msgNotice:
+		default:
+			return nil, unreachable(name, fmt.Errorf("message of type %q during the login", message[0]))
+		}
+		hello = append(hello, message...)
+	}
+}
+
+// negotiate answers a client that wants a newer minor version of the protocol
+// or options of it (SendNegotiateProtocolVersion): the server speaks 3.0 and
+// knows no option.
+func (l *live) negotiate() ([]byte, error) {
+	if l.first.minor == 0 && len(l.first.unknown) == 0 {
+		return nil, nil
+	}
+	// The server sends the whole version, not its minor half, and clients
+	// expect that.
+	m := pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: protocol30, UnrecognizedOptions: l.first.unknown}
+	return m.Encode(nil)
+}
+
+// readMessage reads one whole message of at most limit bytes.
+func readMessage(r io.Reader, limit int) ([]byte, error) {
+	var head [headerSize]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	length := binary.BigEndian.Uint32(head[1:])
+	if length < 4 || int64(length)+1 > int64(limit) {
+		return nil, fmt.Errorf("message of type %q with the length %d during the login", head[0], length)
+	}
+	message := make([]byte, 1+int(length))
+	copy(message, head[:])
+	_, err := io.ReadFull(r, message[headerSize:])
+	return message, err
+}
+
+// authenticated accepts AuthenticationOk and explains everything else.
+func (l *live) authenticated(body []byte) error {
+	if len(body) >= 4 && binary.BigEndian.Uint32(body) == pgproto3.AuthTypeOk {
+		return nil
+	}
+	return refuse(stateNotAuthorized, sallyport.ErrDenied,
+		fmt.Sprintf("database %s: the server asks for a password, and the agent logs in with a certificate only", l.sess.Resource.Name),
+		l.rule())
+}
+
+// rule is the hint that names the line that the server's administrator needs.
+func (l *live) rule() string {
+	return fmt.Sprintf(`the server's pg_hba.conf needs a line "hostssl %s %s <address of the agent> cert", before others that match, and its ssl_ca_file the database CA of %s`,
+		hbaWord(l.first.database), hbaWord(l.first.user), l.server.Cluster)
+}
+
+// hbaWord writes a name as pg_hba.conf wants it.
+func hbaWord(name string) string {
+	for _, c := range []byte(name) {
+		if c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return `"` + name + `"`
+		}
+	}
+	return name
+}
+
+// refusedBy passes the server's own error on, unless it tells what is between
+// the agent and the server: the lack of a line in pg_hba.conf names the agent's
+// address.
+func (l *live) refusedBy(message []byte) error {
+	var e pgproto3.ErrorResponse
+	if err := e.Decode(message[headerSize:]); err != nil {
+		return unreachable(l.sess.Resource.Name, err)
+	}
+	cause := fmt.Errorf("%s %s: %s", e.Severity, e.Code, e.Message)
+	if e.Routine == "ClientAuthentication" {
+		return refuse(stateNotAuthorized, sallyport.ErrDenied,
+			fmt.Sprintf("database %s: the server does not accept user %q for database %q with the agent's certificate", l.sess.Resource.Name, l.first.user, l.first.database),
+			l.rule()).because(cause)
+	}
+	r := refuse(e.Code, sallyport.ErrDenied, "the database server refused the login: "+e.Message, e.Hint).because(cause)
+	r.wire = message
+	return r
+}
+
+// rejected explains the loss of the connection during the login. With TLS 1.3
+// a server says only then that it does not like our certificate.
+func rejected(name string, err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return refuse(stateNotAuthorized, sallyport.ErrDenied,
+			fmt.Sprintf("database %s: the server rejected the agent's certificate: %s", name, op.Err.Error()),
+			"the server's ssl_ca_file needs the cluster's database CA").because(err)
+	}
+	r := unreachable(name, err)
+	r.state = stateConnectionLost
+	return r
+}
+
+// past is a deadline that is over.
+func past() time.Time { return time.Unix(1, 0) }

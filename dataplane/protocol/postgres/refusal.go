@@ -1,0 +1,157 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sallyport/sallyport"
+)
+
+// SQLSTATEs that are sent (appendix "PostgreSQL Error Codes").
+const (
+	stateUnableToConnect = "08001" // sqlclient_unable_to_establish_sqlconnection
+	stateConnectionLost  = "08006" // connection_failure
+	stateProtocol        = "08P01" // protocol_violation
+	stateUnsupported     = "0A000" // feature_not_supported
+	stateNotAuthorized   = "28000" // invalid_authorization_specification
+	stateTooMany         = "53300" // too_many_connections
+	stateTooLong         = "54000" // program_limit_exceeded
+	stateEnded           = "57P01" // admin_shutdown
+)
+
+// refusal is why a client is dismissed: what it is told, as a FATAL
+// ErrorResponse. Its Error is the fact.
+type refusal struct {
+	*sallyport.Problem
+	state string
+	wire  []byte // the server's own ErrorResponse, to be passed on as it is; or nil
+}
+
+// Unwrap lets errors.As find the Problem, and errors.Is its kind and cause.
+func (r *refusal) Unwrap() error { return r.Problem }
+
+// refuse makes a refusal with a fact and a hint.
+func refuse(state string, kind error, fact, hint string) *refusal {
+	return &refusal{Problem: &sallyport.Problem{Kind: kind, Fact: fact, Hint: hint}, state: state}
+}
+
+// because adds the cause, which is for the log only.
+func (r *refusal) because(cause error) *refusal {
+	r.Cause = cause
+	return r
+}
+
+func malformedf(format string, args ...any) *refusal {
+	return refuse(stateProtocol, sallyport.ErrInvalid, "malformed packet: "+fmt.Sprintf(format, args...), "")
+}
+
+func unsupported(code uint32) *refusal {
+	return refuse(stateUnsupported, sallyport.ErrInvalid,
+		fmt.Sprintf("frontend protocol %d.%d is not supported", code>>16, code&0xffff), "use a client that speaks protocol 3")
+}
+
+func noUser() *refusal {
+	return refuse(stateNotAuthorized, sallyport.ErrInvalid, "no database user in the startup message", "give one, for example with psql -U")
+}
+
+func tooLong(kind byte, length, limit uint32) *refusal {
+	return refuse(stateTooLong, sallyport.ErrExhausted,
+		fmt.Sprintf("message of type %q with %d bytes is too long to be recorded", kind, length),
+		fmt.Sprintf("send at most %d bytes in one message, or use COPY", limit))
+}
+
+// refusalOf turns any error into what may be told: a Problem's fact with the
+// state given, and of anything else only that it happened.
+func refusalOf(err error, state string) *refusal {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return r
+	}
+	if p, ok := errors.AsType[*sallyport.Problem](err); ok {
+		return &refusal{Problem: p, state: state}
+	}
+	return refuse(state, sallyport.ErrUnavailable, "the session cannot be served", "ask your administrator to look at the agent's log").because(err)
+}
+
+// ended is the refusal of a session that must end now.
+func ended(ctx context.Context) *refusal {
+	cause := context.Cause(ctx)
+	if p, ok := errors.AsType[*sallyport.Problem](cause); ok {
+		return &refusal{Problem: p, state: stateEnded}
+	}
+	return refuse(stateEnded, sallyport.ErrUnavailable, "the session was ended by the agent", "connect again").because(cause)
+}
+
+// message is the ErrorResponse that says it.
+func (r *refusal) message() []byte {
+	if r.wire != nil {
+		return r.wire
+	}
+	e := pgproto3.ErrorResponse{
+		Severity:            "FATAL",
+		SeverityUnlocalized: "FATAL",
+		Code:                r.state,
+		Message:             noNUL(r.Fact),
+		Hint:                noNUL(r.Hint),
+	}
+	b, err := e.Encode(nil)
+	if err != nil { // only a text of 1 GiB can do that
+		return nil
+	}
+	return b
+}
+
+// noNUL keeps a text from ending a field of a message early.
+func noNUL(s string) string { return strings.ReplaceAll(s, "\x00", "") }
+
+// farewell bounds how long a dismissed client may take to hear why.
+const farewell = 800 * time.Millisecond
+
+// dismiss tells a client why and says goodbye. It reads what the client still
+// sends, because a close with bytes unread would be a reset, and the reset would
+// overtake the message.
+func dismiss(conn net.Conn, r *refusal) {
+	until := time.Now().Add(farewell)
+	hard := time.AfterFunc(farewell, func() { hangUp(conn) })
+	defer hard.Stop()
+	conn.SetWriteDeadline(until)
+	if _, err := conn.Write(r.message()); err != nil {
+		return
+	}
+	part(conn, until)
+}
+
+// part ends our half of a connection in order and gives the other side until
+// the given time to end its own.
+func part(conn net.Conn, until time.Time) {
+	closeWrite(conn)
+	conn.SetReadDeadline(until)
+	io.Copy(io.Discard, io.LimitReader(conn, 1<<20))
+}
+
+// closeWrite ends the sending half: with a close_notify when it is TLS, and
+// with a FIN below.
+func closeWrite(conn net.Conn) {
+	if w, ok := conn.(interface{ CloseWrite() error }); ok {
+		w.CloseWrite()
+	}
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		closeWrite(t.NetConn())
+	}
+}
+
+// hangUp closes a connection at once. Closing TLS in order may wait for a peer
+// that does not read; closing what is below does not.
+func hangUp(conn net.Conn) {
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		t.NetConn().Close()
+		return
+	}
+	conn.Close()
+}
