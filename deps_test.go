@@ -50,10 +50,10 @@ var house = []struct{ pkg, may string }{
 	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
 
 	// Programs join the two.
-	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client"},
-	{"cmd/sallyctl", ". identity wire/... controlplane/client"},
-	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/..."},
-	{"cmd/internal/...", "."},
+	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client cmd/internal/..."},
+	{"cmd/sallyctl", ". identity wire/... controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
+	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/..."},
+	{"cmd/internal/...", ". identity"},
 
 	{"bench/...", ". alpn identity wire/... dataplane/... controlplane/..."},
 	{"fuzz/...", ". alpn identity wire/... dataplane/..."},

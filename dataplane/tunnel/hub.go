@@ -1,0 +1,199 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
+)
+
+// HubConfig is what a gateway's half needs from elsewhere. Functions may be
+// called concurrently.
+type HubConfig struct {
+	GatewayID   string // the id in the gateway's certificate: spiffe://<cluster>/gateway/<id>
+	Cluster     string // agents of another cluster are refused; "" for any
+	DataAddress string // host:port for data connections; "": where control went
+
+	// Gateways are all gateways of the cluster, host:port. nil for none to tell.
+	Gateways func() []string
+
+	// Verify checks an assignment's signature, cluster, agent and age.
+	Verify func(assignment []byte, agentID string) (Assignment, error)
+
+	// Presence is told when an agent comes, changes and goes, in order per
+	// agent. It must not block for long, nor serve control connections.
+	// nil for nobody to tell.
+	Presence func(Presence)
+
+	Bounds Bounds
+	Log    *slog.Logger     // nil for none
+	Now    func() time.Time // nil for time.Now
+}
+
+// Assignment is what auth lets one agent serve.
+type Assignment struct {
+	Revision    uint64
+	NotAfter    time.Time // the zero value for no end
+	Resources   []sallyport.Resource
+	PgCancelTag uint16 // 0 for none
+}
+
+// Presence is one change of who is here. An agent that is Up again has
+// changed: the assignment is the new one.
+type Presence struct {
+	AgentID    string
+	Up         bool
+	Assignment []byte // as the agent sent it; verified
+	Version    string
+}
+
+// Why Park refused a data connection.
+var (
+	ErrUnknownTunnel = errors.New("unknown tunnel")
+	ErrReplayed      = errors.New("counter was used before")
+	ErrPoolFull      = errors.New("more connections than asked for")
+)
+
+// Hub is the gateway's half: the tunnels of all agents, their parked
+// connections, and the clients that wait for one. All methods may be called
+// concurrently; Park and Lease on the thread of the loop that they name.
+//
+// Locks, in the order in which they may be taken: queue.mu, then one pool.mu.
+// Hub.mu, presence and strangers.mu are taken with none of the others held,
+// except that Hub.mu may be taken within presence.
+type Hub struct {
+	cfg       HubConfig
+	bounds    Bounds
+	strangers *strangers
+	queue     queue
+	counters  counters
+	draining  atomic.Bool
+	presence  sync.Mutex // held round a change of agents and the report of it
+
+	mu        sync.RWMutex
+	tunnels   map[ID]*tunnel
+	agents    map[string]*tunnel
+	names     map[resourceName][]*tunnel // slices are never changed in place
+	tags      map[uint16]*tunnel
+	revisions map[string]revision
+}
+
+// resourceName is the key under which clients ask.
+type resourceName struct{ kind, name string }
+
+// revision is the newest assignment seen of an agent, so that an older one
+// cannot be shown again after a reconnect.
+type revision struct {
+	number   uint64
+	notAfter time.Time
+}
+
+// tunnel is one agent's control connection and what hangs on it.
+type tunnel struct {
+	id      ID
+	agent   string
+	version string
+	since   time.Time
+	keys    keys // set before the tunnel can be found
+	pool    *pool
+	streams atomic.Int64 // leased and not ended
+	talk    *talk
+	cancels limiter
+	end     context.CancelCauseFunc // ends its control connection
+	tag     uint16                  // guarded by Hub.mu
+
+	names      atomic.Pointer[map[resourceName]bool] // what is routed here now; changed under Hub.mu
+	assignment atomic.Pointer[assignmentView]
+}
+
+// assignmentView is the newest assignment of a tunnel.
+type assignmentView struct {
+	Assignment
+	raw []byte
+}
+
+// NewHub returns a hub without tunnels. It has no goroutine of its own; it is
+// over when ServeControl has returned for all connections.
+func NewHub(cfg HubConfig) *Hub {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Gateways == nil {
+		cfg.Gateways = func() []string { return nil }
+	}
+	if cfg.Presence == nil {
+		cfg.Presence = func(Presence) {}
+	}
+	b := cfg.Bounds.withDefaults()
+	return &Hub{
+		cfg: cfg, bounds: b, strangers: newStrangers(b), counters: newCounters(),
+		tunnels: map[ID]*tunnel{}, agents: map[string]*tunnel{}, names: map[resourceName][]*tunnel{},
+		tags: map[uint16]*tunnel{}, revisions: map[string]revision{},
+	}
+}
+
+// Live says whether an agent that serves the name has a tunnel here.
+func (h *Hub) Live(kind, name string) bool {
+	return !h.draining.Load() && len(h.serving(resourceName{kind, name})) > 0
+}
+
+// Cancel passes a PostgreSQL CancelRequest on to the agent whose tag is the
+// upper half of pid. It reports false when there is none, or it is asked too
+// often. Whether the key is right is for the agent to say.
+func (h *Hub) Cancel(pid, key uint32) bool {
+	h.mu.RLock()
+	t := h.tags[uint16(pid>>16)]
+	h.mu.RUnlock()
+	if t == nil {
+		h.counters.add("cancel_unknown")
+		return false
+	}
+	if !t.cancels.allow(h.cfg.Now(), h.bounds.CancelRate) {
+		h.counters.add("cancel_rate")
+		return false
+	}
+	msg := &tunnelv1.PgCancel{ProcessId: pid, SecretKey: binary.BigEndian.AppendUint32(nil, key)}
+	if !t.talk.send(&tunnelv1.Control{Message: &tunnelv1.Control_PgCancel{PgCancel: msg}}) {
+		h.counters.add("cancel_slow_agent")
+		return false
+	}
+	return true
+}
+
+func (h *Hub) serving(n resourceName) []*tunnel {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.names[n]
+}
+
+func (h *Hub) tunnel(id ID) *tunnel {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.tunnels[id]
+}
+
+// leastBusy orders tunnels by the streams that run through them.
+func leastBusy(ts []*tunnel) []*tunnel {
+	if len(ts) < 2 {
+		return ts
+	}
+	ts = slices.Clone(ts)
+	slices.SortStableFunc(ts, func(a, b *tunnel) int { return cmp.Compare(a.streams.Load(), b.streams.Load()) })
+	return ts
+}
+
+func (t *tunnel) serves(n resourceName) bool { return (*t.names.Load())[n] }
+
+// askForMore wakes the tunnel's writer, which asks for what the pool lacks.
+func (t *tunnel) askForMore() { t.talk.poke() }

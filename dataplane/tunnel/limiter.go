@@ -1,0 +1,60 @@
+package tunnel
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// limiter allows so many per second, and that many at once. The zero value is ready.
+type limiter struct {
+	mu  sync.Mutex
+	tat int64 // theoretical arrival time, Unix nanoseconds
+}
+
+func (l *limiter) allow(now time.Time, perSecond int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := now.UnixNano()
+	tat := max(l.tat, at) + int64(time.Second)/int64(perSecond)
+	if tat-at > int64(time.Second) {
+		return false
+	}
+	l.tat = tat
+	return true
+}
+
+// counters are what operators see: words and how often.
+type counters struct{ m map[string]*atomic.Uint64 }
+
+// The words are fixed: nothing that a peer says becomes one.
+func newCounters() counters {
+	words := []string{
+		"parked", "leased", "lease_cancelled", "stream_up", "stream_refused", "retired", "replaced",
+		"park_malformed", "park_unknown_tunnel", "park_forged", "park_replayed", "park_pool_full",
+		"parked_byte", "parked_end", "parked_reset", "tunnel_ended",
+		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "upsert_refused",
+		"control_refused", "control_ended", "control_dead",
+	}
+	for _, r := range []string{
+		FailNoTunnel, FailPoolEmpty, FailSourceHalfOpen, FailSourceRate, FailAgentHalfOpen,
+		FailGatewayHalfOpen, FailDraining, FailAttempts, FailBadName,
+	} {
+		words = append(words, "lease_failed_"+r)
+	}
+	c := counters{m: make(map[string]*atomic.Uint64, len(words))}
+	for _, w := range words {
+		c.m[w] = new(atomic.Uint64)
+	}
+	return c
+}
+
+func (c counters) add(w string) { c.m[w].Add(1) }
+
+func (c counters) snapshot() map[string]uint64 {
+	out := make(map[string]uint64, len(c.m))
+	for w, n := range c.m {
+		out[w] = n.Load()
+	}
+	return out
+}

@@ -1,0 +1,316 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
+)
+
+// An agent's link to one gateway's address:
+//
+//	dial ─▶ TLS ─▶ hello ─▶ welcome ─▶ up ─┬─▶ (dead, goodbye, error) ─▶ back-off ─▶ dial
+//	  ▲                                    └─▶ drain ─▶ goodbye ─▶ the time told ─┐
+//	  └───────────────────────────────────────────────────────────────────────────┘
+
+// Reconnecting: dialLimit and the longest pause together are below the 5 s in
+// which an agent must be back after its gateway is.
+const (
+	dialLimit     = 2 * time.Second
+	greetLimit    = 10 * time.Second
+	firstPause    = 100 * time.Millisecond
+	longestPause  = 2 * time.Second
+	standbyPause  = 30 * time.Second // the gateway is reached by another address already
+	longestAbsent = time.Minute      // what a drain may ask for
+	steady        = 10 * time.Second
+)
+
+// errStandby ends an attempt at a gateway that has a tunnel already.
+var errStandby = errors.New("the gateway is reached by another address")
+
+// link is one control connection to one gateway, and the data connections that
+// belong to it.
+type link struct {
+	agent   *agent
+	addr    string
+	gateway string // its id
+	tunnel  ID
+	keys    keys
+	data    string // where data connections go
+	ceiling int
+	talk    *talk
+	parked  context.Context // done when parked connections are worth nothing any more
+
+	counter atomic.Uint64
+	dialing chan struct{} // one slot per connection being dialed
+
+	mu   sync.Mutex
+	held int           // data connections dialed or parked
+	back time.Duration // after a drain: when to come back
+}
+
+// keepLink keeps one address connected until the agent stops or no welcome
+// names the address any more.
+func (a *agent) keepLink(addr string) {
+	pause := firstPause
+	for a.wanted(addr) {
+		began := time.Now()
+		l := &link{agent: a, addr: addr, dialing: make(chan struct{}, parallelDials)}
+		err := l.run(a.ctx)
+		if a.ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > steady {
+			pause = firstPause
+		}
+		wait := jitter(pause)
+		pause = min(2*pause, longestPause)
+		switch {
+		case errors.Is(err, errStandby):
+			wait = jitter(standbyPause)
+		case l.comeBack() > 0:
+			wait = l.comeBack()
+		}
+		a.Log.Info("tunnel ended", "gateway", addr, "err", err, "again_in", wait)
+		if !sleep(a.ctx, wait) {
+			return
+		}
+	}
+}
+
+// run makes one tunnel and returns why it ended.
+func (l *link) run(ctx context.Context) error {
+	conn, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.NetConn().Close()
+	if !l.agent.enter(l) {
+		return errStandby
+	}
+	defer l.agent.leave(l)
+	sent, err := l.greet(ctx, conn)
+	if err != nil {
+		return err
+	}
+	l.agent.Log.Info("tunnel up", "gateway", l.addr, "gateway_id", l.gateway)
+	return l.serve(ctx, sent)
+}
+
+// connect dials and ends the TLS handshake; then the gateway is known by its
+// certificate.
+func (l *link) connect(ctx context.Context) (*tls.Conn, error) {
+	cfg, err := l.agent.TLS(l.addr)
+	if err != nil {
+		return nil, err
+	}
+	dctx, cancel := context.WithTimeout(ctx, dialLimit)
+	defer cancel()
+	raw, err := l.agent.Dial(dctx, "tcp", l.addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, tunnelTLS(cfg, l.addr))
+	hctx, cancel := context.WithTimeout(ctx, greetLimit)
+	defer cancel()
+	if err := conn.HandshakeContext(hctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	if l.gateway, err = peerID(conn.ConnectionState(), sallyport.KindGateway, l.agent.Cluster); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func tunnelTLS(cfg *tls.Config, addr string) *tls.Config {
+	cfg = cfg.Clone()
+	cfg.MinVersion = tls.VersionTLS13
+	cfg.NextProtos = []string{alpn.Tunnel1}
+	if host, _, err := net.SplitHostPort(addr); err == nil && cfg.ServerName == "" {
+		cfg.ServerName = host
+	}
+	return cfg
+}
+
+// greet says hello, with the assignment that it returns, and hears the welcome.
+func (l *link) greet(ctx context.Context, conn *tls.Conn) (sent []byte, err error) {
+	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	if err := conn.SetDeadline(time.Now().Add(greetLimit)); err != nil { // lifted by talk
+		return nil, err
+	}
+	sent, _ = l.agent.currentAssignment()
+	hello := &tunnelv1.Hello{AgentId: l.agent.AgentID, Version: l.agent.Version, Assignment: sent}
+	if err := putControl(conn, &tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: hello}}, greetLimit); err != nil {
+		return nil, err
+	}
+	m, err := ReadControl(conn)
+	if err != nil {
+		return nil, fmt.Errorf("welcome: %w", err)
+	}
+	if m.GetGoodbye() != nil {
+		return nil, fmt.Errorf("%w: %s", ErrGoodbye, word(m.GetGoodbye().GetReason()))
+	}
+	if err := l.accept(m.GetWelcome(), conn); err != nil {
+		return nil, err
+	}
+	return sent, conn.SetDeadline(time.Time{})
+}
+
+// accept takes over what the welcome says, within this side's own bounds.
+func (l *link) accept(w *tunnelv1.Welcome, conn *tls.Conn) (err error) {
+	if w == nil || len(w.GetTunnelId()) != idSize {
+		return errors.New("the first message is not a welcome")
+	}
+	if w.GetGatewayId() != l.gateway {
+		return errors.New("the welcome names another gateway than the certificate")
+	}
+	l.tunnel = ID(w.GetTunnelId())
+	if l.keys, err = deriveKeys(conn.ConnectionState(), l.tunnel); err != nil {
+		return err
+	}
+	l.data = dataAddress(w.GetDataAddress(), conn.RemoteAddr())
+	l.ceiling = min(int(w.GetPoolCeiling()), l.agent.MaxPool)
+	l.talk = newTalk(conn, pingTime(w.GetPingIntervalMs(), 2*time.Second), pingTime(w.GetDeadAfterMs(), 5*time.Second))
+	if named := w.GetGateways(); len(named) > 0 {
+		l.agent.dialAll(nil, named)
+	}
+	return nil
+}
+
+// dataAddress is where the very gateway is that the control connection
+// reached: what it says, with its own host when it says only a port.
+func dataAddress(said string, control net.Addr) string {
+	host, port, err := net.SplitHostPort(said)
+	if err != nil {
+		return control.String()
+	}
+	if host != "" {
+		return said
+	}
+	if host, _, err = net.SplitHostPort(control.String()); err != nil {
+		return said
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// pingTime keeps what a gateway says about times within reason: 100 ms to 60 s.
+func pingTime(ms uint32, otherwise time.Duration) time.Duration {
+	if ms == 0 {
+		return otherwise
+	}
+	return min(max(time.Duration(ms)*time.Millisecond, 100*time.Millisecond), time.Minute)
+}
+
+// serve runs the control connection. Parked connections end with it; streams
+// that run do not.
+func (l *link) serve(ctx context.Context, sent []byte) error {
+	userTimeout(l.talk.conn.NetConn(), l.talk.dead)
+	parked, end := context.WithCancel(ctx)
+	defer end()
+	l.parked = parked
+	l.agent.tasks.Go(func() { l.upserts(parked, sent) })
+	return l.talk.run(ctx, l.hear, end)
+}
+
+// upserts sends each assignment that is newer than the one that was sent last.
+func (l *link) upserts(ctx context.Context, sent []byte) {
+	for {
+		now, changed := l.agent.currentAssignment()
+		if string(now) != string(sent) {
+			sent = now
+			l.send(&tunnelv1.Control{Message: &tunnelv1.Control_Upsert{Upsert: &tunnelv1.Upsert{Assignment: now}}})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// hear acts on one message of the gateway. What later versions say is skipped.
+func (l *link) hear(m *tunnelv1.Control) error {
+	switch m := m.Message.(type) {
+	case *tunnelv1.Control_Need:
+		l.need(int(min(m.Need.GetConnections(), 1<<20)))
+	case *tunnelv1.Control_PgCancel:
+		l.pgCancel(m.PgCancel)
+	case *tunnelv1.Control_Drain:
+		l.drain(m.Drain)
+	case *tunnelv1.Control_Welcome:
+		return errors.New("a second welcome")
+	}
+	return nil
+}
+
+func (l *link) pgCancel(c *tunnelv1.PgCancel) {
+	a := l.agent
+	if len(c.GetSecretKey()) > maxSecretKey {
+		return
+	}
+	select {
+	case a.cancels <- struct{}{}:
+	default:
+		a.Log.Warn("cancel request dropped", "gateway_id", l.gateway, "under_way", maxCancels)
+		return
+	}
+	a.tasks.Go(func() {
+		defer func() { <-a.cancels }()
+		a.Cancel(a.ctx, c.GetProcessId(), c.GetSecretKey())
+	})
+}
+
+func (l *link) drain(d *tunnelv1.Drain) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.back = min(max(time.Duration(d.GetComeBackAfterMs())*time.Millisecond, time.Millisecond), longestAbsent)
+}
+
+func (l *link) comeBack() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.back
+}
+
+func (l *link) streamUp(id ID) {
+	l.send(&tunnelv1.Control{Message: &tunnelv1.Control_StreamUp{StreamUp: &tunnelv1.StreamUp{ConnectionId: id[:]}}})
+}
+
+func (l *link) streamRefused(id ID, reason string) {
+	l.send(&tunnelv1.Control{Message: &tunnelv1.Control_StreamRefused{
+		StreamRefused: &tunnelv1.StreamRefused{ConnectionId: id[:], Reason: word(reason)},
+	}})
+}
+
+// send leaves a message for the writer. A gateway that does not read a thousand
+// of them is cut off: it is tried again, with a new tunnel.
+func (l *link) send(m *tunnelv1.Control) {
+	if !l.talk.send(m) {
+		l.talk.conn.NetConn().Close()
+	}
+}
+
+// jitter spreads a pause over its upper half, so that agents do not come in step.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

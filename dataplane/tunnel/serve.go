@@ -1,0 +1,260 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
+)
+
+// Why the gateway ends a control connection.
+var (
+	errReplaced = errors.New("the agent has a newer tunnel")
+	errDrained  = errors.New("the gateway drains")
+	errTooMany  = errors.New("too many control connections")
+)
+
+// ServeControl serves one agent's control connection until it ends, and closes
+// it. The TLS layer has checked, or will check during the handshake, that the
+// peer's certificate chains to the host CA. The error says why it ended; there
+// is always one.
+func (h *Hub) ServeControl(ctx context.Context, conn *tls.Conn) error {
+	t, err := h.greet(ctx, conn)
+	if err != nil {
+		conn.NetConn().Close()
+		h.counters.add("control_refused")
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	t.end = end
+	h.open(t)
+	err = h.welcome(t)
+	if err == nil {
+		h.announce(t)
+		err = t.talk.run(ctx, func(m *tunnelv1.Control) error { return h.hear(t, m) }, func() { h.close(t) })
+	}
+	h.close(t)
+	conn.NetConn().Close()
+	h.counters.add(endReason(err))
+	return fmt.Errorf("agent %s: %w", t.agent, err)
+}
+
+// greet does what must be done before anything is promised: the handshake, the
+// agent's hello, the check of its assignment, and the tunnel's keys.
+func (h *Hub) greet(ctx context.Context, conn *tls.Conn) (*tunnel, error) {
+	deadline := time.Now().Add(h.bounds.HelloWait) // lifted by talk, once the agent is known
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("control connection: %w", err)
+	}
+	agent, err := peerID(conn.ConnectionState(), sallyport.KindAgent, h.cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	t, err := h.hello(conn, agent)
+	if err != nil {
+		return nil, fmt.Errorf("agent %s: %w", agent, err)
+	}
+	if t.keys, err = deriveKeys(conn.ConnectionState(), t.id); err != nil {
+		return nil, err
+	}
+	return t, conn.SetDeadline(time.Time{})
+}
+
+func (h *Hub) hello(conn *tls.Conn, agent string) (*tunnel, error) {
+	m, err := ReadControl(conn)
+	if err != nil {
+		return nil, fmt.Errorf("hello: %w", err)
+	}
+	hello := m.GetHello()
+	if hello == nil {
+		return nil, errors.New("the first message is not a hello")
+	}
+	if hello.GetAgentId() != agent {
+		return nil, errors.New("the hello names another agent than the certificate")
+	}
+	t := &tunnel{
+		id: newID(), agent: agent, version: word(hello.GetVersion()), since: h.cfg.Now(),
+		pool: newPool(h.bounds), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter),
+	}
+	t.names.Store(&map[resourceName]bool{})
+	t.talk.pull = func() []*tunnelv1.Control { return h.needs(t) }
+	t.talk.tick = func(time.Time) { h.tick(t) }
+	if err := h.room(); err != nil {
+		return nil, err
+	}
+	return t, h.adopt(t, hello.GetAssignment())
+}
+
+func (h *Hub) room() error {
+	if h.draining.Load() {
+		return errDrained
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if len(h.tunnels) >= h.bounds.Tunnels {
+		return errTooMany
+	}
+	return nil
+}
+
+// adopt checks an assignment and makes it the tunnel's own. What is routed
+// changes with route.
+func (h *Hub) adopt(t *tunnel, raw []byte) error {
+	a, err := h.cfg.Verify(raw, t.agent)
+	if err != nil {
+		return fmt.Errorf("assignment: %w", err)
+	}
+	if h.expired(a) {
+		return errors.New("assignment: expired")
+	}
+	if len(a.Resources) > h.bounds.Resources {
+		return fmt.Errorf("assignment: %d resources, at most %d", len(a.Resources), h.bounds.Resources)
+	}
+	if err := h.renew(t.agent, a); err != nil {
+		return err
+	}
+	t.assignment.Store(&assignmentView{Assignment: a, raw: raw})
+	return nil
+}
+
+// renew refuses an older assignment than one that was shown before.
+func (h *Hub) renew(agent string, a Assignment) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a.Revision < h.revisions[agent].number {
+		return fmt.Errorf("assignment: revision %d, but %d was shown before", a.Revision, h.revisions[agent].number)
+	}
+	h.revisions[agent] = revision{a.Revision, a.NotAfter}
+	return nil
+}
+
+func (h *Hub) expired(a Assignment) bool {
+	return !a.NotAfter.IsZero() && !h.cfg.Now().Before(a.NotAfter)
+}
+
+// welcome is written when the tunnel's key can be found already: the agent's
+// first data connection may be faster than anything that is done after it.
+func (h *Hub) welcome(t *tunnel) error {
+	w := &tunnelv1.Welcome{
+		GatewayId:      h.cfg.GatewayID,
+		TunnelId:       t.id[:],
+		DataAddress:    h.cfg.DataAddress,
+		Gateways:       h.cfg.Gateways(),
+		PoolFloor:      uint32(h.bounds.PoolFloor),
+		PoolCeiling:    uint32(h.bounds.PoolCeiling),
+		PingIntervalMs: uint32(h.bounds.PingInterval.Milliseconds()),
+		DeadAfterMs:    uint32(h.bounds.DeadAfter.Milliseconds()),
+	}
+	return t.talk.put(&tunnelv1.Control{Message: &tunnelv1.Control_Welcome{Welcome: w}})
+}
+
+// hear acts on one message of an agent. An error ends the tunnel; what later
+// versions say is skipped.
+func (h *Hub) hear(t *tunnel, m *tunnelv1.Control) error {
+	switch m := m.Message.(type) {
+	case *tunnelv1.Control_Upsert:
+		h.upsert(t, m.Upsert.GetAssignment())
+	case *tunnelv1.Control_Delete:
+		h.unroute(t, m.Delete.GetNames())
+	case *tunnelv1.Control_Retire:
+		h.retire(t, m.Retire.GetCounters())
+	case *tunnelv1.Control_StreamUp:
+		h.streamUp(t, m.StreamUp.GetConnectionId())
+	case *tunnelv1.Control_StreamRefused:
+		h.streamRefused(t, m.StreamRefused)
+	case *tunnelv1.Control_Hello:
+		return errors.New("a second hello")
+	}
+	return nil
+}
+
+// upsert takes a new assignment over. A bad one is logged, and the old one
+// stays: an agent does not lose its resources by a late message.
+func (h *Hub) upsert(t *tunnel, raw []byte) {
+	if err := h.adopt(t, raw); err != nil {
+		h.counters.add("upsert_refused")
+		h.cfg.Log.Warn("new assignment refused", "agent", t.agent, "err", err)
+		return
+	}
+	h.announce(t)
+}
+
+func (h *Hub) retire(t *tunnel, counters []uint64) {
+	counters = counters[:min(len(counters), h.bounds.PoolCeiling)]
+	h.drop(t, t.pool.byCounter(counters))
+}
+
+func (h *Hub) drop(t *tunnel, entries []*entry) {
+	discard(entries)
+	for range entries {
+		h.counters.add("retired")
+	}
+	t.askForMore()
+}
+
+func (h *Hub) streamUp(t *tunnel, id []byte) {
+	l := t.leased(id)
+	if l == nil {
+		return // ended meanwhile
+	}
+	l.up.Store(true)
+	h.counters.add("stream_up")
+	h.settle(l, true)
+}
+
+func (h *Hub) streamRefused(t *tunnel, r *tunnelv1.StreamRefused) {
+	l := t.leased(r.GetConnectionId())
+	if l == nil {
+		return
+	}
+	h.counters.add("stream_refused")
+	h.cfg.Log.Debug("stream refused", "agent", t.agent, "resource", l.Kind+"/"+l.Name, "reason", word(r.GetReason()))
+	h.settle(l, false)
+}
+
+func (t *tunnel) leased(id []byte) *Lease {
+	if len(id) != idSize {
+		return nil
+	}
+	return t.pool.leased(ID(id))
+}
+
+// needs is what the writer says when it was poked.
+func (h *Hub) needs(t *tunnel) []*tunnelv1.Control {
+	n := t.pool.need(h.cfg.Now())
+	if n == 0 {
+		return nil
+	}
+	return []*tunnelv1.Control{{Message: &tunnelv1.Control_Need{Need: &tunnelv1.Need{Connections: uint32(n)}}}}
+}
+
+// tick follows the demand, and stops serving what has expired.
+func (h *Hub) tick(t *tunnel) {
+	h.drop(t, t.pool.tick(h.cfg.Now()))
+	if a := t.assignment.Load(); h.expired(a.Assignment) && len(*t.names.Load()) > 0 {
+		h.cfg.Log.Warn("assignment expired", "agent", t.agent)
+		h.setNames(t, map[resourceName]bool{})
+	}
+}
+
+func endReason(err error) string {
+	if errors.Is(err, ErrDead) || isTimeout(err) {
+		return "control_dead"
+	}
+	return "control_ended"
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}

@@ -1,0 +1,102 @@
+package tunnel
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
+)
+
+// Status is what an operator may see of a hub.
+type Status struct {
+	Tunnels  []TunnelStatus // by agent
+	HalfOpen int            // streams, and clients that wait for one
+	Waiting  int            // clients in the queue
+	Draining bool
+	Counters map[string]uint64
+}
+
+// TunnelStatus is one agent's tunnel.
+type TunnelStatus struct {
+	AgentID   string
+	Version   string
+	Since     time.Time
+	Revision  uint64 // of the assignment
+	Resources int    // names that lead here
+	RoundTrip time.Duration
+	Streams   int // leased and not ended
+
+	Parked   int // connections ready for clients
+	Pending  int // asked for and not yet here
+	Target   int // wanted
+	HalfOpen int
+}
+
+// Status returns the present state and the counters since the start.
+func (h *Hub) Status() Status {
+	s := Status{
+		HalfOpen: h.strangers.halfOpen(),
+		Waiting:  int(h.queue.length.Load()),
+		Draining: h.draining.Load(),
+		Counters: h.counters.snapshot(),
+	}
+	for _, t := range h.all() {
+		s.Tunnels = append(s.Tunnels, t.status())
+	}
+	slices.SortFunc(s.Tunnels, func(a, b TunnelStatus) int { return cmp.Compare(a.AgentID, b.AgentID) })
+	return s
+}
+
+func (h *Hub) all() (out []*tunnel) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, t := range h.tunnels {
+		out = append(out, t)
+	}
+	return out
+}
+
+func (t *tunnel) status() TunnelStatus {
+	s := TunnelStatus{
+		AgentID: t.agent, Version: t.version, Since: t.since,
+		Revision:  t.assignment.Load().Revision,
+		Resources: len(*t.names.Load()),
+		RoundTrip: time.Duration(t.talk.round.Load()),
+		Streams:   int(t.streams.Load()),
+	}
+	t.pool.mu.Lock()
+	defer t.pool.mu.Unlock()
+	s.Parked, s.Pending, s.Target, s.HalfOpen = t.pool.parked, t.pool.pending, t.pool.target, t.pool.halfCount
+	return s
+}
+
+// Present is the full set of agents that are up, for who missed the changes.
+func (h *Hub) Present() (out []Presence) {
+	h.presence.Lock()
+	defer h.presence.Unlock()
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, t := range h.agents {
+		out = append(out, t.presence(true))
+	}
+	return out
+}
+
+// Drain sends all agents away: no lease is given and no tunnel taken from now
+// on. Each agent is told to come back after a time of its own between after and
+// after + spread, so that they do not come all at once. Streams that run are
+// not touched. ServeControl returns for every connection soon after.
+func (h *Hub) Drain(after, spread time.Duration) {
+	h.draining.Store(true)
+	tunnels := h.all()
+	for i, t := range tunnels {
+		share := spread / time.Duration(len(tunnels))
+		back := after + share*time.Duration(i) + rand.N(share+1)
+		t.talk.send(&tunnelv1.Control{Message: &tunnelv1.Control_Drain{
+			Drain: &tunnelv1.Drain{ComeBackAfterMs: uint32(back.Milliseconds())},
+		}})
+		t.end(errDrained)
+	}
+}
