@@ -238,7 +238,10 @@ func (v *visit) refuse(err error) {
 
 // linger ends the TLS stream and waits for the client to end its own.
 func linger(tc *tls.Conn, raw net.Conn) {
-	tc.SetDeadline(time.Now().Add(lingerTime))
+	// Not a deadline: CloseWrite sets its own, which is longer.
+	timer := time.AfterFunc(lingerTime, func() { raw.Close() })
+	defer timer.Stop()
+	raw.SetReadDeadline(time.Time{}) // the protocol's own may have passed
 	if err := tc.CloseWrite(); err != nil {
 		return
 	}

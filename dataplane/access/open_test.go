@@ -231,8 +231,8 @@ func TestEnds(t *testing.T) {
 			w.snap.change(func(*sallyport.Trust) {})
 		}, after: 90 * time.Second, words: "expired at"},
 		{name: "longest session", options: sallyport.Options{MaxSessionTTL: 15 * time.Minute}, after: 15 * time.Minute, words: "lasted 15m0s"},
-		{name: "stale view", act: func(w *world, _ *session.Session) { w.snap.err = staleProblem(nil) }, after: -1},
-		{name: "stale view, strict locks", options: sallyport.Options{StrictLock: true}, act: func(w *world, _ *session.Session) { w.snap.err = staleProblem(nil) },
+		{name: "stale view", act: func(w *world, _ *session.Session) { w.snap.grow(staleProblem(nil)) }, after: -1},
+		{name: "stale view, strict locks", options: sallyport.Options{StrictLock: true}, act: func(w *world, _ *session.Session) { w.snap.grow(staleProblem(nil)) },
 			after: recheck, words: "no contact with auth"},
 		{name: "old view, strict locks", options: sallyport.Options{StrictLock: true}, after: 5*time.Minute + recheck, words: "no contact with auth since"},
 		{name: "cancelled by the protocol", act: func(_ *world, s *session.Session) { s.Cancel(sallyport.Denied("no input", "")) }, words: "no input"},

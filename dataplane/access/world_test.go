@@ -126,6 +126,13 @@ func (s *snapshot) change(f func(*sallyport.Trust)) {
 	s.changed = make(chan struct{})
 }
 
+// grow makes the view too old, without telling: that is what time does.
+func (s *snapshot) grow(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
 // decider answers by a function and counts.
 type decider struct {
 	mu    sync.Mutex
