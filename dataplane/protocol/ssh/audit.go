@@ -1,0 +1,174 @@
+package ssh
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/session"
+)
+
+const (
+	proto = "ssh"
+	// maxCommand is how much of a command goes to the audit log; an event must
+	// stay a line.
+	maxCommand  = 16 << 10 // bytes
+	denyTimeout = 5 * time.Second
+	timeFormat  = "2006-01-02T15:04:05.000Z07:00"
+)
+
+// use is what this server asks of the gate for a login.
+func (s *Server) use(c *session.Candidate, login string) session.Use {
+	common := func(name, code string) sallyport.Event {
+		return sallyport.Event{Name: name, Code: code, ServerID: s.HostID, Login: login, Fields: map[string]any{
+			"server_hostname": s.Hostname, "proto": proto,
+		}}
+	}
+	start := common("session.start", "T2000I")
+	start.Fields["participants"] = []string{c.Identity.Name}
+	start.Fields["session_recording"] = "off"
+	return session.Use{
+		Login: login, Action: sallyport.ActionConnect,
+		Start: start, Denied: common("auth", "T3007W"), End: common("session.end", "T2004I"),
+	}
+}
+
+// deny writes a refused authentication, durably, once per reason.
+func (h *handshake) deny(login string, p *sallyport.Problem) {
+	if !h.line(login, &refusal{problem: p}) {
+		return
+	}
+	s, outer, failed := h.server, h.candidate.Identity, false
+	s.log().Info("ssh: authentication refused", "connection", h.candidate.ConnectionID,
+		"user", outer.Name, "login", printable(login, maxLogin), "reason", p.Fact, "cause", p.Cause)
+	if s.Events == nil {
+		return
+	}
+	event := sallyport.Event{
+		Name: "auth", Code: "T3007W", UID: uuid.NewString(), Time: time.Now().UTC(),
+		Cluster: s.Cluster, ServerID: s.HostID, Login: printable(login, maxLogin),
+		Addr: h.candidate.ClientAddr.String(), Success: &failed,
+		Fields: map[string]any{"error": printable(p.Fact, maxMessage), "server_hostname": s.Hostname, "proto": proto},
+	}
+	// The person is the one of the outer certificate: it is proved.
+	if outer.Kind == sallyport.KindUser {
+		event.User, event.UserKind = outer.Name, "human"
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), denyTimeout)
+	defer cancel()
+	if err := s.Events.Emit(ctx, event, true); err != nil {
+		s.log().Error("ssh: refused authentication is not in the audit log", "connection", h.candidate.ConnectionID, "error", err)
+	}
+}
+
+// line says whether the refusal is new on this connection.
+func (h *handshake) line(login string, r *refusal) bool {
+	key := login + "\x00" + r.problem.Fact
+	if h.lines[key] {
+		return false
+	}
+	if h.lines == nil {
+		h.lines = make(map[string]bool)
+	}
+	h.lines[key] = true
+	return true
+}
+
+// refused writes that something was asked for which is not served, at most so
+// often that a client cannot fill the log with it.
+func (c *connection) refused(r rule, details map[string]any) {
+	if r.event.Name == "" || !c.refusals.take(time.Now()) {
+		return
+	}
+	no := false
+	event := r.event
+	event.Success = &no
+	event.Login, event.ServerID = c.session.Principal, c.server.HostID
+	event.Fields = map[string]any{"error": r.fact, "type": r.name, "proto": proto, "server_hostname": c.server.Hostname}
+	for name, value := range details {
+		event.Fields[name] = value
+	}
+	c.session.Emit(event)
+}
+
+// executed writes what a command came to.
+func (ch *channel) executed(state *os.ProcessState, failure error) {
+	fields := map[string]any{
+		"command": printable(ch.command, maxCommand), "proto": proto, "server_hostname": ch.conn.server.Hostname,
+		"interactive": ch.tty != nil,
+	}
+	code, fault := outcome(state, failure)
+	fields["exitCode"] = strconv.Itoa(code)
+	event := sallyport.Event{Name: "exec", Code: "T3002I", Fields: fields, Login: ch.conn.account.name, ServerID: ch.conn.server.HostID}
+	if fault != "" {
+		event.Code = "T3002E"
+		fields["exitError"] = fault
+	}
+	success := fault == ""
+	event.Success = &success
+	ch.conn.session.Emit(event)
+}
+
+// outcome is an exit code as a shell gives it, and the fault in words.
+func outcome(state *os.ProcessState, failure error) (code int, fault string) {
+	if failure != nil {
+		return -1, printable(failure.Error(), maxMessage)
+	}
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), state.String()
+	}
+	if state.ExitCode() != 0 {
+		return state.ExitCode(), state.String()
+	}
+	return 0, ""
+}
+
+// resized writes a new size of the terminal.
+func (ch *channel) resized(size string) {
+	if !ch.conn.resizes.take(time.Now()) {
+		return
+	}
+	ch.conn.session.Emit(sallyport.Event{Name: "resize", Code: "T2002I", Login: ch.conn.account.name,
+		ServerID: ch.conn.server.HostID, Fields: map[string]any{"size": size, "proto": proto}})
+}
+
+// end emits the session's end.
+func (c *connection) end() {
+	c.session.End(map[string]any{
+		"participants": []string{c.session.Identity.Name}, "interactive": c.interactive.Load(),
+		"session_start":   c.session.Started.UTC().Format(timeFormat),
+		"session_stop":    time.Now().UTC().Format(timeFormat),
+		"server_id":       c.server.HostID,
+		"server_hostname": c.server.Hostname,
+		"proto":           proto,
+	})
+}
+
+// allowance bounds how often a client can make us write an event: a burst, then
+// one per second.
+type allowance struct {
+	mu    sync.Mutex
+	spent int
+	last  time.Time
+}
+
+const burst = 20
+
+func (a *allowance) take(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if back := int(now.Sub(a.last) / time.Second); back > 0 {
+		a.spent = max(0, a.spent-back)
+		a.last = now
+	}
+	if a.spent >= burst {
+		return false
+	}
+	a.spent++
+	return true
+}

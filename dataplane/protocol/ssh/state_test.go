@@ -1,0 +1,238 @@
+package ssh
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// probe is a message of each number that would do something if it were taken.
+func probe(h *host, number byte) []byte {
+	marker := filepath.Join(h.home, "marker")
+	switch number {
+	case msgGlobalRequest:
+		return globalRequest("keepalive@openssh.com", nil)
+	case msgChannelOpen:
+		return channelOpen("session", 0)
+	case msgChannelRequest:
+		return channelRequest(0, "exec", true, str("touch "+marker))
+	case msgChannelData:
+		return join([]byte{msgChannelData}, make([]byte, 4), str("touch "+marker+"\n"))
+	case msgAuthRequest:
+		return join([]byte{msgAuthRequest}, str(h.login, "ssh-connection", "none"))
+	case msgServiceRequest:
+		return join([]byte{msgServiceRequest}, str("ssh-connection"))
+	}
+	return join([]byte{number}, make([]byte, 16))
+}
+
+// TestA83_MessagesBeforeAuthentication: in no state before
+// SSH_MSG_USERAUTH_SUCCESS does any message number open anything. Messages of
+// the connection protocol (RFC 4254) end the connection.
+func TestA83_MessagesBeforeAuthentication(t *testing.T) {
+	h := newHost(t, nil)
+	states := map[string]func() *rawClient{
+		"before keys":    h.rawConnect,
+		"before service": h.rawKeys,
+		"before proof":   h.rawService,
+		"after refusal": func() *rawClient {
+			c := h.rawService()
+			c.sign("root", h.signer(nil))
+			c.expect(msgAuthFailure)
+			return c
+		},
+		"after offer": func() *rawClient {
+			c := h.rawService()
+			c.ask(h.login, h.signer(nil).PublicKey())
+			c.expect(msgAuthPKOK)
+			return c
+		},
+	}
+	for name, reach := range states {
+		t.Run(name, func(t *testing.T) {
+			for number := range 256 {
+				c := reach()
+				c.send(probe(h, byte(number)))
+				if number >= 80 { // of the connection protocol, or nobody's
+					if got := c.untilEnd(); got != "" {
+						t.Errorf("message %d: got %s", number, got)
+					}
+				} else {
+					// What may be ignored here may not let a channel through.
+					_ = c.trySend(probe(h, msgChannelOpen))
+					_ = c.trySend(probe(h, msgChannelRequest))
+					c.Conn.(*net.TCPConn).CloseWrite()
+					if got := c.untilEnd(); got != "" {
+						t.Errorf("message %d: got %s", number, got)
+					}
+				}
+				c.Close()
+			}
+		})
+	}
+	if h.gate.opens != 0 || len(h.gate.named("session.start")) != 0 {
+		t.Errorf("%d sessions were opened", h.gate.opens)
+	}
+	if _, err := os.Stat(filepath.Join(h.home, "marker")); err == nil {
+		t.Error("a command ran")
+	}
+}
+
+// untilEnd reads to the end of the connection and names what must not come.
+func (c *rawClient) untilEnd() string {
+	for {
+		p, err := c.read()
+		if err, ok := err.(net.Error); ok && err.Timeout() {
+			return "no end"
+		}
+		if err != nil {
+			return ""
+		}
+		switch p[0] {
+		case msgAuthSuccess, msgRequestSuccess, msgChannelConfirm, msgChannelData, msgChannelSuccess:
+			return fmt.Sprintf("message %d", p[0])
+		}
+	}
+}
+
+// TestA83_MessagesAfterAuthentication: no message number in a session's life
+// breaks the server for others.
+func TestA83_MessagesAfterAuthentication(t *testing.T) {
+	h := newHost(t, nil)
+	for number := range 256 {
+		c := h.rawLogin()
+		_ = c.trySend(join([]byte{byte(number)}, make([]byte, 16)))
+		_ = c.trySend(join([]byte{byte(number)}))
+		c.Conn.(*net.TCPConn).CloseWrite()
+		if got := c.untilEnd(); got == "no end" {
+			t.Errorf("message %d: the connection hangs", number)
+		}
+		c.Close()
+	}
+	if got := h.run("echo on"); got.out != "on\n" {
+		t.Errorf("the server is broken: %+v", got)
+	}
+}
+
+// TestA82_UnsolicitedReplies: answers to questions nobody asked are dropped
+// (CVE-2026-39830).
+func TestA82_UnsolicitedReplies(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.rawLogin()
+	c.send(channelOpen("session", 3))
+	c.expect(msgChannelConfirm)
+	for range 2000 {
+		c.send([]byte{msgRequestSuccess})
+		c.send([]byte{msgRequestFailure})
+		c.send([]byte{msgChannelSuccess, 0, 0, 0, 0})
+		c.send([]byte{msgChannelFailure, 0, 0, 0, 0})
+	}
+	c.send(channelRequest(0, "exec", true, str("exit 5")))
+	c.expect(msgChannelSuccess)
+	status := c.expect(msgChannelRequest)
+	if !strings.Contains(string(status), "exit-status") || status[len(status)-1] != 5 {
+		t.Errorf("got %q", status)
+	}
+}
+
+// TestA82_RejectedChannels: refusing channels leaves nothing behind
+// (CVE-2026-39827).
+func TestA82_RejectedChannels(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.rawLogin()
+	const rounds, each = 20, 10_000
+	open := channelOpen("x11", 0)
+	reject := func() {
+		var reader sync.WaitGroup
+		reader.Go(func() {
+			for range each {
+				if p, err := c.read(); err != nil || p[0] != msgChannelRefused {
+					t.Errorf("got %v, %v", p, err)
+					return
+				}
+			}
+		})
+		for range each {
+			if err := c.trySend(open); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		reader.Wait()
+	}
+	reject()
+	before := heap()
+	for range rounds {
+		if t.Failed() {
+			return
+		}
+		if err := c.SetDeadline(time.Now().Add(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		reject()
+	}
+	if after := heap(); after > before+(1<<20) {
+		t.Errorf("%d KiB more after %d refused channels", (after-before)>>10, rounds*each)
+	}
+	if n := len(h.gate.named("x11-forward")); n == 0 || n > 2*burst {
+		t.Errorf("%d events about %d refused channels", n, rounds*each)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestUnclosedChannels: a client that never confirms a close keeps its slot, so
+// it cannot pile up channels.
+func TestUnclosedChannels(t *testing.T) {
+	h := newHost(t, func(h *host) { h.server.MaxChannels = 2 })
+	c := h.rawLogin()
+	for id := range uint32(2) {
+		c.send(channelOpen("session", id))
+		c.expect(msgChannelConfirm)
+		c.send(channelRequest(id, "exec", true, str("true")))
+		c.expect(msgChannelSuccess)
+		c.expect(msgChannelRequest) // exit-status
+		c.expect(96)                // EOF
+		c.expect(97)                // CLOSE, to which this client says nothing
+	}
+	c.send(channelOpen("session", 2))
+	c.expect(msgChannelRefused)
+	c.send(binary.BigEndian.AppendUint32([]byte{97}, 0))
+	eventually(t, "the slot to be free", func() bool {
+		c.send(channelOpen("session", 2))
+		p, err := c.read()
+		return err == nil && p[0] == msgChannelConfirm
+	})
+}
+
+// TestSilentClient: deadlines hold before the person is proven.
+func TestSilentClient(t *testing.T) {
+	h := newHost(t, func(h *host) {
+		h.server.HandshakeTimeout, h.server.LoginGrace = 50*time.Millisecond, 300*time.Millisecond
+	})
+	for name, reach := range map[string]func() *rawClient{"no keys": h.rawConnect, "no proof": h.rawService} {
+		started := time.Now()
+		c := reach()
+		if got := c.untilEnd(); got != "" {
+			t.Errorf("%s: %s", name, got)
+		}
+		took := time.Since(started)
+		if name == "no proof" && took < 200*time.Millisecond || name == "no keys" && took > 250*time.Millisecond {
+			t.Errorf("%s: ended after %v", name, took)
+		}
+		c.Close()
+	}
+}
