@@ -198,9 +198,6 @@ func cutAt(text []byte, size int, escape bool) []byte {
 	for !escape && n > 0 && !utf8.RuneStart(text[n]) {
 		n--
 	}
-	if n == 0 {
-		n = size
-	}
 	return text[:n]
 }
 

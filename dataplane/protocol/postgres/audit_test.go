@@ -1,0 +1,164 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/base64"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sallyport/sallyport"
+)
+
+func discard(sallyport.Event) {}
+
+// recorded returns what see emits.
+func recorded(t *testing.T, statement int, kind byte, body []byte) []sallyport.Event {
+	t.Helper()
+	var got []sallyport.Event
+	a := auditor{emit: func(e sallyport.Event) { got = append(got, e) }, base: map[string]any{"db_user": "alice"}, statement: statement}
+	if err := a.see(kind, body); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// text puts the parts of a recorded statement together again.
+func text(events []sallyport.Event, field string) string {
+	var b strings.Builder
+	for _, e := range events {
+		b.WriteString(e.Fields[field].(string))
+	}
+	return b.String()
+}
+
+func unescape(s string) string {
+	return must(strconv.Unquote(`"` + strings.NewReplacer(`"`, `\"`, "\n", `\n`).Replace(s) + `"`))
+}
+
+func TestEscaped(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "plain é": "plain é", `a\b`: `a\\b`, "\xff": `\xff`, "é\xc3": `é\xc3`, `\xff`: `\\xff`, "\xed\xa0\x80": `\xed\xa0\x80`,
+	} {
+		if got := escaped([]byte(in)); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzEscaped(f *testing.F) {
+	f.Add([]byte("a\\\xffé\""))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got := escaped(b)
+		if !utf8.ValidString(got) {
+			t.Fatalf("%q", got)
+		}
+		plain := bytes.ContainsAny(b, "\"\n\r")
+		if !plain && unescape(got) != string(b) {
+			t.Fatalf("%q is %q again", got, unescape(got))
+		}
+	})
+}
+
+// TestTextInParts: nothing is lost at the seams, and no character is torn.
+func TestTextInParts(t *testing.T) {
+	for name, c := range map[string]struct {
+		text      string
+		statement int
+		events    int
+		kept      int // bytes of text recorded
+		escaped   bool
+	}{
+		"short":                {"select 1", 1 << 20, 1, 8, false},
+		"just one":             {strings.Repeat("x", partSize), 1 << 20, 1, partSize, false},
+		"one more":             {strings.Repeat("x", partSize+1), 1 << 20, 2, partSize + 1, false},
+		"torn at the seam":     {"x" + strings.Repeat("é", partSize), 1 << 20, 3, 2*partSize + 1, false},
+		"long characters":      {"xx" + strings.Repeat("😀", partSize/4), 1 << 20, 2, partSize + 2, false},
+		"foreign":              {strings.Repeat("\xe9", partSize+1), 1 << 20, 2, partSize + 1, true},
+		"cut":                  {strings.Repeat("x", 3*partSize), 2 * partSize, 2, 2 * partSize, false},
+		"cut in a character":   {strings.Repeat("é", 3*partSize), partSize + 1, 1, partSize, false},
+		"short and cut":        {"select é", 8, 1, 7, false},
+		"cut before its first": {"😀😀", 2, 1, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, m := range []struct {
+				kind       byte
+				body, name string
+			}{{msgQuery, c.text + "\x00", "db_query"}, {msgParse, "s\x00" + c.text + "\x00\x00\x00", "query"}} {
+				got := recorded(t, c.statement, m.kind, []byte(m.body))
+				if len(got) != c.events {
+					t.Errorf("%d events, want %d", len(got), c.events)
+				}
+				all := text(got, m.name)
+				if c.escaped {
+					all = strings.ReplaceAll(all, `\xe9`, "\xe9")
+				}
+				if all != c.text[:c.kept] {
+					t.Errorf("%d bytes recorded, want %d", len(all), c.kept)
+				}
+				last := got[len(got)-1].Fields
+				if cut := c.kept < len(c.text); cut != (last["db_query_truncated"] == true) || cut != (last["db_query_sha256"] != nil) {
+					t.Errorf("cut %v: %v %v", cut, last["db_query_truncated"], last["db_query_sha256"])
+				}
+				for i, e := range got {
+					if e.Fields["db_user"] != "alice" || (e.Fields["db_query_escaped"] == true) != c.escaped {
+						t.Errorf("part %d: %v", i+1, e.Fields["db_query_escaped"])
+					}
+					if len(c.text) > partSize && (e.Fields["db_query_part"] != int64(i+1) || e.Fields["db_query_size"] != int64(len(c.text))) {
+						t.Errorf("part %v of %v", e.Fields["db_query_part"], e.Fields["db_query_size"])
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestParametersAreBounded(t *testing.T) {
+	v := newValues()
+	v.add(nil, false)
+	v.add([]byte{}, false)
+	v.add([]byte("text"), false)
+	v.add([]byte("bin"), true)
+	v.add([]byte{0xff}, false)
+	want := map[string]any{
+		"p":        []string{"", "", "text", base64.StdEncoding.EncodeToString([]byte("bin")), base64.StdEncoding.EncodeToString([]byte{0xff})},
+		"base64_p": []int64{4, 5}, "null_p": []int64{1},
+	}
+	if d := cmp.Diff(want, v.fields("p")); d != "" {
+		t.Error(d)
+	}
+
+	v = newValues()
+	for range 65535 {
+		v.add(nil, false)
+	}
+	if len(v.list) != allParams/paramCost || v.fields("p")["p_truncated"] != true || v.fields("p")["p_count"] != int64(65535) {
+		t.Errorf("%d kept", len(v.list))
+	}
+	v = newValues()
+	sum := 0
+	for range 100 {
+		v.add(bytes.Repeat([]byte("x"), 1<<20), false)
+	}
+	for _, s := range v.list {
+		sum += len(s)
+	}
+	if sum > allParams || len(v.list[0]) != oneParameter {
+		t.Errorf("%d bytes kept, %d of the first", sum, len(v.list[0]))
+	}
+	v = newValues()
+	if d := cmp.Diff(map[string]any{}, v.fields("p")); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestNamesAreBounded(t *testing.T) {
+	got := recorded(t, 1, msgExecute, append(bytes.Repeat([]byte{0xff}, 10_000-9), 0, 0, 0, 0, 0))
+	name := got[0].Fields["portal_name"].(string)
+	if len(name) > 4*oneParameter+4 || !strings.HasPrefix(name, `\xff`) {
+		t.Errorf("%d bytes", len(name))
+	}
+}
