@@ -10,7 +10,16 @@ const (
 	Writable                       // room to write, or a connect that finished
 	HungUp                         // both halves closed, or reset: reading tells which
 	Failed                         // a pending socket error (SO_ERROR)
+
+	// Ending: the peer will send nothing after what is queued now. It comes
+	// with Readable. A loop that cannot tell sets it whenever Readable is set.
+	// Without it a handler may stop at a read that did not fill its buffer.
+	Ending
 )
+
+// ScratchSize is the size of Loop.Scratch. Small enough for the first-level
+// caches of a core, large enough for a whole TLS record.
+const ScratchSize = 16 << 10
 
 // Handler receives the events of one watched descriptor.
 //
@@ -36,22 +45,27 @@ type Timer interface {
 type Loop interface {
 	// Watch adds fd, edge-triggered for reading, writing and hang-up. The
 	// loop does not own fd: the handler closes it, after Unwatch. Events that
-	// are already there are reported.
+	// are already there are reported. A descriptor that this loop watches
+	// already moves to the new handler. fd must be non-blocking.
 	Watch(fd int, h Handler) error
 
 	// Unwatch removes fd. No event of fd is delivered after it returns. It
-	// must come before the descriptor is closed or given away.
+	// must come before the descriptor is closed or given away. Without a
+	// Watch before it does nothing.
 	Unwatch(fd int)
 
 	// Arm calls t once, at or after the given delay. An armed timer is moved.
-	// The resolution is 10 ms; deadlines are not early.
+	// The resolution is 10 ms; deadlines are not early, and timers that are
+	// due together are called in the order of their deadlines. t must be
+	// comparable (a pointer).
 	Arm(t Timer, after time.Duration)
 
 	// Disarm forgets t; no call follows.
 	Disarm(t Timer)
 
-	// Post runs f on the loop's thread, soon. It reports false, and f is
-	// never run, when the loop has been closed.
+	// Post runs f on the loop's thread, soon, in the order of the calls. It
+	// reports false, and f is never run, when the loop has been closed; what
+	// was accepted before is run.
 	Post(f func()) bool
 
 	// Now is the time at which the present round of events began.

@@ -27,6 +27,10 @@ type End struct {
 	// writing was done on FD, after all Pending was written.
 	ReadClosed, WriteClosed bool
 
+	// Reset: the peer of FD has reset the connection. What it sent before is
+	// still to be delivered to the other end, and then the reset.
+	Reset bool
+
 	Written uint64 // bytes written to FD so far
 }
 
@@ -42,7 +46,8 @@ const (
 )
 
 // Owner is told when a relay has ended, on the loop's thread. Both descriptors
-// have been closed by then.
+// have been closed by then; in s they are -1. Ended is not called from within
+// Start, unless the loop has been closed, and not after Take.
 type Owner interface {
 	Ended(s State, why Reason)
 }

@@ -1,0 +1,6 @@
+package relay
+
+// kinds are the implementations that the suites run on.
+func kinds() map[string]func() (Loop, error) {
+	return map[string]func() (Loop, error){"epoll": NewEpoll, "portable": NewPortable}
+}

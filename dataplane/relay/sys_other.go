@@ -1,0 +1,34 @@
+//go:build unix && !linux
+
+package relay
+
+import "golang.org/x/sys/unix"
+
+func recv(fd int, b []byte) (int, error) {
+	return retry(func() (int, error) { return unix.Read(fd, b) })
+}
+
+func peek(fd int, b []byte) (int, error) {
+	return retry(func() (int, error) {
+		n, _, err := unix.Recvfrom(fd, b, unix.MSG_PEEK)
+		return n, err
+	})
+}
+
+// send relies on the runtime, which ignores SIGPIPE on sockets.
+func send(fd int, b []byte) (int, error) {
+	return retry(func() (int, error) { return unix.Write(fd, b) })
+}
+
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err == unix.EINTR {
+			continue
+		}
+		return max(n, 0), err
+	}
+}
+
+// unsent is unknown here: a reset is passed on at once.
+func unsent(int) int { return 0 }
