@@ -86,7 +86,8 @@ type Opening struct {
 
 // Handler serves a candidate on the TLS connection. It may set deadlines; there
 // are none when it is called, except for a candidate with a Refusal. The door
-// closes the connection when it returns.
+// closes the connection when it returns: with TLS's end of stream, unless the
+// error wraps session.ErrCut.
 type Handler func(ctx context.Context, c *session.Candidate, conn net.Conn) error
 
 // Serve takes conn over, identifies the client and calls serve. It returns when
@@ -109,7 +110,9 @@ func (d *Door) Serve(ctx context.Context, conn net.Conn, open Opening, serve Han
 	err = serve(ctx, c, tc)
 	v.endAll()
 	v.auditRefusal(ctx, c)
-	linger(tc, conn)
+	if !errors.Is(err, session.ErrCut) {
+		linger(tc, conn)
+	}
 	return err
 }
 

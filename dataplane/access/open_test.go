@@ -368,7 +368,7 @@ func TestIdle(t *testing.T) {
 			t.Fatal(err)
 		}
 		near, far := net.Pipe()
-		conn := session.Idle(s, far)
+		conn, _ := session.Idle(s, far)
 		go func() {
 			for {
 				if _, err := conn.Read(make([]byte, 8)); err != nil {

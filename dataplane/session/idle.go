@@ -11,18 +11,19 @@ import (
 // Idle returns conn such that the session is cancelled when nothing has been
 // read from it for Options.ClientIdleTimeout. Without that option it returns
 // conn itself. Reads are those of the client's side: what the resource sends
-// does not keep a session alive. Closing the returned connection ends the watch.
-func Idle(s *Session, conn net.Conn) net.Conn {
+// does not keep a session alive. stop ends the watch and leaves the connection
+// open; closing the returned connection does both.
+func Idle(s *Session, conn net.Conn) (watched net.Conn, stop func()) {
 	limit := s.Options.ClientIdleTimeout
 	if limit <= 0 || s.Cancel == nil {
-		return conn
+		return conn, func() {}
 	}
 	c := &idle{Conn: conn, limit: limit}
 	c.timer = time.AfterFunc(limit, func() {
 		s.Cancel(&sallyport.Problem{Kind: sallyport.ErrDenied,
 			Fact: "no input for " + limit.String() + ", the longest that your roles allow", Hint: "connect again"})
 	})
-	return c
+	return c, c.stop
 }
 
 type idle struct {
@@ -59,10 +60,14 @@ func (c *idle) CloseWrite() error {
 	return c.Close()
 }
 
-func (c *idle) Close() error {
+func (c *idle) stop() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.closed = true
 	c.timer.Stop()
-	c.mu.Unlock()
+}
+
+func (c *idle) Close() error {
+	c.stop()
 	return c.Conn.Close()
 }

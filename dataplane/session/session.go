@@ -10,11 +10,17 @@ package session
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 
 	"github.com/sallyport/sallyport"
 )
+
+// ErrCut, wrapped in what a protocol returns, makes the door close the client's
+// connection without TLS's end of stream (close_notify): the client can then
+// tell a stream that broke off from one that ended.
+var ErrCut = errors.New("stream cut")
 
 // Gate decides and records; access.Door is the one implementation.
 // All methods may be called concurrently.

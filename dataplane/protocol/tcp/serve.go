@@ -1,0 +1,198 @@
+package tcp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/session"
+)
+
+const (
+	// Protocol is the id whose clients are greeted.
+	Protocol = "sallyport-tcp/1"
+
+	dialTimeout  = 10 * time.Second
+	greetTimeout = 10 * time.Second
+	maxText      = 1024     // bytes of a greeting's fact or hint
+	bufferSize   = 32 << 10 // of one direction
+
+	greetOpen    = 0
+	greetRefused = 1
+)
+
+// Server serves TCP resources. The zero value works.
+type Server struct {
+	// Dial reaches the target of a resource; nil for net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	Log  *slog.Logger // nil: none
+}
+
+// Serve carries one client's stream. It is an access.Handler.
+func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
+	sess, err := c.Open(ctx, use(c))
+	if err != nil {
+		return refuse(c, conn, err)
+	}
+	var moved traffic
+	defer func() { sess.End(moved.fields()) }()
+	target, err := s.dial(sess, c.Resource)
+	if err != nil {
+		moved.failed = err
+		return refuse(c, conn, err)
+	}
+	defer target.Close()
+	if err := greet(c, conn, []byte{greetOpen}); err != nil {
+		return err
+	}
+	client, stop := session.Idle(sess, conn)
+	defer stop()
+	if err := join(sess.Context, client, target, &moved); err != nil {
+		moved.failed = err
+		return fmt.Errorf("%w: %w", session.ErrCut, err)
+	}
+	return nil
+}
+
+func (s *Server) dial(sess *session.Session, r sallyport.Resource) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(sess.Context, dialTimeout)
+	defer cancel()
+	dial := s.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	conn, err := dial(ctx, "tcp", strings.TrimPrefix(r.Address, "tcp://"))
+	if err == nil {
+		return conn, nil
+	}
+	if s.Log != nil {
+		s.Log.Warn("target does not answer", "session", sess.ID, "resource", r.Name, "error", err)
+	}
+	var why *sallyport.Problem
+	if errors.As(context.Cause(sess.Context), &why) {
+		return nil, why
+	}
+	return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err,
+		Fact: "resource " + r.Name + ": the target does not answer", Hint: "check that it runs, or tell its owner"}
+}
+
+// refuse tells the reason to a client that knows greetings.
+func refuse(c *session.Candidate, conn net.Conn, err error) error {
+	fact, hint := err.Error(), ""
+	var p *sallyport.Problem
+	if errors.As(err, &p) {
+		fact, hint = p.Fact, p.Hint
+	}
+	b := appendText([]byte{greetRefused}, fact)
+	if werr := greet(c, conn, appendText(b, hint)); werr != nil {
+		return errors.Join(err, werr)
+	}
+	return err
+}
+
+// appendText cuts at a rune's border.
+func appendText(b []byte, s string) []byte {
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText], "")
+	}
+	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
+	return append(b, s...)
+}
+
+func greet(c *session.Candidate, conn net.Conn, greeting []byte) error {
+	if c.ALPN != Protocol {
+		return nil
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(greetTimeout)); err != nil {
+		return err
+	}
+	if _, err := conn.Write(greeting); err != nil {
+		return err
+	}
+	return conn.SetWriteDeadline(time.Time{})
+}
+
+// traffic counts what a session moved: rx from the client, tx to it.
+type traffic struct {
+	rx, tx atomic.Int64
+	failed error
+}
+
+// join carries bytes both ways until both directions have ended, one has
+// failed, or ctx is done. An error means that not all bytes arrived.
+func join(ctx context.Context, client, target net.Conn, moved *traffic) error {
+	stop := context.AfterFunc(ctx, func() {
+		// The client's connection is not ours to close.
+		client.SetDeadline(time.Unix(1, 0))
+		abort(target)
+	})
+	defer stop()
+	errs := make(chan error, 2)
+	go func() { errs <- carry(target, client, &moved.rx) }()
+	go func() { errs <- carry(client, target, &moved.tx) }()
+	err := <-errs
+	if err != nil {
+		client.SetDeadline(time.Unix(1, 0))
+		abort(target)
+	}
+	second := <-errs
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err == nil {
+		err = second
+	}
+	return err
+}
+
+// abort closes with a reset: the other end must not take it for an end.
+func abort(c net.Conn) {
+	if tc, ok := c.(*net.TCPConn); ok {
+		tc.SetLinger(0)
+	}
+	c.Close()
+}
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// carry copies one direction and ends it.
+func carry(dst, src net.Conn, n *atomic.Int64) error {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for {
+		r, err := src.Read(buf[:])
+		if r > 0 {
+			w, werr := dst.Write(buf[:r])
+			n.Add(int64(w))
+			if werr != nil {
+				return werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return closeWrite(dst)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func closeWrite(c net.Conn) error {
+	half, ok := c.(interface{ CloseWrite() error })
+	if !ok {
+		return fmt.Errorf("%T cannot be half closed", c)
+	}
+	if err := half.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) && !isNotConnected(err) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,306 @@
+package tcp
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/session"
+)
+
+// gate stands for the door.
+type gate struct {
+	denial  *sallyport.Problem
+	options sallyport.Options
+
+	mu     sync.Mutex
+	use    session.Use
+	ended  map[string]any
+	cancel context.CancelCauseFunc
+}
+
+func newGate() *gate { return &gate{} }
+
+func (g *gate) Admit(sallyport.Identity, netip.AddrPort) *sallyport.Problem { return nil }
+
+func (g *gate) Open(ctx context.Context, c *session.Candidate, use session.Use) (*session.Session, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.use = use
+	if g.denial != nil {
+		return nil, g.denial
+	}
+	sctx, cancel := context.WithCancelCause(ctx)
+	g.cancel = cancel
+	return &session.Session{
+		ID: "s1", Context: sctx, Options: g.options, Resource: c.Resource,
+		Cancel: func(p *sallyport.Problem) { cancel(p) },
+		End: func(fields map[string]any) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.ended = fields
+			cancel(context.Canceled)
+		},
+	}, nil
+}
+
+// pair is two ends of a real TCP connection.
+func pair(t testing.TB) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); s.Close() })
+	for _, conn := range []net.Conn{c, s} {
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+	}
+	return c.(*net.TCPConn), s.(*net.TCPConn)
+}
+
+// target accepts one connection and gives it to serve.
+func target(t testing.TB, serve func(*net.TCPConn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		serve(c.(*net.TCPConn))
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String()
+}
+
+// run serves one client and returns its end and the verdict.
+func run(t testing.TB, g *gate, address, protocol string) (*net.TCPConn, <-chan error) {
+	t.Helper()
+	client, conn := pair(t)
+	c := &session.Candidate{Gate: g, ALPN: protocol,
+		Resource: sallyport.Resource{Kind: sallyport.KindTCP, Name: "echo", Address: address, Labels: map[string]string{"env": "prod"}}}
+	errs := make(chan error, 1)
+	go func() {
+		err := new(Server).Serve(t.Context(), c, conn)
+		conn.Close()
+		errs <- err
+	}()
+	return client, errs
+}
+
+func echo(c *net.TCPConn) { io.Copy(c, c); c.CloseWrite() }
+
+// TestBothWays moves enough to fill every buffer, ends one half, and reads the
+// rest from the other.
+func TestBothWays(t *testing.T) {
+	for _, protocol := range []string{Protocol, "", "imap"} {
+		t.Run("by "+protocol, func(t *testing.T) {
+			g := newGate()
+			client, errs := run(t, g, target(t, echo), protocol)
+			if protocol == Protocol {
+				b := make([]byte, 1)
+				if _, err := io.ReadFull(client, b); err != nil || b[0] != greetOpen {
+					t.Fatalf("greeting %v, %v", b, err)
+				}
+			}
+			data := make([]byte, 8<<20)
+			rand.Read(data)
+			go func() {
+				client.Write(data)
+				client.CloseWrite()
+			}()
+			got, err := io.ReadAll(client)
+			if err != nil || sha256.Sum256(got) != sha256.Sum256(data) {
+				t.Fatalf("%d of %d bytes came back, %v", len(got), len(data), err)
+			}
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+			if g.ended["rx"] != int64(len(data)) || g.ended["tx"] != int64(len(data)) || g.ended["error"] != nil {
+				t.Errorf("end fields %v", g.ended)
+			}
+			if g.use.Start.Code != "T2007I" || g.use.Denied.Code != "T2007E" || g.use.End.Code != "T2011I" || g.use.Start.Fields["app_name"] != "echo" {
+				t.Errorf("events %+v", g.use)
+			}
+		})
+	}
+}
+
+// TestTargetEndsFirst: the other half stays open.
+func TestTargetEndsFirst(t *testing.T) {
+	heard := make(chan string, 1)
+	addr := target(t, func(c *net.TCPConn) {
+		io.WriteString(c, "bye")
+		c.CloseWrite()
+		b, _ := io.ReadAll(c)
+		heard <- string(b)
+	})
+	client, errs := run(t, newGate(), addr, "")
+	if b, err := io.ReadAll(client); string(b) != "bye" || err != nil {
+		t.Fatalf("%q %v", b, err)
+	}
+	io.WriteString(client, "and good night")
+	client.CloseWrite()
+	if got := <-heard; got != "and good night" {
+		t.Errorf("target heard %q", got)
+	}
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDenied(t *testing.T) {
+	g := newGate()
+	g.denial = sallyport.Denied("access to tcp echo denied: no role allows it", strings.Repeat("ü", 600))
+	client, errs := run(t, g, "127.0.0.1:1", Protocol)
+	b, err := io.ReadAll(client)
+	if err != nil || !bytes.HasPrefix(b, append([]byte{greetRefused, 0, 44}, g.denial.Fact...)) {
+		t.Errorf("told %q, %v", b, err)
+	}
+	if n := 1 + 2 + 44 + 2 + maxText; len(b) != n {
+		t.Errorf("%d bytes, want %d", len(b), n)
+	}
+	if err := <-errs; !errors.Is(err, sallyport.ErrDenied) {
+		t.Error(err)
+	}
+	client, errs = run(t, g, "127.0.0.1:1", "")
+	if b, err := io.ReadAll(client); len(b) != 0 || err != nil {
+		t.Errorf("a client without greetings was told %q, %v", b, err)
+	}
+	<-errs
+}
+
+func TestTargetDown(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	g := newGate()
+	client, errs := run(t, g, l.Addr().String(), Protocol)
+	b, err := io.ReadAll(client)
+	if err != nil || !bytes.Contains(b, []byte("the target does not answer")) || bytes.Contains(b, []byte("127.0.0.1")) {
+		t.Errorf("told %q, %v", b, err)
+	}
+	if err := <-errs; !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Error(err)
+	}
+	if g.ended["error"] == nil {
+		t.Errorf("end fields %v", g.ended)
+	}
+}
+
+// TestTargetByName: targets may have DNS names, and a URI's scheme.
+func TestTargetByName(t *testing.T) {
+	_, port, err := net.SplitHostPort(target(t, echo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address != "echo.internal:"+port {
+			t.Errorf("dialed %q", address)
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+port)
+	}}
+	client, conn := pair(t)
+	c := &session.Candidate{Gate: newGate(), Resource: sallyport.Resource{Name: "echo", Address: "tcp://echo.internal:" + port}}
+	errs := make(chan error, 1)
+	go func() { errs <- s.Serve(t.Context(), c, conn) }()
+	io.WriteString(client, "x")
+	client.CloseWrite()
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTargetResets: a stream that broke is not taken for one that ended.
+func TestTargetResets(t *testing.T) {
+	addr := target(t, func(c *net.TCPConn) {
+		io.ReadFull(c, make([]byte, 1))
+		c.SetLinger(0)
+	})
+	g := newGate()
+	client, errs := run(t, g, addr, "")
+	io.WriteString(client, "x")
+	if err := <-errs; !errors.Is(err, session.ErrCut) {
+		t.Errorf("got %v", err)
+	}
+	if g.ended["error"] == nil {
+		t.Errorf("end fields %v", g.ended)
+	}
+}
+
+// TestClientBreaks: what breaks on the client's side is a reset at the target.
+func TestClientBreaks(t *testing.T) {
+	heard := make(chan error, 1)
+	addr := target(t, func(c *net.TCPConn) {
+		_, err := io.Copy(io.Discard, c)
+		heard <- err
+	})
+	client, errs := run(t, newGate(), addr, Protocol)
+	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	client.SetLinger(0)
+	client.Close()
+	if err := <-heard; err == nil {
+		t.Error("the target took it for an end")
+	}
+	if err := <-errs; !errors.Is(err, session.ErrCut) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestLock: a session that must end lets go of both ends at once, in the middle
+// of whatever they do.
+func TestLock(t *testing.T) {
+	heard := make(chan error, 1)
+	addr := target(t, func(c *net.TCPConn) {
+		_, err := io.Copy(io.Discard, c)
+		heard <- err
+	})
+	g := newGate()
+	client, errs := run(t, g, addr, Protocol)
+	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	g.cancel(sallyport.Denied("lock in force", ""))
+	if err := <-errs; !errors.Is(err, session.ErrCut) || !strings.Contains(err.Error(), "lock in force") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := client.Read(make([]byte, 1)); err == nil {
+		t.Error("the client is still connected")
+	}
+	if err := <-heard; err == nil {
+		t.Error("the target took it for an end")
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+}
