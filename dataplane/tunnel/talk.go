@@ -86,7 +86,8 @@ func (t *talk) run(ctx context.Context, handle func(*tunnelv1.Control) error, en
 	ended = sync.OnceFunc(ended)
 	g.Go(func() error { return t.write(ctx, ended) })
 	g.Go(func() error { return t.read(handle, ended) })
-	return g.Wait()
+	_ = g.Wait() // what came first counts, and that may be the parent's cause
+	return context.Cause(ctx)
 }
 
 // hurry ends a write that is under way when the connection is over.

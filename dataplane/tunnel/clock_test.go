@@ -1,0 +1,179 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
+)
+
+// The tests of this file run by a fake clock, over pipes.
+
+// TestF13_AgentVanishes: nothing is heard, no packet says so; within 5 s
+// nothing leads to the agent any more.
+func TestF13_AgentVanishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t)
+		gone := make(chan time.Time, 1)
+		h := NewHub(HubConfig{GatewayID: gatewayID, Verify: verifyAssigned, Presence: func(p Presence) {
+			if !p.Up {
+				gone <- time.Now()
+			}
+		}})
+		here, there := net.Pipe()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- h.ServeControl(t.Context(), tls.Server(here, ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))))
+		}()
+		agent := tls.Client(there, ca.client(ca.issue(t, sallyport.KindAgent, agentID)))
+		hello := &tunnelv1.Hello{AgentId: agentID, Assignment: assigned(1, "tcp/echo")}
+		check0(t, putControl(agent, &tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: hello}}, patience))
+		for range 100 { // 200 s of pings: it lives as long as it answers
+			m, err := ReadControl(agent)
+			check0(t, err)
+			if p := m.GetPing(); p != nil {
+				check0(t, putControl(agent, &tunnelv1.Control{Message: &tunnelv1.Control_Pong{Pong: &tunnelv1.Pong{Sequence: p.Sequence}}}, patience))
+			}
+		}
+		if !h.Live("tcp", "echo") {
+			t.Fatal("the agent answers, and is not live")
+		}
+		vanished := time.Now()
+		if d := (<-gone).Sub(vanished); d > 5*time.Second {
+			t.Errorf("noticed after %v", d)
+		}
+		if h.Live("tcp", "echo") {
+			t.Error("still live")
+		}
+		if err := <-ended; !errors.Is(err, ErrDead) && !isTimeout(err) {
+			t.Errorf("ServeControl: %v", err)
+		}
+		if n := h.Status().Counters["control_dead"]; n != 1 {
+			t.Errorf("control_dead: %d", n)
+		}
+		there.Close()
+	})
+}
+
+// TestF13_GatewayVanishes: the agent notices as well, and dials again.
+func TestF13_GatewayVanishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t)
+		h := NewHub(HubConfig{GatewayID: gatewayID, Verify: verifyAssigned})
+		server := ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))
+		vanish := make(chan struct{})
+		dialed := make(chan time.Time, 100)
+		ctx, cancel := context.WithCancel(t.Context())
+		first := true
+		done := make(chan error, 1)
+		go func() {
+			done <- RunAgent(ctx, AgentConfig{
+				AgentID: agentID, Gateways: []string{"gw.test:443"}, Assignments: once(assigned(1, "tcp/echo")), Serve: echo,
+				TLS: func(string) (*tls.Config, error) {
+					return ca.client(ca.issue(t, sallyport.KindAgent, agentID)), nil
+				},
+				Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					dialed <- time.Now()
+					if !first {
+						return nil, errors.New("nobody there")
+					}
+					first = false
+					here, there := net.Pipe()
+					go func() { _ = h.ServeControl(ctx0(t), tls.Server(&mute{Conn: here, from: vanish}, server)) }()
+					return there, nil
+				},
+			})
+		}()
+		<-dialed
+		time.Sleep(time.Minute)
+		if !h.Live("tcp", "echo") {
+			t.Fatal("not live after a minute")
+		}
+		drainTimes(dialed)
+		vanished := time.Now()
+		close(vanish)
+		if d := (<-dialed).Sub(vanished); d > 5*time.Second+jitterMost {
+			t.Errorf("dialed again after %v", d)
+		}
+		cancel()
+		<-done
+		time.Sleep(time.Minute)
+	})
+}
+
+// jitterMost is the first pause at its longest.
+const jitterMost = firstPause
+
+func ctx0(t *testing.T) context.Context { return t.Context() }
+
+func drainTimes(c chan time.Time) {
+	for len(c) > 0 {
+		<-c
+	}
+}
+
+// mute is a connection whose other end vanishes: nothing goes through any more,
+// and nobody is told.
+type mute struct {
+	net.Conn
+	from chan struct{}
+}
+
+func (m *mute) Write(b []byte) (int, error) {
+	select {
+	case <-m.from:
+		return len(b), nil
+	default:
+		return m.Conn.Write(b)
+	}
+}
+
+// TestBackInTime: however long a gateway was away, the agent is there within
+// 5 s of its return.
+func TestBackInTime(t *testing.T) {
+	for _, away := range []time.Duration{time.Millisecond, time.Second, 10 * time.Second, time.Hour} {
+		for _, hangs := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				if d := backAfter(t, away, hangs); d > 5*time.Second {
+					t.Errorf("away for %v (dials hang: %v): back after %v", away, hangs, d)
+				}
+			})
+		}
+	}
+}
+
+// backAfter says how long after a gateway's return the next dial begins.
+func backAfter(t *testing.T, away time.Duration, hangs bool) time.Duration {
+	ctx, cancel := context.WithCancel(t.Context())
+	start, found := time.Now(), make(chan time.Time, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- RunAgent(ctx, AgentConfig{
+			AgentID: agentID, Gateways: []string{"gw.test:443"}, Assignments: once(assigned(1)), Serve: echo,
+			TLS: func(string) (*tls.Config, error) { return &tls.Config{}, nil },
+			Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				if time.Since(start) >= away {
+					select {
+					case found <- time.Now():
+					default:
+					}
+				}
+				if hangs {
+					<-ctx.Done()
+				}
+				return nil, io.ErrUnexpectedEOF
+			},
+		})
+	}()
+	back := (<-found).Sub(start.Add(away))
+	cancel()
+	<-done
+	return back
+}
