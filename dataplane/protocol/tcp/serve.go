@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -162,14 +161,11 @@ func abort(c net.Conn) {
 	c.Close()
 }
 
-var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-
 // carry copies one direction and ends it.
 func carry(dst, src net.Conn, n *atomic.Int64) error {
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
+	buf := make([]byte, bufferSize)
 	for {
-		r, err := src.Read(buf[:])
+		r, err := src.Read(buf)
 		if r > 0 {
 			w, werr := dst.Write(buf[:r])
 			n.Add(int64(w))
