@@ -32,7 +32,7 @@ var house = []struct{ pkg, may string }{
 	{"dataplane/session", "."},
 	{"dataplane/access", ". alpn identity dataplane/session"},
 	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel"},
-	{"dataplane/dial", ". alpn dataplane/preamble"},
+	{"dataplane/dial", ". alpn identity dataplane/preamble"}, // servers are checked by SPIFFE id and by pin
 	{"dataplane/protocol/...", ". identity dataplane/session"},
 
 	// The control plane: never the data plane.

@@ -1,0 +1,224 @@
+package dial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/preamble"
+)
+
+const (
+	// DefaultMaxConnections is how many local connections a proxy carries.
+	DefaultMaxConnections = 512
+
+	// preambleTimeout bounds PostgreSQL's first packets.
+	preambleTimeout = 30 * time.Second
+
+	acceptPause = 100 * time.Millisecond
+)
+
+// LocalProxy gives local programs a port on the loopback that leads to a
+// resource.
+type LocalProxy struct {
+	// Listener accepts local programs; see Listen. Serve closes it.
+	Listener net.Listener
+
+	// Dial connects to the resource, once for each local connection.
+	Dial func(ctx context.Context) (net.Conn, error)
+
+	// Postgres says that local programs speak PostgreSQL in clear: their
+	// requests for encryption are answered "no" here, since the way onwards
+	// is TLS already, and failures are told as PostgreSQL errors. Without it
+	// bytes pass as they are; so does a program's own TLS.
+	Postgres bool
+
+	MaxConnections int          // 0: DefaultMaxConnections
+	Log            *slog.Logger // nil: none
+}
+
+// Listen opens a port on the loopback: "127.0.0.1:5432", "127.0.0.1:0", or
+// "[::1]:0". Other addresses are refused: whoever reaches the port is let
+// through with the user's own rights.
+func Listen(address string) (net.Listener, error) {
+	addr, err := netip.ParseAddrPort(address)
+	if err != nil || !addr.Addr().IsLoopback() {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("%q is not a port on the loopback", address),
+			Hint: "for example 127.0.0.1:5432; port 0 takes a free one"}
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Hint: "choose another port, or 0 for a free one",
+			Fact: "port " + address + " cannot be opened: " + reason(err)}
+	}
+	return l, nil
+}
+
+// Serve carries connections until ctx is done, and returns nil when all of them
+// are closed.
+func (p *LocalProxy) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { p.Listener.Close() })
+	defer stop()
+	defer p.Listener.Close()
+	most := p.MaxConnections
+	if most <= 0 {
+		most = DefaultMaxConnections
+	}
+	slots := make(chan struct{}, most)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	for {
+		// A slot first: what cannot be served waits in the kernel's queue.
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		conn, err := p.Listener.Accept()
+		if err != nil {
+			<-slots
+			if ctx.Err() != nil {
+				return nil
+			}
+			if !again(ctx, err) {
+				return err
+			}
+			continue
+		}
+		tasks.Go(func() {
+			defer func() { <-slots }()
+			p.log(p.serve(ctx, conn))
+		})
+	}
+}
+
+// again waits a moment after an error that passes (no descriptors left).
+func again(ctx context.Context, err error) bool {
+	if errors.Is(err, net.ErrClosed) {
+		return false
+	}
+	timer := time.NewTimer(acceptPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (p *LocalProxy) log(err error) {
+	if err != nil && p.Log != nil {
+		p.Log.Warn("connection ended", "error", err)
+	}
+}
+
+// serve carries one local connection.
+func (p *LocalProxy) serve(ctx context.Context, local net.Conn) error {
+	defer local.Close()
+	stop := context.AfterFunc(ctx, func() { abort(local) })
+	defer stop()
+	var first []byte
+	if p.Postgres {
+		packet, err := startPostgres(local)
+		if err != nil {
+			return err
+		}
+		first = packet
+	}
+	remote, err := p.Dial(ctx)
+	if err != nil {
+		p.tell(local, err)
+		return err
+	}
+	if _, err := remote.Write(first); err != nil {
+		remote.Close()
+		p.tell(local, err)
+		return err
+	}
+	if err := join(ctx, local, remote); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// tell says in the local program's own protocol why there is no connection.
+func (p *LocalProxy) tell(local net.Conn, err error) {
+	if !p.Postgres {
+		abort(local)
+		return
+	}
+	fact, hint := "the database cannot be reached", ""
+	var problem *sallyport.Problem
+	if errors.As(err, &problem) {
+		fact, hint = problem.Fact, problem.Hint
+	}
+	local.SetDeadline(time.Now().Add(preambleTimeout))
+	if _, err := local.Write(preamble.Refused28000(fact, hint)); err == nil {
+		closeWrite(local)
+	}
+}
+
+// startPostgres answers requests for encryption with "no", at most one each,
+// and returns the packet that follows: a StartupMessage or a CancelRequest.
+func startPostgres(local net.Conn) ([]byte, error) {
+	if err := local.SetDeadline(time.Now().Add(preambleTimeout)); err != nil {
+		return nil, err
+	}
+	var asked [2]bool
+	for {
+		packet, kind, err := readPostgres(local)
+		if err != nil {
+			return nil, err
+		}
+		var which int
+		switch kind {
+		case preamble.PostgresSSL:
+			which = 0
+		case preamble.PostgresGSSENC:
+			which = 1
+		default:
+			return packet, local.SetDeadline(time.Time{})
+		}
+		if asked[which] {
+			return nil, errors.New("local program: asked for encryption twice")
+		}
+		asked[which] = true
+		if _, err := local.Write([]byte{preamble.PostgresNo}); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// readPostgres reads exactly one first packet.
+func readPostgres(r io.Reader) ([]byte, preamble.PostgresKind, error) {
+	packet := make([]byte, 8, 64)
+	if _, err := io.ReadFull(r, packet); err != nil {
+		return nil, 0, err
+	}
+	if packet[0] == 0x16 { // a TLS record: libpq with sslnegotiation=direct
+		return nil, 0, errors.New("local program: speaks TLS to a port that is in clear; use sslmode=disable")
+	}
+	for {
+		p, need, err := preamble.ParsePostgres(packet)
+		if err != nil {
+			return nil, 0, fmt.Errorf("local program: does not speak PostgreSQL: %w", err)
+		}
+		if need == 0 {
+			return packet, p.Kind, nil
+		}
+		// The parser has checked the size; it bounds what is read here.
+		have := len(packet)
+		packet = append(packet, make([]byte, need-have)...)
+		if _, err := io.ReadFull(r, packet[have:]); err != nil {
+			return nil, 0, err
+		}
+	}
+}
