@@ -47,7 +47,7 @@ func (d *Dialer) connect(ctx context.Context, via *url.URL) (net.Conn, error) {
 	// the tunnel stands.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	tunnel, err := d.ask(ctx, conn, via)
-	if !stop() && err == nil {
+	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
