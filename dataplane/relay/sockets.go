@@ -25,9 +25,12 @@ const backlog = 65535
 // SO_REUSEPORT: each loop may have one of its own at the same address. Without
 // a host it takes IPv4 and IPv6.
 func Listen(address string) (fd int, err error) {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return -1, fmt.Errorf("listen %q: %w", address, err)
+	}
 	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return -1, fmt.Errorf("listen address %q: %w", address, err)
+		return -1, fmt.Errorf("listen %q: %w", address, err)
 	}
 	ip, _ := netip.AddrFromSlice(addr.IP)
 	port := uint16(addr.Port)

@@ -261,3 +261,5 @@ func resetPeer(t *testing.T, c *net.TCPConn) {
 	}
 	c.Close()
 }
+
+func collect() { runtime.GC() }
