@@ -1,0 +1,95 @@
+package profile
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/identity"
+)
+
+// Credentials are a profile's, loaded.
+type Credentials struct {
+	Profile  Profile
+	TLS      tls.Certificate
+	Identity sallyport.Identity
+	Roots    *x509.CertPool
+}
+
+// Credentials reads the TLS side of a profile: enough for status, listing, dialing.
+func (d Dir) Credentials(f Profile) (*Credentials, error) {
+	cert, err := tls.LoadX509KeyPair(d.KeyPath(f, ".crt"), d.KeyPath(f, ".key"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotLoggedIn
+	}
+	if err != nil {
+		return nil, problem(sallyport.ErrInvalid, "the keys of this profile cannot be read: "+err.Error(), "sally login --proxy="+f.WebProxyAddr)
+	}
+	id, err := identity.FromX509(cert.Leaf)
+	if err != nil {
+		return nil, problem(sallyport.ErrInvalid, "the certificate of this profile: "+err.Error(), "sally login --proxy="+f.WebProxyAddr)
+	}
+	roots, err := readPool(d.CAsPath(f))
+	if err != nil {
+		return nil, err
+	}
+	return &Credentials{Profile: f, TLS: cert, Identity: id, Roots: roots}, nil
+}
+
+func readPool(path string) (*x509.CertPool, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	found := false
+	pool := x509.NewCertPool()
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		pool.AddCert(c)
+		found = true
+	}
+	if !found {
+		return nil, fmt.Errorf("%s: no certificate in it", path)
+	}
+	return pool, nil
+}
+
+// SSHSigner is the profile's SSH key with its certificate.
+func (d Dir) SSHSigner(f Profile) (ssh.Signer, *ssh.Certificate, error) {
+	key, err := os.ReadFile(d.KeyPath(f, ""))
+	if err != nil {
+		return nil, nil, err
+	}
+	signer, err := ssh.ParsePrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	line, err := os.ReadFile(d.SSHCertPath(f))
+	if err != nil {
+		return nil, nil, err
+	}
+	pub, _, _, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, ok := pub.(*ssh.Certificate)
+	if !ok {
+		return nil, nil, fmt.Errorf("%s: not a certificate", d.SSHCertPath(f))
+	}
+	signer, err = ssh.NewCertSigner(cert, signer)
+	return signer, cert, err
+}

@@ -1,0 +1,202 @@
+// Package profile keeps what a login brought, in tsh's layout: ~/.sally, or where
+// SALLY_HOME or TELEPORT_HOME say. Nothing of another product is touched.
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport"
+)
+
+const (
+	dirMode  = 0o700
+	fileMode = 0o600
+
+	defaultPort = "443"
+)
+
+// Dir is a home directory of List.
+type Dir string
+
+func problem(kind error, fact, hint string) error {
+	return &sallyport.Problem{Kind: kind, Fact: fact, Hint: hint}
+}
+
+// Home is ~/.sally unless SALLY_HOME or TELEPORT_HOME says otherwise.
+func Home() (Dir, error) {
+	for _, name := range []string{"SALLY_HOME", "TELEPORT_HOME"} {
+		if dir := os.Getenv(name); dir != "" {
+			path, err := filepath.Abs(dir)
+			return Dir(path), err
+		}
+	}
+	dir, err := os.UserHomeDir()
+	if err != nil {
+		return "", problem(sallyport.ErrInvalid, "no home directory is known", "set SALLY_HOME")
+	}
+	return Dir(filepath.Join(dir, ".sally")), nil
+}
+
+// Profile is one gateway that the user has logged in to: <proxyhost>.yaml, with
+// tsh's keys.
+type Profile struct {
+	WebProxyAddr  string   `yaml:"web_proxy_addr"`
+	SSHProxyAddr  string   `yaml:"ssh_proxy_addr"`
+	User          string   `yaml:"user"`
+	Cluster       string   `yaml:"cluster"`
+	TLSRouting    bool     `yaml:"tls_routing_enabled"`
+	AuthConnector string   `yaml:"auth_connector"`
+	CAPins        []string `yaml:"ca_pins,omitempty"`
+}
+
+// Name is the host part of the gateway's address, which names the profile's files.
+func (f Profile) Name() string {
+	host, _, err := net.SplitHostPort(f.WebProxyAddr)
+	if err != nil {
+		return f.WebProxyAddr
+	}
+	return host
+}
+
+// KeyDir is where the profile's keys are.
+func (d Dir) KeyDir(f Profile) string { return filepath.Join(string(d), "keys", f.Name()) }
+
+func (d Dir) KeyPath(f Profile, suffix string) string {
+	return filepath.Join(d.KeyDir(f), f.User+suffix)
+}
+
+func (d Dir) CAsPath(f Profile) string {
+	return filepath.Join(d.KeyDir(f), "cas", f.Cluster+".pem")
+}
+
+func (d Dir) SSHCertPath(f Profile) string {
+	return filepath.Join(d.KeyDir(f), f.User+"-ssh", f.Cluster+"-cert.pub")
+}
+
+func (d Dir) DBDir(f Profile) string {
+	return filepath.Join(d.KeyDir(f), f.User+"-db", f.Cluster)
+}
+
+func (d Dir) KnownHosts() string { return filepath.Join(string(d), "known_hosts") }
+
+// Address completes what the user typed: "https://" and the port are optional.
+func Address(s string) (string, error) {
+	s = strings.TrimSuffix(strings.TrimPrefix(s, "https://"), "/")
+	if s == "" || strings.ContainsAny(s, "/ \t\r\n@\x00") {
+		return "", problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the address of a gateway", s), "give --proxy=HOST or --proxy=HOST:PORT")
+	}
+	if _, _, err := net.SplitHostPort(s); err == nil {
+		return s, nil
+	}
+	return net.JoinHostPort(strings.Trim(s, "[]"), defaultPort), nil
+}
+
+// Load returns the profile of a gateway's host, or the current one when
+// host is "".
+func (d Dir) Load(host string) (Profile, error) {
+	if host == "" {
+		b, err := os.ReadFile(filepath.Join(string(d), "current-profile"))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "" {
+			return Profile{}, ErrNotLoggedIn
+		}
+		if err != nil {
+			return Profile{}, err
+		}
+		host = strings.TrimSpace(string(b))
+	}
+	if strings.ContainsAny(host, "/\x00") || strings.HasPrefix(host, ".") {
+		return Profile{}, problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the name of a profile", host), "")
+	}
+	path := filepath.Join(string(d), host+".yaml")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Profile{}, ErrNotLoggedIn
+	}
+	if err != nil {
+		return Profile{}, err
+	}
+	var f Profile
+	if err := yaml.Unmarshal(b, &f); err != nil {
+		return Profile{}, problem(sallyport.ErrInvalid, path+" is not a profile: "+err.Error(), "log in again: sally login --proxy="+host)
+	}
+	return f, nil
+}
+
+// ErrNotLoggedIn is told as tsh tells it.
+var ErrNotLoggedIn = &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "Not logged in.", Hint: "sally login --proxy=HOST"}
+
+// List returns all List, the current one first.
+func (d Dir) List() ([]Profile, error) {
+	current, err := d.Load("")
+	if err != nil && !errors.Is(err, sallyport.ErrUnauthorized) {
+		return nil, err
+	}
+	var out []Profile
+	if err == nil {
+		out = append(out, current)
+	}
+	files, err := filepath.Glob(filepath.Join(string(d), "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		f, err := d.Load(strings.TrimSuffix(filepath.Base(path), ".yaml"))
+		if err == nil && f.Name() != current.Name() {
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+
+func (d Dir) Save(f Profile) error {
+	b, err := yaml.Marshal(f)
+	if err != nil {
+		return err
+	}
+	if err := WriteFile(filepath.Join(string(d), f.Name()+".yaml"), b); err != nil {
+		return err
+	}
+	return WriteFile(filepath.Join(string(d), "current-profile"), []byte(f.Name()+"\n"))
+}
+
+// WriteFile replaces a file whole; its directories are made 0700.
+func WriteFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	if err := errors.Join(err, tmp.Chmod(fileMode), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// Locked runs f while no other sally changes the home directory.
+func (d Dir) Locked(f func() error) error {
+	if err := os.MkdirAll(string(d), dirMode); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(string(d), ".lock"), os.O_CREATE|os.O_RDWR, fileMode)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	return f()
+}

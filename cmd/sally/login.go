@@ -1,0 +1,317 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/term"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/identity"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+const (
+	webTimeout      = 30 * time.Second
+	maxPasswordFile = 4096
+)
+
+type loginCmd struct {
+	ClusterName  string `arg:"" optional:"" name:"cluster" help:"Cluster to log in to."`
+	PasswordFile string `name:"password-file" placeholder:"FILE" help:"Read the password from a file."`
+	OTP          string `name:"otp" placeholder:"CODE" help:"One-time code, for scripts."`
+	Force        bool   `name:"force" help:"Log in even when you are."`
+	Browser      string `name:"browser" hidden:"" help:"Taken for compatibility; this version asks here."`
+	Auth         string `name:"auth" hidden:"" enum:",local" default:""`
+}
+
+// Run logs in, or shows the status when there is nothing to do.
+func (c *loginCmd) Run(p *program) error {
+	f, done, err := c.target(p)
+	if err != nil || done {
+		return err
+	}
+	w, err := p.dialWeb(f)
+	if err != nil {
+		return err
+	}
+	ping, err := w.api.Ping(p.ctx, connect.NewRequest(&sallyportv1.PingRequest{}))
+	if err != nil {
+		return unreachable(f.WebProxyAddr, err)
+	}
+	f.Cluster, f.CAPins = ping.Msg.GetCluster(), w.pins
+	if c.ClusterName != "" && c.ClusterName != f.Cluster {
+		return problem(sallyport.ErrNotFound, fmt.Sprintf("%s serves cluster %q, not %q", f.WebProxyAddr, f.Cluster, c.ClusterName), "sally login --proxy="+f.WebProxyAddr)
+	}
+	req, err := c.ask(p, &f, ping.Msg)
+	if err != nil {
+		return err
+	}
+	k, err := newKeyPair()
+	if err != nil {
+		return err
+	}
+	if req.SshPublicKey, req.TlsPublicKey, err = k.public(); err != nil {
+		return err
+	}
+	resp, err := w.api.Login(p.ctx, connect.NewRequest(req))
+	if err != nil {
+		return client.Problem(err)
+	}
+	return c.keep(p, f, k, resp.Msg)
+}
+
+// target says where to log in; done is true when the user already is, and the
+// status has been shown.
+func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) {
+	f, err = p.selected()
+	if err == nil && !c.Force {
+		if held, lerr := p.home.Credentials(f); lerr == nil && time.Now().Before(held.Identity.NotAfter) && (p.User == "" || p.User == f.User) {
+			return f, true, (&statusCmd{Format: "text"}).Run(p)
+		}
+	}
+	if p.ProxyAddr == "" {
+		if err != nil {
+			return profile.Profile{}, false, problem(errInvalid, "no gateway is named", "sally login --proxy=HOST[:PORT]")
+		}
+		return f, false, nil
+	}
+	addr, aerr := profile.Address(p.ProxyAddr)
+	if aerr != nil {
+		return profile.Profile{}, false, aerr
+	}
+	if err != nil || f.WebProxyAddr != addr {
+		f = profile.Profile{TLSRouting: true, AuthConnector: "local", CAPins: f.CAPins}
+	}
+	f.WebProxyAddr, f.SSHProxyAddr = addr, addr
+	return f, false, nil
+}
+
+// ask collects user, password and code, from flags, files, or the terminal.
+func (c *loginCmd) ask(p *program, f *profile.Profile, ping *sallyportv1.PingResponse) (*sallyportv1.LoginRequest, error) {
+	switch {
+	case p.User != "":
+		f.User = p.User
+	case f.User == "":
+		me, err := user.Current()
+		if err != nil {
+			return nil, problem(errInvalid, "no user is named", "sally login --user=NAME")
+		}
+		f.User = me.Username
+	}
+	if strings.ContainsAny(f.User, "/\x00") || strings.HasPrefix(f.User, ".") {
+		return nil, problem(errInvalid, fmt.Sprintf("%q cannot be a user's name", f.User), "")
+	}
+	password, err := c.password(p, f.User)
+	if err != nil {
+		return nil, err
+	}
+	otp := c.OTP
+	if otp == "" && c.PasswordFile == "" && ping.GetSecondFactor() != "off" && p.terminal() {
+		if otp, err = p.prompt("One-time code (Enter if you have none): "); err != nil {
+			return nil, err
+		}
+	}
+	return &sallyportv1.LoginRequest{User: f.User, Password: password, Otp: otp, TtlSeconds: int64(p.TTL) * 60}, nil
+}
+
+func (c *loginCmd) password(p *program, name string) (string, error) {
+	if c.PasswordFile != "" {
+		file, err := os.Open(c.PasswordFile)
+		if err != nil {
+			return "", err
+		}
+		defer file.Close()
+		buf := make([]byte, maxPasswordFile)
+		n, _ := file.Read(buf)
+		line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
+		return strings.TrimSuffix(string(line), "\r"), nil
+	}
+	if !p.terminal() {
+		return "", problem(errInvalid, "no terminal to ask for the password", "use --password-file")
+	}
+	fmt.Fprintf(p.stderr, "Password for %s: ", name)
+	b, err := term.ReadPassword(int(p.stdin.Fd()))
+	fmt.Fprintln(p.stderr)
+	return string(b), err
+}
+
+func (p *program) terminal() bool { return term.IsTerminal(int(p.stdin.Fd())) }
+
+func (p *program) prompt(text string) (string, error) {
+	fmt.Fprint(p.stderr, text)
+	line, err := bufio.NewReader(p.stdin).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+// keep stores the login and shows it.
+func (c *loginCmd) keep(p *program, f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
+	f.User = m.GetUser()
+	err := p.home.Locked(func() error {
+		if err := p.saveLogin(f, k, m); err != nil {
+			return err
+		}
+		return p.addToAgent(f, k, m)
+	})
+	if err != nil {
+		return err
+	}
+	p.ProxyAddr = f.WebProxyAddr
+	if err := (&statusCmd{Format: "text"}).Run(p); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "\nNext: sally ls, sally ssh NODE, sally db ls\n")
+	return nil
+}
+
+// web is the cluster's web origin, before there is a certificate.
+type web struct {
+	api  sallyportv1connect.PublicServiceClient
+	pins []string // what was trusted, to be kept in the profile
+}
+
+// dialWeb decides how the gateway is known: by pin, by a public certificate, or
+// by asking once.
+func (p *program) dialWeb(f profile.Profile) (*web, error) {
+	pins := f.CAPins
+	if p.CAPin != "" {
+		pins = []string{p.CAPin}
+	}
+	w := &web{pins: pins}
+	host, _, err := net.SplitHostPort(f.WebProxyAddr)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	switch {
+	case p.Insecure:
+		fmt.Fprintln(p.stderr, "WARNING: the gateway's certificate is not checked: your password goes to whoever answers")
+		cfg.InsecureSkipVerify = true
+	case len(pins) > 0:
+		p.verifyPins(cfg, host, pins)
+	default:
+		if err := p.trust(w, cfg, f.WebProxyAddr, host); err != nil {
+			return nil, err
+		}
+	}
+	hc := &http.Client{Timeout: webTimeout, Transport: &http.Transport{
+		TLSClientConfig: cfg, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment,
+		TLSHandshakeTimeout: 10 * time.Second,
+	}}
+	w.api = sallyportv1connect.NewPublicServiceClient(hc, "https://"+f.WebProxyAddr)
+	return w, nil
+}
+
+// verifyPins checks the chain against the pinned CA and the name in the leaf. A
+// public certificate is good as well: the pin is there for the cluster's own.
+func (p *program) verifyPins(cfg *tls.Config, host string, pins []string) {
+	cfg.InsecureSkipVerify = true // VerifyConnection does the whole check
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		roots, err := identity.PinnedRoots(cs.PeerCertificates, pins)
+		if err != nil {
+			if _, perr := verifyName(cs.PeerCertificates, nil, host); perr == nil {
+				return nil
+			}
+			return err
+		}
+		_, err = verifyName(cs.PeerCertificates, roots, host)
+		return err
+	}
+}
+
+func verifyName(chain []*x509.Certificate, roots *x509.CertPool, host string) ([][]*x509.Certificate, error) {
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	return chain[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between})
+}
+
+// trust looks at the chain that the gateway shows. A public one is fine; for
+// the cluster's own CA the user is asked once, with the pin in view.
+func (p *program) trust(w *web, cfg *tls.Config, addr, host string) error {
+	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
+	defer cancel()
+	look := &tls.Dialer{Config: &tls.Config{ServerName: host, InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}}
+	conn, err := look.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return unreachable(addr, err)
+	}
+	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
+	conn.Close()
+	if _, err := verifyName(chain, nil, host); err == nil {
+		return nil
+	}
+	ca := chain[len(chain)-1]
+	if !ca.IsCA || !p.terminal() {
+		return problem(sallyport.ErrUnauthorized, "the certificate of "+addr+" is not from a public authority",
+			"give --ca-pin=sha256:…, which sallyctl status on the auth host prints")
+	}
+	fmt.Fprintf(p.stderr, "The certificate of %s is from the cluster's own authority:\n  %s\n", addr, identity.Pin(ca))
+	answer, err := p.prompt("Is this the pin that your administrator gave you? [y/N] ")
+	if err != nil || !strings.EqualFold(answer, "y") && !strings.EqualFold(answer, "yes") {
+		return problem(sallyport.ErrUnauthorized, "the certificate was not trusted", "ask your administrator for the pin and use --ca-pin")
+	}
+	w.pins = []string{identity.Pin(ca)}
+	p.verifyPins(cfg, host, w.pins)
+	return nil
+}
+
+// unreachable names the gateway, not the layers below.
+func unreachable(addr string, err error) error {
+	var ce *connect.Error
+	if errors.As(err, &ce) && ce.Code() != connect.CodeUnavailable {
+		return client.Problem(err)
+	}
+	cause := err
+	for errors.Unwrap(cause) != nil {
+		cause = errors.Unwrap(cause)
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("gateway %s: %v", addr, cause),
+		Hint: "check the address, and that sallyport is running there", Cause: err}
+}
+
+type logoutCmd struct{}
+
+// Run deletes the named profile, or all.
+func (c *logoutCmd) Run(p *program) error {
+	return p.home.Locked(func() error {
+		list, err := p.home.List()
+		if p.ProxyAddr != "" {
+			var f profile.Profile
+			f, err = p.selected()
+			list = []profile.Profile{f}
+		}
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return profile.ErrNotLoggedIn
+		}
+		for _, f := range list {
+			if p.User != "" && p.User != f.User {
+				continue
+			}
+			if err := p.removeLogin(f); err != nil {
+				return err
+			}
+			fmt.Fprintf(p.stdout, "Logged out %s from %s.\n", f.User, f.Name())
+		}
+		return nil
+	})
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/dial"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const (
+	protocolTCP = "sallyport-tcp/1"
+	protocolDB  = "sallyport-db/1"
+)
+
+type proxyCmd struct {
+	SSH proxySSHCmd `cmd:"" name:"ssh" help:"Carry one SSH connection on standard input and output, for ProxyCommand."`
+	DB  proxyDBCmd  `cmd:"" name:"db" help:"Listen on this machine for clients of a database."`
+	TCP proxyTCPCmd `cmd:"" name:"tcp" help:"Listen on this machine for clients of a TCP service."`
+	App proxyTCPCmd `cmd:"" name:"app" hidden:"" help:"The name that tsh has for TCP services."`
+}
+
+type proxySSHCmd struct {
+	Destination string `arg:"" help:"[user@]host[:port]"`
+	NoResume    bool   `name:"no-resume" hidden:""`
+	Relogin     bool   `name:"relogin" hidden:"" negatable:"" default:"true"`
+}
+
+// Run is a byte pipe.
+func (c *proxySSHCmd) Run(p *program) error {
+	cred, err := p.loadValid()
+	if err != nil {
+		return err
+	}
+	host := c.Destination
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	login, node, err := p.destination(cred, host)
+	if err != nil {
+		return err
+	}
+	conn, err := cred.dialer().DialResource(p.ctx, sallyport.KindNode, node, protocolSSH)
+	if err != nil {
+		return cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
+	}
+	return dial.Pipe(p.stdin, os.Stdout, conn)
+}
+
+// listener is what all local proxies take.
+type listener struct {
+	Port   int    `name:"port" short:"p" help:"Port on 127.0.0.1; any free one without."`
+	Listen string `name:"listen" placeholder:"HOST:PORT" help:"Address to listen on, instead of --port."`
+	Wide   bool   `name:"insecure-listen-anywhere" help:"Allow an address that other machines reach: whoever connects acts as you."`
+}
+
+func (l listener) open() (net.Listener, error) {
+	addr := l.Listen
+	if addr == "" {
+		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Port))
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, problem(errInvalid, fmt.Sprintf("%q is not host:port", addr), "")
+	}
+	if ip := net.ParseIP(host); !l.Wide && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, problem(errInvalid, fmt.Sprintf("%s can be reached from other machines, and whoever connects acts as you", addr), "listen on 127.0.0.1, or say --insecure-listen-anywhere")
+	}
+	return net.Listen("tcp", addr)
+}
+
+// serve runs a local proxy until it is interrupted.
+func (p *program) serve(lp *dial.LocalProxy) error {
+	ctx, stop := signal.NotifyContext(p.ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := lp.Serve(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+type proxyTCPCmd struct {
+	listener
+	Name string `arg:"" help:"Name of the TCP service."`
+}
+
+// Run listens and carries each connection to the service.
+func (c *proxyTCPCmd) Run(p *program) error {
+	cred, err := p.reachable(sallyport.KindTCP, c.Name)
+	if err != nil {
+		return err
+	}
+	l, err := c.open()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "Proxying connections to %s on %s\n", c.Name, l.Addr())
+	return p.serve(&dial.LocalProxy{Listener: l, Dial: func(ctx context.Context) (net.Conn, error) {
+		return cred.dialer().DialResource(ctx, sallyport.KindTCP, c.Name, protocolTCP)
+	}})
+}
+
+// reachable loads the credentials and says at once when the name is wrong,
+// offline or forbidden.
+func (p *program) reachable(kind sallyport.Kind, name string) (*credentials, error) {
+	cred, err := p.loadValid()
+	if err != nil {
+		return nil, err
+	}
+	list, err := cred.list(p.ctx, kind, name)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range list {
+		if a.GetResource().GetName() != name {
+			continue
+		}
+		if !a.GetOnline() {
+			return nil, problem(sallyport.ErrUnavailable, fmt.Sprintf("%s %q is offline: no agent that serves it is connected", kindName(string(kind)), name), "ask who runs the agent, or try again")
+		}
+		return cred, nil
+	}
+	return nil, problem(sallyport.ErrNotFound, fmt.Sprintf("%s %q is not known, or not yours to see", kindName(string(kind)), name), listHint(string(kind)))
+}
+
+type proxyDBCmd struct {
+	listener
+	databaseFlags
+	Tunnel bool   `name:"tunnel" help:"Taken for compatibility: the local side is always plain and the way to the database always TLS."`
+	Name   string `arg:"" help:"Name of the database."`
+}
+
+// Run listens; clients use no TLS and no password, and name user and database.
+func (c *proxyDBCmd) Run(p *program) error {
+	cred, err := p.reachable(sallyport.KindDatabase, c.Name)
+	if err != nil {
+		return err
+	}
+	l, err := c.open()
+	if err != nil {
+		return err
+	}
+	host, port, _ := net.SplitHostPort(l.Addr().String())
+	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the PostgreSQL database %q in cluster %q on %s.\n\nUse:\n  $ psql 'postgres://%s@%s/%s?sslmode=disable'\n",
+		c.Name, cred.Profile.Cluster, l.Addr(), or(c.User, "USER"), net.JoinHostPort(host, port), or(c.DBName, or(c.User, "DATABASE")))
+	return p.serve(databaseProxy(cred, c.Name, l))
+}
+
+func databaseProxy(cred *credentials, name string, l net.Listener) *dial.LocalProxy {
+	return &dial.LocalProxy{Listener: l, Postgres: true, Dial: func(ctx context.Context) (net.Conn, error) {
+		return cred.dialer().DialResource(ctx, sallyport.KindDatabase, name, protocolDB)
+	}}
+}
+
+func or(s, other string) string {
+	if strings.TrimSpace(s) == "" {
+		return other
+	}
+	return s
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"connectrpc.com/connect"
+	"github.com/goccy/go-yaml"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+const (
+	adminSocket    = "admin.sock"
+	defaultDataDir = "/var/lib/sallyport"
+)
+
+// admin reaches auth: by --data-dir or the configuration file on auth's own
+// machine, else by the profile.
+func (p *program) admin() (sallyportv1connect.AdminServiceClient, error) {
+	if p.Proxy == "" {
+		socket, err := p.socket()
+		if err != nil {
+			return nil, err
+		}
+		if socket != "" {
+			return sallyportv1connect.NewAdminServiceClient(overSocket(socket), client.BaseURL), nil
+		}
+	}
+	return p.byProfile()
+}
+
+// socket returns the admin socket's path, "" when this is not auth's machine.
+func (p *program) socket() (string, error) {
+	dir, named := p.DataDir, p.DataDir != ""
+	if !named {
+		var err error
+		if dir, err = dataDirOf(p.Config); err != nil {
+			return "", err
+		}
+	}
+	path := filepath.Join(dir, adminSocket)
+	_, err := os.Stat(path)
+	switch {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, fs.ErrPermission):
+		return "", &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: path + ": not yours to open", Hint: "run sallyctl as the user that runs sallyport, or log in: sally login"}
+	case named:
+		return "", &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: path + ": no such socket", Hint: "is sallyport with the role auth running there?"}
+	}
+	return "", nil
+}
+
+// dataDirOf reads one field of the configuration; its other fields are not
+// this program's to judge.
+func dataDirOf(config string) (string, error) {
+	b, err := os.ReadFile(config)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return defaultDataDir, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var c struct {
+		DataDir string `yaml:"data_dir"`
+	}
+	if err := yaml.Unmarshal(b, &c); err != nil {
+		return "", fmt.Errorf("%s: %w", config, err)
+	}
+	switch {
+	case c.DataDir == "":
+		return defaultDataDir, nil
+	case !filepath.IsAbs(c.DataDir):
+		return filepath.Join(filepath.Dir(config), c.DataDir), nil
+	}
+	return c.DataDir, nil
+}
+
+func overSocket(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+		DisableCompression: true,
+	}}
+}
+
+func (p *program) byProfile() (sallyportv1connect.AdminServiceClient, error) {
+	home, err := profile.Home()
+	if err != nil {
+		return nil, err
+	}
+	name := ""
+	if p.Proxy != "" {
+		addr, err := profile.Address(p.Proxy)
+		if err != nil {
+			return nil, err
+		}
+		name, _, _ = net.SplitHostPort(addr)
+	}
+	f, err := home.Load(name)
+	if errors.Is(err, sallyport.ErrUnauthorized) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this is not auth's machine, and nobody is logged in",
+			Hint: "on auth's machine use --data-dir or --config; elsewhere sally login --proxy=HOST first"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, err := home.Credentials(f)
+	if err != nil {
+		return nil, err
+	}
+	d := &client.Dialer{
+		Addresses:   func() []string { return []string{f.WebProxyAddr} },
+		Cluster:     f.Cluster,
+		Roots:       func() *x509.CertPool { return c.Roots },
+		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
+	}
+	return sallyportv1connect.NewAdminServiceClient(d.HTTP(client.ProtocolAuth), client.BaseURL), nil
+}
+
+// call runs one method and turns its error into fact and hint.
+func call[Req, Resp any](p *program, method func(context.Context, *connect.Request[Req]) (*connect.Response[Resp], error), req *Req) (*Resp, error) {
+	resp, err := method(p.ctx, connect.NewRequest(req))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth does not answer on its admin socket", Hint: "is sallyport running?", Cause: err}
+	}
+	if err != nil {
+		return nil, client.Problem(err)
+	}
+	return resp.Msg, nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/sallyport/sallyport"
+)
+
+type configureCmd struct {
+	Cluster string   `name:"cluster" placeholder:"NAME" help:"Public name of the cluster, for example gw.example.com."`
+	Roles   []string `name:"roles" default:"auth,gateway,agent" help:"Roles of this process."`
+	DataDir string   `name:"data-dir" default:"/var/lib/sallyport" help:"Directory for state."`
+	Auth    string   `name:"auth" placeholder:"HOST:PORT" help:"Where auth is, for a gateway without the role auth."`
+	Gateway string   `name:"gateway" placeholder:"HOST:PORT" help:"Where the gateway is, for an agent without the role gateway."`
+	CAPin   string   `name:"ca-pin" placeholder:"sha256:HEX" help:"Pin of the cluster's host CA; sallyctl status prints it."`
+	Token   string   `name:"token-file" placeholder:"FILE" help:"File with the join token."`
+	Output  string   `name:"output" short:"o" placeholder:"FILE" help:"Where to write; standard output without."`
+	Force   bool     `name:"force" help:"Replace a file that exists."`
+}
+
+// Run writes a configuration that start takes as it is.
+func (c *configureCmd) Run(p *program) error {
+	text := c.text()
+	if _, err := parseConfig([]byte(text)); err != nil {
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "these flags make no configuration:" + strings.TrimPrefix(err.Error(), ":"), Hint: "sallyport configure --help"}
+	}
+	if c.Output == "" || c.Output == "-" {
+		_, err := fmt.Fprint(p.stdout, text)
+		return err
+	}
+	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	if c.Force {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(c.Output, flags, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return &sallyport.Problem{Kind: sallyport.ErrExists, Fact: c.Output + " exists", Hint: "use --force to replace it"}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "Wrote %s. Next: sallyport start -c %s\n", c.Output, c.Output)
+	return nil
+}
+
+func (c *configureCmd) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+func (c *configureCmd) text() string {
+	var b strings.Builder
+	cluster := c.Cluster
+	if cluster == "" && c.has(roleAuth) {
+		cluster = "localhost"
+	}
+	b.WriteString("# Sallyport's configuration: docs/config.md has every field.\nversion: 1\n")
+	if cluster != "" {
+		fmt.Fprintf(&b, "\n# The cluster's public name. Clients find resources below it: <name>.<kind>.%s.\ncluster: %s\n", cluster, cluster)
+	}
+	fmt.Fprintf(&b, "\n# Keys, certificates, state and the audit log; 0700.\ndata_dir: %s\n\n# What this process runs.\nroles: [%s]\n", c.DataDir, strings.Join(c.Roles, ", "))
+	if c.has(roleAuth) {
+		c.auth(&b)
+	}
+	if c.has(roleGateway) {
+		c.gateway(&b)
+	}
+	if c.has(roleAgent) {
+		c.agent(&b)
+	}
+	b.WriteString("\nlog: {level: info, format: text} # debug, info, warn, error; text or json\n")
+	return b.String()
+}
+
+func (c *configureCmd) auth(b *strings.Builder) {
+	b.WriteString(`
+auth:
+  etcd: {embedded: true}        # or endpoints: ["https://etcd1:2379"], tls: {ca: …, cert: …, key: …}
+  second_factor: optional       # off, optional, totp
+`)
+	if !c.has(roleGateway) {
+		b.WriteString("  listen: [\":3025\"]             # for gateways on other machines\n")
+	}
+	b.WriteString("  offline: {max_age: 12h}       # how long agents decide without contact to auth\n")
+}
+
+func (c *configureCmd) gateway(b *strings.Builder) {
+	b.WriteString("\ngateway:\n  listen: [\":443\"]\n  # public_address: gw.example.com:443      # when clients use another port than listen's\n")
+	if !c.has(roleAuth) {
+		fmt.Fprintf(b, "  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n", orText(c.Auth, "auth.example.com:3025"), orText(c.Token, "/etc/sallyport.token"), orText(c.CAPin, examplePin))
+	}
+	b.WriteString(`  # certificates: [{cert: /etc/ssl/fullchain.pem, key: /etc/ssl/key.pem}]   # without: the cluster's own CA
+  # proxy_protocol: {trusted: [10.0.0.0/8]}  # load balancers that send PROXY headers
+  # routes: [{match: {sni: [shop.example.com]}, upstream: shop}]
+  # upstreams: {shop: {servers: ["10.0.0.11:443", "10.0.0.12:443"]}}
+`)
+}
+
+// examplePin is well-formed and nobody's: start refuses to join by it.
+const examplePin = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+
+func (c *configureCmd) agent(b *strings.Builder) {
+	b.WriteString("\nagent:\n")
+	if !c.has(roleGateway) {
+		fmt.Fprintf(b, "  gateways: [%q]\n", orText(c.Gateway, "gw.example.com:443"))
+	}
+	if !c.has(roleAuth) {
+		fmt.Fprintf(b, "  join: {token_file: %q, ca_pin: %q}   # sallyctl tokens add prints both\n", orText(c.Token, "/etc/sallyport.token"), orText(c.CAPin, examplePin))
+	}
+	b.WriteString(`  ssh: {enabled: true, labels: {env: prod}}
+  # databases: [{name: orders, protocol: postgres, address: "localhost:5432", labels: {env: prod}}]
+  # tcp: [{name: echo, address: "localhost:7"}]
+`)
+}
+
+func orText(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

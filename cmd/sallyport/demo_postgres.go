@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sallyport/sallyport/controlplane/ca"
+)
+
+const (
+	postgresReady = 15 * time.Second
+	postgresStop  = 5 * time.Second
+
+	demoDatabase = "demo"
+)
+
+// postgres is the demo's database server, in the demo's directory.
+type postgres struct {
+	bin  string // directory of initdb and postgres
+	dir  string
+	port int
+	log  *slog.Logger
+	as   *syscall.SysProcAttr // postgres refuses to run as root
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// findPostgres returns the directory of the newest postgres, "" without one.
+func findPostgres() string {
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = real
+		}
+		if _, err := os.Stat(filepath.Join(filepath.Dir(path), "initdb")); err == nil {
+			return filepath.Dir(path)
+		}
+	}
+	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	best, at := "", 0
+	for _, d := range dirs {
+		if n, err := strconv.Atoi(strings.Split(d, "/")[4]); err == nil && n > at {
+			best, at = filepath.Dir(d), n
+		}
+	}
+	return best
+}
+
+// startPostgres makes the server's directory on the first run, gives it a
+// certificate of the db CA, and starts it on a free loopback port: clients'
+// certificates of the same CA are the only way in.
+func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []string, log *slog.Logger) (*postgres, error) {
+	p := &postgres{bin: findPostgres(), dir: dir, log: log, done: make(chan struct{})}
+	if p.bin == "" {
+		return nil, errors.New("no postgres binary was found")
+	}
+	if err := p.chooseUser(); err != nil {
+		return nil, err
+	}
+	if err := p.prepare(ctx, keys, users); err != nil {
+		return nil, err
+	}
+	return p, p.start(ctx)
+}
+
+func (p *postgres) chooseUser() error {
+	p.as = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+		gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+		p.as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		return nil
+	}
+	return errors.New("as root, a user postgres or nobody is needed to run it")
+}
+
+// place returns a directory that the server's user can reach: below the demo's,
+// or, as root, whose directories are closed to others, a temporary one of that
+// user's own, whose path is kept in the demo's.
+func (p *postgres) place() error {
+	if p.as.Credential == nil {
+		return os.MkdirAll(p.dir, 0o700)
+	}
+	note := p.dir + ".path"
+	if b, err := os.ReadFile(note); err == nil {
+		info, err := os.Lstat(string(b))
+		if err == nil && info.IsDir() && info.Sys().(*syscall.Stat_t).Uid == p.as.Credential.Uid {
+			p.dir = string(b)
+			return nil
+		}
+	}
+	dir, err := os.MkdirTemp("", "sallyport-demo-postgres-")
+	if err != nil {
+		return err
+	}
+	p.dir = dir
+	return errors.Join(p.own(dir), os.WriteFile(note, []byte(dir), 0o600))
+}
+
+// prepare is done again from the start when it was cut short: the marker file
+// comes last.
+func (p *postgres) prepare(ctx context.Context, keys *ca.Keys, users []string) error {
+	if err := p.place(); err != nil {
+		return err
+	}
+	data, marker := filepath.Join(p.dir, "data"), filepath.Join(p.dir, "ready")
+	if _, err := os.Stat(marker); err != nil {
+		if err := os.RemoveAll(data); err != nil {
+			return err
+		}
+		if err := p.run(ctx, "", "initdb", "-D", data, "-U", "postgres", "--auth=reject", "--encoding=UTF8", "--no-locale", "--no-sync"); err != nil {
+			return err
+		}
+		if err := p.run(ctx, schema(users), "postgres", "--single", "-j", "-D", data, "postgres"); err != nil {
+			return err
+		}
+		if err := os.WriteFile(marker, nil, 0o600); err != nil {
+			return err
+		}
+	}
+	return p.configure(data, keys)
+}
+
+// schema makes the users and something to look at. In single-user mode with -j
+// a statement ends at a semicolon and an empty line.
+func schema(users []string) string {
+	var b strings.Builder
+	add := func(statement string) { b.WriteString(statement + ";\n\n") }
+	for _, u := range users {
+		add("CREATE ROLE " + quoteIdent(u) + " LOGIN")
+		add("GRANT pg_read_all_data TO " + quoteIdent(u))
+		if u != "reader" {
+			add("GRANT pg_write_all_data TO " + quoteIdent(u))
+		}
+	}
+	add("CREATE DATABASE " + demoDatabase)
+	return b.String()
+}
+
+func quoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+func (p *postgres) configure(data string, keys *ca.Keys) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	p.port = port
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	cert, err := keys.IssueDatabaseServer(ca.DatabaseServerRequest{TLSKey: pub, Names: []string{"localhost"}, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	var roots []byte
+	for _, c := range keys.Authority(ca.Database).Certificates {
+		roots = append(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	files := map[string][]byte{
+		"server.crt":  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.X509}),
+		"server.key":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		"root.crt":    roots,
+		"pg_hba.conf": []byte("hostssl all all 127.0.0.1/32 cert\n"),
+		"postgresql.auto.conf": fmt.Appendf(nil, "listen_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = ''\nssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_ca_file = 'root.crt'\nmax_connections = 50\nlogging_collector = off\n",
+			p.port),
+	}
+	for name, text := range files {
+		path := filepath.Join(data, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			return err
+		}
+		if err := p.own(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+func (p *postgres) own(path string) error {
+	if p.as.Credential == nil {
+		return nil
+	}
+	return os.Chown(path, int(p.as.Credential.Uid), int(p.as.Credential.Gid))
+}
+
+func (p *postgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, name), args...)
+	cmd.SysProcAttr, cmd.Dir = p.as, p.dir
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PG") }), "LC_ALL=C")
+	return cmd
+}
+
+func (p *postgres) run(ctx context.Context, input, name string, args ...string) error {
+	cmd := p.command(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(input)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func (p *postgres) start(ctx context.Context) error {
+	p.cmd = p.command(context.WithoutCancel(ctx), "postgres", "-D", filepath.Join(p.dir, "data"))
+	out, err := os.OpenFile(filepath.Join(p.dir, "server.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	if err := p.cmd.Start(); err != nil {
+		return err
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.done)
+	}()
+	return p.await(ctx)
+}
+
+// await returns when the port takes connections.
+func (p *postgres) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, postgresReady)
+	defer cancel()
+	for {
+		if conn, err := net.DialTimeout("tcp", p.address(), time.Second); err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-ctx.Done():
+			p.stop()
+			return errors.New("postgres did not start in time; see " + filepath.Join(p.dir, "server.log"))
+		case <-p.done:
+			return errors.New("postgres stopped at once; see " + filepath.Join(p.dir, "server.log"))
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}
+
+func (p *postgres) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+
+// stop ends it: fast shutdown (SIGINT), then immediate (SIGQUIT).
+func (p *postgres) stop() {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGKILL} {
+		if err := p.cmd.Process.Signal(sig); err != nil {
+			return
+		}
+		select {
+		case <-p.done:
+			return
+		case <-time.After(postgresStop):
+		}
+	}
+}

@@ -1,0 +1,102 @@
+// Command sallyport is what servers run: any of the roles auth, gateway, agent.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/lmittmann/tint"
+	"github.com/mattn/go-isatty"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/fail"
+)
+
+// version is set when the program is built.
+var version = "unknown"
+
+// cli is the whole grammar.
+type cli struct {
+	Start     startCmd     `cmd:"" help:"Run the roles that the configuration names."`
+	Demo      demoCmd      `cmd:"" help:"Run everything in one process, with resources to try."`
+	Configure configureCmd `cmd:"" help:"Write a commented configuration."`
+	Status    statusCmd    `cmd:"" help:"Show what a running sallyport on this machine does."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
+}
+
+// program is what a command works with.
+type program struct {
+	ctx    context.Context
+	stdout io.Writer
+	stderr *os.File
+}
+
+func main() {
+	// One processor makes the runtime take it away from a loop that blocks.
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	p := &program{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr}
+	code := fail.Report(os.Stderr, p.run(os.Args[1:]))
+	stop()
+	os.Exit(code)
+}
+
+func (p *program) run(args []string) error {
+	var c cli
+	exited := -1
+	k, err := kong.New(&c,
+		kong.Name("sallyport"),
+		kong.Description("One guarded port for SSH, databases, Kubernetes and web."),
+		kong.UsageOnError(),
+		kong.Exit(func(code int) { exited = code }),
+		kong.Writers(p.stdout, p.stderr),
+	)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	kctx, err := k.Parse(args)
+	if exited >= 0 {
+		return fail.Exit{Code: exited}
+	}
+	if err != nil {
+		var pe *kong.ParseError
+		if errors.As(err, &pe) {
+			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: pe.Error(), Hint: "sallyport --help"}
+		}
+		return err
+	}
+	return kctx.Run(p)
+}
+
+// logger writes to standard error: text for people, JSON for machines.
+func logger(w *os.File, c logConfig) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo
+	}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.Fd()) || os.Getenv("NO_COLOR") != ""}))
+}
+
+type versionCmd struct{}
+
+// Run prints the version.
+func (versionCmd) Run(p *program) error {
+	_, err := fmt.Fprintf(p.stdout, "Sallyport %s %s\n", version, runtime.Version())
+	return err
+}

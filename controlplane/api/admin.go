@@ -1,0 +1,240 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/join"
+	"github.com/sallyport/sallyport/controlplane/login"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const (
+	defaultLinkTTL  = time.Hour
+	maxLinkTTL      = 48 * time.Hour
+	defaultResetTTL = 8 * time.Hour
+	maxResetTTL     = 24 * time.Hour
+	defaultTokenTTL = 30 * time.Minute
+	maxTokenTTL     = 48 * time.Hour
+	defaultEvents   = 100
+	maxEvents       = 10000
+)
+
+// adminService is for administrators.
+type adminService struct{ *Server }
+
+// GetStatus says what an administrator asks first.
+func (s adminService) GetStatus(ctx context.Context, _ *connect.Request[sallyportv1.GetStatusRequest]) (*connect.Response[sallyportv1.GetStatusResponse], error) {
+	resp := &sallyportv1.GetStatusResponse{Cluster: s.cfg.CA.Cluster(), Version: s.cfg.Version, CaPins: s.cfg.CA.Pins(), Revision: s.state.view().revision}
+	for _, a := range s.cfg.CA.Authorities() {
+		resp.Authorities = append(resp.Authorities, &sallyportv1.AuthorityStatus{Kind: string(a.Kind), NotAfter: timestamppb.New(a.Certificates[0].NotAfter), Rotation: "standby"})
+	}
+	agents, gateways := s.cfg.Inventory.Present()
+	resp.AgentsOnline, resp.GatewaysOnline = uint32(len(agents)), uint32(len(gateways))
+	return connect.NewResponse(resp), nil
+}
+
+func bounded(seconds int64, preset, most time.Duration) (time.Duration, error) {
+	d := time.Duration(seconds) * time.Second
+	switch {
+	case seconds == 0:
+		return preset, nil
+	case seconds < 0 || seconds > int64(most/time.Second):
+		return 0, invalid("the time to live must be between 1 s and " + most.String())
+	}
+	return d, nil
+}
+
+// ClaimURL is where a person sets the first password.
+func (s *Server) ClaimURL(token string) string {
+	return "https://" + s.cfg.PublicAddress + "/claim/" + token
+}
+
+// CreateUser makes a user without a password, and the link to set it.
+func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sallyportv1.CreateUserRequest]) (*connect.Response[sallyportv1.CreateUserResponse], error) {
+	ttl, err := bounded(req.Msg.GetLinkTtlSeconds(), defaultLinkTTL, maxLinkTTL)
+	if err != nil {
+		return nil, err
+	}
+	m := req.Msg.GetUser()
+	u := login.User{Name: m.GetName(), Roles: m.GetRoles(), Traits: map[string][]string{}}
+	for k, v := range m.GetTraits() {
+		u.Traits[k] = v.GetValues()
+	}
+	if err := s.rolesExist(u.Roles); err != nil {
+		return nil, err
+	}
+	link, err := s.cfg.Users.CreateUser(ctx, u, ttl)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(
+		s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.UserCreate, Code: audit.UserCreateCode, Fields: map[string]any{"name": u.Name, "roles": u.Roles}}),
+		s.state.reload(ctx),
+	)
+	return connect.NewResponse(&sallyportv1.CreateUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), err
+}
+
+// ListUsers lists users.
+func (s adminService) ListUsers(ctx context.Context, _ *connect.Request[sallyportv1.ListUsersRequest]) (*connect.Response[sallyportv1.ListUsersResponse], error) {
+	all, err := s.cfg.Users.ListUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.ListUsersResponse{}
+	for _, u := range all {
+		resp.Users = append(resp.Users, &sallyportv1.User{Name: u.Name, Roles: u.Roles, Traits: lists(u.Traits), Claimed: u.Claimed, Created: timestamppb.New(u.Created)})
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// DeleteUser deletes a user.
+func (s adminService) DeleteUser(ctx context.Context, req *connect.Request[sallyportv1.DeleteUserRequest]) (*connect.Response[sallyportv1.DeleteUserResponse], error) {
+	return connect.NewResponse(&sallyportv1.DeleteUserResponse{}), s.remove(ctx, callerOf(ctx), kindUser, req.Msg.GetName())
+}
+
+// ResetUser takes the password away and makes a link to set a new one.
+func (s adminService) ResetUser(ctx context.Context, req *connect.Request[sallyportv1.ResetUserRequest]) (*connect.Response[sallyportv1.ResetUserResponse], error) {
+	ttl, err := bounded(req.Msg.GetLinkTtlSeconds(), defaultResetTTL, maxResetTTL)
+	if err != nil {
+		return nil, err
+	}
+	link, err := s.cfg.Users.ResetUser(ctx, req.Msg.GetName(), ttl)
+	if err != nil {
+		return nil, missing(kindUser, req.Msg.GetName(), err)
+	}
+	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.ResetPasswordTokenCreate, Code: audit.ResetPasswordTokenCreateCode, Fields: map[string]any{"name": req.Msg.GetName()}})
+	return connect.NewResponse(&sallyportv1.ResetUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), err
+}
+
+// CreateToken makes a join token; its secret is in this answer and nowhere else.
+func (s adminService) CreateToken(ctx context.Context, req *connect.Request[sallyportv1.CreateTokenRequest]) (*connect.Response[sallyportv1.CreateTokenResponse], error) {
+	m := req.Msg
+	ttl, err := bounded(m.GetTtlSeconds(), defaultTokenTTL, maxTokenTTL)
+	if err != nil {
+		return nil, err
+	}
+	secret, t, err := s.cfg.Tokens.Create(ctx, join.NewToken{
+		Secret: m.GetValue(), Roles: m.GetRoles(), TTL: ttl, Labels: m.GetLabels(), SingleUse: m.GetSingleUse(),
+		Allow: join.Allow{Kinds: m.GetAllow().GetKinds(), Names: m.GetAllow().GetNames(), Labels: m.GetAllow().GetLabels()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode, Fields: map[string]any{"name": t.Name, "roles": t.Roles}})
+	return connect.NewResponse(&sallyportv1.CreateTokenResponse{Secret: secret, Token: tokenToWire(t), CaPins: s.cfg.CA.Pins(), Gateway: s.cfg.PublicAddress}), err
+}
+
+func tokenToWire(t join.Token) *sallyportv1.Token {
+	return &sallyportv1.Token{
+		Name: t.Name, Roles: t.Roles, Labels: t.Labels, Expires: timestamppb.New(t.Expires), SingleUse: t.SingleUse,
+		Allow: &sallyportv1.TokenAllow{Kinds: t.Allow.Kinds, Names: t.Allow.Names, Labels: t.Allow.Labels},
+	}
+}
+
+// ListTokens lists tokens without their secrets.
+func (s adminService) ListTokens(ctx context.Context, _ *connect.Request[sallyportv1.ListTokensRequest]) (*connect.Response[sallyportv1.ListTokensResponse], error) {
+	all, err := s.cfg.Tokens.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.ListTokensResponse{}
+	for _, t := range all {
+		resp.Tokens = append(resp.Tokens, tokenToWire(t))
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// DeleteToken deletes a token by its name or secret.
+func (s adminService) DeleteToken(ctx context.Context, req *connect.Request[sallyportv1.DeleteTokenRequest]) (*connect.Response[sallyportv1.DeleteTokenResponse], error) {
+	if err := s.cfg.Tokens.Delete(ctx, req.Msg.GetName()); err != nil {
+		return nil, err
+	}
+	err := s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenDelete, Code: audit.JoinTokenDeleteCode})
+	return connect.NewResponse(&sallyportv1.DeleteTokenResponse{}), err
+}
+
+// GetDocuments returns documents that the caller may read.
+func (s adminService) GetDocuments(ctx context.Context, req *connect.Request[sallyportv1.GetDocumentsRequest]) (*connect.Response[sallyportv1.GetDocumentsResponse], error) {
+	if err := s.check(callerOf(ctx), req.Msg.GetKind(), "read"); err != nil {
+		return nil, err
+	}
+	docs, err := s.get(ctx, req.Msg.GetKind(), req.Msg.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.GetDocumentsResponse{Documents: docs}), nil
+}
+
+// PutDocument stores a document; replacing one needs the verb update besides.
+func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sallyportv1.PutDocumentRequest]) (*connect.Response[sallyportv1.PutDocumentResponse], error) {
+	c := callerOf(ctx)
+	h, err := headerOf([]byte(req.Msg.GetDocument()))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.check(c, h.Kind, "create"); err != nil {
+		return nil, err
+	}
+	if req.Msg.GetOverwrite() {
+		if err := s.check(c, h.Kind, "update"); err != nil {
+			return nil, err
+		}
+	}
+	resp, err := s.put(ctx, c, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// DeleteDocument deletes one.
+func (s adminService) DeleteDocument(ctx context.Context, req *connect.Request[sallyportv1.DeleteDocumentRequest]) (*connect.Response[sallyportv1.DeleteDocumentResponse], error) {
+	c := callerOf(ctx)
+	if err := s.check(c, req.Msg.GetKind(), "delete"); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.DeleteDocumentResponse{}), s.remove(ctx, c, req.Msg.GetKind(), req.Msg.GetName())
+}
+
+// SearchEvents reads the audit log.
+func (s adminService) SearchEvents(ctx context.Context, req *connect.Request[sallyportv1.SearchEventsRequest]) (*connect.Response[sallyportv1.SearchEventsResponse], error) {
+	m := req.Msg
+	q := audit.Query{From: timeOf(m.GetFrom()), To: timeOf(m.GetTo()), Names: m.GetNames(), Limit: int(m.GetLimit())}
+	if q.Limit == 0 {
+		q.Limit = defaultEvents
+	}
+	q.Limit = min(q.Limit, maxEvents)
+	lines, err := s.cfg.Audit.Search(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.SearchEventsResponse{}
+	for _, l := range lines {
+		resp.Events = append(resp.Events, string(l))
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func timeOf(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+// ListAgents lists agents that have a tunnel.
+func (s adminService) ListAgents(context.Context, *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
+	agents, _ := s.cfg.Inventory.Present()
+	resp := &sallyportv1.ListAgentsResponse{}
+	for _, a := range agents {
+		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources)})
+	}
+	return connect.NewResponse(resp), nil
+}

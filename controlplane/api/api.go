@@ -1,0 +1,181 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/ca"
+	"github.com/sallyport/sallyport/controlplane/inventory"
+	"github.com/sallyport/sallyport/controlplane/join"
+	"github.com/sallyport/sallyport/controlplane/login"
+	"github.com/sallyport/sallyport/controlplane/rbac"
+	"github.com/sallyport/sallyport/controlplane/store"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+const (
+	// maxRequest bounds one message that a caller sends.
+	maxRequest = 4 << 20
+
+	// unaryTimeout bounds a call that waits for the store.
+	unaryTimeout = 30 * time.Second
+)
+
+// Config says what the API works with.
+type Config struct {
+	Store     store.Store
+	CA        *ca.Keys
+	Users     *login.Login
+	Tokens    *join.Tokens
+	Inventory *inventory.Inventory
+	Audit     *audit.Log
+
+	Version       string
+	PublicAddress string // host:port of the gateway, for links
+	SecondFactor  string // off, optional, totp
+	OfflineMaxAge time.Duration
+	Log           *slog.Logger
+	Now           func() time.Time // default time.Now
+}
+
+// Server serves the API.
+type Server struct {
+	cfg   Config
+	state *state
+	guard *guard
+}
+
+// New makes the server, stores the preset roles that are missing, and reads the
+// first view.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Server{cfg: cfg}
+	s.state = &state{cfg: &s.cfg, log: cfg.Log, changed: make(chan struct{})}
+	s.guard = &guard{rules: methods(), check: s.check}
+	for _, r := range rbac.Presets() {
+		_, err := cfg.Store.Apply(ctx, store.Op{Key: rolePrefix + r.Name(), Value: r.JSON(), Expect: store.Absent})
+		if err != nil && !errors.Is(err, sallyport.ErrExists) {
+			return nil, err
+		}
+	}
+	return s, s.state.reload(ctx)
+}
+
+// Run keeps the view fresh until ctx is done.
+func (s *Server) Run(ctx context.Context) error { return s.state.run(ctx) }
+
+// Handler serves all services; every method passes the table first.
+func (s *Server) Handler() http.Handler {
+	opts := []connect.HandlerOption{
+		connect.WithInterceptors(&unexpected{s.cfg.Log}, s.guard),
+		connect.WithReadMaxBytes(maxRequest),
+		connect.WithRecover(s.recovered),
+	}
+	mux := http.NewServeMux()
+	mux.Handle(sallyportv1connect.NewPublicServiceHandler(publicService{s}, opts...))
+	mux.Handle(sallyportv1connect.NewJoinServiceHandler(joinService{s}, opts...))
+	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts...))
+	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts...))
+	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts...))
+	return mux
+}
+
+// recovered keeps a panic of one call from the others; it is a bug.
+func (s *Server) recovered(ctx context.Context, spec connect.Spec, _ http.Header, v any) error {
+	s.cfg.Log.Error("panic in a method; this is a bug", "method", spec.Procedure, "panic", v)
+	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
+}
+
+// check asks the roles of a user; the admin socket may do everything.
+func (s *Server) check(c Caller, kind, verb string) error {
+	if c.Identity.Kind == sallyport.KindLocalAdmin {
+		return nil
+	}
+	if err := s.unlocked(c.Identity); err != nil {
+		return err
+	}
+	return refusal(s.state.view().policy.CheckRule(c.Identity, kind, verb))
+}
+
+// emit records what a caller did. A change that cannot be recorded is refused
+// by its method before it is made (audited).
+func (s *Server) emit(ctx context.Context, c Caller, e sallyport.Event) error {
+	e.Cluster = s.cfg.CA.Cluster()
+	if e.User == "" {
+		e.User = c.name()
+	}
+	if c.Addr.IsValid() {
+		e.Addr = c.Addr.String()
+	}
+	return s.cfg.Audit.Emit(ctx, e, true)
+}
+
+// unexpected logs errors that are nobody's input, and hides their text.
+type unexpected struct{ log *slog.Logger }
+
+func (u *unexpected) hide(procedure string, err error) error {
+	var in *internal
+	if !errors.As(err, &in) {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return connect.NewError(code(err), errors.New("the call was ended"))
+	}
+	u.log.Error("method failed", "method", procedure, "error", in.cause)
+	return connect.NewError(connect.CodeInternal, errors.New("internal error; auth's log has more"))
+}
+
+// WrapUnary meets connect.Interceptor.
+func (u *unexpected) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
+		defer cancel()
+		resp, err := next(ctx, req)
+		return resp, u.hide(req.Spec().Procedure, err)
+	}
+}
+
+// WrapStreamingClient meets connect.Interceptor; this side has no clients.
+func (u *unexpected) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler meets connect.Interceptor.
+func (u *unexpected) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		return u.hide(conn.Spec().Procedure, next(ctx, conn))
+	}
+}
+
+// authorities is the public half of all CAs, as snapshots and answers have it.
+func authorities(keys *ca.Keys, kinds ...ca.Kind) []*sallyportv1.Authority {
+	var out []*sallyportv1.Authority
+	for _, a := range keys.Authorities() {
+		if len(kinds) > 0 && !slices.Contains(kinds, a.Kind) {
+			continue
+		}
+		m := &sallyportv1.Authority{Kind: string(a.Kind)}
+		for _, k := range a.SSHKeys {
+			m.SshPublicKeys = append(m.SshPublicKeys, k.Marshal())
+		}
+		for _, c := range a.Certificates {
+			m.Certificates = append(m.Certificates, c.Raw)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func formatUID(uid uint32) string { return strconv.FormatUint(uint64(uid), 10) }

@@ -1,0 +1,94 @@
+package api
+
+import (
+	"context"
+	"net/netip"
+
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport"
+)
+
+// Caller is who makes a call.
+type Caller struct {
+	Identity sallyport.Identity // zero for nobody and for web visitors
+	Web      bool               // came by a gateway's web origin; Identity is not the visitor's
+	Addr     netip.AddrPort     // the other end, or the visitor as the gateway tells
+}
+
+type callerKey struct{}
+
+// WithCaller returns a context that carries the caller. Only listeners make it.
+func WithCaller(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// callerOf returns nobody when no listener said who it is.
+func callerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// name is how the audit log calls the caller.
+func (c Caller) name() string {
+	switch c.Identity.Kind {
+	case "":
+		return ""
+	case sallyport.KindUser:
+		return c.Identity.Name
+	default:
+		return string(c.Identity.Kind) + ":" + c.Identity.Name
+	}
+}
+
+// guard holds the table at the door of every method.
+type guard struct {
+	rules map[string]rule
+	check func(c Caller, kind, verb string) error // users' roles
+}
+
+// admit decides by the table. What is not in it is refused.
+func (g *guard) admit(ctx context.Context, procedure string) error {
+	r, ok := g.rules[procedure]
+	if !ok {
+		return refusal(&sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "no such method, or nobody may call it"})
+	}
+	c := callerOf(ctx)
+	if r.who&audienceOf(c) == 0 {
+		kind := sallyport.ErrDenied
+		if audienceOf(c) == nobody || c.Web {
+			kind = sallyport.ErrUnauthorized
+		}
+		return refusal(&sallyport.Problem{Kind: kind, Fact: "this method is for " + r.who.String() + " only"})
+	}
+	if r.kind == "" || r.kind == ofDocument {
+		return nil
+	}
+	return g.check(c, r.kind, r.verb)
+}
+
+// WrapUnary meets connect.Interceptor.
+func (g *guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if err := g.admit(ctx, req.Spec().Procedure); err != nil {
+			return nil, err
+		}
+		resp, err := next(ctx, req)
+		return resp, refusal(err)
+	}
+}
+
+// WrapStreamingClient meets connect.Interceptor; this side has no clients.
+func (g *guard) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler meets connect.Interceptor.
+func (g *guard) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		if err := g.admit(ctx, conn.Spec().Procedure); err != nil {
+			return err
+		}
+		return refusal(next(ctx, conn))
+	}
+}

@@ -1,0 +1,371 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/ca"
+	"github.com/sallyport/sallyport/controlplane/ca/signed"
+	"github.com/sallyport/sallyport/controlplane/inventory"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const (
+	maxAddresses = 16
+)
+
+// joinService lets hosts in.
+type joinService struct{ *Server }
+
+// Join takes a token and two public keys and gives certificates.
+func (s joinService) Join(ctx context.Context, req *connect.Request[sallyportv1.JoinRequest]) (*connect.Response[sallyportv1.JoinResponse], error) {
+	m := req.Msg
+	kind, err := hostKind(m.GetRoles())
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.join(ctx, kind, m)
+	c := callerOf(ctx)
+	e := sallyport.Event{Name: audit.InstanceJoin, Code: audit.InstanceJoinCode, User: string(kind) + ":" + resp.GetHostId(),
+		Fields: map[string]any{"method": "token", "role": string(kind), "node_name": m.GetHostName()}}
+	if err != nil {
+		e.Code, e.User = audit.InstanceJoinFailureCode, string(kind)
+		e.Fields["error"] = err.Error()
+		return nil, errors.Join(err, s.emit(ctx, c, e))
+	}
+	if err := s.emit(ctx, c, e); err != nil {
+		return nil, err
+	}
+	s.cfg.Log.Info("host joined", "kind", kind, "id", resp.GetHostId(), "host", m.GetHostName())
+	return connect.NewResponse(resp), nil
+}
+
+func hostKind(roles []string) (sallyport.IdentityKind, error) {
+	if len(roles) == 1 {
+		switch k := sallyport.IdentityKind(roles[0]); k {
+		case sallyport.KindAgent, sallyport.KindGateway:
+			return k, nil
+		}
+	}
+	return "", invalid("a host joins as agent or as gateway")
+}
+
+func (s joinService) join(ctx context.Context, kind sallyport.IdentityKind, m *sallyportv1.JoinRequest) (*sallyportv1.JoinResponse, error) {
+	// The keys are checked before the token is used up.
+	if _, err := ca.ParseTLSKey(m.GetTlsPublicKey()); err != nil {
+		return nil, err
+	}
+	if _, err := ca.ParseSSHKey(m.GetSshPublicKey()); err != nil {
+		return nil, err
+	}
+	grant, err := s.cfg.Tokens.Consume(ctx, m.GetToken(), kind)
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.cfg.Inventory.AddHost(ctx, inventory.NewHost{Kind: kind, HostName: m.GetHostName(), Grant: grant, Addresses: m.GetAddresses()})
+	if err != nil {
+		return nil, err
+	}
+	return s.certify(h, m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetAddresses())
+}
+
+// certify issues a host's certificates for the keys it showed.
+func (s *Server) certify(h inventory.Host, tlsKey, sshKey []byte, public []string) (*sallyportv1.JoinResponse, error) {
+	addrs, err := ipAddresses(public)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := s.cfg.CA.IssueHost(ca.HostRequest{Kind: h.Kind, ID: h.ID, TLSKey: tlsKey, SSHKey: sshKey, NodeNames: h.NodeNames(), Addresses: addrs})
+	if err != nil {
+		return nil, err
+	}
+	return &sallyportv1.JoinResponse{
+		HostId: h.ID, Cluster: s.cfg.CA.Cluster(), TlsCertificate: certs.X509, SshCertificate: certs.SSH,
+		Authorities: authorities(s.cfg.CA), Expires: timestamppb.New(certs.NotAfter),
+	}, nil
+}
+
+// ipAddresses keeps those that are addresses: names in a gateway's certificate
+// are the cluster's alone.
+func ipAddresses(list []string) ([]netip.Addr, error) {
+	if len(list) > maxAddresses {
+		return nil, invalid(fmt.Sprintf("%d public addresses, at most %d", len(list), maxAddresses))
+	}
+	var out []netip.Addr
+	for _, s := range list {
+		if host, _, err := net.SplitHostPort(s); err == nil {
+			s = host
+		}
+		if a, err := netip.ParseAddr(s); err == nil && !a.IsUnspecified() && !slices.Contains(out, a) {
+			out = append(out, a.WithZone(""))
+		}
+	}
+	return out, nil
+}
+
+// hostService is for agents and gateways that have joined.
+type hostService struct{ *Server }
+
+// host returns the record of the caller. A host that was removed has none, and
+// may do nothing more.
+func (s hostService) host(ctx context.Context) (inventory.Host, error) {
+	c := callerOf(ctx)
+	if err := s.unlocked(c.Identity); err != nil {
+		return inventory.Host{}, err
+	}
+	h, err := s.cfg.Inventory.Host(ctx, c.Identity.Name)
+	if errors.Is(err, sallyport.ErrNotFound) || err == nil && h.Kind != c.Identity.Kind {
+		return h, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this host was removed from the cluster", Hint: "join again with a new token"}
+	}
+	return h, err
+}
+
+// RenewHost issues new certificates to a host that has valid ones.
+func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallyportv1.RenewHostRequest]) (*connect.Response[sallyportv1.JoinResponse], error) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.certify(h, req.Msg.GetTlsPublicKey(), req.Msg.GetSshPublicKey(), req.Msg.GetAddresses())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// Announce decides what an agent may serve, and signs it.
+func (s hostService) Announce(ctx context.Context, req *connect.Request[sallyportv1.AnnounceRequest]) (*connect.Response[sallyportv1.AnnounceResponse], error) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var wanted []sallyport.Resource
+	for _, r := range req.Msg.GetResources() {
+		wanted = append(wanted, fromWire(r))
+	}
+	a, err := s.cfg.Inventory.Announce(ctx, h.ID, wanted)
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.AnnounceResponse{}
+	for _, r := range a.Refusals {
+		resp.Refusals = append(resp.Refusals, &sallyportv1.Refusal{Kind: string(r.Kind), Name: r.Name, Reason: r.Reason})
+	}
+	if resp.Assignment, err = s.signAssignment(h.ID, a); err != nil {
+		return nil, err
+	}
+	if resp.Certificates, err = s.certifyResources(h.ID, a.Resources, req.Msg.GetTlsPublicKey()); err != nil {
+		return nil, err
+	}
+	if resp.SshCertificate, err = s.cfg.CA.IssueNode(h.ID, req.Msg.GetSshPublicKey(), nodeNames(a.Resources)); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func nodeNames(list []sallyport.Resource) []string {
+	var out []string
+	for _, r := range list {
+		if r.Kind == sallyport.KindNode {
+			out = append(out, r.Name)
+		}
+	}
+	return out
+}
+
+func (s *Server) signAssignment(id string, a inventory.Assignment) ([]byte, error) {
+	m := &sallyportv1.Assignment{
+		Cluster: s.cfg.CA.Cluster(), AgentId: id, Revision: uint64(a.Revision), PgCancelTag: uint32(a.CancelTag),
+		NotAfter: timestamppb.New(s.cfg.Now().Add(ca.HostTTL)),
+	}
+	for _, r := range a.Resources {
+		m.Resources = append(m.Resources, toWire(r))
+	}
+	payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	sg, err := s.cfg.CA.Sign(signed.Assignment, payload)
+	if err != nil {
+		return nil, err
+	}
+	return proto.Marshal(sg)
+}
+
+// certifyResources issues one certificate for each server name; a node has two,
+// its name and its UUID.
+func (s *Server) certifyResources(id string, list []sallyport.Resource, tlsKey []byte) ([]*sallyportv1.ResourceCertificate, error) {
+	var names []string
+	for _, r := range list {
+		names = append(names, s.cfg.CA.ServerName(r.Kind, r.Name))
+		if r.Kind == sallyport.KindNode {
+			names = append(names, s.cfg.CA.ServerName(r.Kind, id))
+		}
+	}
+	slices.Sort(names)
+	var out []*sallyportv1.ResourceCertificate
+	for _, name := range slices.Compact(names) {
+		c, err := s.cfg.CA.IssueResource(tlsKey, name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &sallyportv1.ResourceCertificate{ServerName: name, Certificate: c.X509})
+	}
+	return out, nil
+}
+
+// IssueDatabaseCertificate is for agents, and only for databases that they serve.
+func (s hostService) IssueDatabaseCertificate(ctx context.Context, req *connect.Request[sallyportv1.IssueDatabaseCertificateRequest]) (*connect.Response[sallyportv1.IssueDatabaseCertificateResponse], error) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	serves, err := s.cfg.Inventory.Serves(ctx, h.ID, sallyport.KindDatabase, req.Msg.GetDatabase())
+	if err != nil {
+		return nil, err
+	}
+	if !serves {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this agent does not serve that database"}
+	}
+	certs, err := s.cfg.CA.IssueDatabaseClient(req.Msg.GetTlsPublicKey(), req.Msg.GetDatabaseUser())
+	if err != nil {
+		return nil, err
+	}
+	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode,
+		Fields: map[string]any{"cert_type": "database", "db_service": req.Msg.GetDatabase(), "db_user": req.Msg.GetDatabaseUser()}})
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.IssueDatabaseCertificateResponse{Certificate: certs.X509, Expires: timestamppb.New(certs.NotAfter)}
+	for _, c := range s.cfg.CA.Authority(ca.Database).Certificates {
+		resp.ServerAuthorities = append(resp.ServerAuthorities, c.Raw)
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// WatchSnapshot sends the newest snapshot at once and each newer one. The
+// stream ends when the host is locked or removed.
+func (s hostService) WatchSnapshot(ctx context.Context, _ *connect.Request[sallyportv1.WatchSnapshotRequest], stream *connect.ServerStream[sallyportv1.Signed]) error {
+	for {
+		next := s.state.next()
+		if _, err := s.host(ctx); err != nil {
+			return err
+		}
+		if err := stream.Send(s.state.view().signed); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next:
+		}
+	}
+}
+
+// AppendEvents makes a batch of a host's spool durable.
+func (s hostService) AppendEvents(ctx context.Context, req *connect.Request[sallyportv1.AppendEventsRequest]) (*connect.Response[sallyportv1.AppendEventsResponse], error) {
+	c := callerOf(ctx)
+	if !ownSpool(c.Identity.Name, req.Msg.GetSpool()) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "that spool is another host's"}
+	}
+	var records []audit.Record
+	for _, e := range req.Msg.GetEvents() {
+		records = append(records, audit.Record{Sequence: e.GetSequence(), JSON: e.GetJson()})
+	}
+	acknowledged, err := s.cfg.Audit.Append(ctx, req.Msg.GetSpool(), records)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.AppendEventsResponse{Acknowledged: acknowledged}), nil
+}
+
+// ownSpool holds hosts to spools that begin with their own id.
+func ownSpool(host, spool string) bool {
+	rest, ok := strings.CutPrefix(spool, host+"/")
+	return ok && rest != "" && len(spool) <= 128
+}
+
+// ReportPresence takes a gateway's view of which agents are there.
+func (s hostService) ReportPresence(ctx context.Context, req *connect.Request[sallyportv1.ReportPresenceRequest]) (*connect.Response[sallyportv1.ReportPresenceResponse], error) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := req.Msg
+	if m.GetGatewayId() != h.ID {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "that is another gateway's presence"}
+	}
+	r := inventory.Report{Gateway: h.ID, Address: m.GetAddress(), Epoch: m.GetEpoch(), Sequence: m.GetSequence(), Full: m.GetFull(), Down: m.GetDown()}
+	for _, p := range m.GetUp() {
+		r.Up = append(r.Up, inventory.Present{Agent: p.GetAgentId(), Version: p.GetVersion()})
+	}
+	needFull, err := s.cfg.Inventory.Report(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.ReportPresenceResponse{NeedFull: needFull}), nil
+}
+
+// unlocked refuses callers that a lock names.
+func (s *Server) unlocked(id sallyport.Identity) error {
+	now := s.cfg.Now().Unix()
+	for _, l := range s.state.view().locks {
+		if l.GetExpires() != 0 && l.GetExpires() <= now {
+			continue
+		}
+		if hits(l, id) {
+			fact := "you are locked"
+			if l.GetMessage() != "" {
+				fact += ": " + l.GetMessage()
+			}
+			return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: fact, Hint: "ask your administrator"}
+		}
+	}
+	return nil
+}
+
+// hits says whether every part of the lock's target that an API caller can have
+// is the caller's. A lock on a login is for sessions, not for the API.
+func hits(l *sallyportv1.Lock, id sallyport.Identity) bool {
+	if l.GetLogin() != "" {
+		return false
+	}
+	parts, hit := 0, true
+	match := func(want string, ok bool) {
+		if want != "" {
+			parts++
+			hit = hit && ok
+		}
+	}
+	match(l.GetUser(), id.Kind == sallyport.KindUser && id.Name == l.GetUser())
+	match(l.GetRole(), slices.Contains(id.Roles, l.GetRole()))
+	match(l.GetServerId(), id.Kind != sallyport.KindUser && id.Name == l.GetServerId())
+	match(l.GetMfa(), id.MFA == l.GetMfa())
+	match(l.GetRequest(), slices.Contains(id.ActiveRequests, l.GetRequest()))
+	return parts > 0 && hit
+}
+
+func toWire(r sallyport.Resource) *sallyportv1.Resource {
+	return &sallyportv1.Resource{
+		Kind: string(r.Kind), Name: r.Name, Id: r.ID, Description: r.Description, Protocol: r.Protocol,
+		Address: r.Address, Hostname: r.Hostname, Labels: r.Labels, AgentId: r.AgentID, Group: r.Group, Version: r.Version,
+	}
+}
+
+func fromWire(r *sallyportv1.Resource) sallyport.Resource {
+	return sallyport.Resource{
+		Kind: sallyport.Kind(r.GetKind()), Name: r.GetName(), ID: r.GetId(), Description: r.GetDescription(), Protocol: r.GetProtocol(),
+		Address: r.GetAddress(), Hostname: r.GetHostname(), Labels: r.GetLabels(), AgentID: r.GetAgentId(), Group: r.GetGroup(), Version: r.GetVersion(),
+	}
+}
