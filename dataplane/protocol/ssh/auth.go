@@ -245,8 +245,10 @@ func (h *handshake) tried(meta ssh.ConnMetadata, method string, err error) {
 	}
 	var r *refusal
 	if !errors.As(err, &r) {
-		r = &refusal{problem: sallyport.Denied("the key or certificate is not acceptable", hintLogin)}
-		r.problem.Cause = err
+		// The SSH library could not read the key, or does not know its
+		// algorithm; many clients try one key by several.
+		r = &refusal{quiet: len(h.lines) > 0, problem: &sallyport.Problem{Kind: sallyport.ErrDenied,
+			Fact: "the key or certificate is not acceptable", Hint: hintLogin, Cause: err}}
 	}
 	switch {
 	case r.audited:

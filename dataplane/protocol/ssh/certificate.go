@@ -27,6 +27,7 @@ const (
 	optionForce    = "force-command"
 	extensionPTY   = "permit-pty"
 	maxSourceItems = 64
+	maxPrincipals  = 256 // as SSHKEY_CERT_MAX_PRINCIPALS of sshd
 )
 
 // certificateCheck is one question: may the holder of key be login, from addr?
@@ -150,6 +151,9 @@ func parseSource(entry string) (netip.Prefix, bool) {
 func (q certificateCheck) checkPrincipals(cert *ssh.Certificate) *sallyport.Problem {
 	if len(cert.ValidPrincipals) == 0 {
 		return sallyport.Denied("the certificate names no logins", hintLogin)
+	}
+	if len(cert.ValidPrincipals) > maxPrincipals {
+		return sallyport.Denied(fmt.Sprintf("the certificate names more than %d logins", maxPrincipals), hintLogin)
 	}
 	if q.login == "" || !slices.Contains(cert.ValidPrincipals, q.login) {
 		return sallyport.Denied(fmt.Sprintf("the certificate does not allow login %q", printable(q.login, maxLogin)),

@@ -96,23 +96,10 @@ func (ch *channel) answer(q *ssh.Request) bool {
 		return r.serve(ch, q.Payload)
 	}
 	if r.fact != "" {
-		ch.say(message(sallyport.Denied(ch.factOf(r.rule, q.Payload))))
+		ch.say(message(sallyport.Denied(r.fact, "")))
 		ch.conn.refused(r.rule, nil)
 	}
 	return false
-}
-
-// factOf names the subsystem that was asked for, and the way around.
-func (ch *channel) factOf(r rule, payload []byte) (fact, hint string) {
-	var name signalRequest // one string, as in subsystem
-	if r.name != "subsystem" || ssh.Unmarshal(payload, &name) != nil {
-		return r.fact, ""
-	}
-	fact = fmt.Sprintf("this version does not serve the subsystem %q", printable(name.Name, 64))
-	if name.Name == "sftp" {
-		hint = `use "scp -O" to copy files`
-	}
-	return fact, hint
 }
 
 func (ch *channel) keptAlive([]byte) bool { return true }
@@ -120,6 +107,27 @@ func (ch *channel) keptAlive([]byte) bool { return true }
 // endOfWrite says that the client reads no more output (OpenSSH PROTOCOL
 // section 2.1). The program learns it when the channel closes.
 func (ch *channel) endOfWrite([]byte) bool { return true }
+
+// declineSubsystem serves none, and says so: clients of sftp show what comes on
+// stderr of a subsystem that ends, but nothing of one that is refused.
+func (ch *channel) declineSubsystem(payload []byte) bool {
+	var r signalRequest // one string, the name
+	if ch.started || ssh.Unmarshal(payload, &r) != nil {
+		return false
+	}
+	ch.started = true
+	fact, hint := fmt.Sprintf("this version does not serve the subsystem %q", printable(r.Name, 64)), ""
+	if r.Name == "sftp" {
+		hint = `use "scp -O" to copy files`
+	}
+	row := rule{name: "subsystem", fact: fact, event: sallyport.Event{Name: "subsystem", Code: "T3001E"}}
+	ch.conn.refused(row, map[string]any{"name": printable(r.Name, 64)})
+	ch.begin = func() {
+		ch.say(message(sallyport.Denied(fact, hint)))
+		ch.close("exit-status", ssh.Marshal(exitStatus{Status: 1}))
+	}
+	return true
+}
 
 func (ch *channel) setEnv(payload []byte) bool {
 	var r envRequest
@@ -327,8 +335,12 @@ func (ch *channel) finish(outputs *sync.WaitGroup) {
 		ch.executed(ch.program.state, nil)
 	}
 	outputs.Wait()
+	ch.close(exitMessage(ch.program.state))
+}
+
+// close says how it ended and closes our side of the channel.
+func (ch *channel) close(name string, payload []byte) {
 	// Errors mean that the channel is closed: nobody waits for the rest.
-	name, payload := exitMessage(ch.program.state)
 	_, _ = ch.ssh.SendRequest(name, false, payload)
 	ch.out.mu.Lock() // the SSH library wants no writer beside CloseWrite
 	defer ch.out.mu.Unlock()

@@ -269,7 +269,7 @@ func newKey(t testing.TB) ssh.Signer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return privateSigner{s, key}
 }
 
 func hostSigner(t testing.TB, ca ssh.Signer) ssh.Signer {

@@ -11,7 +11,6 @@ const (
 	noX11       = "this version does not forward X11"
 	noAgent     = "this version does not forward agents"
 	noTunnel    = "this version does not forward network devices"
-	noSubsystem = "this version does not serve subsystems"
 	unknownType = "not served"
 )
 
@@ -82,7 +81,6 @@ func globalRules() []globalRule {
 func requestRules() []requestRule {
 	x11 := sallyport.Event{Name: "x11-forward", Code: "T3008W"}
 	rejected := sallyport.Event{Name: "session.rejected", Code: "T1006W"}
-	subsystem := sallyport.Event{Name: "subsystem", Code: "T3001E"}
 	return []requestRule{
 		{rule: rule{name: "pty-req"}, serve: (*channel).askTerminal},
 		{rule: rule{name: "window-change"}, serve: (*channel).resize},
@@ -93,7 +91,7 @@ func requestRules() []requestRule {
 		{rule: rule{name: "break"}, serve: (*channel).sendBreak},
 		{rule: rule{name: "keepalive@openssh.com"}, serve: (*channel).keptAlive},
 		{rule: rule{name: "eow@openssh.com"}, serve: (*channel).endOfWrite},
-		{rule: rule{name: "subsystem", fact: noSubsystem, event: subsystem}},
+		{rule: rule{name: "subsystem"}, serve: (*channel).declineSubsystem},
 		{rule: rule{name: "x11-req", fact: noX11, event: x11}},
 		{rule: rule{name: "auth-agent-req@openssh.com", fact: noAgent, event: rejected}},
 		{rule: rule{name: "auth-agent-req", fact: noAgent, event: rejected}},

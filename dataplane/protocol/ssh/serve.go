@@ -297,10 +297,11 @@ func (c *connection) touch() { c.active.Store(time.Now().UnixNano()) }
 // patience does.
 func (c *connection) watch(ctx context.Context) {
 	idle := c.session.Options.ClientIdleTimeout
-	timer := time.NewTimer(max(idle, time.Second))
+	var late <-chan time.Time // nil, and never ready, without a limit
+	timer := time.NewTimer(idle)
 	defer timer.Stop()
-	if idle <= 0 {
-		timer.Stop()
+	if idle > 0 {
+		late = timer.C
 	}
 	for {
 		select {
@@ -312,7 +313,7 @@ func (c *connection) watch(ctx context.Context) {
 		case <-ctx.Done():
 			c.disconnect(problemOf(context.Cause(ctx), "the agent is stopping"))
 			return
-		case <-timer.C:
+		case <-late:
 			rest := idle - time.Since(time.Unix(0, c.active.Load()))
 			if rest <= 0 {
 				c.cancel("the session was idle for " + idle.String())

@@ -147,7 +147,7 @@ func TestA82_UnsolicitedReplies(t *testing.T) {
 func TestA82_RejectedChannels(t *testing.T) {
 	h := newHost(t, nil)
 	c := h.rawLogin()
-	const rounds, each = 20, 10_000
+	const rounds, each = 6, 10_000
 	open := channelOpen("x11", 0)
 	reject := func() {
 		var reader sync.WaitGroup

@@ -1,0 +1,5 @@
+//go:build !race
+
+package ssh
+
+func raceEnabled() bool { return false }
