@@ -28,9 +28,10 @@ func TestF13_AgentVanishes(t *testing.T) {
 			}
 		}})
 		here, there := net.Pipe()
+		vanish := make(chan struct{})
 		ended := make(chan error, 1)
 		go func() {
-			ended <- h.ServeControl(t.Context(), tls.Server(here, ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))))
+			ended <- h.ServeControl(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))))
 		}()
 		agent := tls.Client(there, ca.client(ca.issue(t, sallyport.KindAgent, agentID)))
 		hello := &tunnelv1.Hello{AgentId: agentID, Assignment: assigned(1, "tcp/echo")}
@@ -45,6 +46,7 @@ func TestF13_AgentVanishes(t *testing.T) {
 		if !h.Live("tcp", "echo") {
 			t.Fatal("the agent answers, and is not live")
 		}
+		close(vanish)
 		vanished := time.Now()
 		if d := (<-gone).Sub(vanished); d > 5*time.Second {
 			t.Errorf("noticed after %v", d)
@@ -79,14 +81,17 @@ func TestF13_GatewayVanishes(t *testing.T) {
 				TLS: func(string) (*tls.Config, error) {
 					return ca.client(ca.issue(t, sallyport.KindAgent, agentID)), nil
 				},
-				Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				Dial: func(_ context.Context, _, addr string) (net.Conn, error) {
+					if addr != "gw.test:443" {
+						return nil, errors.New("no data connections here")
+					}
 					dialed <- time.Now()
 					if !first {
 						return nil, errors.New("nobody there")
 					}
 					first = false
 					here, there := net.Pipe()
-					go func() { _ = h.ServeControl(ctx0(t), tls.Server(&mute{Conn: here, from: vanish}, server)) }()
+					go func() { _ = h.ServeControl(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, server)) }()
 					return there, nil
 				},
 			})
@@ -110,8 +115,6 @@ func TestF13_GatewayVanishes(t *testing.T) {
 
 // jitterMost is the first pause at its longest.
 const jitterMost = firstPause
-
-func ctx0(t *testing.T) context.Context { return t.Context() }
 
 func drainTimes(c chan time.Time) {
 	for len(c) > 0 {

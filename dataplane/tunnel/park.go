@@ -14,8 +14,8 @@ import (
 func (h *Hub) Park(l relay.Loop, fd int, hello []byte, from netip.AddrPort) error {
 	t, counter, err := h.admitData(hello)
 	if err != nil {
-		closeFD(fd)
 		h.counters.add(parkReason(err))
+		closeFD(fd)
 		h.cfg.Log.Debug("data connection refused", "from", from, "err", err)
 		return err
 	}
@@ -79,9 +79,9 @@ func (w *watcher) Ready(relay.Readiness) {
 	if why == "" || !e.tunnel.pool.lose(e, w.generation) {
 		return // nothing there, or claimed: whoever has it looks for himself
 	}
+	w.hub.counters.add(why)
 	e.loop.Unwatch(e.fd)
 	closeFD(e.fd)
-	w.hub.counters.add(why)
 	e.tunnel.askForMore()
 }
 

@@ -20,6 +20,10 @@ type queue struct {
 // enqueue adds q and tries once more to claim for it.
 func (h *Hub) enqueue(q *request) (*entry, *Lease) {
 	h.queue.push(q)
+	return h.lookAgain(q)
+}
+
+func (h *Hub) lookAgain(q *request) (*entry, *Lease) {
 	e, lease, _ := h.claim(q, false)
 	if e == nil {
 		return nil, nil
