@@ -2,13 +2,19 @@ package postgres
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
+	"errors"
+	"io"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
 )
@@ -161,4 +167,35 @@ func TestNamesAreBounded(t *testing.T) {
 	if len(name) > 4*oneParameter+4 || !strings.HasPrefix(name, `\xff`) {
 		t.Errorf("%d bytes", len(name))
 	}
+}
+
+// TestRecordedBeforeItPasses: while the event is being written, the server has
+// nothing of the statement.
+func TestRecordedBeforeItPasses(t *testing.T) {
+	client, front := tlsPair(t)
+	back, server := tlsPair(t)
+	r := benchRelay(front, back)
+	recorded := make(chan struct{})
+	r.live.sess.Emit = func(sallyport.Event) {
+		defer close(recorded)
+		server.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if n, err := server.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the server has read %d bytes, %v", n, err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	ended := make(chan error)
+	go func() { ended <- r.run(ctx) }()
+	query := must((&pgproto3.Query{String: "drop table orders"}).Encode(nil))
+	client.Write(query)
+	<-recorded
+	server.SetReadDeadline(time.Now().Add(patience))
+	got := make([]byte, len(query))
+	if _, err := io.ReadFull(server, got); err != nil || !bytes.Equal(got, query) {
+		t.Errorf("%q %v", got, err)
+	}
+	client.NetConn().Close()
+	server.NetConn().Close()
+	<-ended
 }

@@ -6,6 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -168,4 +171,29 @@ func TestUnknownHost(t *testing.T) {
 	r := newRig(t, func(r *rig) { r.server.Target.Address = "no-such-host.invalid:5432" })
 	_, err := r.connect("alice")
 	wantFatal(t, err, stateUnableToConnect, "is not reachable")
+}
+
+// TestSystemRootsAreNotUsed runs in a process of its own whose system trusts
+// our database CA: a pool that is missing must not mean the system's.
+func TestSystemRootsAreNotUsed(t *testing.T) {
+	const child = "SALLYPORT_TEST_SYSTEM_ROOTS"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestSystemRootsAreNotUsed$", "-test.count=1")
+		dir := t.TempDir()
+		cmd.Env = append(os.Environ(), child+"=1", "SSL_CERT_FILE="+filepath.Join(dir, "ca"), "SSL_CERT_DIR="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := os.WriteFile(os.Getenv("SSL_CERT_FILE"), dbCA.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	leaf := must(x509.ParseCertificate(dbCA.pair("server", "db.internal").Certificate[0]))
+	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: "db.internal"}); err != nil {
+		t.Skipf("this system's trust cannot be set: %v", err)
+	}
+	if verify([]*x509.Certificate{leaf}, "db.internal", []*x509.CertPool{nil, nil}) == nil {
+		t.Error("the system's roots were used")
+	}
 }
