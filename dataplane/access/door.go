@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,8 +87,9 @@ type Opening struct {
 
 // Handler serves a candidate on the TLS connection. It may set deadlines; there
 // are none when it is called, except for a candidate with a Refusal. The door
-// closes the connection when it returns: with TLS's end of stream, unless the
-// error wraps session.ErrCut.
+// closes the connection when it returns: with TLS's end of stream, or with a
+// reset when the error wraps session.ErrCut. The client's end of stream is
+// io.EOF only when TLS ended it, where the protocol's id is one of ours.
 type Handler func(ctx context.Context, c *session.Candidate, conn net.Conn) error
 
 // Serve takes conn over, identifies the client and calls serve. It returns when
@@ -104,16 +106,27 @@ func (d *Door) Serve(ctx context.Context, conn net.Conn, open Opening, serve Han
 	if open.Up != nil {
 		open.Up()
 	}
-	c := v.candidate(tc)
+	c := v.candidate(tc.Conn)
 	stop := context.AfterFunc(ctx, v.cutLater)
 	defer stop()
-	err = serve(ctx, c, tc)
+	err = serve(ctx, c, stream(c, tc))
 	v.endAll()
 	v.auditRefusal(ctx, c)
-	if !errors.Is(err, session.ErrCut) {
-		linger(tc, conn)
+	if errors.Is(err, session.ErrCut) {
+		v.cut()
+		return err
 	}
+	linger(tc.Conn, conn)
 	return err
+}
+
+// stream is what a protocol gets: for the ids that are ours, a stream whose end
+// is proven; else the *tls.Conn itself, as servers of HTTP want it.
+func stream(c *session.Candidate, tc *whole) net.Conn {
+	if strings.HasPrefix(c.ALPN, "sallyport-") {
+		return tc
+	}
+	return tc.Conn
 }
 
 // setUp fills in what the zero value leaves out.
@@ -225,7 +238,14 @@ func (v *visit) endAll() {
 // cutLater closes the connection of a protocol that does not let go.
 func (v *visit) cutLater() { time.AfterFunc(letGo, v.cut) }
 
-func (v *visit) cut() { v.raw.Close() }
+// cut closes with a reset, where there is one: TLS clients that do not insist on
+// close_notify would take a plain end for the end of the stream.
+func (v *visit) cut() {
+	if l, ok := v.raw.(interface{ SetLinger(int) error }); ok {
+		l.SetLinger(0)
+	}
+	v.raw.Close()
+}
 
 // refuse counts a stranger. The reason is for the operator; the stranger has
 // seen an alert.

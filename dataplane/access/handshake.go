@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -21,7 +23,7 @@ type hello struct {
 }
 
 // handshake ends the client's TLS. The connection has no deadline afterwards.
-func (v *visit) handshake(ctx context.Context) (*tls.Conn, error) {
+func (v *visit) handshake(ctx context.Context) (*whole, error) {
 	d := v.door
 	if d.waiting.Add(1) > int64(d.MaxWaiting) {
 		d.waiting.Add(-1)
@@ -39,7 +41,7 @@ func (v *visit) handshake(ctx context.Context) (*tls.Conn, error) {
 	if err != nil {
 		return nil, asStranger(ctx, err)
 	}
-	return tc, v.raw.SetDeadline(time.Time{})
+	return &whole{tc, g}, v.raw.SetDeadline(time.Time{})
 }
 
 func asStranger(ctx context.Context, err error) error {
@@ -177,8 +179,9 @@ func raw(own string, client []string) []string {
 type gated struct {
 	net.Conn
 	slots chan struct{}
-	held  bool // is a handshake under way, and so a slot to give back?
-	mute  bool // an alert went out; nothing may follow it
+	held  bool        // is a handshake under way, and so a slot to give back?
+	mute  bool        // an alert went out; nothing may follow it
+	ended atomic.Bool // the end of the TCP stream was read
 }
 
 // run computes f within a slot.
@@ -193,12 +196,14 @@ func (g *gated) run(f func() error) error {
 }
 
 func (g *gated) Read(p []byte) (int, error) {
-	if !g.held {
-		return g.Conn.Read(p)
+	if g.held {
+		<-g.slots
+		defer func() { g.slots <- struct{}{} }()
 	}
-	<-g.slots
 	n, err := g.Conn.Read(p)
-	g.slots <- struct{}{}
+	if err == io.EOF {
+		g.ended.Store(true)
+	}
 	return n, err
 }
 
@@ -206,12 +211,26 @@ func (g *gated) Write(p []byte) (int, error) {
 	if g.mute {
 		return 0, net.ErrClosed
 	}
-	if !g.held {
-		return g.Conn.Write(p)
+	if g.held {
+		<-g.slots
+		defer func() { g.slots <- struct{}{} }()
 	}
-	<-g.slots
-	n, err := g.Conn.Write(p)
-	g.slots <- struct{}{}
+	return g.Conn.Write(p)
+}
+
+// whole is the stream of a client that always ends it with close_notify: ours.
+// An end without one was made by somebody on the way (RFC 8446, section 6.1),
+// which crypto/tls lets pass between two records because of foreign clients.
+type whole struct {
+	*tls.Conn
+	under *gated
+}
+
+func (w *whole) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err == io.EOF && w.under.ended.Load() {
+		err = io.ErrUnexpectedEOF
+	}
 	return n, err
 }
 

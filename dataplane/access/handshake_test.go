@@ -211,6 +211,42 @@ func TestShutdownInHandshake(t *testing.T) {
 	})
 }
 
+// TestTruncation: somebody on the way ends a client's TCP stream between two
+// records. To a protocol of ours that is no end.
+func TestTruncation(t *testing.T) {
+	w := newWorld(t)
+	cert := w.alice()
+	for protocol, want := range map[string]error{"sallyport-tcp/1": io.ErrUnexpectedEOF, "imap": io.EOF} {
+		for _, ended := range []bool{false, true} {
+			near, far := net.Pipe()
+			c := call{kind: sallyport.KindTCP, name: "echo", cert: &cert, alpn: []string{protocol}}
+			got := make(chan error, 1)
+			done := w.take(t.Context(), far, c, func(_ context.Context, _ *session.Candidate, conn net.Conn) error {
+				var err error
+				for err == nil {
+					_, err = conn.Read(make([]byte, 16))
+				}
+				got <- err
+				return session.ErrCut
+			})
+			tc := tls.Client(near, w.config(c))
+			if _, err := tc.Write([]byte("half of it")); err != nil {
+				t.Fatal(err)
+			}
+			expect := want
+			if ended {
+				tc.CloseWrite()
+				expect = io.EOF
+			}
+			near.Close()
+			if err := <-got; err != expect {
+				t.Errorf("%s, ended %v: read %v, want %v", protocol, ended, err, expect)
+			}
+			<-done
+		}
+	}
+}
+
 // TestA31_StolenTraffic: who has the bytes of somebody's session, or the slot
 // it was given, has nothing: neither replaying the bytes nor a certificate
 // without its key opens a session.

@@ -231,6 +231,27 @@ func TestRefusedCertificate(t *testing.T) {
 	problem(t, err, sallyport.ErrUnauthorized, "your certificate was refused")
 }
 
+// TestTruncation: an end of TCP that TLS did not announce is not an end.
+func TestTruncation(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, sallyport.KindAgent, []string{"x.tcp.gw.test"}, nil)
+	addr := server(t, func(c net.Conn) {
+		tc := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+		io.WriteString(tc, "half of it")
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, c)
+	})
+	d := &Dialer{Proxy: addr, Cluster: cluster, Roots: ca.pool()}
+	conn, err := d.DialResource(t.Context(), sallyport.KindTCP, "x", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if b, err := io.ReadAll(conn); string(b) != "half of it" || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
 func TestExpiredLogin(t *testing.T) {
 	user := newAuthority(t).issue(t, sallyport.KindUser, nil, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	d := &Dialer{Proxy: "192.0.2.1:443", Cluster: cluster, Certificate: func() (*tls.Certificate, error) { return &user, nil },

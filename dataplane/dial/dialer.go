@@ -64,7 +64,7 @@ func (d *Dialer) DialResource(ctx context.Context, kind sallyport.Kind, name, pr
 			return nil, resourceProblem(err, name, protocol)
 		}
 	}
-	return &stream{Conn: conn}, nil
+	return conn, nil
 }
 
 // DialALPN connects to a service of the cluster itself: auth for
@@ -96,7 +96,7 @@ func (d *Dialer) DialALPN(ctx context.Context, protocol string) (net.Conn, error
 	if err != nil {
 		return nil, serviceProblem(err, d.Proxy)
 	}
-	return &stream{Conn: conn}, nil
+	return conn, nil
 }
 
 // DialRaw connects to the gateway's port and sends nothing: for programs that
@@ -145,12 +145,13 @@ func (d *Dialer) expired(cert *tls.Certificate) *sallyport.Problem {
 }
 
 // tls makes the connection: TCP, then the handshake, both within ctx.
-func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*tls.Conn, error) {
+func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*stream, error) {
 	raw, err := d.tcp(ctx)
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(raw, cfg)
+	under := &wire{Conn: raw}
+	conn := &stream{tls.Client(under, cfg), under}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, err

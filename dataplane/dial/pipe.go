@@ -101,7 +101,7 @@ func closeWrite(c net.Conn) error {
 // leaves out its close_notify.
 func abort(c net.Conn) {
 	if s, ok := c.(*stream); ok {
-		c = s.NetConn()
+		c = s.under.Conn
 	}
 	if tc, ok := c.(*net.TCPConn); ok {
 		tc.SetLinger(0)

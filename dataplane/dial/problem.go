@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
@@ -114,16 +115,38 @@ func quote(s string) string {
 	return strconv.Quote(s[:min(len(s), 100)])
 }
 
-// stream is a connection to an agent or a service. In TLS 1.3 a client learns
-// only at its first read that its certificate was refused (RFC 8446, section
-// 4.4.4); here that error gets its words.
-type stream struct{ *tls.Conn }
+// stream is a connection to an agent or a service. It says what crypto/tls
+// leaves unsaid at reads: in TLS 1.3 a client learns only there that its
+// certificate was refused (RFC 8446, section 4.4.4), and an end of TCP without
+// close_notify was made by somebody on the way (section 6.1): that is no end.
+type stream struct {
+	*tls.Conn
+	under *wire
+}
 
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
-	if err != nil && err != io.EOF && alertOf(err) != "" {
+	switch {
+	case err == nil:
+	case err == io.EOF && s.under.ended.Load():
+		err = io.ErrUnexpectedEOF
+	case alertOf(err) != "":
 		err = &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Cause: err, Hint: "log in with: sally login",
 			Fact: "your certificate was refused"}
+	}
+	return n, err
+}
+
+// wire is what the TLS runs on. It remembers that TCP has ended.
+type wire struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err == io.EOF {
+		w.ended.Store(true)
 	}
 	return n, err
 }

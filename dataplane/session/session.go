@@ -17,8 +17,8 @@ import (
 	"github.com/sallyport/sallyport"
 )
 
-// ErrCut, wrapped in what a protocol returns, makes the door close the client's
-// connection without TLS's end of stream (close_notify): the client can then
+// ErrCut, wrapped in what a protocol returns, makes the door reset the client's
+// connection in place of TLS's end of stream (close_notify): the client can then
 // tell a stream that broke off from one that ended.
 var ErrCut = errors.New("stream cut")
 
