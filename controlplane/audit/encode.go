@@ -1,0 +1,321 @@
+package audit
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/sallyport/sallyport"
+)
+
+// MaxEvent bounds one encoded event. Longer ones lose the ends of their
+// longest values and carry "truncated": true.
+const MaxEvent = 64 << 10
+
+// Bounds of what an event holds.
+const (
+	maxNesting  = 6
+	maxElements = 4096 // of one list or map, before truncation
+)
+
+// common are the names that every event may have, in the order written. Fields
+// with such a name are written with the prefix below.
+const (
+	common       = "event code time uid ei cluster_name user user_kind login sid server_id addr.remote success truncated"
+	fieldsPrefix = "fields."
+	timeFormat   = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
+)
+
+// Bytes that are not UTF-8 are written as these private characters, one per
+// byte, so that they survive any JSON reader and come back as they were. Text
+// that holds such a character itself is written by the bytes of it.
+const (
+	byteBase = 0x10f700 // + the byte
+	byteLow  = byteBase + 0x80
+	byteHigh = byteBase + 0xff
+)
+
+// Encode writes the event as one line of JSON without the line feed. The same
+// event gives the same bytes. Every character that does not print is escaped,
+// so that the line can be shown on a terminal.
+func Encode(e sallyport.Event) []byte {
+	for limit := MaxEvent; limit >= 64; limit /= 4 {
+		w := &writer{max: MaxEvent, limit: limit}
+		w.event(&e, limit >= 256)
+		if !w.over {
+			return w.b
+		}
+	}
+	// Only the fixed fields, each at most 64 bytes, are left: it fits.
+	w := &writer{max: 2 * MaxEvent, limit: 64}
+	w.event(&e, false)
+	return w.b
+}
+
+// writer writes until max bytes; strings are cut to limit bytes.
+type writer struct {
+	b     []byte
+	max   int
+	limit int
+	cut   bool // something was shortened
+	over  bool // more than max: the rest was not written
+}
+
+func (w *writer) event(e *sallyport.Event, withFields bool) {
+	w.b = append(w.b, '{')
+	w.pair("event", e.Name)
+	w.pair("code", e.Code)
+	w.pair("time", e.Time.UTC().Format(timeFormat))
+	w.pair("uid", e.UID)
+	w.key("ei")
+	w.value(index(e), 0)
+	for _, f := range []struct{ name, value string }{
+		{"cluster_name", e.Cluster}, {"user", e.User}, {"user_kind", e.UserKind}, {"login", e.Login},
+		{"sid", e.SessionID}, {"server_id", e.ServerID}, {"addr.remote", e.Addr},
+	} {
+		if f.value != "" {
+			w.pair(f.name, f.value)
+		}
+	}
+	if e.Success != nil {
+		w.key("success")
+		w.b = strconv.AppendBool(w.b, *e.Success)
+	}
+	if withFields {
+		w.fields(e)
+	} else {
+		w.cut = w.cut || len(e.Fields) > 0
+	}
+	if t, _ := e.Fields["truncated"].(bool); t || w.cut {
+		w.key("truncated")
+		w.b = append(w.b, "true"...)
+	}
+	w.b = append(w.b, '}')
+	w.over = w.over || len(w.b) > w.max
+}
+
+// index is the event's place among those of its session.
+func index(e *sallyport.Event) any {
+	switch v := e.Fields["ei"].(type) {
+	case int64, int:
+		return v
+	}
+	return int64(0)
+}
+
+func (w *writer) fields(e *sallyport.Event) {
+	names := make([]string, 0, min(len(e.Fields), maxElements))
+	for name, v := range e.Fields {
+		if v == nil || w.reserved(name, v) {
+			continue
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if len(names) > maxElements {
+		names, w.cut = names[:maxElements], true
+	}
+	for _, name := range names {
+		out := name
+		if strings.HasPrefix(name, fieldsPrefix) || slices.Contains(strings.Fields(common), name) {
+			out = fieldsPrefix + name
+		}
+		w.key(out)
+		w.value(e.Fields[name], 0)
+	}
+}
+
+// reserved tells whether a field is written among the common ones.
+func (w *writer) reserved(name string, v any) bool {
+	switch v.(type) {
+	case bool:
+		return name == "truncated"
+	case int64, int:
+		return name == "ei"
+	}
+	return false
+}
+
+func (w *writer) pair(name, value string) {
+	w.key(name)
+	w.str(value)
+}
+
+func (w *writer) key(name string) {
+	if w.b[len(w.b)-1] != '{' {
+		w.b = append(w.b, ',')
+	}
+	w.str(name)
+	w.b = append(w.b, ':')
+}
+
+func (w *writer) value(v any, depth int) {
+	if len(w.b) > w.max || depth > maxNesting {
+		w.over = w.over || len(w.b) > w.max
+		w.cut = true
+		w.b = append(w.b, "null"...)
+		return
+	}
+	switch v := v.(type) {
+	case nil:
+		w.b = append(w.b, "null"...)
+	case string:
+		w.str(v)
+	case []byte:
+		w.str(string(v[:min(len(v), w.limit+utf8.UTFMax)]))
+	case bool:
+		w.b = strconv.AppendBool(w.b, v)
+	case int:
+		w.b = strconv.AppendInt(w.b, int64(v), 10)
+	case int32:
+		w.b = strconv.AppendInt(w.b, int64(v), 10)
+	case int64:
+		w.b = strconv.AppendInt(w.b, v, 10)
+	case uint16:
+		w.b = strconv.AppendInt(w.b, int64(v), 10)
+	case uint32:
+		w.b = strconv.AppendInt(w.b, int64(v), 10)
+	case uint64:
+		w.unsigned(v)
+	case float64:
+		w.float(v)
+	case time.Time:
+		w.str(v.UTC().Format(timeFormat))
+	case []string:
+		list(w, v, depth, func(s string) { w.str(s) })
+	case []any:
+		list(w, v, depth, func(x any) { w.value(x, depth+1) })
+	case map[string]string:
+		object(w, v, func(s string) { w.str(s) })
+	case map[string][]string:
+		object(w, v, func(s []string) { w.value(s, depth+1) })
+	case map[string]any:
+		object(w, v, func(x any) { w.value(x, depth+1) })
+	case fmt.Stringer:
+		w.str(v.String())
+	case error:
+		w.str(v.Error())
+	default:
+		w.str(fmt.Sprint(v))
+	}
+}
+
+func list[T any](w *writer, l []T, depth int, one func(T)) {
+	if len(l) > maxElements {
+		l, w.cut = l[:maxElements], true
+	}
+	w.b = append(w.b, '[')
+	for i, x := range l {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		if len(w.b) > w.max {
+			w.over = true
+			break
+		}
+		one(x)
+	}
+	w.b = append(w.b, ']')
+}
+
+func object[T any](w *writer, m map[string]T, one func(T)) {
+	names := make([]string, 0, min(len(m), maxElements))
+	for name := range m {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if len(names) > maxElements {
+		names, w.cut = names[:maxElements], true
+	}
+	w.b = append(w.b, '{')
+	for _, name := range names {
+		if len(w.b) > w.max {
+			w.over = true
+			break
+		}
+		w.key(name)
+		one(m[name])
+	}
+	w.b = append(w.b, '}')
+}
+
+func (w *writer) unsigned(v uint64) {
+	if v > math.MaxInt64 {
+		w.str(strconv.FormatUint(v, 10))
+		return
+	}
+	w.b = strconv.AppendUint(w.b, v, 10)
+}
+
+// float writes a number that a reader can tell from a whole one. JSON has no
+// infinity; it is written as text.
+func (w *writer) float(v float64) {
+	if math.IsInf(v, 0) || math.IsNaN(v) {
+		w.str(strconv.FormatFloat(v, 'g', -1, 64))
+		return
+	}
+	at := len(w.b)
+	w.b = strconv.AppendFloat(w.b, v, 'g', -1, 64)
+	if !strings.ContainsAny(string(w.b[at:]), ".e") {
+		w.b = append(w.b, ".0"...)
+	}
+}
+
+// str writes a JSON string (RFC 8259 section 7). What does not print is
+// escaped; bytes that are not UTF-8 are kept.
+func (w *writer) str(s string) {
+	if len(s) > w.limit {
+		s, w.cut = cutString(s, w.limit), true
+	}
+	w.b = append(w.b, '"')
+	for len(s) > 0 && len(w.b) <= w.max {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && size == 1, r >= byteLow && r <= byteHigh:
+			for _, b := range []byte(s[:size]) {
+				w.escape(byteBase + rune(b))
+			}
+		case r == '"' || r == '\\':
+			w.b = append(w.b, '\\', byte(r))
+		case r == '\n':
+			w.b = append(w.b, `\n`...)
+		case r == '\t':
+			w.b = append(w.b, `\t`...)
+		case !unicode.IsPrint(r):
+			w.escape(r)
+		default:
+			w.b = append(w.b, s[:size]...)
+		}
+		s = s[size:]
+	}
+	w.over = w.over || len(s) > 0
+	w.b = append(w.b, '"')
+}
+
+// cutString cuts between characters.
+func cutString(s string, n int) string {
+	for i := 0; i < utf8.UTFMax && n-i > 0; i++ {
+		if utf8.RuneStart(s[n-i]) {
+			return s[:n-i]
+		}
+	}
+	return s[:n]
+}
+
+func (w *writer) escape(r rune) {
+	const hex = "0123456789abcdef"
+	units := [2]rune{r, 0}
+	n := 1
+	if r > 0xffff { // a surrogate pair
+		r -= 0x10000
+		units, n = [2]rune{0xd800 + r>>10, 0xdc00 + r&0x3ff}, 2
+	}
+	for _, u := range units[:n] {
+		w.b = append(w.b, '\\', 'u', hex[u>>12&15], hex[u>>8&15], hex[u>>4&15], hex[u&15])
+	}
+}

@@ -1,0 +1,454 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sallyport/sallyport"
+)
+
+// LogConfig says where the control plane keeps the log for good.
+type LogConfig struct {
+	Dir          string // its own directory; made with mode 0700
+	Host         string // server_id of the control plane's own events
+	SegmentBytes int64  // 0: 16 MiB
+	// Sign signs a head of the log; Verify checks it. It is called at each commit.
+	Sign func(head []byte) (signature []byte, err error)
+	Log  *slog.Logger // nil: nothing is logged
+
+	disk func(dir string) (disk, error) // for tests
+}
+
+// Bounds of a log.
+const (
+	logSegment    = 16 << 20
+	maxSpools     = 200_000
+	maxSpoolID    = 256
+	maxBatch      = 10_000
+	maxBatchBytes = 16 << 20
+	headDelay     = time.Second // between writes of the head file
+	headName      = "head"
+	cutPrefix     = "cut-"
+	stateEvents   = "sallyport audit state 1"
+)
+
+// Log is the append-only log of a control plane. All methods may be called
+// concurrently.
+type Log struct {
+	c    LogConfig
+	disk disk
+	lock io.Closer
+	j    *journal
+	pack *packer
+
+	mu     sync.Mutex
+	spools map[string]*place // what is durable of each
+	closed bool
+
+	headTime time.Time // of the last head file; of the journal's goroutine
+	nextHead []byte    // of the commit under way; of the same
+	lastHead []byte    // durable and not yet in the head file; of the same
+}
+
+// place is how far a spool has come.
+type place struct {
+	mu   sync.Mutex // held while one batch of the spool is under way
+	seq  uint64     // under Log.mu
+	hash digest     // of the last event's JSON as it came; under Log.mu
+}
+
+// origin says where an event came from; committed takes it over.
+type origin struct {
+	spool string
+	seq   uint64
+	hash  digest
+	time  int64 // Unix milliseconds
+}
+
+// OpenLog opens or makes the log in a directory and recovers what a crash
+// left: what stands behind the last signed head was never acknowledged and is
+// cut. A segment that was changed stays as it is, for Verify to report, and the
+// log goes on in a new one.
+func OpenLog(c LogConfig) (*Log, error) {
+	if c.Sign == nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "audit log: no way to sign heads was given"}
+	}
+	if c.SegmentBytes <= 0 {
+		c.SegmentBytes = logSegment
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.disk == nil {
+		c.disk = newDisk
+	}
+	d, err := c.disk(c.Dir)
+	if err != nil {
+		return nil, unwritableLog(err)
+	}
+	lock, err := lockDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{c: c, disk: d, lock: lock, spools: make(map[string]*place)}
+	if err := l.load(); err != nil {
+		return nil, errors.Join(unwritableLog(err), lock.Close())
+	}
+	return l, nil
+}
+
+func unwritableLog(cause error) error {
+	var p *sallyport.Problem
+	if errors.As(cause, &p) {
+		return cause
+	}
+	kind, fact := sallyport.ErrUnavailable, "audit log cannot be written"
+	if noSpace(cause) {
+		kind, fact = sallyport.ErrExhausted, "audit log has no space left"
+	}
+	return &sallyport.Problem{Kind: kind, Cause: cause, Fact: fact, Hint: "look at the disk that holds the control plane's data directory"}
+}
+
+// Payload of an event's frame: spool, its number there, and the line.
+func eventPayload(spool string, seq uint64, line []byte) []byte {
+	b := binary.AppendUvarint(make([]byte, 0, len(spool)+len(line)+12), uint64(len(spool)))
+	b = append(b, spool...)
+	b = binary.AppendUvarint(b, seq)
+	return append(b, line...)
+}
+
+func readPayload(b []byte) (spool string, seq uint64, line []byte, ok bool) {
+	n, k := binary.Uvarint(b)
+	if k <= 0 || n > maxSpoolID || n > uint64(len(b)-k) {
+		return "", 0, nil, false
+	}
+	spool, b = string(b[k:k+int(n)]), b[k+int(n):]
+	seq, k = binary.Uvarint(b)
+	if k <= 0 {
+		return "", 0, nil, false
+	}
+	return spool, seq, b[k:], true
+}
+
+// state is the payload of a state frame.
+type state struct {
+	What   string                `json:"what"`
+	Spools map[string]statePlace `json:"spools"`
+}
+
+type statePlace struct {
+	Sequence uint64 `json:"sequence"`
+	Hash     []byte `json:"hash"`
+}
+
+// opening puts the state of all spools at the start of a segment, so that one
+// segment is enough to go on.
+func (l *Log) opening(b []byte, c *chain) ([]byte, error) {
+	st := state{What: stateEvents, Spools: make(map[string]statePlace)}
+	l.mu.Lock()
+	for name, p := range l.spools {
+		if p.seq > 0 {
+			st.Spools[name] = statePlace{p.seq, bytes.Clone(p.hash[:])}
+		}
+	}
+	l.mu.Unlock()
+	payload, err := json.Marshal(st)
+	if err != nil {
+		return b, err
+	}
+	return c.append(b, frameState, payload), nil
+}
+
+// headText is what is signed: the log, and the chain before the head's frame.
+func headText(id uuid.UUID, typ byte, c chain) []byte {
+	what := "head"
+	if typ == frameSeal {
+		what = "seal"
+	}
+	return fmt.Appendf(nil, "sallyport audit %s 1\nlog %s\nsequence %d\nhash %x\n", what, id, c.seq, c.hash)
+}
+
+// closing signs the chain at the end of a batch or of a segment.
+func (l *Log) closing(b []byte, c *chain, seal bool) ([]byte, error) {
+	typ := byte(frameHead)
+	if seal {
+		typ = frameSeal
+	}
+	text := headText(l.j.id, typ, *c)
+	sig, err := l.c.Sign(text)
+	if err != nil {
+		return b, fmt.Errorf("sign the head: %w", err)
+	}
+	l.nextHead = headFile(text, sig)
+	return c.append(b, typ, sig), nil
+}
+
+// committed takes over what is durable, and keeps a copy of the newest head
+// beside the segments: it shows when the end of the log is cut.
+func (l *Log) committed(batch []entry, s *segment) {
+	l.mu.Lock()
+	for i := range batch {
+		if o, ok := batch[i].note.(origin); ok && o.spool != "" {
+			p := l.placeLocked(o.spool)
+			p.seq, p.hash = o.seq, o.hash
+		}
+	}
+	l.mu.Unlock()
+	l.j.mu.Lock()
+	for i := range batch {
+		if o, ok := batch[i].note.(origin); ok {
+			s.note(o.time)
+		}
+	}
+	l.j.mu.Unlock()
+	l.lastHead = l.nextHead
+	if time.Since(l.headTime) >= headDelay {
+		l.writeHead()
+	}
+}
+
+// note widens the times that a segment covers.
+func (s *segment) note(ms int64) {
+	if s.minT == 0 || ms < s.minT {
+		s.minT = ms
+	}
+	s.maxT = max(s.maxT, ms)
+}
+
+func (l *Log) writeHead() {
+	if l.lastHead == nil {
+		return
+	}
+	if err := replace(l.disk, headName, l.lastHead); err != nil {
+		l.c.Log.Warn("audit log's head file was not written", "err", err)
+		return
+	}
+	l.headTime, l.lastHead = time.Now(), nil
+}
+
+func (l *Log) placeLocked(spool string) *place {
+	p := l.spools[spool]
+	if p == nil {
+		p = &place{}
+		l.spools[spool] = p
+	}
+	return p
+}
+
+// Acknowledged is the number of a spool's last durable event, 0 when the log
+// has none of it.
+func (l *Log) Acknowledged(spool string) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.spools[spool]; p != nil {
+		return p.seq
+	}
+	return 0
+}
+
+// Append adds a spool's events in order and returns, after its own commit, the
+// number up to which it has them. Events that it has already are passed over;
+// one that leaves a gap is refused. The caller has checked that the spool
+// belongs to whoever sends.
+func (l *Log) Append(ctx context.Context, spool string, records []Record) (acknowledged uint64, err error) {
+	if err := checkBatch(spool, records); err != nil {
+		return l.Acknowledged(spool), err
+	}
+	p, err := l.place(spool)
+	if err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.mu.Lock()
+	seq, hash := p.seq, p.hash
+	l.mu.Unlock()
+	batch, err := l.batch(spool, seq, hash, records)
+	if err != nil || len(batch) == 0 {
+		return seq, err
+	}
+	// The spool's place is held until the commit has ended, whatever the
+	// caller does meanwhile: the next batch must know how it went.
+	if err := l.commit(batch); err != nil {
+		return seq, err
+	}
+	return l.Acknowledged(spool), ctx.Err()
+}
+
+func (l *Log) place(spool string) (*place, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.spools[spool] == nil && len(l.spools) >= maxSpools {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: fmt.Sprintf("audit log has events of %d spools, which are the most", maxSpools)}
+	}
+	return l.placeLocked(spool), nil
+}
+
+func checkBatch(spool string, records []Record) error {
+	bad := func(format string, args ...any) error {
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "audit batch: " + fmt.Sprintf(format, args...)}
+	}
+	if spool == "" || len(spool) > maxSpoolID || slices.ContainsFunc([]byte(spool), func(b byte) bool { return b <= ' ' || b > '~' }) {
+		return bad("the spool's name is not valid")
+	}
+	if len(records) > maxBatch {
+		return bad("%d events; %d are the most", len(records), maxBatch)
+	}
+	size := 0
+	for i, r := range records {
+		if size += len(r.JSON); size > maxBatchBytes {
+			return bad("more than %d bytes", maxBatchBytes)
+		}
+		switch {
+		case len(r.JSON) > 2*MaxEvent:
+			return bad("event %d has %d bytes; %d are the most", r.Sequence, len(r.JSON), 2*MaxEvent)
+		case r.Sequence == 0 || i > 0 && r.Sequence != records[i-1].Sequence+1:
+			return bad("event %d does not follow the one before", r.Sequence)
+		}
+	}
+	return nil
+}
+
+// batch makes entries of what is new.
+func (l *Log) batch(spool string, seq uint64, hash digest, records []Record) ([]entry, error) {
+	var out []entry
+	wait := &waiter{done: make(chan struct{})}
+	for _, r := range records {
+		sum := sha256.Sum256(r.JSON)
+		switch {
+		case r.Sequence < seq:
+			continue
+		case r.Sequence == seq:
+			if sum != hash && hash != (digest{}) {
+				return nil, &sallyport.Problem{Kind: sallyport.ErrConflict,
+					Fact: fmt.Sprintf("audit spool %s: event %d is another than the one received before", spool, seq),
+					Hint: "two hosts may run with copies of one data directory; remove the spool of one"}
+			}
+			continue
+		case r.Sequence != seq+1 && seq > 0:
+			return nil, &sallyport.Problem{Kind: sallyport.ErrConflict,
+				Fact: fmt.Sprintf("audit spool %s: events %d to %d are missing", spool, seq+1, r.Sequence-1),
+				Hint: "send them first; when they are lost, remove the host's spool so that it starts a new one"}
+		case r.Sequence > 1 && seq == 0:
+			// A spool that another log has acknowledged: told, not refused.
+			out = append(out, l.own(sallyport.Event{Name: AuditGap, Code: AuditGapCode,
+				Fields: map[string]any{"spool": spool, "missing": int64(r.Sequence - 1)}}, wait))
+		}
+		seq, hash = r.Sequence, sum
+		line, at := l.canonical(spool, r.JSON)
+		out = append(out, entry{typ: frameEvent, payload: eventPayload(spool, r.Sequence, line), wait: wait,
+			note: origin{spool, r.Sequence, sum, at}})
+	}
+	return out, nil
+}
+
+// canonical writes a line as this version would: a host is trusted to say what
+// happened, not to keep to the form. What is no event is kept as the text of one.
+func (l *Log) canonical(spool string, line []byte) ([]byte, int64) {
+	e, err := Decode(line)
+	if err != nil {
+		e = complete(sallyport.Event{Name: AuditUnreadable, Code: AuditUnreadableCode,
+			Fields: map[string]any{"spool": spool, "line": string(line), "error": err.Error()}}, l.c.Host)
+	}
+	return Encode(e), e.Time.UnixMilli()
+}
+
+func (l *Log) own(e sallyport.Event, wait *waiter) entry {
+	e = complete(e, l.c.Host)
+	return entry{typ: frameEvent, payload: eventPayload("", 0, Encode(e)), wait: wait, note: origin{time: e.Time.UnixMilli()}}
+}
+
+// commit submits a batch with one waiter and waits for it.
+func (l *Log) commit(batch []entry) error {
+	if err := l.j.submit(batch); err != nil {
+		return unwritableLog(err)
+	}
+	w := batch[0].wait
+	<-w.done
+	if w.err != nil {
+		return unwritableLog(w.err)
+	}
+	return nil
+}
+
+// Emit adds an event of the control plane itself, as Spool.Emit does.
+func (l *Log) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
+	var wait *waiter
+	if durable {
+		wait = &waiter{done: make(chan struct{})}
+	}
+	if err := l.j.submit([]entry{l.own(e, wait)}); err != nil {
+		return unwritableLog(err)
+	}
+	if !durable {
+		return nil
+	}
+	select {
+	case <-wait.done:
+		if wait.err != nil {
+			return unwritableLog(wait.err)
+		}
+		return nil
+	case <-ctx.Done():
+		return unwritableLog(ctx.Err())
+	}
+}
+
+// Head is the newest durable place of the log. Kept elsewhere, it shows later
+// whether the log still holds what it held.
+type Head struct {
+	Log      uuid.UUID
+	Sequence uint64
+	Hash     [32]byte
+}
+
+// Head returns the newest durable place.
+func (l *Log) Head() Head {
+	l.j.mu.Lock()
+	defer l.j.mu.Unlock()
+	return Head{l.j.id, l.j.head.seq, l.j.head.hash}
+}
+
+// Spools lists what is acknowledged of each spool.
+func (l *Log) Spools() map[string]uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make(map[string]uint64, len(l.spools))
+	for name, p := range maps.All(l.spools) {
+		if p.seq > 0 {
+			out[name] = p.seq
+		}
+	}
+	return out
+}
+
+// Close writes what is pending and closes the log.
+func (l *Log) Close() error {
+	err := l.j.close()
+	if err != nil {
+		err = unwritableLog(err)
+	}
+	l.mu.Lock()
+	closed := l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if closed {
+		return err
+	}
+	l.pack.stop()
+	l.writeHead()
+	return errors.Join(err, l.lock.Close())
+}
