@@ -136,12 +136,16 @@ func TestA32_SilentStrangers(t *testing.T) {
 		c := call{kind: sallyport.KindTCP, name: "echo", cert: &cert}
 		hello := firstFlight(t, w, c)
 		var waiting []<-chan outcome
-		for range 50 {
+		for i := range 50 {
 			near, far := net.Pipe()
 			defer near.Close()
 			waiting = append(waiting, w.take(t.Context(), far, c, nil))
-			near.Write(hello) // and never reads the answer
+			near.Write(hello) // one half never reads the answer, the other never answers it
+			if i%2 == 0 {
+				go io.Copy(io.Discard, near)
+			}
 		}
+		synctest.Wait()
 		start := time.Now()
 		tc, done := w.dial(t.Context(), c, nil)
 		if err := talk(tc); err != nil {

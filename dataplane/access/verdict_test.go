@@ -207,6 +207,7 @@ func TestStaleSnapshot(t *testing.T) {
 // for what it has been assigned, and only when both name the same.
 func TestA06_NotThisAgents(t *testing.T) {
 	w := newWorld(t)
+	w.serve(sallyport.Resource{Kind: sallyport.KindDatabase, Name: "users", AgentID: agentID}, "users")
 	w.known["db/unsigned"] = sallyport.Resource{Kind: sallyport.KindDatabase, Name: "unsigned"} // configured, not assigned
 	cert := w.alice()
 	tests := []struct {
@@ -220,6 +221,7 @@ func TestA06_NotThisAgents(t *testing.T) {
 		{"unknown", call{kind: sallyport.KindDatabase, name: "payroll"}, false},
 		{"configured, not assigned", call{kind: sallyport.KindDatabase, name: "unsigned"}, false},
 		{"frame names another", call{kind: sallyport.KindDatabase, name: "orders", sni: "echo.tcp.gw.test"}, false},
+		{"frame names another of its kind", call{kind: sallyport.KindDatabase, name: "orders", sni: "users.db.gw.test"}, false},
 		{"frame names another kind", call{kind: sallyport.KindTCP, name: "orders", sni: "orders.db.gw.test"}, false},
 		{"other cluster", call{kind: sallyport.KindDatabase, name: "orders", sni: "orders.db.other.test"}, false},
 		{"deeper name", call{kind: sallyport.KindDatabase, name: "orders", sni: "x.orders.db.gw.test"}, false},
