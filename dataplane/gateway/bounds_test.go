@@ -1,0 +1,442 @@
+//go:build unix
+
+package gateway
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
+)
+
+// TestA32_Deadlines: a client that stops at any stage is closed in time.
+func TestA32_Deadlines(t *testing.T) {
+	if got := (Bounds{}).withDefaults().Stage; got != 10*time.Second {
+		t.Errorf("the default is %v", got)
+	}
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		silent := newBackend(t, "tcp", "127.0.0.1:0", func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+		r := newRig(t, loops, func(c *Config) {
+			c.Bounds.Stage = 200 * time.Millisecond
+			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+			c.Ends = map[alpn.Class]End{alpn.Web: webEnd(t, ca.server(t, "h2", "http/1.1"))}
+			c.Auth = Upstream{Address: silent.Addr().String()}
+		})
+		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		type step struct {
+			send []byte
+			want string
+		}
+		stages := map[string][]step{
+			"nothing":                     {},
+			"one byte":                    {{hello[:1], ""}},
+			"record header":               {{hello[:5], ""}},
+			"all but a byte":              {{hello[:len(hello)-1], ""}},
+			"20 KiB of a hello":           {{rerecord(padded(hello[5:], 30<<10), 1<<14)[:20<<10], ""}},
+			"after S":                     {{pgSSL, "S"}},
+			"after S, half a hello":       {{pgSSL, "S"}, {hello[:100], ""}},
+			"after N":                     {{pgGSSENC, "N"}},
+			"after N and S":               {{pgGSSENC, "N"}, {pgSSL, "S"}},
+			"half an SSLRequest":          {{pgSSL[:5], ""}},
+			"half a startup":              {{pgStartup[:12], ""}},
+			"half a cancel":               {{pgCancel[:12], ""}},
+			"half a PROXY line":           {{proxyLine[:20], ""}},
+			"after a PROXY line":          {{proxyLine, ""}},
+			"PROXY, half a hello":         {{join(proxyLine, hello[:60]), ""}},
+			"half a data hello":           {{[]byte("SLYP and so on"), ""}},
+			"half a request":              {{[]byte("GET / HTTP/1.1\r\nHost: x\r\n"), ""}},
+			"half a connection request":   {{rdp[:9], ""}},
+			"auth never answers":          {{helloBytes(t, r.ca.client(cluster, alpn.Auth1)), ""}},
+			"handshake here, not gone on": {{helloBytes(t, ca.client(cluster, "h2")), "\x16"}},
+		}
+		open := map[string]net.Conn{}
+		for name, steps := range stages {
+			conn := r.dial()
+			open[name] = conn
+			for _, s := range steps {
+				_, err := conn.Write(s.send)
+				check(t, err)
+				expect(t, conn, s.want)
+			}
+		}
+		for name, conn := range open {
+			check(t, conn.SetReadDeadline(time.Now().Add(patience)))
+			if _, err := io.Copy(io.Discard, conn); isTimeout(err) {
+				t.Errorf("%s: not closed", name)
+			}
+		}
+		eventually(t, "no place is held", func() bool { return r.Snapshot().HalfOpen == 0 })
+
+		// An agent that is given a client and says nothing.
+		conn := r.say(hello)
+		for range 3 {
+			_ = r.tunnels.agent()
+		}
+		want := alpn.UnrecognizedName.Record()
+		if got := readAll(t, conn); string(got) != string(want[:]) {
+			t.Errorf("silent agents: %v", got)
+		}
+		// A lease that is never answered.
+		r.tunnels.answerNone()
+		if got := readAll(t, r.say(hello)); string(got) != string(want[:]) {
+			t.Errorf("no answer to a lease: %v", got)
+		}
+	})
+}
+
+// TestA32_NoByteMovesTheDeadline: a drip does not keep a connection alive.
+func TestA32_NoByteMovesTheDeadline(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, func(c *Config) { c.Bounds.Stage = 200 * time.Millisecond })
+		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		conn := r.dial()
+		began := time.Now()
+		for i := range hello {
+			if _, err := conn.Write(hello[i : i+1]); err != nil {
+				break
+			}
+			check(t, conn.SetReadDeadline(time.Now().Add(10*time.Millisecond)))
+			if _, err := conn.Read(make([]byte, 1)); !isTimeout(err) {
+				break
+			}
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("closed after %v", took)
+		}
+		r.reaches(outcomeTimeout, 1)
+	})
+}
+
+// TestEndedEarly: the end behind a part of a hello is seen at once.
+func TestEndedEarly(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, nil)
+		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		conn := r.say(hello[:100])
+		r.waiting(1)
+		check(t, conn.CloseWrite())
+		closes(t, conn)
+		r.reaches(outcomeEndedEarly, 1)
+		conn = r.say(hello[:100])
+		check(t, conn.CloseWrite())
+		closes(t, conn)
+		r.reaches(outcomeEndedEarly, 2)
+	})
+}
+
+// TestA140_Flood: silent connections of one source take its share and no more;
+// who says at once what he wants is served meanwhile.
+func TestA140_Flood(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{HalfOpenSource: 8, SourceRate: 1e6} })
+		var silent []net.Conn
+		for range 8 {
+			silent = append(silent, r.dial())
+		}
+		r.waiting(8)
+		for range 50 {
+			closes(t, r.dial())
+		}
+		r.reaches(outcomeSourceHalfOpen, 50)
+
+		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		served := 0
+		for range 50 { // the hello may come a moment after the connection: then it is one of the crowd
+			conn := r.dial()
+			if _, err := conn.Write(hello); err != nil {
+				continue
+			}
+			select {
+			case a := <-r.tunnels.agents:
+				a.Close()
+				served++
+			case <-time.After(20 * time.Millisecond):
+			}
+			conn.Close()
+		}
+		if served == 0 {
+			t.Error("nobody was served")
+		}
+		for _, c := range silent {
+			c.Close()
+		}
+		r.waiting(0)
+	})
+}
+
+// TestA141_HalfHellos: the place of one that goes is free for the next.
+func TestA141_HalfHellos(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{HalfOpenSource: 4, SourceRate: 1e6} })
+		for range 20 {
+			var all []net.Conn
+			for range 4 {
+				all = append(all, r.say([]byte{0x16, 3, 1, 2, 0, 1}))
+			}
+			r.waiting(4)
+			for _, c := range all {
+				c.Close()
+			}
+			r.waiting(0)
+		}
+	})
+}
+
+// TestLargeHellos: buffers for large hellos are bounded, and come back.
+func TestLargeHellos(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops[:1], func(c *Config) { c.Bounds.LargeHellos = 2 })
+		small := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		part := rerecord(padded(small[5:], 30<<10), 1<<14)[:20<<10]
+		for range 3 {
+			a, b := r.say(part), r.say(part)
+			large := func() (n int) { r.each(func(w *worker) { n = w.large }); return n }
+			eventually(t, "both have a buffer", func() bool { return large() == 2 })
+			before := r.count(outcomeLargeHellos)
+			closes(t, r.say(part))
+			r.reaches(outcomeLargeHellos, before+1)
+			a.Close()
+			b.Close()
+			eventually(t, "the buffers are back", func() bool { return large() == 0 })
+		}
+	})
+}
+
+// TestCrowd: the bounds, by a clock of the test's own.
+func TestCrowd(t *testing.T) {
+	now := time.Unix(1000, 0)
+	addr := netip.MustParseAddr
+	enter := func(c *crowd, a string, charge bool) (*slot, outcome) {
+		s := &slot{}
+		bound, ok := c.enter(s, addr(a), charge, now)
+		if ok {
+			return s, outcomeAccepted
+		}
+		return s, bound
+	}
+	t.Run("per source", func(t *testing.T) {
+		c := newCrowd(Bounds{HalfOpenSource: 2}.withDefaults())
+		first, _ := enter(c, "2001:db8::1", false)
+		_, _ = enter(c, "2001:db8::2", false)
+		if _, b := enter(c, "2001:db8::ffff", false); b != outcomeSourceHalfOpen {
+			t.Errorf("third of a /64: %v", b)
+		}
+		if _, b := enter(c, "2001:db8:0:1::1", false); b != outcomeAccepted {
+			t.Errorf("another /64: %v", b)
+		}
+		if _, b := enter(c, "::ffff:192.0.2.1", false); b != outcomeAccepted {
+			t.Errorf("an IPv4 address: %v", b)
+		}
+		_, _ = enter(c, "192.0.2.1", false)
+		if _, b := enter(c, "192.0.2.1", false); b != outcomeSourceHalfOpen {
+			t.Errorf("the same address, written twice: %v", b)
+		}
+		c.leave(first, false, now)
+		c.leave(first, false, now) // twice does no harm
+		if _, b := enter(c, "2001:db8::3", false); b != outcomeAccepted {
+			t.Errorf("after one has left: %v", b)
+		}
+		if c.size() != 5 || len(c.half) != 3 {
+			t.Errorf("%d in %v", c.size(), c.half)
+		}
+	})
+	t.Run("reserve", func(t *testing.T) {
+		c := newCrowd(Bounds{HalfOpenGateway: 8}.withDefaults())
+		c.prove(addr("192.0.2.200"), now)
+		for i := range 6 {
+			if _, b := enter(c, fmt.Sprintf("192.0.2.%d", i), false); b != outcomeAccepted {
+				t.Fatalf("%d: %v", i, b)
+			}
+		}
+		if _, b := enter(c, "192.0.2.100", false); b != outcomeGatewayHalfOpen {
+			t.Errorf("a stranger in the reserve: %v", b)
+		}
+		for range 2 {
+			if _, b := enter(c, "192.0.2.200", false); b != outcomeAccepted {
+				t.Errorf("a known source: %v", b)
+			}
+		}
+		if _, b := enter(c, "192.0.2.200", false); b != outcomeGatewayHalfOpen {
+			t.Errorf("beyond all places: %v", b)
+		}
+	})
+	t.Run("rate", func(t *testing.T) {
+		c := newCrowd(Bounds{HalfOpenSource: 1000, SourceRate: 10}.withDefaults())
+		var all []*slot
+		for i := range 10 {
+			s, b := enter(c, "192.0.2.1", true)
+			if b != outcomeAccepted {
+				t.Fatalf("%d: %v", i, b)
+			}
+			all = append(all, s)
+		}
+		if _, b := enter(c, "192.0.2.1", true); b != outcomeSourceRate {
+			t.Errorf("eleventh in a moment: %v", b)
+		}
+		if _, b := enter(c, "192.0.2.2", true); b != outcomeAccepted {
+			t.Errorf("another source: %v", b)
+		}
+		c.leave(all[0], true, now) // it came to something
+		if _, b := enter(c, "192.0.2.1", true); b != outcomeAccepted {
+			t.Errorf("after one was good: %v", b)
+		}
+		now = now.Add(100 * time.Millisecond)
+		if _, b := enter(c, "192.0.2.1", true); b != outcomeAccepted {
+			t.Errorf("a tenth of a second later: %v", b)
+		}
+		if _, b := enter(c, "192.0.2.1", true); b != outcomeSourceRate {
+			t.Errorf("and one more: %v", b)
+		}
+		now = now.Add(time.Hour)
+		for i := range 10 {
+			if _, b := enter(c, "192.0.2.1", true); b != outcomeAccepted {
+				t.Fatalf("an hour later, %d: %v", i, b)
+			}
+		}
+	})
+	t.Run("forgets", func(t *testing.T) {
+		c := newCrowd(Bounds{}.withDefaults())
+		for i := range 3 * fadingMost {
+			c.prove(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
+		}
+		if n := len(c.known.now) + len(c.known.past); n > 2*fadingMost {
+			t.Errorf("%d sources are remembered", n)
+		}
+	})
+}
+
+// TestOutcomesHaveNames: a metric without a name would be lost.
+func TestOutcomesHaveNames(t *testing.T) {
+	seen := map[string]bool{}
+	for o := range outcomes {
+		if o.String() == "" || seen[o.String()] {
+			t.Errorf("outcome %d is named %q", o, o.String())
+		}
+		seen[o.String()] = true
+	}
+}
+
+func TestListen(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, func(c *Config) { c.Listen = []string{"127.0.0.1:0", "[::1]:0"} })
+		for _, a := range r.Addrs() {
+			conn, err := net.Dial("tcp", a.String())
+			check(t, err)
+			_, err = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+			check(t, err)
+			check(t, conn.SetDeadline(time.Now().Add(patience)))
+			if got := readAll(t, conn); !strings.HasPrefix(string(got), "HTTP/1.1 308") {
+				t.Errorf("%v: %q", a, got)
+			}
+			conn.Close()
+		}
+		// A second one at the same address does not share it in silence.
+		_, err := Start(Config{Listen: []string{r.addr}, Loops: loops})
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("a second gateway: %v", err)
+		}
+		if _, err := Start(Config{Listen: []string{"127.0.0.1:0", "not an address"}, Loops: loops}); err == nil {
+			t.Error("a bad address was taken")
+		}
+	})
+}
+
+// exhaustedChild makes this test binary a gateway with few descriptors.
+const exhaustedChild = "GATEWAY_TEST_EXHAUSTED"
+
+// TestA142_Descriptors: with no descriptor left the gateway refuses, waits, and
+// serves again as soon as there are some.
+func TestA142_Descriptors(t *testing.T) {
+	exe, err := os.Executable()
+	check(t, err)
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), exhaustedChild+"=1")
+	stdin, err := cmd.StdinPipe()
+	check(t, err)
+	stdout, err := cmd.StdoutPipe()
+	check(t, err)
+	cmd.Stderr = os.Stderr
+	check(t, cmd.Start())
+	t.Cleanup(func() { stdin.Close(); _ = cmd.Wait() })
+	lines := bufio.NewScanner(stdout)
+	if !lines.Scan() {
+		t.Fatal("the child said nothing")
+	}
+	addr := lines.Text()
+
+	var all []net.Conn
+	for range 150 {
+		c, err := net.DialTimeout("tcp", addr, patience)
+		if err != nil {
+			continue // shed while it was being made
+		}
+		defer c.Close()
+		all = append(all, c)
+	}
+	if !lines.Scan() || lines.Text() != "exhausted" {
+		t.Fatalf("the child said %q", lines.Text())
+	}
+	for _, c := range all {
+		c.Close()
+	}
+	conn, err := net.Dial("tcp", addr)
+	check(t, err)
+	defer conn.Close()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	_, err = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+	check(t, err)
+	if got := readAll(t, conn); !strings.HasPrefix(string(got), "HTTP/1.1 308") {
+		t.Errorf("%q", got)
+	}
+}
+
+// runExhausted is the child: it says its address, then that it has run out.
+func runExhausted() {
+	fail := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	fail(syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}))
+	loops, err := relay.New(2)
+	fail(err)
+	g, err := Start(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Bounds: generous()})
+	fail(err)
+	fmt.Println(g.Addrs()[0])
+	for g.Snapshot().Outcomes[outcomeExhausted.String()] == 0 || g.Snapshot().Outcomes[outcomeShed.String()] == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println("exhausted")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// TestEndToEnd: a real agent's half over the one port: control connection, data
+// connections, a stream.
+func TestEndToEnd(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		e := startEndToEnd(t, loops)
+		for range 20 {
+			conn, err := tls.Dial("tcp", e.addr, e.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+			check(t, err)
+			echoes(t, conn)
+			conn.Close()
+		}
+		eventually(t, "no relay is left", func() bool { return e.Snapshot().Relays == 0 })
+	})
+}
+
+var _ Tunnels = Through((*tunnel.Hub)(nil))

@@ -1,0 +1,198 @@
+package gateway
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// crowd counts who is not routed yet: per source, in all, and how fast they come.
+// A source from which somebody has proved himself lately may hold more, and a
+// quarter of all places is for such sources alone: a flood does not lock agents
+// and users out.
+type crowd struct {
+	bounds Bounds
+
+	mu    sync.Mutex
+	half  map[netip.Prefix]int // at most bounds.HalfOpenGateway entries
+	total int
+	rate  fading[int64] // when the source's next connection is within its rate, Unix nanoseconds
+	known fading[struct{}]
+}
+
+const (
+	// knownFactor: an agent's pool (256) may come at once.
+	knownFactor = 16
+
+	// reservedPart of all places is for known sources.
+	reservedPart = 4
+
+	// rateBurst is the time that a source's burst spans.
+	rateBurst = time.Second
+
+	// knownFor is how long a proof makes a source known: one to two times this.
+	knownFor = 10 * time.Minute
+
+	// fadingMost bounds each table of sources.
+	fadingMost = 32768
+)
+
+func newCrowd(b Bounds) *crowd {
+	return &crowd{
+		bounds: b, half: map[netip.Prefix]int{},
+		rate:  fading[int64]{period: rateBurst},
+		known: fading[struct{}]{period: knownFor},
+	}
+}
+
+// slot is a connection's place in the crowd. The zero value has none.
+type slot struct {
+	source netip.Prefix
+	exempt bool // a trusted proxy: the sources behind it are counted, not itself
+	held   bool
+	paid   bool // the rate was charged, for this connection
+}
+
+// enter takes a place, or says which bound is in the way. charge counts the
+// connection towards its source's rate, once.
+func (c *crowd) enter(s *slot, from netip.Addr, charge bool, now time.Time) (bound outcome, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !s.held {
+		if bound, ok := c.placeLocked(s, sourceOf(from), now); !ok {
+			return bound, false
+		}
+	}
+	if charge && !s.paid && !s.exempt {
+		if !c.chargeLocked(s.source, now) {
+			return outcomeSourceRate, false
+		}
+		s.paid = true
+	}
+	return 0, true
+}
+
+func (c *crowd) placeLocked(s *slot, source netip.Prefix, now time.Time) (outcome, bool) {
+	_, known := c.known.get(source, now)
+	perSource, inAll := c.bounds.HalfOpenSource, c.bounds.HalfOpenGateway
+	if known {
+		perSource *= knownFactor
+	} else if !s.exempt {
+		inAll -= inAll / reservedPart
+	}
+	switch {
+	case c.total >= inAll:
+		return outcomeGatewayHalfOpen, false
+	case !s.exempt && c.half[source] >= perSource:
+		return outcomeSourceHalfOpen, false
+	}
+	s.source, s.held = source, true
+	c.total++
+	c.half[source]++
+	return 0, true
+}
+
+// leave gives the place back. With good the connection came to something: what
+// its rate was charged is given back too, the rate is a stranger's.
+func (c *crowd) leave(s *slot, good bool, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.held {
+		s.held = false
+		c.total--
+		if c.half[s.source]--; c.half[s.source] <= 0 {
+			delete(c.half, s.source)
+		}
+	}
+	if good && s.paid {
+		s.paid = false
+		if next, ok := c.rate.get(s.source, now); ok {
+			c.rate.put(s.source, next-c.step(), now)
+		}
+	}
+}
+
+// prove makes a source known.
+func (c *crowd) prove(from netip.Addr, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known.put(sourceOf(from), struct{}{}, now)
+}
+
+// charge counts something that is no connection towards a source's rate.
+func (c *crowd) charge(from netip.Addr, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.chargeLocked(sourceOf(from), now)
+}
+
+// chargeLocked is the generic cell rate algorithm: one number per source. A
+// known source has a larger burst, not a higher rate.
+func (c *crowd) chargeLocked(source netip.Prefix, now time.Time) bool {
+	burst := int64(rateBurst)
+	if _, known := c.known.get(source, now); known {
+		burst *= knownFactor
+	}
+	next, _ := c.rate.get(source, now)
+	next = max(next, now.UnixNano()) + c.step()
+	if next-now.UnixNano() > burst {
+		return false
+	}
+	c.rate.put(source, next, now)
+	return true
+}
+
+func (c *crowd) step() int64 { return int64(rateBurst) / int64(c.bounds.SourceRate) }
+
+func (c *crowd) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.total
+}
+
+// sourceOf is what counts as one source: a /32 or a /64. What has no address
+// (a Unix socket) is one source, the zero prefix.
+func sourceOf(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := 64
+	if a.Is4() {
+		bits = 32
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// fading is a map that forgets: a value lives for one to two periods after it
+// was last put, and less only when there are too many.
+type fading[V any] struct {
+	period    time.Duration
+	turned    time.Time
+	now, past map[netip.Prefix]V
+}
+
+func (f *fading[V]) get(k netip.Prefix, at time.Time) (V, bool) {
+	f.turn(at)
+	if v, ok := f.now[k]; ok {
+		return v, true
+	}
+	v, ok := f.past[k]
+	return v, ok
+}
+
+func (f *fading[V]) put(k netip.Prefix, v V, at time.Time) {
+	f.turn(at)
+	if f.now == nil {
+		f.now = map[netip.Prefix]V{}
+	}
+	f.now[k] = v
+}
+
+func (f *fading[V]) turn(at time.Time) {
+	gone := at.Sub(f.turned)
+	switch {
+	case gone >= 2*f.period:
+		f.now, f.past, f.turned = nil, nil, at
+	case gone >= f.period, len(f.now) >= fadingMost:
+		f.now, f.past, f.turned = nil, f.now, at
+	}
+}

@@ -1,0 +1,84 @@
+//go:build unix
+
+package gateway
+
+import (
+	"crypto/rand"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
+)
+
+// dispatch sends a connection whose hello has been read on its way.
+func (c *conn) dispatch(r alpn.Route) {
+	c.routed = r.Class
+	switch r.Class {
+	case alpn.Refuse:
+		c.refuseRoute(r.Alert)
+	case alpn.Resource:
+		c.kind, c.name = r.Kind, string(r.Name)
+		_, _ = rand.Read(c.id[:]) // crypto/rand never fails
+		c.lease()
+	case alpn.Auth, alpn.Join:
+		c.toUpstream(c.auth, alpn.NoApplicationProtocol)
+	case alpn.Static:
+		c.route = uint32(r.Index) + 1
+		c.toUpstream(c.static[r.Index], alpn.UnrecognizedName)
+	default:
+		c.handOff(r.Class)
+	}
+}
+
+func (c *conn) refuseRoute(a alpn.Alert) {
+	if a == alpn.NoApplicationProtocol {
+		c.refuse(a, outcomeNoApplicationProtocol)
+		return
+	}
+	c.refuse(a, outcomeUnrecognizedName)
+}
+
+// lease asks for a way to the resource's agent. A name without one is answered
+// as one that does not exist.
+func (c *conn) lease() {
+	if c.cfg.Tunnels == nil {
+		c.refuse(alpn.UnrecognizedName, outcomeLeaseFailed)
+		return
+	}
+	c.stage = leasing
+	cancel := c.cfg.Tunnels.Lease(c.loop, tunnel.LeaseRequest{
+		Kind: c.kind, Name: c.name, Source: c.peer, ConnectionID: c.id, Attempt: c.attempt,
+	}, c)
+	if c.stage != leasing {
+		return // answered from within
+	}
+	c.cancel = cancel
+	c.await()
+}
+
+// await waits for somebody else: the client is watched for its end only.
+func (c *conn) await() {
+	c.resetLowat()
+	c.loop.Arm(c, c.bounds.Stage)
+	if !c.watched {
+		c.watch()
+	}
+}
+
+// LeaseFailed implements Waiter.
+func (c *conn) LeaseFailed(reason string) {
+	c.cancel = nil
+	c.log.Debug("no way to a resource", "kind", c.kind, "name", c.name, "reason", reason, "peer", c.peer)
+	c.refuse(alpn.UnrecognizedName, outcomeLeaseFailed)
+}
+
+// Leased implements Waiter. From here on the tunnels count the connection, as
+// half-open until the agent says otherwise.
+func (c *conn) Leased(s Stream) {
+	c.cancel = nil
+	c.counts.add(outcomeLeased)
+	if c.slot.held {
+		c.crowd.leave(&c.slot, true, c.loop.Now())
+	}
+	c.ends = s.Ended
+	c.offer(s.FD, s.Frame)
+}

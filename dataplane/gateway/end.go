@@ -1,0 +1,105 @@
+//go:build unix
+
+package gateway
+
+import (
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+// handOff takes a connection out of the loop: TLS ends here. It keeps its place
+// in the crowd until the handshake is done.
+func (c *conn) handOff(class alpn.Class) {
+	end, ok := c.cfg.Ends[class]
+	if !ok {
+		c.refuseRoute(unserved(class))
+		return
+	}
+	bound, ok := c.crowd.enter(&c.slot, c.peer.Addr(), true, c.loop.Now())
+	if !ok {
+		c.abandon(bound)
+		return
+	}
+	h := &handshake{Gateway: c.Gateway, end: end, peer: c.peer, slot: c.slot}
+	var prefix []byte
+	if c.buf != nil {
+		prefix = append(prefix, c.buf...)
+	}
+	proxied := c.said&saidProxy != 0
+	c.slot = slot{} // the handshake's now
+	c.counts.add(outcomeHandedOff)
+	conn, err := relay.NetConn(c.release(), prefix)
+	if err != nil {
+		h.done(outcomeInternal, false)
+		return
+	}
+	if proxied {
+		conn = &proxiedConn{Conn: conn, peer: net.TCPAddrFromAddrPort(h.peer)}
+	}
+	h.conn = conn
+	h.tasks.Go(h.serve)
+}
+
+// unserved: the cluster's own name exists, and speaks other protocols; an app's
+// may not.
+func unserved(class alpn.Class) alpn.Alert {
+	switch class {
+	case alpn.Tunnel, alpn.Gateway, alpn.Store, alpn.Challenge:
+		return alpn.NoApplicationProtocol
+	}
+	return alpn.UnrecognizedName
+}
+
+// handshake is a connection between the loop and its handler.
+type handshake struct {
+	*Gateway
+	end  End
+	conn net.Conn
+	peer netip.AddrPort
+	slot slot
+}
+
+// serve ends TLS and gives the connection to the handler of the protocol that
+// was negotiated.
+func (h *handshake) serve() {
+	conn := tls.Server(h.conn, h.end.TLS)
+	// Lifted below, when the handshake is done; the handler sets its own.
+	_ = conn.SetDeadline(time.Now().Add(h.bounds.Stage))
+	if err := conn.HandshakeContext(h.ctx); err != nil {
+		h.conn.Close()
+		h.log.Debug("handshake failed", "peer", h.peer, "err", err)
+		h.done(outcomeHandshakeFailed, false)
+		return
+	}
+	state := conn.ConnectionState()
+	handler := h.end.Handlers[state.NegotiatedProtocol]
+	if handler == nil || conn.SetDeadline(time.Time{}) != nil {
+		conn.Close()
+		h.done(outcomeNoApplicationProtocol, false)
+		return
+	}
+	h.done(outcomeHandshake, true)
+	if len(state.VerifiedChains) > 0 {
+		h.crowd.prove(h.peer.Addr(), time.Now())
+	}
+	handler(h.ctx, conn)
+}
+
+func (h *handshake) done(why outcome, good bool) {
+	h.counts.add(why)
+	h.crowd.leave(&h.slot, good, time.Now())
+}
+
+// proxiedConn shows the client's address that a trusted proxy told.
+type proxiedConn struct {
+	net.Conn
+	peer net.Addr
+}
+
+// RemoteAddr is the client's.
+func (c *proxiedConn) RemoteAddr() net.Addr { return c.peer }

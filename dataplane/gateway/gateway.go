@@ -1,0 +1,253 @@
+//go:build unix
+
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+// Config is what a gateway serves, and with what.
+type Config struct {
+	Cluster string   // the cluster's public name; "" when only static routes are served
+	Listen  []string // "host:port"; each loop has a socket of its own at each
+
+	// Loops do the work. They are the caller's, who closes them after the
+	// gateway.
+	Loops []relay.Loop
+
+	Tunnels Tunnels            // ways to agents; nil for none
+	Auth    Upstream           // where auth and join connections go; the zero value for nowhere
+	Ends    map[alpn.Class]End // what ends TLS here: Web, Tunnel, Gateway, Store, Challenge, App
+	Static  []StaticRoute
+
+	// TrustedProxies may tell a client's address by a PROXY header. From
+	// everybody else such a header is refused.
+	TrustedProxies []netip.Prefix
+
+	// Idle ends a relay in which no byte has moved for so long; 0 never does.
+	Idle time.Duration
+
+	Bounds Bounds
+	Log    *slog.Logger // nil for none
+}
+
+// Bounds are what strangers may take. Zero fields take the default.
+type Bounds struct {
+	// Stage is how long a client may take for each stage: until its hello is
+	// whole, until the far end's first byte, until a handshake here is done; 10 s.
+	Stage time.Duration
+
+	// Connect is how long an upstream may take when there is another one; 3 s.
+	Connect time.Duration
+
+	HalfOpenSource  int // connections that wait, per source (/32, /64); 16
+	HalfOpenGateway int // and in all; 4,096
+	SourceRate      int // new ones per source and second; 20
+	LargeHellos     int // hellos of more than 16 KiB at once, per loop; 64
+}
+
+func (b Bounds) withDefaults() Bounds {
+	def(&b.Stage, 10*time.Second)
+	def(&b.Connect, 3*time.Second)
+	def(&b.HalfOpenSource, 16)
+	def(&b.HalfOpenGateway, 4096)
+	def(&b.SourceRate, 20)
+	def(&b.LargeHellos, 64)
+	return b
+}
+
+func def[T int | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// Handler serves a connection whose handshake is done. It owns conn and closes
+// it. It runs on a goroutine of its own, and returns soon after ctx is done,
+// which is when the gateway closes.
+type Handler func(ctx context.Context, conn *tls.Conn)
+
+// End is how TLS is ended for one class of connections. Each class has a
+// tls.Config of its own: what it offers in NextProtos is what Handlers has, so
+// that no handshake ends with a protocol of another class.
+type End struct {
+	TLS      *tls.Config
+	Handlers map[string]Handler // by negotiated protocol; "" for a client that offers none
+}
+
+// StaticRoute leads a name to upstreams, which end TLS themselves. They are
+// taken in turn; one that does not answer is passed over.
+type StaticRoute struct {
+	Match     alpn.Match
+	Upstreams []string // "host:port" or "unix:/path"
+	Proxy     bool     // tell the client's address by PROXY protocol version 2
+}
+
+// Gateway is a running gateway.
+type Gateway struct {
+	cfg     Config
+	bounds  Bounds
+	log     *slog.Logger
+	table   *alpn.Table
+	auth    *upstream
+	static  []*upstream
+	crowd   *crowd
+	workers []*worker
+	addrs   []netip.AddrPort
+	ids     atomic.Uint64 // of relays
+	counts  counters
+
+	ctx    context.Context // done when the gateway closes
+	stop   context.CancelFunc
+	tasks  sync.WaitGroup // handshakes, handlers, the resolver
+	closed sync.Once
+}
+
+// Start opens the sockets and serves until Close.
+func Start(cfg Config) (*Gateway, error) {
+	g, err := prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.listen(); err != nil {
+		g.Close()
+		return nil, err
+	}
+	g.tasks.Go(g.resolve)
+	return g, nil
+}
+
+// prepare checks the configuration. Nothing is open when it fails.
+func prepare(cfg Config) (*Gateway, error) {
+	if len(cfg.Loops) == 0 || len(cfg.Listen) == 0 {
+		return nil, errors.New("gateway: no loop or no listen address")
+	}
+	for class, end := range cfg.Ends {
+		if err := end.check(); err != nil {
+			return nil, fmt.Errorf("gateway: %v: %w", class, err)
+		}
+	}
+	matches := make([]alpn.Match, len(cfg.Static))
+	for i, s := range cfg.Static {
+		matches[i] = s.Match
+	}
+	table, err := alpn.NewTable(cfg.Cluster, matches)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	g := &Gateway{cfg: cfg, bounds: cfg.Bounds.withDefaults(), log: cfg.Log, table: table}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	g.crowd = newCrowd(g.bounds)
+	g.ctx, g.stop = context.WithCancel(context.Background())
+	if err := g.upstreams(); err != nil {
+		g.stop()
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	return g, nil
+}
+
+func (g *Gateway) upstreams() (err error) {
+	if g.cfg.Auth.Address != "" {
+		if g.auth, err = newUpstream([]string{g.cfg.Auth.Address}, g.cfg.Auth.Proxy); err != nil {
+			return fmt.Errorf("auth: %w", err)
+		}
+	}
+	for i, s := range g.cfg.Static {
+		u, err := newUpstream(s.Upstreams, s.Proxy)
+		if err != nil {
+			return fmt.Errorf("route %d: %w", i, err)
+		}
+		g.static = append(g.static, u)
+	}
+	return nil
+}
+
+func (e End) check() error {
+	if e.TLS == nil {
+		return errors.New("no TLS configuration")
+	}
+	for _, p := range e.TLS.NextProtos {
+		if e.Handlers[p] == nil {
+			return fmt.Errorf("protocol %q is offered and has no handler", p)
+		}
+	}
+	for p := range e.Handlers {
+		if p != "" && !slices.Contains(e.TLS.NextProtos, p) {
+			return fmt.Errorf("protocol %q has a handler and is not offered", p)
+		}
+	}
+	return nil
+}
+
+// Addrs are the addresses that are listened on, in the order of Config.Listen.
+func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
+
+// Drain takes no new connection from now on, and returns when the last relay
+// has ended or ctx is done. What was queued at the sockets is still accepted:
+// a listening socket that closes resets its queue.
+func (g *Gateway) Drain(ctx context.Context) error {
+	g.each(func(w *worker) { w.unlisten() })
+	tick := time.NewTicker(drainTick)
+	defer tick.Stop()
+	for {
+		if g.open() == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+const drainTick = 50 * time.Millisecond
+
+// open is the number of connections that are still in the loops' hands.
+func (g *Gateway) open() (n int) {
+	var mu sync.Mutex
+	g.each(func(w *worker) {
+		mu.Lock()
+		defer mu.Unlock()
+		n += len(w.conns) + len(w.links)
+	})
+	return n
+}
+
+// Close ends everything: sockets, relays (by a reset), handshakes, handlers. It
+// returns when nothing is left.
+func (g *Gateway) Close() {
+	g.closed.Do(func() {
+		g.stop()
+		g.each(func(w *worker) { w.close() })
+	})
+	g.tasks.Wait()
+}
+
+// each runs f once for every worker, on the thread of its loop, and waits. A
+// loop that is closed already has no thread: then f runs here.
+func (g *Gateway) each(f func(*worker)) {
+	var wg sync.WaitGroup
+	for _, w := range g.workers {
+		wg.Add(1)
+		step := func() { defer wg.Done(); f(w) }
+		if !w.loop.Post(step) {
+			step()
+		}
+	}
+	wg.Wait()
+}

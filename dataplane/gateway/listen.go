@@ -1,0 +1,272 @@
+//go:build unix
+
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
+)
+
+// worker is a gateway's part on one loop. All of it belongs to the loop's thread.
+type worker struct {
+	*Gateway
+	loop      relay.Loop
+	listeners []*listener
+	conns     map[*conn]struct{} // not yet routed, or lingering
+	links     map[*link]struct{} // relays
+	view      []byte             // room for a far end's prefix, then for what is peeked
+	hello     alpn.Hello         // of the connection that is looked at
+	large     int                // hellos in buffers of their own
+	spare     [][]byte
+	reserve   *os.File // a descriptor to have when there is none
+}
+
+const (
+	// viewSize is what one look sees; a larger hello is read into a buffer.
+	viewSize = relay.ScratchSize
+
+	// prefixRoom fits an open frame or a PROXY header.
+	prefixRoom = max(tunnel.MaxFrameSize, 64)
+
+	// acceptBatch is accepted before others have their turn.
+	acceptBatch = 64
+
+	// drainMost bounds what a closing socket still takes: its whole queue.
+	drainMost = 1 << 16
+
+	// acceptPause is how long nothing is accepted when descriptors have run out.
+	acceptPause = 50 * time.Millisecond
+)
+
+// keepAlive finds peers that are gone without a word. There is no user timeout:
+// it would also end a session whose client has stopped reading for a while.
+const keepAlive = 60 * time.Second
+
+// tuning is what a listening socket has and the accepted ones inherit.
+func tuning() relay.Tuning {
+	return relay.Tuning{NoDelay: true, KeepAlive: keepAlive}
+}
+
+// listen opens each address once per loop, as one SO_REUSEPORT set.
+func (g *Gateway) listen() error {
+	for _, l := range g.cfg.Loops {
+		w := &worker{
+			Gateway: g, loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
+			view: make([]byte, prefixRoom+viewSize),
+		}
+		w.reserve, _ = os.Open(os.DevNull) // without it nothing is shed, only delayed
+		g.workers = append(g.workers, w)
+	}
+	for _, address := range g.cfg.Listen {
+		if err := g.listenAt(address); err != nil {
+			return err
+		}
+	}
+	errs := make(chan error, len(g.workers))
+	g.each(func(w *worker) { errs <- w.start() })
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Gateway) listenAt(address string) error {
+	if err := unused(address); err != nil {
+		return err
+	}
+	for i, w := range g.workers {
+		fd, err := relay.Listen(address)
+		if err != nil {
+			return err
+		}
+		w.listeners = append(w.listeners, &listener{worker: w, fd: fd})
+		if err := relay.Tune(fd, tuning()); err != nil {
+			return fmt.Errorf("listen %s: %w", address, err)
+		}
+		if i == 0 {
+			addr := relay.LocalAddr(fd)
+			g.addrs = append(g.addrs, addr)
+			address = at(address, addr.Port())
+		}
+	}
+	return nil
+}
+
+// unused fails when another process listens at the address: SO_REUSEPORT would
+// let two share it in silence.
+func unused(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// at is the address with the port that the first socket got.
+func at(address string, port uint16) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(host, fmt.Sprint(port))
+}
+
+func (w *worker) start() error {
+	for _, l := range w.listeners {
+		if err := w.loop.Watch(l.fd, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlisten closes the listening sockets after taking what is queued at them.
+func (w *worker) unlisten() {
+	for _, l := range w.listeners {
+		l.drain()
+	}
+	w.listeners = nil
+}
+
+// close ends all that is on this loop.
+func (w *worker) close() {
+	for _, l := range w.listeners {
+		l.close()
+	}
+	w.listeners = nil
+	for c := range w.conns {
+		c.abandon(outcomeClosed)
+	}
+	for l := range w.links {
+		l.relay.Abort()
+	}
+	if w.reserve != nil {
+		w.reserve.Close()
+	}
+}
+
+// listener is one listening socket on one loop.
+type listener struct {
+	worker *worker
+	fd     int
+	paused bool
+	queued bool // more is in the mailbox
+}
+
+// Ready implements relay.Handler.
+func (l *listener) Ready(relay.Readiness) { l.accept() }
+
+// Due ends a pause.
+func (l *listener) Due(time.Time) {
+	l.paused = false
+	l.accept()
+}
+
+// accept takes what is queued, and only accepts: each connection looks at its
+// first bytes and returns.
+func (l *listener) accept() {
+	for range acceptBatch {
+		if l.fd < 0 || l.paused || !l.one() {
+			return
+		}
+	}
+	if !l.queued {
+		l.queued = l.worker.loop.Post(func() { l.queued = false; l.accept() })
+	}
+}
+
+// one accepts one connection. It is false when there is none.
+func (l *listener) one() bool {
+	fd, peer, err := relay.Accept(l.fd)
+	switch {
+	case err == nil:
+		l.worker.admit(fd, peer)
+		return true
+	case errors.Is(err, relay.ErrAgain):
+		return false
+	case exhausted(err):
+		l.shed()
+		l.pause()
+		return false
+	default:
+		l.worker.counts.add(outcomeAcceptError)
+		l.pause()
+		return false
+	}
+}
+
+func exhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// shed uses the reserved descriptor to reset the connection that has waited
+// longest, so that not everybody waits in a queue that does not move.
+func (l *listener) shed() {
+	w := l.worker
+	w.counts.add(outcomeExhausted)
+	if w.reserve == nil {
+		return
+	}
+	w.reserve.Close()
+	if fd, _, err := relay.Accept(l.fd); err == nil {
+		relay.ResetClose(fd)
+		w.counts.add(outcomeShed)
+	}
+	w.reserve, _ = os.Open(os.DevNull)
+}
+
+func (l *listener) pause() {
+	l.paused = true
+	l.worker.loop.Arm(l, acceptPause)
+}
+
+func (l *listener) drain() {
+	l.paused = false
+	for range drainMost {
+		if !l.one() {
+			break
+		}
+	}
+	l.close()
+}
+
+func (l *listener) close() {
+	if l.fd < 0 {
+		return
+	}
+	l.worker.loop.Disarm(l)
+	l.worker.loop.Unwatch(l.fd)
+	relay.Close(l.fd)
+	l.fd = -1
+}
+
+// admit begins a connection. Most clients have sent their first bytes by now.
+func (w *worker) admit(fd int, peer netip.AddrPort) {
+	w.counts.add(outcomeAccepted)
+	c := &conn{worker: w, fd: fd, other: -1, peer: peer, lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
+	w.conns[c] = struct{}{}
+	c.look()
+}
+
+// trusts says that the address is a proxy's that may speak for others.
+func (w *worker) trusts(a netip.Addr) bool {
+	for _, p := range w.cfg.TrustedProxies {
+		if p.Contains(a.WithZone("")) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,269 @@
+//go:build unix
+
+package gateway
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+const (
+	// maxAttempts is how many far ends get to see a client's first flight.
+	maxAttempts = 3
+
+	// turnMask keeps turn plus attempt positive in an int of any size.
+	turnMask = 1<<30 - 1
+)
+
+// far is a connection as the handler of its far end's descriptor.
+type far conn
+
+// Ready implements relay.Handler.
+func (f *far) Ready(r relay.Readiness) {
+	c := (*conn)(f)
+	switch c.stage {
+	case connecting:
+		c.connected()
+	case offering:
+		c.progress()
+	}
+}
+
+// toUpstream begins a connection to one of an upstream's addresses.
+func (c *conn) toUpstream(u *upstream, unserved alpn.Alert) {
+	if u == nil {
+		c.refuseRoute(unserved)
+		return
+	}
+	if _, ok := c.crowd.enter(&c.slot, c.peer.Addr(), false, c.loop.Now()); !ok {
+		c.abandon(outcomeGatewayHalfOpen)
+		return
+	}
+	c.up, c.turn = u, u.turns.Add(1)&turnMask
+	c.connect()
+}
+
+// connect tries the upstream's next address. The whole stage has one deadline;
+// an address has less while there are others.
+func (c *conn) connect() {
+	for c.attempt < maxAttempts {
+		to, others, ok := c.up.pick(c.turn, c.attempt)
+		if !ok {
+			break
+		}
+		fd, err := to.connect()
+		if err != nil {
+			c.attempt++
+			continue
+		}
+		c.other, c.head, c.sent, c.stage = fd, c.up.head(c), 0, connecting
+		if err := c.loop.Watch(fd, (*far)(c)); err != nil {
+			c.abandon(outcomeInternal)
+			return
+		}
+		limit := c.bounds.Stage
+		if others && c.attempt < maxAttempts-1 {
+			limit = min(limit, c.bounds.Connect)
+		}
+		c.await()
+		c.loop.Arm(c, limit)
+		return
+	}
+	c.refuse(alpn.InternalError, outcomeNoUpstream)
+}
+
+// connected goes on when the connection to an upstream has been made.
+func (c *conn) connected() {
+	ok, err := relay.Connected(c.other)
+	switch {
+	case err != nil:
+		c.tryNext(outcomeNoUpstream)
+	case ok:
+		_ = relay.Tune(c.other, tuning()) // a Unix socket takes none of it
+		c.stage = offering
+		c.loop.Arm(c, c.bounds.Stage)
+		c.progress()
+	}
+}
+
+// offer gives a connected far end the head and the client's first flight.
+func (c *conn) offer(fd int, head []byte) {
+	c.other, c.head, c.sent, c.stage = fd, head, 0, offering
+	if err := c.loop.Watch(fd, (*far)(c)); err != nil {
+		c.abandon(outcomeInternal)
+		return
+	}
+	c.loop.Arm(c, c.bounds.Stage)
+	c.progress()
+}
+
+// progress writes what is left to write, and looks for the far end's first byte.
+func (c *conn) progress() {
+	if err := c.send(); err != nil {
+		c.tryNext(outcomeReset)
+		return
+	}
+	var first [1]byte
+	switch _, err := relay.Peek(c.other, first[:]); {
+	case errors.Is(err, relay.ErrAgain):
+	case err != nil:
+		c.tryNext(outcomeEndedEarly)
+	default:
+		c.join()
+	}
+}
+
+// send writes head and flight from where it stopped. In the kernel's queue or
+// in the connection's buffer, the flight stays where it is.
+func (c *conn) send() error {
+	total := len(c.head) + c.flight
+	for c.sent < total {
+		b, err := c.outgoing()
+		if err != nil {
+			return err
+		}
+		n, err := relay.Write(c.other, b)
+		if errors.Is(err, relay.ErrAgain) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		c.sent += n
+	}
+	return nil
+}
+
+// outgoing is what is still to be written: head and flight side by side in the
+// loop's view, so that both go out at once.
+func (c *conn) outgoing() ([]byte, error) {
+	if c.buf != nil {
+		if c.sent < len(c.head) {
+			return c.head[c.sent:], nil
+		}
+		return c.buf[c.sent-len(c.head) : c.flight], nil
+	}
+	start := prefixRoom - len(c.head)
+	copy(c.view[start:], c.head)
+	n, err := relay.Peek(c.fd, c.view[prefixRoom:prefixRoom+c.flight])
+	if err != nil {
+		return nil, err
+	}
+	if n < c.flight {
+		return nil, errShort
+	}
+	return c.view[start+c.sent : prefixRoom+c.flight], nil
+}
+
+// errShort: a peek has returned less than an earlier one did.
+var errShort = errors.New("queued bytes are gone")
+
+// tryNext gives the first flight to another far end, with the same connection
+// id, or gives up: the client learns no more than that there is nothing.
+func (c *conn) tryNext(why outcome) {
+	c.dropFar()
+	c.attempt++
+	switch {
+	case c.attempt >= maxAttempts && c.up != nil:
+		c.refuse(alpn.InternalError, outcomeNoUpstream)
+	case c.attempt >= maxAttempts:
+		c.refuse(alpn.UnrecognizedName, why)
+	case c.up != nil:
+		c.connect()
+	default:
+		c.counts.add(outcomeLeaseAgain)
+		c.lease()
+	}
+}
+
+// dropFar closes the far end, or takes back the question for one.
+func (c *conn) dropFar() {
+	if c.cancel != nil {
+		c.cancel()
+		c.cancel = nil
+	}
+	if c.other >= 0 {
+		c.loop.Unwatch(c.other)
+		relay.Close(c.other)
+		c.other = -1
+	}
+	if c.ends != nil {
+		c.ends()
+		c.ends = nil
+	}
+}
+
+// join makes the relay: the far end has answered, so the flight is consumed
+// here. What was not written of it yet goes along.
+func (c *conn) join() {
+	rest, ok := c.unsent()
+	if !ok {
+		c.abandon(outcomeReset)
+		return
+	}
+	l := &link{worker: c.worker, peer: c.peer, ends: c.ends, routed: c.routed}
+	state := relay.State{
+		ID: c.ids.Add(1), Route: c.route, Idle: c.cfg.Idle, Started: c.loop.Now(),
+		A: relay.End{FD: c.fd},
+		B: relay.End{FD: c.other, Pending: rest, Written: uint64(c.sent)},
+	}
+	c.ends, c.other = nil, -1 // the relay's now
+	c.resetLowat()
+	c.stage = gone
+	c.loop.Disarm(c)
+	c.disown()
+	if c.slot.held {
+		c.crowd.leave(&c.slot, true, c.loop.Now())
+	}
+	delete(c.conns, c)
+	l.start(state)
+}
+
+// unsent consumes the flight and returns what the far end has not got of head
+// and flight.
+func (c *conn) unsent() (rest []byte, ok bool) {
+	if total := len(c.head) + c.flight; c.sent < total {
+		b, err := c.outgoing()
+		if err != nil {
+			return nil, false
+		}
+		rest = append(rest, b...)
+		if c.buf != nil && c.sent < len(c.head) {
+			rest = append(rest, c.buf[:c.flight]...)
+		}
+	}
+	return rest, c.consume(c.flight)
+}
+
+// link is a running relay's owner.
+type link struct {
+	*worker
+	relay  *relay.Relay
+	peer   netip.AddrPort
+	ends   func()
+	routed alpn.Class
+}
+
+func (l *link) start(s relay.State) {
+	l.counts.add(outcomeRelayed)
+	l.counts.relays.Add(1)
+	l.links[l] = struct{}{}
+	l.relay = relay.Start(l.loop, s, l)
+}
+
+// Ended implements relay.Owner.
+func (l *link) Ended(s relay.State, why relay.Reason) {
+	delete(l.links, l)
+	l.counts.relays.Add(-1)
+	l.counts.bytesOut.Add(s.A.Written)
+	l.counts.bytesIn.Add(s.B.Written)
+	if l.ends != nil {
+		l.ends()
+	}
+	l.log.Debug("relay ended", "peer", l.peer, "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
+		"lasted", time.Since(s.Started).Round(time.Millisecond))
+}
