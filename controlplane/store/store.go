@@ -40,13 +40,14 @@ const (
 	Absent int64 = 0
 )
 
-// Op is one step of a transaction. With Delete the key goes; else it is set to
-// Value. Expect is the revision that the key must have (Any, Absent, or
+// Op is one step of a transaction. With Delete the key goes; with Check nothing
+// happens to it, only the expectation must hold; else it is set to Value. Expect is the revision that the key must have (Any, Absent, or
 // Item.Revision); so the zero value creates and never overwrites.
 type Op struct {
 	Key    string
 	Value  []byte
 	Delete bool
+	Check  bool
 	Expect int64
 	Lease  LeaseID
 }

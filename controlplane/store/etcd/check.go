@@ -73,8 +73,10 @@ func checkOp(op store.Op) error {
 		return invalid("negative revision expected")
 	case op.Delete && op.Expect == store.Absent:
 		return invalid("deletion of a key that must not exist")
-	case op.Delete && (op.Value != nil || op.Lease != 0):
-		return invalid("deletion with a value or a lease")
+	case op.Delete && op.Check:
+		return invalid("a key to delete and only to check")
+	case (op.Delete || op.Check) && (op.Value != nil || op.Lease != 0):
+		return invalid("deletion or check with a value or a lease")
 	}
 	return nil
 }

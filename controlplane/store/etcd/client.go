@@ -98,7 +98,9 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	var steps, looks []clientv3.Op
 	for _, op := range ops {
 		key := s.prefix + op.Key
-		steps = append(steps, step(key, op))
+		if !op.Check {
+			steps = append(steps, step(key, op))
+		}
 		looks = append(looks, clientv3.OpGet(key, clientv3.WithKeysOnly()))
 		if op.Expect != store.Any {
 			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", op.Expect))

@@ -29,6 +29,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"Revisions", testRevisions},
 		{"Expectations", testExpectations},
 		{"AllOrNothing", testAllOrNothing},
+		{"Checks", testChecks},
 		{"Limits", testLimits},
 		{"List", testList},
 		{"ListPages", testListPages},
@@ -142,6 +143,32 @@ func testAllOrNothing(t *testing.T, s store.Store) {
 	}
 }
 
+func testChecks(t *testing.T, s store.Store) {
+	r := put(t, s, "guard", "1", store.Absent)
+	apply(t, s, store.Op{Key: "guard", Check: true, Expect: r}, store.Op{Key: "none", Check: true, Expect: store.Absent}, store.Op{Key: "a"})
+	if it, err := s.Get(t.Context(), "guard"); err != nil || it.Revision != r || string(it.Value) != "1" {
+		t.Errorf("a check changed its key: %+v, %v", it, err)
+	}
+	if _, err := s.Get(t.Context(), "none"); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("a check made its key: %v", err)
+	}
+	for _, c := range []struct {
+		op   store.Op
+		want error
+	}{
+		{store.Op{Key: "guard", Check: true, Expect: r - 1}, sallyport.ErrConflict},
+		{store.Op{Key: "guard", Check: true, Expect: store.Absent}, sallyport.ErrExists},
+		{store.Op{Key: "none", Check: true, Expect: r}, sallyport.ErrNotFound},
+	} {
+		if _, err := s.Apply(t.Context(), store.Op{Key: "b"}, c.op); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v", c.op, err)
+		}
+	}
+	if _, err := s.Get(t.Context(), "b"); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("done although a check failed: %v", err)
+	}
+}
+
 func testLimits(t *testing.T, s store.Store) {
 	big := bytes.Repeat([]byte("v"), store.MaxValue)
 	many := make([]store.Op, store.MaxOps+1)
@@ -169,6 +196,8 @@ func testLimits(t *testing.T, s store.Store) {
 		{"same key twice", []store.Op{{Key: "a"}, {Key: "a"}}},
 		{"negative revision", []store.Op{{Key: "a", Expect: -2}}},
 		{"delete what must not exist", []store.Op{{Key: "a", Delete: true}}},
+		{"check with value", []store.Op{{Key: "a", Check: true, Value: []byte("x")}}},
+		{"check and delete", []store.Op{{Key: "a", Check: true, Delete: true, Expect: store.Any}}},
 		{"delete with value", []store.Op{{Key: "a", Delete: true, Expect: store.Any, Value: []byte("x")}}},
 	} {
 		if _, err := s.Apply(t.Context(), c.ops...); !errors.Is(err, sallyport.ErrInvalid) {

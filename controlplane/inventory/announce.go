@@ -1,0 +1,381 @@
+package inventory
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/controlplane/store"
+)
+
+// MaxResources bounds one announcement.
+const MaxResources = 1024
+
+// Refusal is a resource that the agent may not serve, and why.
+type Refusal struct {
+	Kind   sallyport.Kind
+	Name   string
+	Reason string
+}
+
+// Assignment is what an agent serves from now on.
+type Assignment struct {
+	AgentID   string
+	Revision  uint64 // grows with each change of anything
+	Resources []sallyport.Resource
+	Tag       uint16
+	Refusals  []Refusal
+}
+
+// owners is who has a name.
+type owners struct {
+	Group  string   `json:"group,omitempty"`
+	Agents []string `json:"agents"`
+}
+
+// held is a resource of an agent, as it stands in the store.
+type held struct {
+	sallyport.Resource
+	revision int64
+}
+
+func nameKey(k sallyport.Kind, name string) string { return "names/" + string(k) + "/" + name }
+
+func resourceKey(agent string, k sallyport.Kind, name string) string {
+	return "resources/" + agent + "/" + string(k) + "/" + name
+}
+
+// Announce takes all that an agent wants to serve and says what it may. What
+// it had before and does not announce any more is free for others.
+func (inv *Inventory) Announce(ctx context.Context, agentID string, wanted []sallyport.Resource) (Assignment, error) {
+	if len(wanted) > MaxResources {
+		return Assignment{}, invalid(fmt.Sprintf("%d resources, at most %d allowed", len(wanted), MaxResources))
+	}
+	rec, _, err := inv.getHost(ctx, agentID)
+	if err != nil {
+		return Assignment{}, err
+	}
+	if rec.Kind != sallyport.KindAgent {
+		return Assignment{}, sallyport.Denied("only agents serve resources", "")
+	}
+	had, err := inv.held(ctx, agentID)
+	if err != nil {
+		return Assignment{}, err
+	}
+	a := &announcement{inv: inv, host: rec, had: had, out: Assignment{AgentID: agentID, Tag: rec.Tag}, seen: make(map[string]bool)}
+	for _, r := range wanted {
+		if err := a.take(ctx, r); err != nil {
+			return Assignment{}, err
+		}
+	}
+	if err := a.dropRest(ctx); err != nil {
+		return Assignment{}, err
+	}
+	rev, err := inv.store.Revision(ctx)
+	a.out.Revision = uint64(rev)
+	return a.out, err
+}
+
+// announcement is one call of Announce on its way.
+type announcement struct {
+	inv  *Inventory
+	host hostRecord
+	had  map[string]held // by "<kind>/<name>"
+	out  Assignment
+	seen map[string]bool
+	node bool // a node was announced
+}
+
+// take assigns one resource or notes why not. Its error is of the store.
+func (a *announcement) take(ctx context.Context, r sallyport.Resource) error {
+	r.AgentID = a.host.ID
+	if reason := bounded(r); reason != "" {
+		a.refuse(r, reason)
+		return nil
+	}
+	if r.Kind == sallyport.KindNode {
+		return a.takeNode(ctx, r)
+	}
+	r.ID, r.Hostname = "", ""
+	return a.takeNamed(ctx, r)
+}
+
+func (a *announcement) takeNamed(ctx context.Context, r sallyport.Resource) error {
+	reason := a.check(r)
+	if reason == "" {
+		ok, err := a.inv.claim(ctx, r, a.had[keyOf(r)])
+		if err != nil {
+			return err
+		}
+		if !ok {
+			reason = "the name belongs to another agent"
+		}
+	}
+	if reason != "" {
+		a.refuse(r, reason)
+		return nil
+	}
+	a.seen[keyOf(r)] = true
+	a.out.Resources = append(a.out.Resources, r)
+	return nil
+}
+
+// takeNode gives the node the name it had, or the first free one of its
+// host name and that with suffixes from its id.
+func (a *announcement) takeNode(ctx context.Context, r sallyport.Resource) error {
+	if r.Hostname == "" {
+		r.Hostname = r.Name
+	}
+	r.ID, r.Group, r.Name = a.host.ID, "", slug(r.Hostname)
+	if a.node {
+		a.refuse(r, "an agent serves one node")
+		return nil
+	}
+	var reasons []string
+	for _, name := range a.nodeNames(r.Hostname) {
+		r.Name = name
+		if reason := a.check(r); reason != "" {
+			reasons = append(reasons, reason)
+			continue
+		}
+		ok, err := a.inv.claim(ctx, r, a.had[keyOf(r)])
+		if err != nil {
+			return err
+		}
+		if ok {
+			a.node, a.seen[keyOf(r)] = true, true
+			a.out.Resources = append(a.out.Resources, r)
+			return nil
+		}
+		reasons = append(reasons, "the name belongs to another agent")
+	}
+	r.Name = slug(r.Hostname)
+	a.refuse(r, reasons[0])
+	return nil
+}
+
+// nodeNames are the names to try, the present one first when it still fits
+// the host name.
+func (a *announcement) nodeNames(hostname string) []string {
+	base := slug(hostname)
+	id := strings.ReplaceAll(a.host.ID, "-", "")
+	names := []string{base}
+	for _, n := range []int{4, 8, 16} {
+		names = append(names, strings.TrimSuffix(base[:min(len(base), maxLabel-n-1)], "-")+"-"+id[:n])
+	}
+	slices.SortStableFunc(names, func(x, y string) int {
+		_, hasX := a.had[string(sallyport.KindNode)+"/"+x]
+		_, hasY := a.had[string(sallyport.KindNode)+"/"+y]
+		switch {
+		case hasX && !hasY:
+			return -1
+		case hasY && !hasX:
+			return 1
+		}
+		return 0
+	})
+	return names
+}
+
+// check says why this agent may not serve the resource, whoever has the name.
+func (a *announcement) check(r sallyport.Resource) string {
+	if reason := nameFault(r.Name); reason != "" {
+		return reason
+	}
+	if a.seen[keyOf(r)] {
+		return "announced twice"
+	}
+	return a.host.Allow.refuses(r)
+}
+
+func (a *announcement) refuse(r sallyport.Resource, reason string) {
+	a.out.Refusals = append(a.out.Refusals, Refusal{Kind: sallyport.Kind(cut(string(r.Kind), maxLabel)), Name: cut(r.Name, maxLabel), Reason: reason})
+}
+
+// dropRest gives up what was not announced any more, or is not allowed any more.
+func (a *announcement) dropRest(ctx context.Context) error {
+	for _, key := range slices.Sorted(maps.Keys(a.had)) {
+		if r := a.had[key]; !a.seen[key] {
+			if err := a.inv.release(ctx, a.host.ID, r.Kind, r.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// held is what an agent has, by "<kind>/<name>".
+func (inv *Inventory) held(ctx context.Context, agent string) (map[string]held, error) {
+	items, _, err := inv.store.List(ctx, "resources/"+agent)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]held)
+	for _, it := range items {
+		r, err := decodeResource(it)
+		if err != nil {
+			return nil, err
+		}
+		out[keyOf(r)] = held{r, it.Revision}
+	}
+	return out, nil
+}
+
+// claim takes the name for the resource's agent, together with the resource's
+// record and only while the host exists. It is false when the name is another's.
+func (inv *Inventory) claim(ctx context.Context, r sallyport.Resource, had held) (bool, error) {
+	for range maxRaces {
+		ok, err := inv.tryClaim(ctx, r, had)
+		if !errors.Is(err, sallyport.ErrConflict) && !errors.Is(err, sallyport.ErrExists) && !errors.Is(err, sallyport.ErrNotFound) {
+			return ok, err
+		}
+		// Whoever was faster: look again. A host that is gone ends it.
+		if _, _, err := inv.getHost(ctx, r.AgentID); err != nil {
+			return false, err
+		}
+	}
+	return false, busy()
+}
+
+func (inv *Inventory) tryClaim(ctx context.Context, r sallyport.Resource, had held) (bool, error) {
+	o, it, err := inv.owners(ctx, r.Kind, r.Name)
+	if err != nil {
+		return false, err
+	}
+	mine := slices.Contains(o.Agents, r.AgentID)
+	others := len(o.Agents) > 1 || len(o.Agents) == 1 && !mine
+	if others && (r.Group == "" || r.Group != o.Group) {
+		return false, nil
+	}
+	if mine && r.Group == o.Group && sameResource(r, had) {
+		return true, nil
+	}
+	o.Group = r.Group
+	if !mine {
+		o.Agents = append(o.Agents, r.AgentID)
+	}
+	nameValue, err := json.Marshal(o)
+	if err != nil {
+		return false, err
+	}
+	value, err := encodeResource(r)
+	if err != nil {
+		return false, err
+	}
+	_, host, err := inv.getHost(ctx, r.AgentID)
+	if err != nil {
+		return false, err
+	}
+	_, err = inv.store.Apply(ctx,
+		store.Op{Key: nameKey(r.Kind, r.Name), Value: nameValue, Expect: it.Revision},
+		store.Op{Key: resourceKey(r.AgentID, r.Kind, r.Name), Value: value, Expect: store.Any},
+		// The host must not be removed meanwhile.
+		store.Op{Key: host.Key, Check: true, Expect: host.Revision},
+	)
+	return err == nil, err
+}
+
+// release gives a name up.
+func (inv *Inventory) release(ctx context.Context, agent string, k sallyport.Kind, name string) error {
+	for range maxRaces {
+		err := inv.tryRelease(ctx, agent, k, name)
+		if !errors.Is(err, sallyport.ErrConflict) && !errors.Is(err, sallyport.ErrExists) && !errors.Is(err, sallyport.ErrNotFound) {
+			return err
+		}
+	}
+	return busy()
+}
+
+func (inv *Inventory) tryRelease(ctx context.Context, agent string, k sallyport.Kind, name string) error {
+	ops := []store.Op{{Key: resourceKey(agent, k, name), Delete: true, Expect: store.Any}}
+	o, it, err := inv.owners(ctx, k, name)
+	if err != nil {
+		return err
+	}
+	if i := slices.Index(o.Agents, agent); i >= 0 {
+		o.Agents = slices.Delete(o.Agents, i, i+1)
+		op := store.Op{Key: nameKey(k, name), Expect: it.Revision, Delete: len(o.Agents) == 0}
+		if !op.Delete {
+			if op.Value, err = json.Marshal(o); err != nil {
+				return err
+			}
+		}
+		ops = append(ops, op)
+	}
+	_, err = inv.store.Apply(ctx, ops...)
+	return err
+}
+
+// owners reads who has a name; nobody is no error.
+func (inv *Inventory) owners(ctx context.Context, k sallyport.Kind, name string) (owners, store.Item, error) {
+	it, err := inv.store.Get(ctx, nameKey(k, name))
+	if errors.Is(err, sallyport.ErrNotFound) {
+		return owners{}, store.Item{Revision: store.Absent}, nil
+	}
+	if err != nil {
+		return owners{}, store.Item{}, err
+	}
+	var o owners
+	if err := json.Unmarshal(it.Value, &o); err != nil {
+		return owners{}, store.Item{}, fmt.Errorf("%s: %w", it.Key, err)
+	}
+	return o, it, nil
+}
+
+func keyOf(r sallyport.Resource) string { return string(r.Kind) + "/" + r.Name }
+
+const maxLabel = 63 // RFC 1035, section 2.3.4
+
+// nameFault says why nothing may have this name, or "".
+func nameFault(s string) string {
+	switch {
+	case !alpn.ValidLabel(s):
+		return "a name is one DNS label: lower-case letters, digits and hyphens, at most 63"
+	case alpn.Reserved(s):
+		return "the name is reserved"
+	case uuid.Validate(s) == nil:
+		return "a name must not look like a host's id"
+	}
+	return ""
+}
+
+// slug makes a DNS label of a host name's first part. What is empty or
+// reserved becomes "host".
+func slug(hostname string) string {
+	first, _, _ := strings.Cut(strings.ToLower(hostname), ".")
+	var b strings.Builder
+	for _, r := range first {
+		if r > '~' || !alpn.ValidLabel(string(r)) {
+			r = '-'
+		}
+		if r != '-' || b.Len() > 0 && !strings.HasSuffix(b.String(), "-") {
+			b.WriteRune(r)
+		}
+	}
+	s := strings.Trim(cut(b.String(), maxLabel), "-")
+	if s == "" || nameFault(s) != "" {
+		return "host"
+	}
+	return s
+}
+
+func text(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+func cut(s string, most int) string {
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "")
+	}
+	return s
+}
