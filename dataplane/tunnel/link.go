@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -61,7 +62,7 @@ type link struct {
 // keepLink keeps one address connected until the agent stops or no welcome
 // names the address any more.
 func (a *agent) keepLink(addr string) {
-	pause := firstPause
+	pause, first := firstPause, true
 	for a.wanted(addr) {
 		began := time.Now()
 		l := &link{agent: a, addr: addr, dialing: make(chan struct{}, parallelDials)}
@@ -80,7 +81,12 @@ func (a *agent) keepLink(addr string) {
 		case l.comeBack() > 0:
 			wait = l.comeBack()
 		}
-		a.Log.Info("tunnel ended", "gateway", addr, "err", err, "again_in", wait)
+		level := slog.LevelDebug
+		if l.talk != nil || first { // it was up, or this is the first try; the rest is repetition
+			level = slog.LevelInfo
+		}
+		first = false
+		a.Log.Log(a.ctx, level, "no tunnel", "gateway", addr, "err", err, "again_in", wait)
 		if !sleep(a.ctx, wait) {
 			return
 		}
@@ -181,7 +187,7 @@ func (l *link) accept(w *tunnelv1.Welcome, conn *tls.Conn) (err error) {
 	}
 	l.data = dataAddress(w.GetDataAddress(), conn.RemoteAddr())
 	l.ceiling = min(int(w.GetPoolCeiling()), l.agent.MaxPool)
-	l.talk = newTalk(conn, pingTime(w.GetPingIntervalMs(), 2*time.Second), pingTime(w.GetDeadAfterMs(), 5*time.Second))
+	l.talk = newTalk(conn, pingTime(w.GetPingIntervalMs(), 2*time.Second), pingTime(w.GetDeadAfterMs(), 5*time.Second), time.Now)
 	if named := w.GetGateways(); len(named) > 0 {
 		l.agent.dialAll(nil, named)
 	}

@@ -17,6 +17,9 @@ var (
 	errReplaced = errors.New("the agent has a newer tunnel")
 	errDrained  = errors.New("the gateway drains")
 	errTooMany  = errors.New("too many control connections")
+	errEvicted  = errors.New("the agent was sent away")
+
+	errAssignment = errors.New("assignment refused")
 )
 
 // ServeControl serves one agent's control connection until it ends, and closes
@@ -62,12 +65,21 @@ func (h *Hub) greet(ctx context.Context, conn *tls.Conn) (*tunnel, error) {
 	}
 	t, err := h.hello(conn, agent)
 	if err != nil {
+		h.turnAway(conn, err)
 		return nil, fmt.Errorf("agent %s: %w", agent, err)
 	}
 	if t.keys, err = deriveKeys(conn.ConnectionState(), t.id); err != nil {
 		return nil, err
 	}
 	return t, conn.SetDeadline(time.Time{})
+}
+
+// turnAway tells an agent of this cluster in a word why it gets no tunnel.
+func (h *Hub) turnAway(conn *tls.Conn, why error) {
+	bye := &tunnelv1.Goodbye{Reason: byeReason(why)}
+	if putControl(conn, &tunnelv1.Control{Message: &tunnelv1.Control_Goodbye{Goodbye: bye}}, lastWords) == nil {
+		conn.Close()
+	}
 }
 
 func (h *Hub) hello(conn *tls.Conn, agent string) (*tunnel, error) {
@@ -84,7 +96,7 @@ func (h *Hub) hello(conn *tls.Conn, agent string) (*tunnel, error) {
 	}
 	t := &tunnel{
 		id: newID(), agent: agent, version: word(hello.GetVersion()), since: h.cfg.Now(),
-		pool: newPool(h.bounds), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter),
+		pool: newPool(h.bounds), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter, h.cfg.Now),
 	}
 	t.names.Store(&map[resourceName]bool{})
 	t.talk.pull = func() []*tunnelv1.Control { return h.needs(t) }
@@ -112,13 +124,13 @@ func (h *Hub) room() error {
 func (h *Hub) adopt(t *tunnel, raw []byte) error {
 	a, err := h.cfg.Verify(raw, t.agent)
 	if err != nil {
-		return fmt.Errorf("assignment: %w", err)
+		return fmt.Errorf("%w: %w", errAssignment, err)
 	}
 	if h.expired(a) {
-		return errors.New("assignment: expired")
+		return fmt.Errorf("%w: expired", errAssignment)
 	}
 	if len(a.Resources) > h.bounds.Resources {
-		return fmt.Errorf("assignment: %d resources, at most %d", len(a.Resources), h.bounds.Resources)
+		return fmt.Errorf("%w: %d resources, at most %d", errAssignment, len(a.Resources), h.bounds.Resources)
 	}
 	if err := h.renew(t.agent, a); err != nil {
 		return err
@@ -132,7 +144,7 @@ func (h *Hub) renew(agent string, a Assignment) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if a.Revision < h.revisions[agent].number {
-		return fmt.Errorf("assignment: revision %d, but %d was shown before", a.Revision, h.revisions[agent].number)
+		return fmt.Errorf("%w: revision %d, but %d was shown before", errAssignment, a.Revision, h.revisions[agent].number)
 	}
 	h.revisions[agent] = revision{a.Revision, a.NotAfter}
 	return nil

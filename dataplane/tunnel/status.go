@@ -84,6 +84,20 @@ func (h *Hub) Present() (out []Presence) {
 	return out
 }
 
+// Evict ends an agent's tunnel, for a lock or a removal. It reports whether
+// there was one. That the agent does not come back is for Verify to see to.
+func (h *Hub) Evict(agentID string) bool {
+	h.mu.RLock()
+	t := h.agents[agentID]
+	h.mu.RUnlock()
+	if t == nil {
+		return false
+	}
+	h.close(t)
+	t.end(errEvicted)
+	return true
+}
+
 // Drain sends all agents away: no lease is given and no tunnel taken from now
 // on. Each agent is told to come back after a time of its own between after and
 // after + spread, so that they do not come all at once. Streams that run are

@@ -26,6 +26,8 @@ type talk struct {
 	out   chan *tunnelv1.Control
 	wake  chan struct{} // capacity 1: something to say has been left elsewhere
 	round atomic.Int64  // the last round trip, nanoseconds
+	until time.Time     // the end of the peer's certificate
+	now   func() time.Time
 
 	// pull is called on the writer's goroutine after a poke, and returns what
 	// is to be said. tick is called there once a second. Either may be nil.
@@ -35,7 +37,7 @@ type talk struct {
 
 // outbox is how many messages may wait for a slow peer. More means that the
 // peer does not read, and the connection ends.
-const outbox = 1024
+const outbox = 256
 
 // tickInterval is that of pool sizes.
 const tickInterval = time.Second
@@ -51,10 +53,14 @@ var (
 	ErrDead    = errors.New("nothing was heard for too long")
 	ErrGoodbye = errors.New("the other side said goodbye")
 	errSlow    = errors.New("the other side does not read")
+	errExpired = errors.New("the other side's certificate has expired")
 )
 
-func newTalk(conn *tls.Conn, ping, dead time.Duration) *talk {
-	return &talk{conn: conn, ping: ping, dead: dead, out: make(chan *tunnelv1.Control, outbox), wake: make(chan struct{}, 1)}
+func newTalk(conn *tls.Conn, ping, dead time.Duration, now func() time.Time) *talk {
+	return &talk{
+		conn: conn, ping: ping, dead: dead, until: conn.ConnectionState().PeerCertificates[0].NotAfter, now: now,
+		out: make(chan *tunnelv1.Control, outbox), wake: make(chan struct{}, 1),
+	}
 }
 
 // send leaves a message for the writer. It never blocks; false means that the
@@ -81,10 +87,12 @@ func (t *talk) poke() {
 // been closed when run returns. ended is called as soon as the end is known,
 // before the goodbye.
 func (t *talk) run(ctx context.Context, handle func(*tunnelv1.Control) error, ended func()) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, t.hurry)()
 	ended = sync.OnceFunc(ended)
-	g.Go(func() error { return t.write(ctx, ended) })
+	g.Go(func() error { return t.write(ctx, end, ended) })
 	g.Go(func() error { return t.read(handle, ended) })
 	_ = g.Wait() // what came first counts, and that may be the parent's cause
 	return context.Cause(ctx)
@@ -129,8 +137,9 @@ func (t *talk) hear(m *tunnelv1.Control, handle func(*tunnelv1.Control) error) e
 	return handle(m)
 }
 
-// write owns the closing of the connection.
-func (t *talk) write(ctx context.Context, ended func()) error {
+// write owns the closing of the connection. end says why before it closes: the
+// reader's error comes after that, and says only that it was closed.
+func (t *talk) write(ctx context.Context, end context.CancelCauseFunc, ended func()) error {
 	pings, ticks := time.NewTicker(t.ping), time.NewTicker(tickInterval)
 	defer pings.Stop()
 	defer ticks.Stop()
@@ -151,8 +160,12 @@ func (t *talk) write(ctx context.Context, ended func()) error {
 			if t.tick != nil {
 				t.tick(now)
 			}
+			if t.now().After(t.until) {
+				end(errExpired)
+			}
 		}
 		if err != nil {
+			end(err)
 			ended()
 			t.conn.NetConn().Close()
 			return err
@@ -209,6 +222,14 @@ func byeReason(cause error) string {
 		return "dead"
 	case errors.Is(cause, errDrained):
 		return "drain"
+	case errors.Is(cause, errEvicted):
+		return "evicted"
+	case errors.Is(cause, errTooMany):
+		return "full"
+	case errors.Is(cause, errExpired):
+		return "certificate"
+	case errors.Is(cause, errAssignment):
+		return "assignment"
 	case errors.Is(cause, context.Canceled):
 		return "shutdown"
 	}
