@@ -23,10 +23,8 @@ const (
 	maxElements = 4096 // of one list or map, before truncation
 )
 
-// common are the names that every event may have, in the order written. Fields
-// with such a name are written with the prefix below.
+// Fields with the name of a common one are written with this prefix.
 const (
-	common       = "event code time uid ei cluster_name user user_kind login sid server_id addr.remote success truncated"
 	fieldsPrefix = "fields."
 	timeFormat   = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
@@ -45,7 +43,7 @@ const (
 // so that the line can be shown on a terminal.
 func Encode(e sallyport.Event) []byte {
 	for limit := MaxEvent; limit >= 64; limit /= 4 {
-		w := &writer{max: MaxEvent, limit: limit}
+		w := &writer{b: make([]byte, 0, 512), max: MaxEvent, limit: limit}
 		w.event(&e, limit >= 256)
 		if !w.over {
 			return w.b
@@ -122,12 +120,22 @@ func (w *writer) fields(e *sallyport.Event) {
 	}
 	for _, name := range names {
 		out := name
-		if strings.HasPrefix(name, fieldsPrefix) || slices.Contains(strings.Fields(common), name) {
+		if strings.HasPrefix(name, fieldsPrefix) || isCommon(name) {
 			out = fieldsPrefix + name
 		}
 		w.key(out)
 		w.value(e.Fields[name], 0)
 	}
+}
+
+// isCommon tells whether every event may have the name.
+func isCommon(name string) bool {
+	switch name {
+	case "event", "code", "time", "uid", "ei", "cluster_name", "user", "user_kind", "login", "sid", "server_id",
+		"addr.remote", "success", "truncated":
+		return true
+	}
+	return false
 }
 
 // reserved tells whether a field is written among the common ones.
@@ -274,6 +282,11 @@ func (w *writer) str(s string) {
 	}
 	w.b = append(w.b, '"')
 	for len(s) > 0 && len(w.b) <= w.max {
+		if n := plain(s); n > 0 {
+			w.b = append(w.b, s[:n]...)
+			s = s[n:]
+			continue
+		}
 		r, size := utf8.DecodeRuneInString(s)
 		switch {
 		case r == utf8.RuneError && size == 1, r >= byteLow && r <= byteHigh:
@@ -295,6 +308,16 @@ func (w *writer) str(s string) {
 	}
 	w.over = w.over || len(s) > 0
 	w.b = append(w.b, '"')
+}
+
+// plain counts the printable ASCII at the start that needs no escape.
+func plain(s string) int {
+	for i := range len(s) {
+		if b := s[i]; b < ' ' || b > '~' || b == '"' || b == '\\' {
+			return i
+		}
+	}
+	return len(s)
 }
 
 // cutString cuts between characters.

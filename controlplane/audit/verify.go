@@ -61,7 +61,11 @@ func VerifyAfter(dir string, verify func(head, signature []byte) error, before H
 	if _, err := os.Stat(dir); err != nil {
 		return Report{}, &sallyport.Problem{Kind: sallyport.ErrNotFound, Cause: err, Fact: "there is no audit log in " + dir}
 	}
-	v := &verifier{disk: osDisk{dir}, check: verify, before: before, spools: make(map[string]uint64)}
+	return verifyDisk(osDisk{dir}, verify, before)
+}
+
+func verifyDisk(d disk, verify func(head, signature []byte) error, before Head) (Report, error) {
+	v := &verifier{disk: d, check: verify, before: before, spools: make(map[string]uint64)}
 	if err := v.run(); err != nil {
 		return v.report, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "audit log cannot be read"}
 	}
