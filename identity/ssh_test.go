@@ -130,6 +130,7 @@ func TestA84_CertificateSemantics(t *testing.T) {
 		"force-command":         option("force-command", "id"),
 		"verify-required":       option("verify-required", ""),
 		"unknown option":        option("made-up@example.com", ""),
+		"unknown with address":  option("made-up@example.com", "192.0.2.7"),
 		"empty source-address":  option("source-address", ""),
 		"two source-addresses":  option("source-address", "192.0.2.7,192.0.2.8"),
 		"wide source-address":   option("source-address", "192.0.2.0/24"),

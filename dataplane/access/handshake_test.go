@@ -140,10 +140,12 @@ func TestA32_SilentStrangers(t *testing.T) {
 			near, far := net.Pipe()
 			defer near.Close()
 			waiting = append(waiting, w.take(t.Context(), far, c, nil))
-			near.Write(hello) // one half never reads the answer, the other never answers it
-			if i%2 == 0 {
-				go io.Copy(io.Discard, near)
-			}
+			go func() { // one half never reads the answer, the other never answers it
+				near.Write(hello)
+				if i%2 == 0 {
+					io.Copy(io.Discard, near)
+				}
+			}()
 		}
 		synctest.Wait()
 		start := time.Now()

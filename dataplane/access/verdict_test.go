@@ -208,6 +208,7 @@ func TestStaleSnapshot(t *testing.T) {
 func TestA06_NotThisAgents(t *testing.T) {
 	w := newWorld(t)
 	w.serve(sallyport.Resource{Kind: sallyport.KindDatabase, Name: "users", AgentID: agentID}, "users")
+	w.serve(sallyport.Resource{Kind: sallyport.KindTCP, Name: "orders", AgentID: agentID}, "orders")
 	w.known["db/unsigned"] = sallyport.Resource{Kind: sallyport.KindDatabase, Name: "unsigned"} // configured, not assigned
 	cert := w.alice()
 	tests := []struct {
