@@ -47,7 +47,7 @@ var house = []struct{ pkg, may string }{
 	{"controlplane/audit", "."},
 	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac controlplane/ca/signed"},
 	{"controlplane/web", ". wire/... controlplane/login"},
-	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
+	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/ca/signed controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
 
 	// Programs join the two.
 	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client cmd/internal/..."},

@@ -32,8 +32,8 @@ const (
 	demoDatabase = "demo"
 )
 
-// postgres is the demo's database server, in the demo's directory.
-type postgres struct {
+// demoPostgres is the demo's database server, in the demo's directory.
+type demoPostgres struct {
 	bin  string // directory of initdb and postgres
 	dir  string
 	port int
@@ -66,8 +66,8 @@ func findPostgres() string {
 // startPostgres makes the server's directory on the first run, gives it a
 // certificate of the db CA, and starts it on a free loopback port: clients'
 // certificates of the same CA are the only way in.
-func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []string, log *slog.Logger) (*postgres, error) {
-	p := &postgres{bin: findPostgres(), dir: dir, log: log, done: make(chan struct{})}
+func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []string, log *slog.Logger) (*demoPostgres, error) {
+	p := &demoPostgres{bin: findPostgres(), dir: dir, log: log, done: make(chan struct{})}
 	if p.bin == "" {
 		return nil, errors.New("no postgres binary was found")
 	}
@@ -80,7 +80,7 @@ func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []strin
 	return p, p.start(ctx)
 }
 
-func (p *postgres) chooseUser() error {
+func (p *demoPostgres) chooseUser() error {
 	p.as = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
 	if os.Geteuid() != 0 {
 		return nil
@@ -101,7 +101,7 @@ func (p *postgres) chooseUser() error {
 // place returns a directory that the server's user can reach: below the demo's,
 // or, as root, whose directories are closed to others, a temporary one of that
 // user's own, whose path is kept in the demo's.
-func (p *postgres) place() error {
+func (p *demoPostgres) place() error {
 	if p.as.Credential == nil {
 		return os.MkdirAll(p.dir, 0o700)
 	}
@@ -123,7 +123,7 @@ func (p *postgres) place() error {
 
 // prepare is done again from the start when it was cut short: the marker file
 // comes last.
-func (p *postgres) prepare(ctx context.Context, keys *ca.Keys, users []string) error {
+func (p *demoPostgres) prepare(ctx context.Context, keys *ca.Keys, users []string) error {
 	if err := p.place(); err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func schema(users []string) string {
 
 func quoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
-func (p *postgres) configure(data string, keys *ca.Keys) error {
+func (p *demoPostgres) configure(data string, keys *ca.Keys) error {
 	port, err := freePort()
 	if err != nil {
 		return err
@@ -218,21 +218,21 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func (p *postgres) own(path string) error {
+func (p *demoPostgres) own(path string) error {
 	if p.as.Credential == nil {
 		return nil
 	}
 	return os.Chown(path, int(p.as.Credential.Uid), int(p.as.Credential.Gid))
 }
 
-func (p *postgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+func (p *demoPostgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, name), args...)
 	cmd.SysProcAttr, cmd.Dir = p.as, p.dir
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PG") }), "LC_ALL=C")
 	return cmd
 }
 
-func (p *postgres) run(ctx context.Context, input, name string, args ...string) error {
+func (p *demoPostgres) run(ctx context.Context, input, name string, args ...string) error {
 	cmd := p.command(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.CombinedOutput()
@@ -242,7 +242,7 @@ func (p *postgres) run(ctx context.Context, input, name string, args ...string) 
 	return nil
 }
 
-func (p *postgres) start(ctx context.Context) error {
+func (p *demoPostgres) start(ctx context.Context) error {
 	p.cmd = p.command(context.WithoutCancel(ctx), "postgres", "-D", filepath.Join(p.dir, "data"))
 	out, err := os.OpenFile(filepath.Join(p.dir, "server.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -261,7 +261,7 @@ func (p *postgres) start(ctx context.Context) error {
 }
 
 // await returns when the port takes connections.
-func (p *postgres) await(ctx context.Context) error {
+func (p *demoPostgres) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, postgresReady)
 	defer cancel()
 	for {
@@ -279,10 +279,10 @@ func (p *postgres) await(ctx context.Context) error {
 	}
 }
 
-func (p *postgres) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+func (p *demoPostgres) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
 
 // stop ends it: fast shutdown (SIGINT), then immediate (SIGQUIT).
-func (p *postgres) stop() {
+func (p *demoPostgres) stop() {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGKILL} {
 		if err := p.cmd.Process.Signal(sig); err != nil {
 			return

@@ -35,9 +35,18 @@ func (s adminService) GetStatus(ctx context.Context, _ *connect.Request[sallypor
 	for _, a := range s.cfg.CA.Authorities() {
 		resp.Authorities = append(resp.Authorities, &sallyportv1.AuthorityStatus{Kind: string(a.Kind), NotAfter: timestamppb.New(a.Certificates[0].NotAfter), Rotation: "standby"})
 	}
-	agents, gateways := s.cfg.Inventory.Present()
-	resp.AgentsOnline, resp.GatewaysOnline = uint32(len(agents)), uint32(len(gateways))
-	return connect.NewResponse(resp), nil
+	agents, err := s.cfg.Inventory.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range agents {
+		if len(a.Gateways) > 0 {
+			resp.AgentsOnline++
+		}
+	}
+	gateways, err := s.cfg.Inventory.Gateways(ctx)
+	resp.GatewaysOnline = uint32(len(gateways))
+	return connect.NewResponse(resp), err
 }
 
 func bounded(seconds int64, preset, most time.Duration) (time.Duration, error) {
@@ -120,21 +129,30 @@ func (s adminService) CreateToken(ctx context.Context, req *connect.Request[sall
 	if err != nil {
 		return nil, err
 	}
-	secret, t, err := s.cfg.Tokens.Create(ctx, join.NewToken{
-		Secret: m.GetValue(), Roles: m.GetRoles(), TTL: ttl, Labels: m.GetLabels(), SingleUse: m.GetSingleUse(),
-		Allow: join.Allow{Kinds: m.GetAllow().GetKinds(), Names: m.GetAllow().GetNames(), Labels: m.GetAllow().GetLabels()},
+	secret, t, err := s.cfg.Tokens.Create(ctx, join.Spec{
+		Secret: m.GetValue(), Roles: typed[sallyport.IdentityKind](m.GetRoles()), TTL: ttl, Labels: m.GetLabels(), SingleUse: m.GetSingleUse(),
+		Allow: join.Allow{Kinds: typed[sallyport.Kind](m.GetAllow().GetKinds()), Names: m.GetAllow().GetNames(), Labels: m.GetAllow().GetLabels()},
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode, Fields: map[string]any{"name": t.Name, "roles": t.Roles}})
+	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode, Fields: map[string]any{"name": t.Name, "roles": m.GetRoles()}})
 	return connect.NewResponse(&sallyportv1.CreateTokenResponse{Secret: secret, Token: tokenToWire(t), CaPins: s.cfg.CA.Pins(), Gateway: s.cfg.PublicAddress}), err
+}
+
+// typed changes the type of words, not the words.
+func typed[To, From ~string](list []From) []To {
+	var out []To
+	for _, s := range list {
+		out = append(out, To(s))
+	}
+	return out
 }
 
 func tokenToWire(t join.Token) *sallyportv1.Token {
 	return &sallyportv1.Token{
-		Name: t.Name, Roles: t.Roles, Labels: t.Labels, Expires: timestamppb.New(t.Expires), SingleUse: t.SingleUse,
-		Allow: &sallyportv1.TokenAllow{Kinds: t.Allow.Kinds, Names: t.Allow.Names, Labels: t.Allow.Labels},
+		Name: t.Name, Roles: typed[string](t.Roles), Labels: t.Labels, Expires: timestamppb.New(t.Expires), SingleUse: t.SingleUse,
+		Allow: &sallyportv1.TokenAllow{Kinds: typed[string](t.Allow.Kinds), Names: t.Allow.Names, Labels: t.Allow.Labels},
 	}
 }
 
@@ -230,10 +248,16 @@ func timeOf(t *timestamppb.Timestamp) time.Time {
 }
 
 // ListAgents lists agents that have a tunnel.
-func (s adminService) ListAgents(context.Context, *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
-	agents, _ := s.cfg.Inventory.Present()
+func (s adminService) ListAgents(ctx context.Context, _ *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
+	agents, err := s.cfg.Inventory.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
 	resp := &sallyportv1.ListAgentsResponse{}
 	for _, a := range agents {
+		if len(a.Gateways) == 0 {
+			continue
+		}
 		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources)})
 	}
 	return connect.NewResponse(resp), nil

@@ -76,8 +76,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // Run keeps the view fresh until ctx is done.
 func (s *Server) Run(ctx context.Context) error { return s.state.run(ctx) }
 
-// Handler serves all services; every method passes the table first.
-func (s *Server) Handler() http.Handler {
+// Handler serves all services; every method passes the table first. All other
+// paths are the web origin's: pages, for visitors only. It may be nil.
+func (s *Server) Handler(pages http.Handler) http.Handler {
 	opts := []connect.HandlerOption{
 		connect.WithInterceptors(&unexpected{s.cfg.Log}, s.guard),
 		connect.WithReadMaxBytes(maxRequest),
@@ -89,6 +90,13 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts...))
 	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts...))
 	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts...))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if pages == nil || !callerOf(r.Context()).Web {
+			http.NotFound(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
 	return mux
 }
 

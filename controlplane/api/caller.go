@@ -29,6 +29,9 @@ func callerOf(ctx context.Context) Caller {
 	return c
 }
 
+// VisitorAddr is where a visitor of the web origin comes from.
+func VisitorAddr(ctx context.Context) netip.Addr { return callerOf(ctx).Addr.Addr().Unmap() }
+
 // name is how the audit log calls the caller.
 func (c Caller) name() string {
 	switch c.Identity.Kind {

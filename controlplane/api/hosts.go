@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport/sallyport/controlplane/ca"
 	"github.com/sallyport/sallyport/controlplane/ca/signed"
 	"github.com/sallyport/sallyport/controlplane/inventory"
+	"github.com/sallyport/sallyport/controlplane/join"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -69,11 +70,14 @@ func (s joinService) join(ctx context.Context, kind sallyport.IdentityKind, m *s
 	if _, err := ca.ParseSSHKey(m.GetSshPublicKey()); err != nil {
 		return nil, err
 	}
-	grant, err := s.cfg.Tokens.Consume(ctx, m.GetToken(), kind)
+	grant, err := s.cfg.Tokens.Consume(ctx, join.Use{Secret: m.GetToken(), Kind: kind, HostID: m.GetHostId(), Key: m.GetTlsPublicKey()})
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.cfg.Inventory.AddHost(ctx, inventory.NewHost{Kind: kind, HostName: m.GetHostName(), Grant: grant, Addresses: m.GetAddresses()})
+	h, err := s.cfg.Inventory.Join(ctx, inventory.Host{
+		ID: grant.HostID, Kind: kind, Name: m.GetHostName(), Addresses: m.GetAddresses(), Token: grant.Token,
+		Allow: inventory.Allow{Kinds: grant.Allow.Kinds, Names: grant.Allow.Names, Labels: grant.Allow.Labels},
+	}, m.GetTlsPublicKey())
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +90,7 @@ func (s *Server) certify(h inventory.Host, tlsKey, sshKey []byte, public []strin
 	if err != nil {
 		return nil, err
 	}
-	certs, err := s.cfg.CA.IssueHost(ca.HostRequest{Kind: h.Kind, ID: h.ID, TLSKey: tlsKey, SSHKey: sshKey, NodeNames: h.NodeNames(), Addresses: addrs})
+	certs, err := s.cfg.CA.IssueHost(ca.HostRequest{Kind: h.Kind, ID: h.ID, TLSKey: tlsKey, SSHKey: sshKey, Addresses: addrs})
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +190,7 @@ func nodeNames(list []sallyport.Resource) []string {
 
 func (s *Server) signAssignment(id string, a inventory.Assignment) ([]byte, error) {
 	m := &sallyportv1.Assignment{
-		Cluster: s.cfg.CA.Cluster(), AgentId: id, Revision: uint64(a.Revision), PgCancelTag: uint32(a.CancelTag),
+		Cluster: s.cfg.CA.Cluster(), AgentId: id, Revision: a.Revision, PgCancelTag: uint32(a.Tag),
 		NotAfter: timestamppb.New(s.cfg.Now().Add(ca.HostTTL)),
 	}
 	for _, r := range a.Resources {
@@ -231,12 +235,11 @@ func (s hostService) IssueDatabaseCertificate(ctx context.Context, req *connect.
 	if err != nil {
 		return nil, err
 	}
-	serves, err := s.cfg.Inventory.Serves(ctx, h.ID, sallyport.KindDatabase, req.Msg.GetDatabase())
-	if err != nil {
+	if _, err := s.cfg.Inventory.Serves(ctx, h.ID, sallyport.KindDatabase, req.Msg.GetDatabase()); err != nil {
+		if errors.Is(err, sallyport.ErrNotFound) {
+			err = &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this agent does not serve that database"}
+		}
 		return nil, err
-	}
-	if !serves {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this agent does not serve that database"}
 	}
 	certs, err := s.cfg.CA.IssueDatabaseClient(req.Msg.GetTlsPublicKey(), req.Msg.GetDatabaseUser())
 	if err != nil {
@@ -308,7 +311,7 @@ func (s hostService) ReportPresence(ctx context.Context, req *connect.Request[sa
 	}
 	r := inventory.Report{Gateway: h.ID, Address: m.GetAddress(), Epoch: m.GetEpoch(), Sequence: m.GetSequence(), Full: m.GetFull(), Down: m.GetDown()}
 	for _, p := range m.GetUp() {
-		r.Up = append(r.Up, inventory.Present{Agent: p.GetAgentId(), Version: p.GetVersion()})
+		r.Up = append(r.Up, inventory.Up{AgentID: p.GetAgentId(), Version: p.GetVersion()})
 	}
 	needFull, err := s.cfg.Inventory.Report(ctx, r)
 	if err != nil {

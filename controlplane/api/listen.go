@@ -127,7 +127,7 @@ func (l *Listener) closeAll() {
 func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 	conn := raw
 	if l.BehindGateway {
-		pc := proxyproto.NewConn(raw, proxyproto.SetReadHeaderTimeout(handshakeTimeout))
+		pc := proxyproto.NewConn(raw, proxyproto.SetReadHeaderTimeout(handshakeTimeout), proxyproto.WithPolicy(proxyproto.USE))
 		conn = pc
 	}
 	tc := tls.Server(conn, l.tlsConfig())

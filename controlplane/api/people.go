@@ -14,6 +14,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/ca"
+	"github.com/sallyport/sallyport/controlplane/inventory"
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/identity"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
@@ -170,7 +171,7 @@ func (s accessService) ListResources(ctx context.Context, req *connect.Request[s
 	if err := s.unlocked(c.Identity); err != nil {
 		return nil, err
 	}
-	list, err := s.cfg.Inventory.Resources(ctx, sallyport.Kind(req.Msg.GetKind()))
+	list, err := s.cfg.Inventory.List(ctx, sallyport.Kind(req.Msg.GetKind()))
 	if err != nil {
 		return nil, err
 	}
@@ -180,13 +181,13 @@ func (s accessService) ListResources(ctx context.Context, req *connect.Request[s
 		if name := req.Msg.GetName(); name != "" && name != r.Name && name != r.ID {
 			continue
 		}
-		p := policy.Principals(c.Identity, r)
+		p := policy.Principals(c.Identity, r.Resource)
 		if !p.Visible {
 			continue
 		}
 		resp.Resources = append(resp.Resources, &sallyportv1.AccessibleResource{
-			Resource: toWire(r), Logins: p.Logins, DatabaseUsers: p.DatabaseUsers, DatabaseNames: p.DatabaseNames,
-			Online: s.cfg.Inventory.Online(r.Kind, r.Name),
+			Resource: toWire(r.Resource), Logins: p.Logins, DatabaseUsers: p.DatabaseUsers, DatabaseNames: p.DatabaseNames,
+			Online: r.Online,
 		})
 	}
 	return connect.NewResponse(resp), nil
@@ -201,21 +202,21 @@ func (s accessService) ListClusters(context.Context, *connect.Request[sallyportv
 // not see does not exist for him.
 func (s accessService) Explain(ctx context.Context, req *connect.Request[sallyportv1.ExplainRequest]) (*connect.Response[sallyportv1.ExplainResponse], error) {
 	c, m := callerOf(ctx), req.Msg
-	list, err := s.cfg.Inventory.Resources(ctx, sallyport.Kind(m.GetKind()))
+	list, err := s.cfg.Inventory.List(ctx, sallyport.Kind(m.GetKind()))
 	if err != nil {
 		return nil, err
 	}
 	policy := s.state.view().policy
-	i := slices.IndexFunc(list, func(r sallyport.Resource) bool { return r.Name == m.GetName() || r.ID != "" && r.ID == m.GetName() })
-	if i < 0 || !policy.Principals(c.Identity, list[i]).Visible {
+	i := slices.IndexFunc(list, func(r inventory.Entry) bool { return r.Name == m.GetName() || r.ID != "" && r.ID == m.GetName() })
+	if i < 0 || !policy.Principals(c.Identity, list[i].Resource).Visible {
 		return connect.NewResponse(&sallyportv1.ExplainResponse{}), nil
 	}
 	r := list[i]
-	d := policy.Decide(sallyport.AccessRequest{Identity: c.Identity, Resource: r, Action: sallyport.ActionConnect, Login: m.GetLogin(),
+	d := policy.Decide(sallyport.AccessRequest{Identity: c.Identity, Resource: r.Resource, Action: sallyport.ActionConnect, Login: m.GetLogin(),
 		DBUser: m.GetDatabaseUser(), DBName: m.GetDatabaseName(), ClientAddr: c.Addr.Addr(), Now: s.cfg.Now()})
-	resp := &sallyportv1.ExplainResponse{Exists: true, Online: s.cfg.Inventory.Online(r.Kind, r.Name), Allowed: d.Allowed, Reason: d.Reason}
+	resp := &sallyportv1.ExplainResponse{Exists: true, Online: r.Online, Allowed: d.Allowed, Reason: d.Reason}
 	if !d.Allowed {
-		resp.Hint = s.hint(c.Identity, r)
+		resp.Hint = s.hint(c.Identity, r.Resource)
 	}
 	return connect.NewResponse(resp), nil
 }

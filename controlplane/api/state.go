@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/ca/signed"
 	"github.com/sallyport/sallyport/controlplane/rbac"
-	"github.com/sallyport/sallyport/controlplane/store"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -26,6 +24,9 @@ const (
 	lockPrefix = "lock/"
 	caPrefix   = "ca/"
 	userPrefix = "users/"
+
+	resourcePrefix = "resources/"
+	gatewayPrefix  = "gateways/"
 
 	// reissueEvery shows hosts that auth is there: they count the age of what
 	// they hold from its time of issue.
@@ -161,9 +162,13 @@ func (s *state) databaseUsers(ctx context.Context, p *rbac.Policy) (map[string]*
 	for _, u := range people {
 		who = append(who, rbac.UserRoles{Name: u.Name, Roles: u.Roles, Traits: u.Traits})
 	}
-	resources, err := s.cfg.Inventory.Resources(ctx, sallyport.KindDatabase)
+	entries, err := s.cfg.Inventory.List(ctx, sallyport.KindDatabase)
 	if err != nil {
 		return nil, err
+	}
+	var resources []sallyport.Resource
+	for _, e := range entries {
+		resources = append(resources, e.Resource)
 	}
 	out := map[string]*sallyportv1.StringList{}
 	for db, names := range p.DatabaseUsers(who, resources) {
@@ -172,40 +177,56 @@ func (s *state) databaseUsers(ctx context.Context, p *rbac.Policy) (map[string]*
 	return out, nil
 }
 
+// prefixes are what a view is read from.
+func prefixes() []string {
+	return []string{rolePrefix, lockPrefix, caPrefix, userPrefix, resourcePrefix, gatewayPrefix}
+}
+
 // run reloads when something changed, and each minute, until ctx is done.
 func (s *state) run(ctx context.Context) error {
-	var watches []<-chan []store.Change
-	restart := func() {
-		v := s.view()
-		watches = nil
-		for _, prefix := range []string{rolePrefix, lockPrefix, caPrefix, userPrefix} {
-			watches = append(watches, s.cfg.Store.Watch(ctx, prefix, int64(v.revision)))
-		}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	dirty := make(chan struct{}, 1)
+	for _, prefix := range prefixes() {
+		wg.Go(func() { s.watch(ctx, prefix, dirty) })
 	}
-	restart()
 	tick := time.NewTicker(reissueEvery)
 	defer tick.Stop()
 	for {
-		ok := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-s.cfg.Inventory.Changed():
-		case _, ok = <-watches[0]:
-		case _, ok = <-watches[1]:
-		case _, ok = <-watches[2]:
-		case _, ok = <-watches[3]:
+		case <-dirty:
 		}
-		if err := s.reload(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		if err := s.reload(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("reload of roles and locks: the last good view stays", "error", err)
-			if err := pause(ctx, time.Second); err != nil {
+			if pause(ctx, time.Second) != nil {
 				return nil
 			}
+			mark(dirty)
 		}
-		if !ok {
-			restart()
+	}
+}
+
+// watch marks dirty at each change below prefix. A watch that was closed is
+// opened again, and what was missed meanwhile is read by the reload.
+func (s *state) watch(ctx context.Context, prefix string, dirty chan<- struct{}) {
+	for ctx.Err() == nil {
+		for range s.cfg.Store.Watch(ctx, prefix, int64(s.view().revision)) {
+			mark(dirty)
 		}
+		if pause(ctx, time.Second) != nil {
+			return
+		}
+		mark(dirty)
+	}
+}
+
+func mark(dirty chan<- struct{}) {
+	select {
+	case dirty <- struct{}{}:
+	default:
 	}
 }
 

@@ -27,6 +27,7 @@ type Domain string
 const (
 	Snapshot   Domain = "sallyport-snapshot/1"
 	Assignment Domain = "sallyport-assignment/1"
+	AuditHead  Domain = "sallyport-audit-head/1"
 )
 
 // Limits of what is looked at.
@@ -83,7 +84,7 @@ func KeyID(ca *x509.Certificate) string {
 }
 
 func known(d Domain) error {
-	if d != Snapshot && d != Assignment {
+	if d != Snapshot && d != Assignment && d != AuditHead {
 		return errors.New("signature for an unknown purpose")
 	}
 	return nil

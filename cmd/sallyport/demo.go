@@ -1,0 +1,369 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/login"
+)
+
+const (
+	demoCluster = "localhost"
+	demoAdmin   = "admin"
+	demoUp      = 20 * time.Second
+	claimTTL    = time.Hour
+)
+
+type demoCmd struct {
+	Listen    string `name:"listen" default:"127.0.0.1:8443" help:"Address of the one port."`
+	Data      string `name:"data" default:"demo-data" help:"Directory of the demo; kept between runs."`
+	ReadyJSON string `name:"ready-json" placeholder:"FILE" help:"Make a ready admin and write how to log in, once all is up (mode 0600)."`
+	Debug     bool   `name:"debug" short:"d" help:"Log more."`
+}
+
+// demo is one running demo.
+type demo struct {
+	*demoCmd
+	p        *program
+	node     *node
+	postgres *demoPostgres
+	echo     net.Listener
+	users    []string // of the database
+}
+
+// Run runs until it is told to stop.
+func (c *demoCmd) Run(p *program) error {
+	d := &demo{demoCmd: c, p: p}
+	cfg, err := d.config()
+	if err != nil {
+		return err
+	}
+	d.node = &node{cfg: cfg, log: logger(p.stderr, cfg.Log), started: make(chan error, 1)}
+	defer d.close()
+	if err := d.open(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() { done <- d.node.run(ctx) }()
+	if err := d.announce(ctx); err != nil {
+		cancel(err)
+		return errors.Join(err, <-done)
+	}
+	return <-done
+}
+
+func (d *demo) config() (*config, error) {
+	data, err := filepath.Abs(d.Data)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := net.SplitHostPort(d.Listen); err != nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--listen: %q is not host:port", d.Listen)}
+	}
+	cfg := &config{
+		Version: configVersion, Cluster: demoCluster, DataDir: data, Roles: []string{roleAuth, roleGateway, roleAgent},
+		Gateway: gatewayConfig{Listen: []string{d.Listen}},
+		Agent:   agentConfig{SSH: sshConfig{Enabled: true, Labels: map[string]string{"env": "demo"}}},
+	}
+	if d.Debug {
+		cfg.Log.Level = "debug"
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	cfg.complete()
+	return cfg, nil
+}
+
+// open brings up what the agent serves before the agent itself.
+func (d *demo) open() error {
+	n, cfg, ctx := d.node, d.node.cfg, d.p.ctx
+	if err := n.prepareDir(); err != nil {
+		return err
+	}
+	if err := d.pickPort(); err != nil {
+		return err
+	}
+	if err := n.startAuth(ctx); err != nil {
+		return err
+	}
+	if err := d.startEcho(); err != nil {
+		return err
+	}
+	cfg.Agent.TCP = []tcpConfig{{Name: "echo", Address: "unix:" + filepath.Join(cfg.DataDir, "echo.sock"), Description: "says what you say", Labels: map[string]string{"env": "demo"}}}
+	d.users = []string{"reader", "writer"}
+	if findPostgres() == "" {
+		n.log.Info("no postgres binary was found: the demo has no database (Debian: apt install postgresql)")
+	} else if pg, err := startPostgres(ctx, filepath.Join(cfg.DataDir, "postgres"), n.auth.keys, d.users, n.log); err != nil {
+		n.log.Warn("the demo's database did not start", "error", err)
+	} else {
+		d.postgres = pg
+		cfg.Agent.Databases = []databaseConfig{{Name: demoDatabase, Protocol: "postgres", Address: pg.address(), Description: "PostgreSQL of the demo",
+			Labels: map[string]string{"env": "demo"}, TLS: databaseTLS{Mode: "verify-full"}}}
+	}
+	if err := n.openGateway(ctx); err != nil {
+		return err
+	}
+	return n.openAgent(ctx)
+}
+
+// pickPort turns port 0 into a free one before anything names it.
+func (d *demo) pickPort() error {
+	cfg := d.node.cfg
+	host, port, err := net.SplitHostPort(d.Listen)
+	if err != nil {
+		return err
+	}
+	if port == "0" {
+		l, err := net.Listen("tcp", d.Listen)
+		if err != nil {
+			return err
+		}
+		_, port, _ = net.SplitHostPort(l.Addr().String())
+		l.Close()
+	}
+	if host == "" || net.ParseIP(host).IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	cfg.Gateway.Listen = []string{net.JoinHostPort(host, port)}
+	cfg.Gateway.PublicAddress = net.JoinHostPort(host, port)
+	return nil
+}
+
+// startEcho serves the TCP echo on a Unix socket: the demo opens one port.
+func (d *demo) startEcho() error {
+	ln, err := unixListener(filepath.Join(d.node.cfg.DataDir, "echo.sock"))
+	if err != nil {
+		return err
+	}
+	d.echo = ln
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return nil
+}
+
+func (d *demo) close() {
+	d.node.close()
+	if d.echo != nil {
+		d.echo.Close()
+	}
+	if d.postgres != nil {
+		d.postgres.stop()
+	}
+}
+
+// announce waits until the agent's resources are online, and says what to try.
+func (d *demo) announce(ctx context.Context) error {
+	node, err := d.await(ctx)
+	if err != nil {
+		return err
+	}
+	if d.ReadyJSON != "" {
+		return d.ready(ctx, node)
+	}
+	link, err := d.claimLink(ctx)
+	if err != nil {
+		return err
+	}
+	d.print(link, node)
+	return nil
+}
+
+// await returns the node's name.
+func (d *demo) await(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, demoUp)
+	defer cancel()
+	want := len(d.node.cfg.resources())
+	for {
+		list := d.node.agent.host.Resources()
+		online, name := 0, ""
+		for _, r := range list {
+			if r.Kind == sallyport.KindNode {
+				name = r.Name
+			}
+			up, err := d.node.auth.inventory.Online(ctx, r.Kind, r.Name)
+			if err == nil && up && d.node.gateway.hub.Live(string(r.Kind), r.Name) {
+				online++
+			}
+		}
+		if online >= want {
+			return name, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("%d of %d resources are online; see the log above", online, want)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// traits are what the demo's admin may be.
+func (d *demo) traits() map[string][]string {
+	return map[string][]string{"logins": {currentUser()}, "db_users": d.users, "db_names": {demoDatabase, "postgres"}}
+}
+
+func currentUser() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "root"
+}
+
+func (d *demo) admin() login.User {
+	return login.User{Name: demoAdmin, Roles: []string{"access", "auditor", "editor"}, Traits: d.traits()}
+}
+
+// claimLink makes the admin on the first run, and a new link until somebody
+// has claimed the account; then it is "".
+func (d *demo) claimLink(ctx context.Context) (string, error) {
+	users := d.node.auth.users
+	link, err := users.CreateUser(ctx, d.admin(), claimTTL)
+	if errors.Is(err, sallyport.ErrExists) {
+		u, gerr := users.GetUser(ctx, demoAdmin)
+		if gerr != nil || u.Claimed {
+			return "", gerr
+		}
+		link, err = users.ResetUser(ctx, demoAdmin, claimTTL)
+	}
+	if err != nil {
+		return "", err
+	}
+	return d.node.auth.server.ClaimURL(link.Token), nil
+}
+
+func (d *demo) print(link, node string) {
+	addr := d.node.cfg.Gateway.PublicAddress
+	pin := d.node.auth.keys.Pins()[0]
+	var b strings.Builder
+	b.WriteString("\nSallyport is up: everything goes through " + addr + ".\n\n")
+	if link != "" {
+		fmt.Fprintf(&b, "1. Claim the first admin (once, within %s; the certificate is the demo's own, so the browser warns):\n     %s\n\n2. Then try:\n", claimTTL, link)
+	} else {
+		fmt.Fprintf(&b, "The account %q has been claimed. Try:\n", demoAdmin)
+	}
+	b.WriteString("     export PATH=$PWD/bin:$PATH\n")
+	fmt.Fprintf(&b, "     sally login --proxy=%s --user=%s --ca-pin=%s\n     sally ls\n     sally ssh %s@%s\n", addr, demoAdmin, pin, currentUser(), node)
+	if d.postgres != nil {
+		fmt.Fprintf(&b, "     sally db ls\n     sally db connect --db-user=writer --db-name=%s %s\n     sally db login --db-user=writer --db-name=%s %s && psql service=%s-%s\n", demoDatabase, demoDatabase, demoDatabase, demoDatabase, demoCluster, demoDatabase)
+	}
+	fmt.Fprintf(&b, "     sally config >> ~/.ssh/config && ssh %s@%s.%s\n", currentUser(), node, demoCluster)
+	b.WriteString("     sally proxy tcp echo --port 7007 & sleep 1; printf 'hello\\n' | nc -N 127.0.0.1 7007; kill $!\n")
+	fmt.Fprintf(&b, "     sallyctl --data-dir=%s users ls\n     sallyctl --data-dir=%s audit search --limit=5\n\nStop with Ctrl-C.\n\n", shellQuote(d.Data), shellQuote(d.Data))
+	fmt.Fprint(d.p.stdout, b.String())
+}
+
+func shellQuote(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./", r))
+	}) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// readyJSON is what scripts read.
+type readyJSON struct {
+	Proxy      string          `json:"proxy"`
+	Cluster    string          `json:"cluster"`
+	CAPin      string          `json:"ca_pin"`
+	User       string          `json:"user"`
+	Password   string          `json:"password"`
+	TOTPSecret string          `json:"totp_secret"`
+	Resources  []readyResource `json:"resources"`
+}
+
+type readyResource struct {
+	Kind          string   `json:"kind"`
+	Name          string   `json:"name"`
+	Protocol      string   `json:"protocol,omitempty"`
+	Logins        []string `json:"logins,omitempty"`
+	DatabaseUsers []string `json:"db_users,omitempty"`
+	DatabaseNames []string `json:"db_names,omitempty"`
+}
+
+// ready makes an admin with a password and a one-time code device, by the same
+// link that a person would use, and writes the file whole.
+func (d *demo) ready(ctx context.Context, node string) error {
+	users := d.node.auth.users
+	link, err := users.CreateUser(ctx, d.admin(), claimTTL)
+	if errors.Is(err, sallyport.ErrExists) {
+		link, err = users.ResetUser(ctx, demoAdmin, claimTTL)
+	}
+	if err != nil {
+		return err
+	}
+	offer, err := users.Offer(ctx, link.Token)
+	if err != nil {
+		return err
+	}
+	password := rand.Text()
+	// A code works once: the one before leaves the present one to whoever logs in.
+	code, err := login.Code(offer.Secret, time.Now().Add(-30*time.Second))
+	if err != nil {
+		return err
+	}
+	if _, err := users.Claim(ctx, login.Claim{Token: link.Token, Password: password, Code: code}); err != nil {
+		return err
+	}
+	r := readyJSON{Proxy: d.node.cfg.Gateway.PublicAddress, Cluster: demoCluster, CAPin: d.node.auth.keys.Pins()[0], User: demoAdmin, Password: password, TOTPSecret: offer.Secret}
+	for _, res := range d.node.agent.host.Resources() {
+		j := readyResource{Kind: string(res.Kind), Name: res.Name, Protocol: res.Protocol}
+		switch res.Kind {
+		case sallyport.KindNode:
+			j.Logins = []string{currentUser()}
+		case sallyport.KindDatabase:
+			j.DatabaseUsers, j.DatabaseNames = d.users, d.traits()["db_names"]
+		}
+		r.Resources = append(r.Resources, j)
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := d.ReadyJSON + ".part"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, d.ReadyJSON)
+}
+
+type statusCmd struct {
+	DataDir string `name:"data-dir" default:"/var/lib/sallyport" help:"Data directory of the running sallyport."`
+}
+
+// Run says whether one runs there; sallyctl status says more on auth's machine.
+func (c *statusCmd) Run(p *program) error {
+	b, err := os.ReadFile(filepath.Join(c.DataDir, "lock"))
+	if err != nil {
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport runs on " + c.DataDir, Hint: "sallyport start", Cause: err}
+	}
+	pid := strings.TrimSpace(string(b))
+	if _, err := os.Stat(filepath.Join("/proc", pid)); err != nil {
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport runs on " + c.DataDir + "; the last one was process " + pid, Hint: "sallyport start"}
+	}
+	_, err = fmt.Fprintf(p.stdout, "sallyport runs on %s as process %s\n", c.DataDir, pid)
+	return err
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/dataplane/gateway"
+	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
+	"github.com/sallyport/sallyport/identity"
+)
+
+// gatewayRole is the gateway in this process.
+type gatewayRole struct {
+	cfg      *config
+	log      *slog.Logger
+	host     *client.Host // nil when only static routes are served
+	presence *client.Presence
+	hub      *tunnel.Hub
+	loops    []relay.Loop
+	gateway  *gateway.Gateway
+	web      *webServer
+	certs    []tls.Certificate
+}
+
+// startGateway opens the port. From then on connections are served.
+func startGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log *slog.Logger) (r *gatewayRole, err error) {
+	r = &gatewayRole{cfg: cfg, log: log, host: host}
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	if r.loops, err = relay.New(runtime.GOMAXPROCS(0)); err != nil {
+		return nil, err
+	}
+	gc := gateway.Config{Cluster: cfg.Cluster, Listen: cfg.Gateway.Listen, Loops: r.loops, Auth: authAddr, Log: log, Idle: 0}
+	if gc.TrustedProxies, err = prefixes(cfg.Gateway.ProxyProtocol.Trusted); err != nil {
+		return nil, err
+	}
+	for _, route := range cfg.Gateway.Routes {
+		gc.Static = append(gc.Static, gateway.StaticRoute{Match: alpn.Match{SNI: route.Match.SNI, ALPN: route.Match.ALPN}, Upstreams: cfg.Gateway.Upstreams[route.Upstream].Servers})
+	}
+	if host != nil {
+		if err := r.withCluster(&gc); err != nil {
+			return nil, err
+		}
+	}
+	if r.gateway, err = gateway.Start(gc); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func prefixes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// withCluster adds tunnels and what ends TLS here.
+func (r *gatewayRole) withCluster(gc *gateway.Config) error {
+	for _, c := range r.cfg.Gateway.Certificates {
+		cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return fmt.Errorf("gateway.certificates: %w", err)
+		}
+		r.certs = append(r.certs, cert)
+	}
+	r.presence = &client.Presence{API: r.host.API(), Gateway: r.host.ID(), Address: r.cfg.Gateway.PublicAddress, Log: r.log}
+	keeper := r.host.Keeper()
+	r.hub = tunnel.NewHub(tunnel.HubConfig{
+		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Log: r.log,
+		Verify: func(assignment []byte, agentID string) (tunnel.Assignment, error) {
+			a, err := client.VerifyAssignment(keeper, assignment, agentID)
+			if err != nil {
+				return tunnel.Assignment{}, err
+			}
+			return tunnel.Assignment{Revision: a.GetRevision(), NotAfter: a.GetNotAfter().AsTime(), Resources: client.ResourcesOf(a), PgCancelTag: uint16(a.GetPgCancelTag())}, nil
+		},
+		Presence: func(p tunnel.Presence) {
+			if p.Up {
+				r.presence.Up(p.AgentID, p.Version, p.Assignment)
+			} else {
+				r.presence.Down(p.AgentID)
+			}
+		},
+	})
+	gc.Cluster = r.host.Cluster()
+	gc.Tunnels = gateway.Through(r.hub)
+	r.web = newWebServer(client.WebOrigin(r.host.Dialer(), r.log), r.log)
+	gc.Ends = map[alpn.Class]gateway.End{
+		alpn.Web: {
+			TLS:      &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: r.webCertificate},
+			Handlers: map[string]gateway.Handler{"h2": r.web.serve, "http/1.1": r.web.serve, "": r.web.serve},
+		},
+		alpn.Tunnel: {
+			TLS: &tls.Config{
+				MinVersion: tls.VersionTLS13, NextProtos: []string{alpn.Tunnel1}, SessionTicketsDisabled: true,
+				GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.host.Certificate() },
+				ClientAuth:     tls.RequireAnyClientCert, VerifyConnection: r.verifyAgent,
+			},
+			Handlers: map[string]gateway.Handler{alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) {
+				if err := r.hub.ServeControl(ctx, conn); err != nil {
+					r.log.Info("tunnel ended", "from", conn.RemoteAddr(), "reason", err)
+				}
+			}},
+		},
+	}
+	return nil
+}
+
+func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
+	_, err := identity.VerifyPeer(cs.PeerCertificates, identity.Want{
+		Roots: r.host.Keeper().Roots(), Cluster: r.host.Cluster(), Kinds: []sallyport.IdentityKind{sallyport.KindAgent},
+		Usage: x509.ExtKeyUsageClientAuth, Now: time.Now(),
+	})
+	return err
+}
+
+// webCertificate is a public one that is good for the name, else the cluster's own.
+func (r *gatewayRole) webCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	for i := range r.certs {
+		if h.SupportsCertificate(&r.certs[i]) == nil {
+			return &r.certs[i], nil
+		}
+	}
+	return r.host.Certificate()
+}
+
+// run serves until ctx is done.
+func (r *gatewayRole) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if r.host != nil {
+		g.Go(func() error { return r.host.Run(ctx) })
+		g.Go(func() error { return r.presence.Run(ctx) })
+		g.Go(func() error { return r.web.run(ctx) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		r.close()
+		return nil
+	})
+	return g.Wait()
+}
+
+// addr is where the gateway listens, for whoever connects from this machine.
+func (r *gatewayRole) addr() string {
+	a := r.gateway.Addrs()[0]
+	if a.Addr().IsUnspecified() {
+		a = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.Port())
+	}
+	return a.String()
+}
+
+func (r *gatewayRole) close() {
+	if r.gateway != nil {
+		r.gateway.Close()
+	}
+	for _, l := range r.loops {
+		l.Close()
+	}
+	r.loops = nil
+}
+
+// webServer gives connections whose TLS has ended to net/http.
+type webServer struct {
+	server *http.Server
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newWebServer(h http.Handler, log *slog.Logger) *webServer {
+	w := &webServer{conns: make(chan net.Conn), closed: make(chan struct{})}
+	w.server = &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return w
+}
+
+func (w *webServer) run(ctx context.Context) error {
+	if err := http2.ConfigureServer(w.server, &http2.Server{MaxConcurrentStreams: 100}); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() {
+		w.Close()
+		w.server.Close()
+	})
+	defer stop()
+	if err := w.server.Serve(w); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// serve is a gateway.Handler: the HTTP server owns the connection from here on.
+func (w *webServer) serve(ctx context.Context, conn *tls.Conn) {
+	select {
+	case w.conns <- conn:
+	case <-w.closed:
+		conn.Close()
+	case <-ctx.Done():
+		conn.Close()
+	}
+}
+
+// Accept meets net.Listener.
+func (w *webServer) Accept() (net.Conn, error) {
+	select {
+	case c := <-w.conns:
+		return c, nil
+	case <-w.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close meets net.Listener.
+func (w *webServer) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return nil
+}
+
+// Addr meets net.Listener.
+func (w *webServer) Addr() net.Addr { return &net.TCPAddr{} }
+
+// gatewayDir and agentDir are where hosts keep their standing.
+func gatewayDir(cfg *config) string { return filepath.Join(cfg.DataDir, "gateway") }
+func agentDir(cfg *config) string   { return filepath.Join(cfg.DataDir, "agent") }
