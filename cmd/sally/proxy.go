@@ -89,7 +89,8 @@ func (p *program) serve(lp *dial.LocalProxy) error {
 
 type proxyTCPCmd struct {
 	listener
-	Name string `arg:"" help:"Name of the TCP service."`
+	Stdio bool   `name:"stdio" help:"Carry one connection on standard input and output instead of listening."`
+	Name  string `arg:"" help:"Name of the TCP service."`
 }
 
 // Run listens and carries each connection to the service.
@@ -97,6 +98,13 @@ func (c *proxyTCPCmd) Run(p *program) error {
 	cred, err := p.reachable(sallyport.KindTCP, c.Name)
 	if err != nil {
 		return err
+	}
+	if c.Stdio {
+		conn, err := cred.dialer().DialResource(p.ctx, sallyport.KindTCP, c.Name, protocolTCP)
+		if err != nil {
+			return err
+		}
+		return dial.Pipe(p.stdin, os.Stdout, conn)
 	}
 	l, err := c.open()
 	if err != nil {

@@ -135,17 +135,25 @@ func (c *sshCmd) handshake(p *program, cred *credentials, conn net.Conn, login, 
 		return nil, err
 	}
 	if !c.Quiet && banner.Len() > 0 {
-		fmt.Fprint(p.stderr, fail.Clean(banner.String()))
+		fmt.Fprint(p.stderr, fail.Clean(strings.ReplaceAll(banner.String(), "\r\n", "\n")))
 	}
 	return ssh.NewClient(sc, chans, reqs), nil
 }
 
-// sshRefusal prefers the reason that the node gave in its banner.
+// sshRefusal prefers the reason that the node gave in its banner: "ERROR: fact"
+// and "hint: next step", a line each, as every program of ours prints them.
 func sshRefusal(err error, banner, login, node string) error {
-	if text := strings.TrimSpace(banner); text != "" {
-		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: text, Hint: "sally ls -v, sally status", Cause: err}
+	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("ssh to %s as %s: %v", node, login, err), Cause: err}
+	for line := range strings.Lines(banner) {
+		line = strings.TrimSpace(line)
+		if fact, ok := strings.CutPrefix(line, "ERROR: "); ok {
+			p.Kind, p.Fact = sallyport.ErrDenied, fact
+		}
+		if hint, ok := strings.CutPrefix(line, "hint: "); ok {
+			p.Hint = hint
+		}
 	}
-	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("ssh to %s as %s: %v", node, login, err), Cause: err}
+	return p
 }
 
 // hostKey takes only a host certificate of the cluster for this very node.

@@ -270,7 +270,7 @@ func (d *demo) print(link, node string) {
 		fmt.Fprintf(&b, "     sally db ls\n     sally db connect --db-user=writer --db-name=%s %s\n     sally db login --db-user=writer --db-name=%s %s && psql service=%s-%s\n", demoDatabase, demoDatabase, demoDatabase, demoDatabase, demoCluster, demoDatabase)
 	}
 	fmt.Fprintf(&b, "     sally config >> ~/.ssh/config && ssh %s@%s.%s\n", currentUser(), node, demoCluster)
-	b.WriteString("     sally proxy tcp echo --port 7007 & sleep 1; printf 'hello\\n' | nc -N 127.0.0.1 7007; kill $!\n")
+	b.WriteString("     printf 'hello\\n' | sally proxy tcp --stdio echo\n")
 	fmt.Fprintf(&b, "     sallyctl --data-dir=%s users ls\n     sallyctl --data-dir=%s audit search --limit=5\n\nStop with Ctrl-C.\n\n", shellQuote(d.Data), shellQuote(d.Data))
 	fmt.Fprint(d.p.stdout, b.String())
 }
