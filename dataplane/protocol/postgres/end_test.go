@@ -281,3 +281,16 @@ func TestServerKilled(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDeadlinesAreLifted: the bounds of the set-up do not bind the session.
+func TestDeadlinesAreLifted(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.server.Bounds.Startup, r.server.Bounds.Connect = time.Second, time.Second })
+	conn := r.mustConnect("alice")
+	var n int
+	if err := conn.QueryRow(context.Background(), "select 1 from pg_sleep(1.2)").Scan(&n); err != nil {
+		t.Error(err)
+	}
+	if err := conn.QueryRow(context.Background(), "select 1").Scan(&n); err != nil {
+		t.Error(err)
+	}
+}
