@@ -39,6 +39,7 @@ type cli struct {
 	Create  createCmd  `cmd:"" help:"Create documents from YAML."`
 	Rm      rmCmd      `cmd:"" help:"Delete a document: KIND/NAME."`
 	Nodes   nodesCmd   `cmd:"" help:"Agents that are connected."`
+	Auth    authCmd    `cmd:"" help:"Certificate authorities: export, sign."`
 	Audit   auditCmd   `cmd:"" help:"The audit log: search, verify."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

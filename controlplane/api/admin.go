@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/ca"
 	"github.com/sallyport/sallyport/controlplane/join"
 	"github.com/sallyport/sallyport/controlplane/login"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
@@ -261,4 +263,35 @@ func (s adminService) ListAgents(ctx context.Context, _ *connect.Request[sallypo
 		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources)})
 	}
 	return connect.NewResponse(resp), nil
+}
+
+// ExportAuthorities gives the public halves of all CAs.
+func (s adminService) ExportAuthorities(context.Context, *connect.Request[sallyportv1.ExportAuthoritiesRequest]) (*connect.Response[sallyportv1.ExportAuthoritiesResponse], error) {
+	return connect.NewResponse(&sallyportv1.ExportAuthoritiesResponse{Authorities: authorities(s.cfg.CA)}), nil
+}
+
+// SignDatabaseServer issues the certificate of a database server.
+func (s adminService) SignDatabaseServer(ctx context.Context, req *connect.Request[sallyportv1.SignDatabaseServerRequest]) (*connect.Response[sallyportv1.SignDatabaseServerResponse], error) {
+	ttl, err := bounded(req.Msg.GetTtlSeconds(), 0, ca.DatabaseServerTTL)
+	if err != nil {
+		return nil, err
+	}
+	r := ca.DatabaseServerRequest{TLSKey: req.Msg.GetTlsPublicKey(), TTL: ttl}
+	for _, h := range req.Msg.GetHosts() {
+		if addr, err := netip.ParseAddr(h); err == nil {
+			r.Addresses = append(r.Addresses, addr)
+		} else {
+			r.Names = append(r.Names, h)
+		}
+	}
+	certs, err := s.cfg.CA.IssueDatabaseServer(r)
+	if err != nil {
+		return nil, err
+	}
+	resp := &sallyportv1.SignDatabaseServerResponse{Certificate: certs.X509, Expires: timestamppb.New(certs.NotAfter)}
+	for _, c := range s.cfg.CA.Authority(ca.Database).Certificates {
+		resp.ClientAuthorities = append(resp.ClientAuthorities, c.Raw)
+	}
+	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "database_server", "hosts": req.Msg.GetHosts()}})
+	return connect.NewResponse(resp), err
 }

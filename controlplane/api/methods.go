@@ -63,6 +63,9 @@ func methods() map[string]rule {
 		sallyportv1connect.AdminServiceSearchEventsProcedure: {who: adminOrLocal, kind: "event", verb: "list"},
 		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "node", verb: "list"},
 
+		sallyportv1connect.AdminServiceExportAuthoritiesProcedure:  {who: adminOrLocal, kind: "cert_authority", verb: "readnosecrets"},
+		sallyportv1connect.AdminServiceSignDatabaseServerProcedure: {who: adminOrLocal, kind: "cert_authority", verb: "create"},
+
 		// Documents are of many kinds: the handler checks the verb on the
 		// document's own kind before it does anything.
 		sallyportv1connect.AdminServiceGetDocumentsProcedure:   {who: adminOrLocal, kind: ofDocument, verb: "read"},

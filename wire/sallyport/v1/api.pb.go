@@ -4319,6 +4319,208 @@ func (x *AgentStatus) GetResources() uint32 {
 	return 0
 }
 
+type ExportAuthoritiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportAuthoritiesRequest) Reset() {
+	*x = ExportAuthoritiesRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportAuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportAuthoritiesRequest) ProtoMessage() {}
+
+func (x *ExportAuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportAuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*ExportAuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{71}
+}
+
+type ExportAuthoritiesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*Authority           `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportAuthoritiesResponse) Reset() {
+	*x = ExportAuthoritiesResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportAuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportAuthoritiesResponse) ProtoMessage() {}
+
+func (x *ExportAuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportAuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*ExportAuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ExportAuthoritiesResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+// SignDatabaseServerRequest asks for the certificate that a database server
+// shows to agents. The key stays with the caller.
+type SignDatabaseServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TlsPublicKey  []byte                 `protobuf:"bytes,1,opt,name=tls_public_key,json=tlsPublicKey,proto3" json:"tls_public_key,omitempty"` // PKIX DER
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`                                     // DNS names and IP addresses
+	TtlSeconds    int64                  `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`        // 0: 90 days
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignDatabaseServerRequest) Reset() {
+	*x = SignDatabaseServerRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignDatabaseServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignDatabaseServerRequest) ProtoMessage() {}
+
+func (x *SignDatabaseServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignDatabaseServerRequest.ProtoReflect.Descriptor instead.
+func (*SignDatabaseServerRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *SignDatabaseServerRequest) GetTlsPublicKey() []byte {
+	if x != nil {
+		return x.TlsPublicKey
+	}
+	return nil
+}
+
+func (x *SignDatabaseServerRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *SignDatabaseServerRequest) GetTtlSeconds() int64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+type SignDatabaseServerResponse struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Certificate       []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`                                      // DER
+	ClientAuthorities [][]byte               `protobuf:"bytes,2,rep,name=client_authorities,json=clientAuthorities,proto3" json:"client_authorities,omitempty"` // DER: the CA of agents' client certificates
+	Expires           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *SignDatabaseServerResponse) Reset() {
+	*x = SignDatabaseServerResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignDatabaseServerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignDatabaseServerResponse) ProtoMessage() {}
+
+func (x *SignDatabaseServerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignDatabaseServerResponse.ProtoReflect.Descriptor instead.
+func (*SignDatabaseServerResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *SignDatabaseServerResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *SignDatabaseServerResponse) GetClientAuthorities() [][]byte {
+	if x != nil {
+		return x.ClientAuthorities
+	}
+	return nil
+}
+
+func (x *SignDatabaseServerResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 var File_sallyport_v1_api_proto protoreflect.FileDescriptor
 
 const file_sallyport_v1_api_proto_rawDesc = "" +
@@ -4647,7 +4849,19 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bgateways\x18\x03 \x03(\tR\bgateways\x12\x1c\n" +
-	"\tresources\x18\x04 \x01(\rR\tresources2\x90\x01\n" +
+	"\tresources\x18\x04 \x01(\rR\tresources\"\x1a\n" +
+	"\x18ExportAuthoritiesRequest\"V\n" +
+	"\x19ExportAuthoritiesResponse\x129\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x17.sallyport.v1.AuthorityR\vauthorities\"x\n" +
+	"\x19SignDatabaseServerRequest\x12$\n" +
+	"\x0etls_public_key\x18\x01 \x01(\fR\ftlsPublicKey\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x1f\n" +
+	"\vttl_seconds\x18\x03 \x01(\x03R\n" +
+	"ttlSeconds\"\xa3\x01\n" +
+	"\x1aSignDatabaseServerResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12-\n" +
+	"\x12client_authorities\x18\x02 \x03(\fR\x11clientAuthorities\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires2\x90\x01\n" +
 	"\rPublicService\x12=\n" +
 	"\x04Ping\x12\x19.sallyport.v1.PingRequest\x1a\x1a.sallyport.v1.PingResponse\x12@\n" +
 	"\x05Login\x12\x1a.sallyport.v1.LoginRequest\x1a\x1b.sallyport.v1.LoginResponse2L\n" +
@@ -4665,7 +4879,8 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\aReissue\x12\x1c.sallyport.v1.ReissueRequest\x1a\x1b.sallyport.v1.LoginResponse\x12X\n" +
 	"\rListResources\x12\".sallyport.v1.ListResourcesRequest\x1a#.sallyport.v1.ListResourcesResponse\x12U\n" +
 	"\fListClusters\x12!.sallyport.v1.ListClustersRequest\x1a\".sallyport.v1.ListClustersResponse\x12F\n" +
-	"\aExplain\x12\x1c.sallyport.v1.ExplainRequest\x1a\x1d.sallyport.v1.ExplainResponse2\xc3\b\n" +
+	"\aExplain\x12\x1c.sallyport.v1.ExplainRequest\x1a\x1d.sallyport.v1.ExplainResponse2\x92\n" +
+	"\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.sallyport.v1.GetStatusRequest\x1a\x1f.sallyport.v1.GetStatusResponse\x12O\n" +
 	"\n" +
@@ -4683,7 +4898,9 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x0eDeleteDocument\x12#.sallyport.v1.DeleteDocumentRequest\x1a$.sallyport.v1.DeleteDocumentResponse\x12U\n" +
 	"\fSearchEvents\x12!.sallyport.v1.SearchEventsRequest\x1a\".sallyport.v1.SearchEventsResponse\x12O\n" +
 	"\n" +
-	"ListAgents\x12\x1f.sallyport.v1.ListAgentsRequest\x1a .sallyport.v1.ListAgentsResponseB>Z<github.com/sallyport/sallyport/wire/sallyport/v1;sallyportv1b\x06proto3"
+	"ListAgents\x12\x1f.sallyport.v1.ListAgentsRequest\x1a .sallyport.v1.ListAgentsResponse\x12d\n" +
+	"\x11ExportAuthorities\x12&.sallyport.v1.ExportAuthoritiesRequest\x1a'.sallyport.v1.ExportAuthoritiesResponse\x12g\n" +
+	"\x12SignDatabaseServer\x12'.sallyport.v1.SignDatabaseServerRequest\x1a(.sallyport.v1.SignDatabaseServerResponseB>Z<github.com/sallyport/sallyport/wire/sallyport/v1;sallyportv1b\x06proto3"
 
 var (
 	file_sallyport_v1_api_proto_rawDescOnce sync.Once
@@ -4697,7 +4914,7 @@ func file_sallyport_v1_api_proto_rawDescGZIP() []byte {
 	return file_sallyport_v1_api_proto_rawDescData
 }
 
-var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_sallyport_v1_api_proto_goTypes = []any{
 	(*Resource)(nil),                         // 0: sallyport.v1.Resource
 	(*Signed)(nil),                           // 1: sallyport.v1.Signed
@@ -4770,122 +4987,132 @@ var file_sallyport_v1_api_proto_goTypes = []any{
 	(*ListAgentsRequest)(nil),                // 68: sallyport.v1.ListAgentsRequest
 	(*ListAgentsResponse)(nil),               // 69: sallyport.v1.ListAgentsResponse
 	(*AgentStatus)(nil),                      // 70: sallyport.v1.AgentStatus
-	nil,                                      // 71: sallyport.v1.Resource.LabelsEntry
-	nil,                                      // 72: sallyport.v1.Snapshot.DatabaseUsersEntry
-	nil,                                      // 73: sallyport.v1.WhoAmIResponse.TraitsEntry
-	nil,                                      // 74: sallyport.v1.User.TraitsEntry
-	nil,                                      // 75: sallyport.v1.CreateTokenRequest.LabelsEntry
-	nil,                                      // 76: sallyport.v1.TokenAllow.LabelsEntry
-	nil,                                      // 77: sallyport.v1.Token.LabelsEntry
-	(*timestamppb.Timestamp)(nil),            // 78: google.protobuf.Timestamp
+	(*ExportAuthoritiesRequest)(nil),         // 71: sallyport.v1.ExportAuthoritiesRequest
+	(*ExportAuthoritiesResponse)(nil),        // 72: sallyport.v1.ExportAuthoritiesResponse
+	(*SignDatabaseServerRequest)(nil),        // 73: sallyport.v1.SignDatabaseServerRequest
+	(*SignDatabaseServerResponse)(nil),       // 74: sallyport.v1.SignDatabaseServerResponse
+	nil,                                      // 75: sallyport.v1.Resource.LabelsEntry
+	nil,                                      // 76: sallyport.v1.Snapshot.DatabaseUsersEntry
+	nil,                                      // 77: sallyport.v1.WhoAmIResponse.TraitsEntry
+	nil,                                      // 78: sallyport.v1.User.TraitsEntry
+	nil,                                      // 79: sallyport.v1.CreateTokenRequest.LabelsEntry
+	nil,                                      // 80: sallyport.v1.TokenAllow.LabelsEntry
+	nil,                                      // 81: sallyport.v1.Token.LabelsEntry
+	(*timestamppb.Timestamp)(nil),            // 82: google.protobuf.Timestamp
 }
 var file_sallyport_v1_api_proto_depIdxs = []int32{
-	71, // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
-	78, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
-	78, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
+	75, // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
+	82, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
+	82, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
 	5,  // 3: sallyport.v1.Snapshot.authorities:type_name -> sallyport.v1.Authority
 	7,  // 4: sallyport.v1.Snapshot.locks:type_name -> sallyport.v1.Lock
 	4,  // 5: sallyport.v1.Snapshot.settings:type_name -> sallyport.v1.ClusterSettings
-	72, // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
+	76, // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
 	6,  // 7: sallyport.v1.Snapshot.gateways:type_name -> sallyport.v1.Gateway
-	78, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
+	82, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
 	0,  // 9: sallyport.v1.Assignment.resources:type_name -> sallyport.v1.Resource
 	5,  // 10: sallyport.v1.LoginResponse.authorities:type_name -> sallyport.v1.Authority
-	78, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	82, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
 	5,  // 12: sallyport.v1.JoinResponse.authorities:type_name -> sallyport.v1.Authority
-	78, // 13: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
+	82, // 13: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
 	0,  // 14: sallyport.v1.AnnounceRequest.resources:type_name -> sallyport.v1.Resource
 	18, // 15: sallyport.v1.AnnounceResponse.certificates:type_name -> sallyport.v1.ResourceCertificate
 	19, // 16: sallyport.v1.AnnounceResponse.refusals:type_name -> sallyport.v1.Refusal
-	78, // 17: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
+	82, // 17: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
 	24, // 18: sallyport.v1.AppendEventsRequest.events:type_name -> sallyport.v1.SpooledEvent
 	27, // 19: sallyport.v1.ReportPresenceRequest.up:type_name -> sallyport.v1.Presence
-	73, // 20: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
-	78, // 21: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	77, // 20: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
+	82, // 21: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
 	34, // 22: sallyport.v1.ListResourcesResponse.resources:type_name -> sallyport.v1.AccessibleResource
 	0,  // 23: sallyport.v1.AccessibleResource.resource:type_name -> sallyport.v1.Resource
 	37, // 24: sallyport.v1.ListClustersResponse.clusters:type_name -> sallyport.v1.Cluster
 	42, // 25: sallyport.v1.GetStatusResponse.authorities:type_name -> sallyport.v1.AuthorityStatus
-	78, // 26: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	74, // 27: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
-	78, // 28: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
+	82, // 26: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	78, // 27: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
+	82, // 28: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
 	43, // 29: sallyport.v1.CreateUserRequest.user:type_name -> sallyport.v1.User
-	78, // 30: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
+	82, // 30: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
 	43, // 31: sallyport.v1.ListUsersResponse.users:type_name -> sallyport.v1.User
-	78, // 32: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
+	82, // 32: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
 	53, // 33: sallyport.v1.CreateTokenRequest.allow:type_name -> sallyport.v1.TokenAllow
-	75, // 34: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
-	76, // 35: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
+	79, // 34: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
+	80, // 35: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
 	53, // 36: sallyport.v1.Token.allow:type_name -> sallyport.v1.TokenAllow
-	77, // 37: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
-	78, // 38: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	81, // 37: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
+	82, // 38: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	54, // 39: sallyport.v1.CreateTokenResponse.token:type_name -> sallyport.v1.Token
 	54, // 40: sallyport.v1.ListTokensResponse.tokens:type_name -> sallyport.v1.Token
-	78, // 41: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
-	78, // 42: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
+	82, // 41: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
+	82, // 42: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
 	70, // 43: sallyport.v1.ListAgentsResponse.agents:type_name -> sallyport.v1.AgentStatus
-	3,  // 44: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
-	3,  // 45: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	3,  // 46: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	9,  // 47: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
-	11, // 48: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
-	13, // 49: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
-	15, // 50: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
-	16, // 51: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
-	20, // 52: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
-	22, // 53: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
-	23, // 54: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
-	26, // 55: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
-	29, // 56: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
-	31, // 57: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
-	32, // 58: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
-	35, // 59: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
-	38, // 60: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
-	40, // 61: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
-	44, // 62: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
-	46, // 63: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
-	48, // 64: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
-	50, // 65: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
-	52, // 66: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
-	56, // 67: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
-	58, // 68: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
-	60, // 69: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
-	62, // 70: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
-	64, // 71: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
-	66, // 72: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
-	68, // 73: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
-	10, // 74: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
-	12, // 75: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
-	14, // 76: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
-	14, // 77: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
-	17, // 78: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
-	21, // 79: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
-	1,  // 80: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
-	25, // 81: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
-	28, // 82: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
-	30, // 83: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
-	12, // 84: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
-	33, // 85: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
-	36, // 86: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
-	39, // 87: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
-	41, // 88: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
-	45, // 89: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
-	47, // 90: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
-	49, // 91: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
-	51, // 92: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
-	55, // 93: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
-	57, // 94: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
-	59, // 95: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
-	61, // 96: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
-	63, // 97: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
-	65, // 98: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
-	67, // 99: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
-	69, // 100: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
-	74, // [74:101] is the sub-list for method output_type
-	47, // [47:74] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	5,  // 44: sallyport.v1.ExportAuthoritiesResponse.authorities:type_name -> sallyport.v1.Authority
+	82, // 45: sallyport.v1.SignDatabaseServerResponse.expires:type_name -> google.protobuf.Timestamp
+	3,  // 46: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
+	3,  // 47: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	3,  // 48: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	9,  // 49: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
+	11, // 50: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
+	13, // 51: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
+	15, // 52: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
+	16, // 53: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
+	20, // 54: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
+	22, // 55: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
+	23, // 56: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
+	26, // 57: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
+	29, // 58: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
+	31, // 59: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
+	32, // 60: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
+	35, // 61: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
+	38, // 62: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
+	40, // 63: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
+	44, // 64: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
+	46, // 65: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
+	48, // 66: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
+	50, // 67: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
+	52, // 68: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
+	56, // 69: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
+	58, // 70: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
+	60, // 71: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
+	62, // 72: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
+	64, // 73: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
+	66, // 74: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
+	68, // 75: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
+	71, // 76: sallyport.v1.AdminService.ExportAuthorities:input_type -> sallyport.v1.ExportAuthoritiesRequest
+	73, // 77: sallyport.v1.AdminService.SignDatabaseServer:input_type -> sallyport.v1.SignDatabaseServerRequest
+	10, // 78: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
+	12, // 79: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
+	14, // 80: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
+	14, // 81: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
+	17, // 82: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
+	21, // 83: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
+	1,  // 84: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
+	25, // 85: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
+	28, // 86: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
+	30, // 87: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
+	12, // 88: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
+	33, // 89: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
+	36, // 90: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
+	39, // 91: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
+	41, // 92: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
+	45, // 93: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
+	47, // 94: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
+	49, // 95: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
+	51, // 96: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
+	55, // 97: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
+	57, // 98: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
+	59, // 99: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
+	61, // 100: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
+	63, // 101: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
+	65, // 102: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
+	67, // 103: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
+	69, // 104: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
+	72, // 105: sallyport.v1.AdminService.ExportAuthorities:output_type -> sallyport.v1.ExportAuthoritiesResponse
+	74, // 106: sallyport.v1.AdminService.SignDatabaseServer:output_type -> sallyport.v1.SignDatabaseServerResponse
+	78, // [78:107] is the sub-list for method output_type
+	49, // [49:78] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_v1_api_proto_init() }
@@ -4899,7 +5126,7 @@ func file_sallyport_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_v1_api_proto_rawDesc), len(file_sallyport_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   78,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

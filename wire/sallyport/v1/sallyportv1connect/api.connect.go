@@ -110,6 +110,12 @@ const (
 	AdminServiceSearchEventsProcedure = "/sallyport.v1.AdminService/SearchEvents"
 	// AdminServiceListAgentsProcedure is the fully-qualified name of the AdminService's ListAgents RPC.
 	AdminServiceListAgentsProcedure = "/sallyport.v1.AdminService/ListAgents"
+	// AdminServiceExportAuthoritiesProcedure is the fully-qualified name of the AdminService's
+	// ExportAuthorities RPC.
+	AdminServiceExportAuthoritiesProcedure = "/sallyport.v1.AdminService/ExportAuthorities"
+	// AdminServiceSignDatabaseServerProcedure is the fully-qualified name of the AdminService's
+	// SignDatabaseServer RPC.
+	AdminServiceSignDatabaseServerProcedure = "/sallyport.v1.AdminService/SignDatabaseServer"
 )
 
 // PublicServiceClient is a client for the sallyport.v1.PublicService service.
@@ -667,6 +673,8 @@ type AdminServiceClient interface {
 	DeleteDocument(context.Context, *connect.Request[v1.DeleteDocumentRequest]) (*connect.Response[v1.DeleteDocumentResponse], error)
 	SearchEvents(context.Context, *connect.Request[v1.SearchEventsRequest]) (*connect.Response[v1.SearchEventsResponse], error)
 	ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error)
+	ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error)
+	SignDatabaseServer(context.Context, *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the sallyport.v1.AdminService service. By default,
@@ -758,24 +766,38 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("ListAgents")),
 			connect.WithClientOptions(opts...),
 		),
+		exportAuthorities: connect.NewClient[v1.ExportAuthoritiesRequest, v1.ExportAuthoritiesResponse](
+			httpClient,
+			baseURL+AdminServiceExportAuthoritiesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ExportAuthorities")),
+			connect.WithClientOptions(opts...),
+		),
+		signDatabaseServer: connect.NewClient[v1.SignDatabaseServerRequest, v1.SignDatabaseServerResponse](
+			httpClient,
+			baseURL+AdminServiceSignDatabaseServerProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("SignDatabaseServer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	getStatus      *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
-	createUser     *connect.Client[v1.CreateUserRequest, v1.CreateUserResponse]
-	listUsers      *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
-	deleteUser     *connect.Client[v1.DeleteUserRequest, v1.DeleteUserResponse]
-	resetUser      *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
-	createToken    *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
-	listTokens     *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
-	deleteToken    *connect.Client[v1.DeleteTokenRequest, v1.DeleteTokenResponse]
-	getDocuments   *connect.Client[v1.GetDocumentsRequest, v1.GetDocumentsResponse]
-	putDocument    *connect.Client[v1.PutDocumentRequest, v1.PutDocumentResponse]
-	deleteDocument *connect.Client[v1.DeleteDocumentRequest, v1.DeleteDocumentResponse]
-	searchEvents   *connect.Client[v1.SearchEventsRequest, v1.SearchEventsResponse]
-	listAgents     *connect.Client[v1.ListAgentsRequest, v1.ListAgentsResponse]
+	getStatus          *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
+	createUser         *connect.Client[v1.CreateUserRequest, v1.CreateUserResponse]
+	listUsers          *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
+	deleteUser         *connect.Client[v1.DeleteUserRequest, v1.DeleteUserResponse]
+	resetUser          *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
+	createToken        *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens         *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	deleteToken        *connect.Client[v1.DeleteTokenRequest, v1.DeleteTokenResponse]
+	getDocuments       *connect.Client[v1.GetDocumentsRequest, v1.GetDocumentsResponse]
+	putDocument        *connect.Client[v1.PutDocumentRequest, v1.PutDocumentResponse]
+	deleteDocument     *connect.Client[v1.DeleteDocumentRequest, v1.DeleteDocumentResponse]
+	searchEvents       *connect.Client[v1.SearchEventsRequest, v1.SearchEventsResponse]
+	listAgents         *connect.Client[v1.ListAgentsRequest, v1.ListAgentsResponse]
+	exportAuthorities  *connect.Client[v1.ExportAuthoritiesRequest, v1.ExportAuthoritiesResponse]
+	signDatabaseServer *connect.Client[v1.SignDatabaseServerRequest, v1.SignDatabaseServerResponse]
 }
 
 // GetStatus calls sallyport.v1.AdminService.GetStatus.
@@ -843,6 +865,16 @@ func (c *adminServiceClient) ListAgents(ctx context.Context, req *connect.Reques
 	return c.listAgents.CallUnary(ctx, req)
 }
 
+// ExportAuthorities calls sallyport.v1.AdminService.ExportAuthorities.
+func (c *adminServiceClient) ExportAuthorities(ctx context.Context, req *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error) {
+	return c.exportAuthorities.CallUnary(ctx, req)
+}
+
+// SignDatabaseServer calls sallyport.v1.AdminService.SignDatabaseServer.
+func (c *adminServiceClient) SignDatabaseServer(ctx context.Context, req *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error) {
+	return c.signDatabaseServer.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the sallyport.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -858,6 +890,8 @@ type AdminServiceHandler interface {
 	DeleteDocument(context.Context, *connect.Request[v1.DeleteDocumentRequest]) (*connect.Response[v1.DeleteDocumentResponse], error)
 	SearchEvents(context.Context, *connect.Request[v1.SearchEventsRequest]) (*connect.Response[v1.SearchEventsResponse], error)
 	ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error)
+	ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error)
+	SignDatabaseServer(context.Context, *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -945,6 +979,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("ListAgents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceExportAuthoritiesHandler := connect.NewUnaryHandler(
+		AdminServiceExportAuthoritiesProcedure,
+		svc.ExportAuthorities,
+		connect.WithSchema(adminServiceMethods.ByName("ExportAuthorities")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceSignDatabaseServerHandler := connect.NewUnaryHandler(
+		AdminServiceSignDatabaseServerProcedure,
+		svc.SignDatabaseServer,
+		connect.WithSchema(adminServiceMethods.ByName("SignDatabaseServer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sallyport.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -973,6 +1019,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceSearchEventsHandler.ServeHTTP(w, r)
 		case AdminServiceListAgentsProcedure:
 			adminServiceListAgentsHandler.ServeHTTP(w, r)
+		case AdminServiceExportAuthoritiesProcedure:
+			adminServiceExportAuthoritiesHandler.ServeHTTP(w, r)
+		case AdminServiceSignDatabaseServerProcedure:
+			adminServiceSignDatabaseServerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1032,4 +1082,12 @@ func (UnimplementedAdminServiceHandler) SearchEvents(context.Context, *connect.R
 
 func (UnimplementedAdminServiceHandler) ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AdminService.ListAgents is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AdminService.ExportAuthorities is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) SignDatabaseServer(context.Context, *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AdminService.SignDatabaseServer is not implemented"))
 }
