@@ -125,7 +125,7 @@ type request struct {
 	reason    string
 
 	next, prev *request // guarded by queue.mu
-	queued     bool     // guarded by queue.mu
+	in         *line    // guarded by queue.mu; nil: not in the queue
 }
 
 // seek claims a connection now, or joins the queue.
@@ -173,15 +173,18 @@ func (h *Hub) claim(q *request, first bool) (*entry, *Lease, string) {
 }
 
 func (h *Hub) claimFrom(t *tunnel, q *request, first bool) (*entry, *Lease, string) {
-	lease := &Lease{
-		ConnectionID: q.ConnectionID, AgentID: t.agent, Kind: q.Kind, Name: q.Name,
-		hub: h, tunnel: t, admission: q.admission,
-	}
-	e, reason := t.pool.claim(q.loop, lease, first)
+	e, reason := t.pool.claim(q.loop, q.admission.known, first)
 	if e != nil || first {
 		t.askForMore()
 	}
-	return e, lease, reason
+	if e == nil {
+		return nil, nil, reason
+	}
+	lease := &Lease{
+		ConnectionID: q.ConnectionID, AgentID: t.agent, Kind: q.Kind, Name: q.Name,
+		hub: h, tunnel: t, admission: q.admission, holds: true,
+	}
+	return e, lease, ""
 }
 
 // takeOver brings a claimed connection from its owner's epoll set to the

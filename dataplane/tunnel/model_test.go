@@ -358,7 +358,7 @@ func (m *model) finish() {
 	if s := m.hub.strangers; s.total != 0 || len(s.half) != 0 {
 		m.t.Fatalf("left: %d half-open, of %d sources", s.total, len(s.half))
 	}
-	if n := m.hub.queue.length.Load(); n != 0 || m.hub.queue.head != nil || m.hub.queue.tail != nil {
+	if n := m.hub.queue.length.Load(); n != 0 || len(m.hub.queue.names) != 0 {
 		m.t.Fatalf("left: %d in the queue", n)
 	}
 	for _, l := range m.loops {

@@ -125,18 +125,19 @@ func (p *pool) shelf(l relay.Loop) *shelf {
 
 // claim takes a connection for a client of loop l: the newest that l itself
 // watches, else the newest of the fullest shelf. It also takes one of the
-// agent's half-open slots, under the id of the lease. Each client that finds
-// nothing makes the pool grow once: at its first look.
-func (p *pool) claim(l relay.Loop, lease *Lease, first bool) (*entry, string) {
+// agent's half-open slots, which release gives back. Each client that finds
+// nothing makes the pool grow once: at its first look. Whether there is something
+// depends on nothing but the pool and on whether the client's source is known.
+func (p *pool) claim(l relay.Loop, known, first bool) (*entry, string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, FailNoTunnel
 	}
-	if p.halfCount >= open(p.halfMax, lease.admission.known) {
+	if p.halfCount >= open(p.halfMax, known) {
 		return nil, FailAgentHalfOpen
 	}
-	if p.parked <= p.target-open(p.target, lease.admission.known) {
+	if p.parked <= p.target-open(p.target, known) {
 		if first {
 			p.grow()
 		}
@@ -145,7 +146,6 @@ func (p *pool) claim(l relay.Loop, lease *Lease, first bool) (*entry, string) {
 	e := p.take(l)
 	p.taken++
 	p.halfCount++
-	lease.holds = true
 	p.refill(0)
 	return e, ""
 }

@@ -5,17 +5,23 @@ import (
 	"sync/atomic"
 )
 
-// queue holds the clients that wait for a connection, in order. Each has a
-// half-open slot, so the bounds of strangers bound it too.
+// queue holds the clients that wait for a connection, by the name that they
+// wait for: those of known sources in one line, strangers in another. Each has
+// a half-open slot, so the bounds of strangers bound the queue too.
 //
 // A client joins and looks once more; whoever frees something frees it and then
 // looks here. So one of the two sees the other: nobody is forgotten.
 type queue struct {
 	length atomic.Int64 // read without the lock: nobody waits, usually
 
-	mu         sync.Mutex
-	head, tail *request
+	mu    sync.Mutex
+	names map[resourceName]*lines // only those that somebody waits for
 }
+
+// lines are the clients that wait for one name, each line in order.
+type lines struct{ known, strangers line }
+
+type line struct{ head, tail *request }
 
 // enqueue adds q and tries once more to claim for it.
 func (h *Hub) enqueue(q *request) (*entry, *Lease) {
@@ -50,8 +56,8 @@ func (h *Hub) giveBack(e *entry) {
 	})
 }
 
-// feed serves the clients that wait for something of t, in order. A stranger
-// for whom the rest is reserved does not stop those behind him.
+// feed serves the clients that wait for something of t. Its cost is that of what
+// it gives, and one look per name that is waited for: not that of the waiting.
 func (h *Hub) feed(t *tunnel) {
 	if h.queue.length.Load() == 0 {
 		return
@@ -68,36 +74,61 @@ type grant struct {
 	lease   *Lease
 }
 
+// grants claims for known sources first. What one client of a kind does not
+// get, no other of that kind gets: see pool.claim.
 func (h *Hub) grants(t *tunnel) (out []grant) {
 	h.queue.mu.Lock()
 	defer h.queue.mu.Unlock()
-	var next *request
-	for q := h.queue.head; q != nil; q = next {
-		next = q.next
-		if !t.serves(q.name) {
-			continue
-		}
-		e, lease, _ := h.claimFrom(t, q, false)
-		if e != nil {
-			h.queue.unlink(q)
-			out = append(out, grant{q, e, lease})
-		} else if q.admission.known {
-			break // there is nothing, for anybody
+	for _, known := range []bool{true, false} {
+		for name, ls := range h.queue.names {
+			if t.serves(name) && !h.grantLine(t, ls.of(known), &out) {
+				break
+			}
 		}
 	}
 	return out
 }
 
+// grantLine claims for a line in order, and reports whether all of it was served.
+func (h *Hub) grantLine(t *tunnel, l *line, out *[]grant) bool {
+	for l.head != nil {
+		q := l.head
+		e, lease, _ := h.claimFrom(t, q, false)
+		if e == nil {
+			return false
+		}
+		h.queue.unlink(q)
+		*out = append(*out, grant{q, e, lease})
+	}
+	return true
+}
+
+func (l *lines) of(known bool) *line {
+	if known {
+		return &l.known
+	}
+	return &l.strangers
+}
+
 func (s *queue) push(q *request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q.queued, q.prev, q.next = true, s.tail, nil
-	if s.tail != nil {
-		s.tail.next = q
-	} else {
-		s.head = q
+	ls := s.names[q.name]
+	if ls == nil {
+		ls = &lines{}
+		if s.names == nil {
+			s.names = map[resourceName]*lines{}
+		}
+		s.names[q.name] = ls
 	}
-	s.tail = q
+	l := ls.of(q.admission.known)
+	q.in, q.prev, q.next = l, l.tail, nil
+	if l.tail != nil {
+		l.tail.next = q
+	} else {
+		l.head = q
+	}
+	l.tail = q
 	s.length.Add(1)
 }
 
@@ -105,7 +136,7 @@ func (s *queue) push(q *request) {
 func (s *queue) remove(q *request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !q.queued {
+	if q.in == nil {
 		return false
 	}
 	s.unlink(q)
@@ -113,16 +144,20 @@ func (s *queue) remove(q *request) bool {
 }
 
 func (s *queue) unlink(q *request) {
+	l := q.in
 	if q.prev != nil {
 		q.prev.next = q.next
 	} else {
-		s.head = q.next
+		l.head = q.next
 	}
 	if q.next != nil {
 		q.next.prev = q.prev
 	} else {
-		s.tail = q.prev
+		l.tail = q.prev
 	}
-	q.queued, q.prev, q.next = false, nil, nil
+	q.in, q.prev, q.next = nil, nil, nil
 	s.length.Add(-1)
+	if ls := s.names[q.name]; ls.known.head == nil && ls.strangers.head == nil {
+		delete(s.names, q.name)
+	}
 }
