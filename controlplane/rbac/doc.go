@@ -28,6 +28,6 @@
 //	a role's labels and principals all match                     allow
 //	otherwise                                                    deny
 //
-// Invariant: adding a deny, a restriction or a condition to a role never lets
-// anybody do more than before.
+// Invariant: adding a deny or a restriction to a role never lets anybody do
+// more than before.
 package rbac
