@@ -138,17 +138,34 @@ func (l *Login) Claim(ctx context.Context, claim Claim) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	rec := c.rec
-	if rec.Password, err = l.hasher.make(ctx, claim.Password); err != nil {
+	password, err := l.hasher.make(ctx, claim.Password)
+	if err != nil {
 		return User{}, err
 	}
-	rec.TOTP, rec.Link = nil, ""
-	ops := []store.Op{{Key: c.linkItem.Key, Delete: true, Expect: c.linkItem.Revision}}
-	if withDevice {
-		rec.TOTP = &device{ID: c.link.TOTP.ID}
-		if rec.TOTP.Secret, err = l.sealer.Seal(secretName(rec.Name), c.secret); err != nil {
+	for range maxRaces {
+		u, err := l.useLink(ctx, c, password, withDevice, step)
+		if !errors.Is(err, sallyport.ErrConflict) && !errors.Is(err, sallyport.ErrNotFound) {
+			return u, err
+		}
+		// The user's roles were changed meanwhile, or the link is gone.
+		if c, err = l.openLink(ctx, claim.Token); err != nil {
 			return User{}, err
 		}
+	}
+	return User{}, busy()
+}
+
+// useLink writes the user as claimed and removes the link, both or none.
+func (l *Login) useLink(ctx context.Context, c *claimed, password string, withDevice bool, step int64) (User, error) {
+	rec := c.rec
+	rec.Password, rec.TOTP, rec.Link = password, nil, ""
+	ops := []store.Op{{Key: c.linkItem.Key, Delete: true, Expect: c.linkItem.Revision}}
+	if withDevice {
+		sealed, err := l.sealer.Seal(secretName(rec.Name), c.secret)
+		if err != nil {
+			return User{}, err
+		}
+		rec.TOTP = &device{ID: c.link.TOTP.ID, Secret: sealed}
 		ops = append(ops, stepOp(rec.Name, step, store.Any))
 	}
 	value, err := json.Marshal(rec)
@@ -157,13 +174,7 @@ func (l *Login) Claim(ctx context.Context, claim Claim) (User, error) {
 	}
 	ops = append(ops, store.Op{Key: c.userItem.Key, Value: value, Expect: c.userItem.Revision})
 	rev, err := l.store.Apply(ctx, ops...)
-	if errors.Is(err, sallyport.ErrConflict) || errors.Is(err, sallyport.ErrNotFound) {
-		return User{}, badLink()
-	}
-	if err != nil {
-		return User{}, err
-	}
-	return rec.user(rev), nil
+	return rec.user(rev), err
 }
 
 // checkOffered says whether the claim sets up the offered device.

@@ -218,6 +218,7 @@ func TestA87_NoEnumeration(t *testing.T) {
 			{User: "alice", Password: bad},
 			{User: "ALICE", Password: password},
 			{User: "bob", Password: bad},
+			{User: "BOB", Password: password},
 			{User: "unclaimed", Password: bad},
 			{User: "no such name!\x00", Password: bad},
 			{User: "../alice", Password: password},
@@ -304,6 +305,50 @@ func TestA90_CodeOnce(t *testing.T) {
 	h.clock.add(window + time.Second)
 	if err := h.try(t, Attempt{User: "alice", Password: password, Code: next, Addr: from("203.0.113.2")}); err != nil {
 		t.Errorf("a later code: %v", err)
+	}
+}
+
+// meeting holds the readers of a key until all have read, so that each decides
+// on the same state.
+type meeting struct {
+	store.Store
+	key   string
+	ready sync.WaitGroup
+}
+
+func (m *meeting) Get(ctx context.Context, key string) (store.Item, error) {
+	it, err := m.Store.Get(ctx, key)
+	if key == m.key {
+		m.ready.Done()
+		m.ready.Wait()
+	}
+	return it, err
+}
+
+// TestA90_CodeOnceAtOnce: all have seen that the step is free; one takes it.
+func TestA90_CodeOnceAtOnce(t *testing.T) {
+	h := openHouse(t, TOTP)
+	h.add(t, "alice", true)
+	const n = 16
+	m := &meeting{Store: h.store, key: codeKey("alice")}
+	m.ready.Add(n)
+	h.Login.store = m
+	var wins atomic.Int64
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			ok, err := h.useStep(t.Context(), "alice", stepAt(h.clock.now())+1)
+			if err != nil {
+				t.Error(err)
+			}
+			if ok {
+				wins.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if wins.Load() != 1 {
+		t.Errorf("one step was taken %d times", wins.Load())
 	}
 }
 

@@ -176,6 +176,51 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// TestClaimWhileChanged: a change of roles during a claim is not lost, nor is
+// the claim.
+func TestClaimWhileChanged(t *testing.T) {
+	h := openHouse(t, Optional)
+	ctx := t.Context()
+	link, err := h.CreateUser(ctx, User{Name: "alice", Roles: []string{"access"}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := h.another(t, Optional)
+	l.hasher.count = func() {
+		if _, err := h.UpdateUser(ctx, User{Name: "alice", Roles: []string{"auditor"}, Revision: store.Any}); err != nil {
+			t.Error(err)
+		}
+	}
+	u, err := l.Claim(ctx, Claim{Token: link.Token, Password: password})
+	if err != nil || !u.Claimed || u.Roles[0] != "auditor" {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+// TestLinkFromBackup: a link that was replaced is not good even when its record
+// comes back.
+func TestLinkFromBackup(t *testing.T) {
+	h := openHouse(t, Optional)
+	ctx := t.Context()
+	old, err := h.CreateUser(ctx, User{Name: "alice", Roles: []string{"access"}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	it, err := h.store.Get(ctx, linkKey(tokenHash(old.Token)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.ResetUser(ctx, "alice", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.store.Apply(ctx, store.Op{Key: it.Key, Value: it.Value}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Claim(ctx, Claim{Token: old.Token, Password: password}); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("claimed: %v", err)
+	}
+}
+
 func TestLinksEnd(t *testing.T) {
 	h := openHouse(t, Optional)
 	ctx := t.Context()
