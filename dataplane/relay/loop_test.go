@@ -197,12 +197,58 @@ func TestTimersAgainstModel(t *testing.T) {
 	}
 }
 
+// The heap itself is exact; only waits are rounded, and upwards.
+func TestTimersNotEarly(t *testing.T) {
+	ts := newTimers()
+	calls := 0
+	tm := due(func(time.Time) { calls++ })
+	before := time.Now()
+	if d := ts.wait(before); d >= 0 {
+		t.Errorf("a wait of %v without a timer", d)
+	}
+	ts.arm(tm, time.Hour)
+	after := time.Now()
+	if d := ts.wait(after); d < time.Hour-after.Sub(before) || d > time.Hour+timerStep {
+		t.Errorf("a wait of %v for an hour", d)
+	}
+	ts.runDue(before.Add(time.Hour - 1))
+	if calls != 0 {
+		t.Error("called early")
+	}
+	due := after.Add(time.Hour)
+	if d := ts.wait(due); d != 0 {
+		t.Errorf("a wait of %v when it is time", d)
+	}
+	ts.runDue(due)
+	ts.runDue(due)
+	if calls != 1 {
+		t.Errorf("called %d times", calls)
+	}
+}
+
+// The same where the clock is coarse, or the round late.
+func TestTimersOncePerRound(t *testing.T) {
+	ts := newTimers()
+	calls := 0
+	var again *timer
+	again = due(func(time.Time) {
+		if calls++; calls < 100 {
+			ts.arm(again, 0)
+		}
+	})
+	ts.arm(again, 0)
+	ts.runDue(time.Now().Add(time.Hour))
+	if calls != 1 {
+		t.Errorf("called %d times in one round", calls)
+	}
+}
+
 func TestLoopWatch(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		l := loops[0]
 		k := tcp(t)
 		seen := make(chan Readiness, 64)
-		send2(t, k.peer, "already there")
+		say(t, k.peer, "already there")
 		awaitReadable(t, k.fd)
 		h := ready(func(r Readiness) { seen <- r })
 		on(t, l, func() {
@@ -219,7 +265,7 @@ func TestLoopWatch(t *testing.T) {
 		await(Readable | Writable)
 
 		on(t, l, func() { Read(k.fd, l.Scratch()) })
-		send2(t, k.peer, "more")
+		say(t, k.peer, "more")
 		await(Readable)
 
 		k.peer.CloseWrite()
@@ -238,7 +284,7 @@ func TestLoopWatchMoves(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		l := loops[0]
 		k := tcp(t)
-		send2(t, k.peer, "x")
+		say(t, k.peer, "x")
 		first, second := make(chan Readiness, 64), make(chan Readiness, 64)
 		on(t, l, func() { l.Watch(k.fd, ready(func(r Readiness) { first <- r })) })
 		wait(t, first, "the first handler's event")
@@ -269,7 +315,7 @@ func TestLoopNoStaleEvents(t *testing.T) {
 		links := make([]link, n)
 		for i := range links {
 			links[i] = tcp(t)
-			send2(t, links[i].peer, "x")
+			say(t, links[i].peer, "x")
 			awaitReadable(t, links[i].fd)
 		}
 		fresh := tcp(t) // nothing to read here

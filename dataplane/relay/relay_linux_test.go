@@ -51,7 +51,7 @@ func TestRelayDeadPeer(t *testing.T) {
 			}
 			r := startLinks(t, loops[0], a, b, State{})
 			deafen(t, near(r))
-			send2(t, far(r), "anybody there?")
+			say(t, far(r), "anybody there?")
 			wantReset(t, far(r))
 			r.wantEnd(t, EndedError)
 		})
@@ -65,7 +65,7 @@ func TestF15_ResetWaitsForAcknowledgement(t *testing.T) {
 		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
 			r := startRelay(t, loops[0], 0)
 			hear := deafen(t, far(r))
-			send2(t, near(r), "the reply")
+			say(t, near(r), "the reply")
 			resetPeer(t, near(r))
 			until(t, "the reset's way", func() (waits bool) {
 				on(t, loops[0], func() { waits = r.relay.passing != nil || r.relay.over })
@@ -159,6 +159,54 @@ func TestRelaySplices(t *testing.T) {
 				t.Errorf("%d pipes open, %d given back", s.open, len(s.pipes))
 			}
 		})
+	})
+}
+
+// A pipe that still holds bytes when its relay ends is closed, not lent again.
+func TestRelayAbortWithFullPipe(t *testing.T) {
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		l := loops[0]
+		r := startLinks(t, l, tcpBuffers(t, 512<<10), tcpBuffers(t, 512<<10), State{})
+		fill(t, r.left)
+		on(t, l, func() {
+			if r.relay.b.inPipe == 0 {
+				t.Error("nothing is in a pipe: this tests nothing")
+			}
+			r.relay.Abort()
+			s := storesOf(l)
+			if s.open != len(s.pipes) {
+				t.Errorf("%d pipes open, %d in the store", s.open, len(s.pipes))
+			}
+			for _, p := range s.pipes {
+				if n, err := unix.Read(p.r, make([]byte, 1)); err != unix.EAGAIN {
+					t.Errorf("a stored pipe holds bytes: read %d, %v", n, err)
+				}
+			}
+		})
+		r.wantEnd(t, EndedAborted)
+	})
+}
+
+// After some small moves in a row a direction copies again.
+func TestRelayCopiesAgain(t *testing.T) {
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		l := loops[0]
+		r := startRelay(t, l, 0)
+		splicing := func() (is bool) {
+			on(t, l, func() { is = r.relay.b.splicing })
+			return is
+		}
+		on(t, l, func() { r.relay.b.splicing = true })
+		for i := range splicesSmall {
+			if !splicing() {
+				t.Errorf("copies again after %d small moves, want %d", i, splicesSmall)
+			}
+			say(t, r.left, "small")
+			want(t, r.right, "small")
+		}
+		if splicing() {
+			t.Error("small moves are still spliced")
+		}
 	})
 }
 
@@ -311,6 +359,15 @@ func TestLoopLetsCollectorRun(t *testing.T) {
 		close(done)
 	}()
 	wait(t, done, "the collector")
+}
+
+// A wait that is cut short would spin until the deadline.
+func TestMillis(t *testing.T) {
+	for d, want := range map[time.Duration]int{-1: -1, 1: 1, time.Millisecond: 1, time.Millisecond + 1: 2, 1000 * time.Hour: 3600000} {
+		if got := millis(d); got != want {
+			t.Errorf("%v is %d ms, want %d", d, got, want)
+		}
+	}
 }
 
 func TestLoopOneThread(t *testing.T) {

@@ -159,7 +159,7 @@ func TestRelaySwitches(t *testing.T) {
 			if err := wait(t, done, "write"); err != nil {
 				t.Fatal(err)
 			}
-			send2(t, r.right, "ok")
+			say(t, r.right, "ok")
 			want(t, r.left, "ok")
 		}
 		on(t, loops[0], func() {
@@ -218,198 +218,6 @@ func unixLink(t *testing.T) unixEnd {
 	return unixEnd{fd: fds[0], peer: conn.(halfConn)}
 }
 
-func TestRelayHalfClose(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
-			r := startRelay(t, loops[0], 0)
-			send2(t, near(r), "question")
-			near(r).CloseWrite()
-			want(t, far(r), "question")
-			wantEOF(t, far(r))
-
-			// The other direction goes on, and a long way.
-			const size = 3 << 20
-			back := carry(far(r), near(r), 5, size)
-			wait(t, back, "stream").check(t, size)
-			r.wantEnd(t, EndedClosed)
-		})
-	})
-}
-
-// A close in the middle of nothing: both ends at once.
-func TestRelayCloseAtOnce(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		r := startRelay(t, loops[0], 0)
-		send2(t, r.left, "a")
-		send2(t, r.right, "b")
-		r.left.CloseWrite()
-		r.right.CloseWrite()
-		want(t, r.right, "a")
-		want(t, r.left, "b")
-		wantEOF(t, r.left)
-		wantEOF(t, r.right)
-		r.wantEnd(t, EndedClosed)
-	})
-}
-
-func TestRelayReset(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
-			for name, before := range map[string]func(t *testing.T, r *run){
-				"idle": func(t *testing.T, r *run) {},
-				"after bytes": func(t *testing.T, r *run) {
-					send2(t, near(r), "last words")
-				},
-				"after its end": func(t *testing.T, r *run) {
-					near(r).CloseWrite()
-					wantEOF(t, far(r))
-				},
-				"after the other's end": func(t *testing.T, r *run) {
-					far(r).CloseWrite()
-					wantEOF(t, near(r))
-				},
-				"before it was read": func(t *testing.T, r *run) {
-					send2(t, far(r), "nobody reads this")
-					until(t, "the bytes' way", func() bool { return len(peekAll(near(r))) > 0 })
-				},
-			} {
-				t.Run(name, func(t *testing.T) {
-					r := startRelay(t, loops[0], 0)
-					send2(t, near(r), "hello")
-					want(t, far(r), "hello")
-					before(t, r)
-					resetPeer(t, near(r))
-					if name == "after bytes" {
-						want(t, far(r), "last words")
-					}
-					if name == "after its end" {
-						r.wantEnd(t, EndedReset)
-						return // what the far side reads was ended before
-					}
-					wantReset(t, far(r))
-					r.wantEnd(t, EndedReset)
-				})
-			}
-		})
-	})
-}
-
-// peekAll shows what is queued at a peer without taking it.
-func peekAll(c *net.TCPConn) []byte {
-	b := make([]byte, 4096)
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	n := 0
-	_ = raw.Control(func(fd uintptr) { n, _ = peek(int(fd), b) })
-	return b[:n]
-}
-
-// outstanding is what a peer's kernel still has to deliver.
-func outstanding(c *net.TCPConn) (n int) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	_ = raw.Control(func(fd uintptr) { n = unsent(int(fd)) })
-	return n
-}
-
-// A server that answers and closes with input unread resets the connection.
-// What it had sent is delivered first, also to a client that was not reading.
-func TestF15_LastBytesBeforeReset(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
-			for _, size := range []int{1, 8 << 10, 100 << 10, 1 << 20} {
-				narrow, wide := tcpBuffers(t, 16<<10), tcpBuffers(t, 4<<20)
-				a, b := wide, narrow
-				if probe := (&run{left: wide.peer, right: narrow.peer}); near(probe) != wide.peer {
-					a, b = narrow, wide
-				}
-				r := startLinks(t, loops[0], a, b, State{})
-				send2(t, far(r), "a question that nobody reads")
-				until(t, "the question's way", func() bool { return len(peekAll(near(r))) > 0 })
-
-				answer := make([]byte, size)
-				rand.NewChaCha8([32]byte{3}).Read(answer)
-				if _, err := near(r).Write(answer); err != nil {
-					t.Fatal(err)
-				}
-				// The relay's kernel has it all; the far peer, which has not
-				// read, has not.
-				until(t, "the answer's way", func() bool { return outstanding(near(r)) == 0 })
-				near(r).Close()
-
-				want(t, far(r), string(answer))
-				wantReset(t, far(r))
-				r.wantEnd(t, EndedReset)
-			}
-		})
-	})
-}
-
-// The other case: an orderly close right after the last byte, and a reader
-// that is slow.
-func TestF15_LastBytesBeforeClose(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
-			const size = 2 << 20
-			r := startRelay(t, loops[0], 0)
-			send2(t, far(r), "question")
-			far(r).CloseWrite()
-			want(t, near(r), "question")
-			wantEOF(t, near(r))
-			answer := make([]byte, size)
-			rand.NewChaCha8([32]byte{4}).Read(answer)
-			wrote := make(chan error, 1)
-			go func() {
-				_, err := near(r).Write(answer)
-				near(r).Close()
-				wrote <- err
-			}()
-			want(t, far(r), string(answer))
-			wantEOF(t, far(r))
-			if err := wait(t, wrote, "write"); err != nil {
-				t.Fatal(err)
-			}
-			r.wantEnd(t, EndedClosed)
-		})
-	})
-}
-
-// A reset does not wait for ever behind bytes that nobody takes.
-func TestRelayResetPastStalled(t *testing.T) {
-	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		r := startLinks(t, loops[0], tcpBuffers(t, 4096), tcpBuffers(t, 4096), State{})
-		fill(t, r.left)
-		resetPeer(t, r.left)
-		r.wantEnd(t, EndedReset)
-	})
-}
-
-// fill writes until nothing more is taken, and returns how much was.
-func fill(t *testing.T, c *net.TCPConn) (total int) {
-	t.Helper()
-	b := make([]byte, 64<<10)
-	for quiet := 0; quiet < 3; {
-		c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-		n, err := c.Write(b)
-		total += n
-		if n > 0 {
-			quiet = 0
-		}
-		if err != nil {
-			quiet++
-		}
-		if total > 64<<20 {
-			t.Fatal("there is no end to what is taken")
-		}
-	}
-	c.SetWriteDeadline(time.Now().Add(3 * patience))
-	return total
-}
-
 // A stuck stream costs a bounded amount, and its neighbours nothing.
 func TestF18_StalledReader(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
@@ -428,7 +236,7 @@ func TestF18_StalledReader(t *testing.T) {
 		var before [2]uint64
 		until(t, "standstill", func() bool {
 			for range 200 { // the neighbour goes on
-				send2(t, other.left, "ping")
+				say(t, other.left, "ping")
 				want(t, other.right, "ping")
 			}
 			var now [2]uint64
@@ -467,7 +275,7 @@ func TestRelayIdle(t *testing.T) {
 		var last time.Time
 		for time.Since(begin) < 4*idle {
 			last = time.Now()
-			send2(t, r.left, "x")
+			say(t, r.left, "x")
 			want(t, r.right, "x")
 		}
 		r.wantEnd(t, EndedIdle)
@@ -494,7 +302,7 @@ func TestRelayIdleStalled(t *testing.T) {
 func TestRelayAbort(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		r := startRelay(t, loops[0], time.Hour)
-		send2(t, r.left, "x")
+		say(t, r.left, "x")
 		want(t, r.right, "x")
 		on(t, loops[0], func() { r.relay.Abort(); r.relay.Abort() })
 		wantReset(t, r.left)
@@ -522,7 +330,7 @@ func TestRelayStartsFromState(t *testing.T) {
 		s.A.ReadClosed = true
 		a, b := tcp(t), tcp(t)
 		a.peer.CloseWrite()
-		send2(t, b.peer, "live")
+		say(t, b.peer, "live")
 		r := startLinks(t, loops[0], a, b, s)
 		want(t, r.left, "for a;live")
 		want(t, r.right, string(hello))
@@ -532,6 +340,29 @@ func TestRelayStartsFromState(t *testing.T) {
 		end := r.wantEnd(t, EndedClosed)
 		if end.ID != 7 || end.Route != 3 || !end.Started.Equal(s.Started) || end.A.Written != 15 || end.B.Written != uint64(len(hello)) {
 			t.Errorf("ended as %+v", end)
+		}
+	})
+}
+
+// A connection that was reset before the relay began: no event has told it.
+func TestRelayStartsWithReset(t *testing.T) {
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		check := func(t *testing.T, words string, near, far func(*run) *net.TCPConn) {
+			a, b := tcp(t), tcp(t)
+			broken := a
+			if near(&run{left: a.peer, right: b.peer}) == b.peer {
+				broken = b
+			}
+			say(t, broken.peer, words)
+			resetPeer(t, broken.peer)
+			until(t, "the reset's way", func() bool { return pollNow(broken.fd)&Failed != 0 })
+			r := startLinks(t, loops[0], a, b, State{})
+			want(t, far(r), words)
+			wantReset(t, far(r))
+			r.wantEnd(t, EndedReset)
+		}
+		for _, words := range []string{"", "last words"} {
+			sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) { check(t, words, near, far) })
 		}
 	})
 }
@@ -632,7 +463,7 @@ func TestRelayTaken(t *testing.T) {
 		r := startRelay(t, l, 20*time.Millisecond)
 		var s State
 		on(t, l, func() { s = r.relay.Take() })
-		send2(t, r.left, "still there")
+		say(t, r.left, "still there")
 		over := make(chan struct{})
 		on(t, l, func() { l.Arm(due(func(time.Time) { close(over) }), 100*time.Millisecond) })
 		wait(t, over, "a timer")
@@ -675,7 +506,7 @@ func TestRelayMany(t *testing.T) {
 	eachKind(t, 4, func(t *testing.T, loops []Loop) {
 		for round := range 60 {
 			r := startRelay(t, loops[round%4], time.Hour)
-			send2(t, r.left, "x")
+			say(t, r.left, "x")
 			want(t, r.right, "x")
 			switch round % 3 {
 			case 0:
@@ -689,5 +520,17 @@ func TestRelayMany(t *testing.T) {
 			}
 			wait(t, r.ended, "the end")
 		}
+		for _, l := range loops {
+			on(t, l, func() {
+				if n := armedOn(l); n != 0 {
+					t.Errorf("%d timers of ended relays are armed", n)
+				}
+			})
+		}
 	})
+}
+
+func armedOn(l Loop) int {
+	ts := l.(interface{ armed() *timers }).armed()
+	return len(ts.heap) + len(ts.by)
 }

@@ -76,7 +76,9 @@ func bindListen(fd int, addr netip.AddrPort) error {
 
 // Accept takes one connection from a listening socket. It is non-blocking and
 // not inherited by children. Over a Unix socket peer is the zero value. When
-// nothing is queued the error is ErrAgain.
+// nothing is queued the error is ErrAgain. Any other (no descriptors left, for
+// example) leaves the connection in the queue, and no event will come for it:
+// try again after a pause.
 func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
 	for {
 		fd, sa, err := accept(listener)

@@ -163,7 +163,7 @@ func TestPeek(t *testing.T) {
 	if n, err := Read(k.fd, b); n != 0 || err != ErrAgain {
 		t.Fatalf("read %d, %v with nothing there", n, err)
 	}
-	send2(t, k.peer, "hello")
+	say(t, k.peer, "hello")
 	awaitReadable(t, k.fd)
 	for range 2 {
 		if n, err := Peek(k.fd, b); err != nil || string(b[:n]) != "hello" {
@@ -204,13 +204,13 @@ func TestSetRcvLowat(t *testing.T) {
 				}
 			}))
 		})
-		send2(t, k.peer, "12345")
+		say(t, k.peer, "12345")
 		until(t, "the bytes' way", func() bool { return outstandingAt(k.fd) == 5 })
 		on(t, l, func() {})
 		if len(seen) != 0 {
 			t.Error("readable below the mark")
 		}
-		send2(t, k.peer, "67890")
+		say(t, k.peer, "67890")
 		if n := wait(t, seen, "an event"); n != 10 {
 			t.Errorf("%d bytes at the first event, want 10", n)
 		}
@@ -337,7 +337,7 @@ func TestNetConn(t *testing.T) {
 		if conn.RemoteAddr().String() != k.peer.LocalAddr().String() {
 			t.Errorf("remote address %v", conn.RemoteAddr())
 		}
-		send2(t, k.peer, "and live")
+		say(t, k.peer, "and live")
 		want(t, conn, prefix+"and live")
 
 		if err := conn.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
@@ -352,13 +352,13 @@ func TestNetConn(t *testing.T) {
 		if !ok {
 			t.Fatal("no CloseWrite")
 		}
-		send2(t, conn, "bye")
+		say(t, conn, "bye")
 		if err := half.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
 		want(t, k.peer, "bye")
 		wantEOF(t, k.peer)
-		send2(t, k.peer, "still heard")
+		say(t, k.peer, "still heard")
 		want(t, conn, "still heard")
 		conn.Close()
 	}

@@ -225,7 +225,7 @@ func sides(t *testing.T, f func(t *testing.T, near, far func(*run) *net.TCPConn)
 	t.Run("b", func(t *testing.T) { f(t, right, left) })
 }
 
-func send2(t *testing.T, c net.Conn, s string) {
+func say(t *testing.T, c net.Conn, s string) {
 	t.Helper()
 	if _, err := io.WriteString(c, s); err != nil {
 		t.Fatal(err)
@@ -263,3 +263,6 @@ func resetPeer(t *testing.T, c *net.TCPConn) {
 }
 
 func collect() { runtime.GC() }
+
+// armed shows the timers of either loop.
+func (ts *timers) armed() *timers { return ts }
