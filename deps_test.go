@@ -22,7 +22,7 @@ var house = []struct{ pkg, may string }{
 	{"", ""},
 	{"alpn", ""},
 	{"identity", "."},
-	{"wire/...", ""},
+	{"wire/...", "wire/..."},
 
 	// The data plane: never the control plane.
 	{"dataplane/relay", ""},
