@@ -68,11 +68,12 @@ func (h *handshake) run() (*accepted, error) {
 		return nil, err
 	}
 	won, ok := conn.Permissions.ExtraData[grantKey{}].(*grant)
+	a := &accepted{conn: conn, channels: channels, requests: requests, grant: won}
 	if !ok {
-		conn.Close()
+		a.discard()
 		return nil, errors.New("authenticated without a grant")
 	}
-	return &accepted{conn: conn, channels: channels, requests: requests, grant: won}, nil
+	return a, nil
 }
 
 // accepted is a connection that has authenticated.
@@ -81,6 +82,20 @@ type accepted struct {
 	channels <-chan ssh.NewChannel
 	requests <-chan *ssh.Request
 	grant    *grant
+}
+
+// discard closes a connection that will not be served. The SSH library's
+// goroutine ends only when both of its channels are read to their end.
+func (a *accepted) discard() {
+	a.conn.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ssh.DiscardRequests(a.requests)
+	}()
+	for range a.channels {
+	}
+	<-done
 }
 
 // config has what is modern on both sides since 2018: AEAD or

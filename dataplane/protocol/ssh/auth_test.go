@@ -128,6 +128,12 @@ func TestBannerIsHarmless(t *testing.T) {
 		t.Errorf("banner %q", c.banner)
 	}
 	waitFor(t, "Serve to return", func() { <-h.errs })
+	denied := newHost(t, func(h *host) {
+		h.gate.refuse = func(session.Use) *sallyport.Problem { return sallyport.Denied("a\x1b[2Jb", "c\rd\x9b") }
+	})
+	if c, err := denied.dialAs(denied.login, denied.signer(nil)); err == nil || c.banner != "ERROR: a?[2Jb\r\nhint: c?d?\r\n" {
+		t.Errorf("banner %q", c.banner)
+	}
 	if e := h.gate.named("auth"); len(e) != 1 || strings.ContainsAny(e[0].Login, "\x1b\x07\r\n") {
 		t.Errorf("events %+v", e)
 	}
@@ -179,18 +185,14 @@ func TestA40_OfferedIsNotProven(t *testing.T) {
 	t.Run("offer alice, prove bob", func(t *testing.T) {
 		h := newGateway()
 		alice := h.signer(nil)
-		for _, order := range []string{"alice bob", "bob alice bob", "alice bob alice bob"} {
+		his := bob(h)
+		for _, order := range []string{"alice", "alice bob", "bob alice", "bob alice bob", "alice bob alice bob alice"} {
 			c := h.rawService()
-			var last ssh.Signer
 			for name := range strings.FieldsSeq(order) {
-				last = alice
-				if name == "bob" {
-					last = bob(h)
-				}
-				c.ask(h.login, last.PublicKey())
+				c.ask(h.login, map[string]ssh.Signer{"alice": alice, "bob": his}[name].PublicKey())
 				c.expect(msgAuthPKOK)
 			}
-			c.sign(h.login, last)
+			c.sign(h.login, his)
 			c.expect(msgAuthSuccess)
 			c.send(channelOpen("session", 0))
 			c.expect(msgChannelConfirm)

@@ -24,6 +24,8 @@ const (
 	// more than a terminal buffers.
 	drainIdle = 100 * time.Millisecond
 	drainMax  = 1 << 20
+
+	maxArg = 128<<10 - 1 // bytes of one argument (execve(2): MAX_ARG_STRLEN)
 )
 
 // channel is one session channel: at most one terminal, one program.
@@ -190,6 +192,10 @@ func (ch *channel) startShell(payload []byte) bool {
 func (ch *channel) startCommand(payload []byte) bool {
 	var r execRequest
 	if ssh.Unmarshal(payload, &r) != nil || r.Command == "" || strings.ContainsRune(r.Command, 0) {
+		return false
+	}
+	if len(r.Command) > maxArg {
+		ch.say(message(sallyport.Denied("the command is longer than this host can run", "")))
 		return false
 	}
 	return ch.start(r.Command)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 )
 
@@ -123,15 +122,19 @@ func (a account) path() string {
 
 // clientText is SSH_CLIENT: the client's address and port, and our port.
 func (c *connection) clientText() string {
-	client, server := c.session.Client, c.local
-	return fmt.Sprintf("%s %d %d", client.Addr().Unmap(), client.Port(), server.Port())
+	return fmt.Sprintf("%s %d", hostPort(c.session.Client), c.local.Port())
 }
 
 // connectionText is SSH_CONNECTION: both addresses and ports.
 func (c *connection) connectionText() string {
-	client, server := c.session.Client, c.local
-	return fmt.Sprintf("%s %d %s %s", client.Addr().Unmap(), client.Port(),
-		server.Addr().Unmap(), strconv.Itoa(int(server.Port())))
+	return hostPort(c.session.Client) + " " + hostPort(c.local)
+}
+
+func hostPort(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "UNKNOWN 0" // as sshd
+	}
+	return fmt.Sprintf("%s %d", a.Addr().Unmap(), a.Port())
 }
 
 // addrPort is the address of a TCP socket, or 0.0.0.0:0.

@@ -2,6 +2,7 @@ package ssh
 
 import (
 	"errors"
+	"math/bits"
 	"os"
 	"runtime"
 	"syscall"
@@ -89,6 +90,9 @@ func inSession(group, session int) bool {
 func killAs(uid uint32, pid int, sig syscall.Signal) error {
 	if os.Geteuid() != 0 || uid == 0 {
 		return syscall.Kill(pid, sig)
+	}
+	if bits.UintSize == 32 && uid > 1<<16-1 {
+		return syscall.EPERM // the call has 16 bits there
 	}
 	result := make(chan error)
 	go func() {

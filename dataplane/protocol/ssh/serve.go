@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,11 +62,18 @@ func (s *Server) log() *slog.Logger {
 	return s.Log
 }
 
+// version is the identification string: no space, no "-", at most 255 bytes
+// (RFC 4253 section 4.2).
 func (s *Server) version() string {
 	if s.Version == "" {
 		return "SSH-2.0-Sallyport"
 	}
-	return "SSH-2.0-Sallyport_" + printable(s.Version, 64)
+	return "SSH-2.0-Sallyport_" + strings.Map(func(c rune) rune {
+		if c <= ' ' || c >= 0x7f || c == '-' {
+			return '_'
+		}
+		return c
+	}, s.Version[:min(len(s.Version), 64)])
 }
 
 func orElse[T int | time.Duration](v, fallback T) T {
@@ -101,10 +109,12 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	}
 	defer run.end()
 	if !stop() {
+		a.discard()
 		return context.Cause(graced)
 	}
 	// The client has proved who it is: from here the keep-alive watches it.
 	if err := conn.SetDeadline(time.Time{}); err != nil {
+		a.discard()
 		return err
 	}
 	return run.serve(ctx, a)

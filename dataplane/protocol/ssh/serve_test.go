@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -75,6 +77,11 @@ func TestIdentityOfProcess(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become another user")
 	}
+	leaked, err := syscall.Dup(1) // as a careless parent leaves it: open across exec
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(leaked)
 	h := newHost(t, nil)
 	got := h.run("id -u; id -g; id -G; grep -c . /proc/self/status >/dev/null; grep CapEff /proc/self/status")
 	want := "54321\n54322\n54322 54400\nCapEff:\t0000000000000000\n"
@@ -250,11 +257,11 @@ func TestTerminal(t *testing.T) {
 		t.Fatalf("got %q", lines)
 	}
 	name := strings.TrimPrefix(lines[1], "xterm-256color ")
-	uid := os.Getuid()
-	if uid == 0 {
-		uid = 54321
+	owner := fmt.Sprintf(" %d", os.Getuid())
+	if os.Getuid() == 0 { // otherwise the mode is what devpts is mounted with
+		owner = " 620 54321"
 	}
-	if lines[3] != name || !strings.HasPrefix(name, "/dev/pts/") || !strings.HasSuffix(lines[2], fmt.Sprintf(" 620 %d", uid)) {
+	if lines[3] != name || !strings.HasPrefix(name, "/dev/pts/") || !strings.HasSuffix(lines[2], owner) {
 		t.Errorf("terminal %q, owner and mode %q", lines[3], lines[2])
 	}
 	if lines[4] != "intr = ^G" || lines[5] != "-onlcr" || lines[6] != "-echo " {
@@ -579,7 +586,29 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "processes were left behind")
 		code = 1
 	}
+	if left := goroutines(); code == 0 && left != "" {
+		fmt.Fprintln(os.Stderr, "goroutines were left behind\n"+left)
+		code = 1
+	}
 	os.Exit(code)
+}
+
+// goroutines gives the stacks of those that serve SSH, once they had time to
+// end.
+func goroutines() string {
+	for end := time.Now().Add(5 * time.Second); ; {
+		buf := make([]byte, 4<<20)
+		var left []string
+		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(stack, "protocol/ssh.") && !strings.Contains(stack, "TestMain") || strings.Contains(stack, "crypto/ssh.") {
+				left = append(left, stack)
+			}
+		}
+		if len(left) == 0 || time.Now().After(end) {
+			return strings.Join(left, "\n\n")
+		}
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 // children counts what this process has not reaped.

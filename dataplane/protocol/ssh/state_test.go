@@ -194,6 +194,36 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
+// TestSlowReader: what a program left in its terminal, or its pipe, reaches a
+// client that reads only after the program has ended.
+func TestSlowReader(t *testing.T) {
+	const size = 8_000 // a terminal holds little more
+	for _, tty := range []bool{false, true} {
+		h := newHost(t, nil)
+		c := h.rawLogin()
+		open := channelOpen("session", 0)
+		binary.BigEndian.PutUint32(open[len(open)-8:], 16) // the window
+		c.send(open)
+		c.expect(msgChannelConfirm)
+		if tty {
+			c.send(channelRequest(0, "pty-req", true, join(str("xterm"), make([]byte, 16), str("\x46\x00\x00\x00\x00\x00")))) // OPOST off
+			c.expect(msgChannelSuccess)
+		}
+		c.send(channelRequest(0, "exec", true, str("head -c 8000 /dev/zero")))
+		c.expect(msgChannelSuccess)
+		eventually(t, "the program to end", func() bool { return len(h.gate.named("exec")) == 1 })
+		c.send([]byte{93, 0, 0, 0, 0, 0, 1, 0, 0}) // SSH_MSG_CHANNEL_WINDOW_ADJUST
+		got := 0
+		for got < size {
+			got += len(c.expect(msgChannelData)) - 9
+		}
+		if got != size || !strings.Contains(string(c.expect(msgChannelRequest)), "exit-status") {
+			t.Errorf("tty %v: %d bytes", tty, got)
+		}
+		c.Close()
+	}
+}
+
 // TestUnclosedChannels: a client that never confirms a close keeps its slot, so
 // it cannot pile up channels.
 func TestUnclosedChannels(t *testing.T) {
