@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
 )
@@ -84,6 +85,7 @@ func TestTemplates(t *testing.T) {
 		`{{internal["logins"]}}`:                            "[a b]",
 		"{{external.none}}":                                 "[]",
 		"{{external.e}}":                                    "[]",
+		"x-{{external.e}}":                                  "[]",
 		"{{email.local(external.mail)}}":                    "[Jo]",
 		"{{email.local(external.bad)}}":                     "[]",
 		"{{strings.lower(external.mail)}}":                  "[jo@x.org]",
@@ -113,7 +115,7 @@ func FuzzGlob(f *testing.F) {
 	f.Add("a*a", "a")
 	f.Add("**", "")
 	f.Fuzz(func(t *testing.T, glob, value string) {
-		if isRegexp(glob) || len(glob) > 200 || !strings.Contains(glob, "*") || strings.ContainsRune(glob+value, '\uFFFD') {
+		if isRegexp(glob) || len(glob) > 200 || !strings.Contains(glob, "*") || !utf8.ValidString(glob) || !utf8.ValidString(value) {
 			return
 		}
 		p, err := compilePattern(glob)

@@ -186,6 +186,26 @@ func TestVectors(t *testing.T) {
 		}, []reply{
 			{database(nil), "admin/orders", false, `role "r0" allows database users reader; "admin" is not among them`},
 		}},
+		{"a denied wildcard", "v7", []string{"allow: {logins: [root], " + all + "}", "deny: {logins: ['*']}"}, []reply{
+			{nodeWith(nil), "root", false, `role "r1" denies login "root"`},
+		}},
+		{"a deny that fails denies", "v7", []string{"allow: {logins: [root], " + all + "}",
+			`deny: {node_labels_expression: 'contains(email.local(user.spec.traits["team"]), "x")'}`}, []reply{
+			{nodeWith(nil), "root", false, `role "r1" denies node "web1" by its labels`},
+		}},
+		{"an allow that fails does not allow", "v7", []string{
+			`allow: {logins: [root], node_labels_expression: 'true || contains(email.local(user.spec.traits["team"]), "x")'}`,
+			`allow: {logins: [ubuntu], node_labels_expression: '!contains(email.local(user.spec.traits["team"]), "x")'}`}, []reply{
+			{nodeWith(nil), "root", true, ""},
+			{nodeWith(nil), "ubuntu", false, ""},
+		}},
+		{"a deny that this version cannot evaluate denies", "v7", []string{"allow: {logins: [root], " + all + "}",
+			`deny: {node_labels_expression: 'moon(labels["a"])'}`}, []reply{
+			{nodeWith(nil), "root", false, "cannot be evaluated"},
+		}},
+		{"an empty pattern matches nothing", "v7", []string{"allow: {logins: [root], node_labels: {env: ''}}"}, []reply{
+			{nodeWith(labels{"env": ""}), "root", false, ""},
+		}},
 		{"namespaces", "v7", []string{"allow: {logins: [root], namespaces: [other], " + all + "}"}, []reply{
 			{nodeWith(nil), "root", false, ""},
 		}},
@@ -209,6 +229,27 @@ func TestVectors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestVisible: labels alone decide what is seen.
+func TestVisible(t *testing.T) {
+	for _, tt := range []struct {
+		version, spec string
+		want          bool
+	}{
+		{"v3", "allow: {}", false}, // labels by default only with logins
+		{"v3", "allow: {logins: [root]}", true},
+		{"v7", "allow: {node_labels: {'*': '*'}}", true},
+		{"v7", "allow: {node_labels: {'*': '*'}}\ndeny: {logins: [root]}", true},
+		{"v7", "allow: {node_labels: {'*': '*'}}\ndeny: {node_labels: {'*': '*'}}", false},
+		{"v7", "allow: {node_labels: {'*': '*'}}\noptions: {require_session_mfa: true}", true},
+		{"v7", "allow: {node_labels: {'*': '*'}}\noptions: {moon: true}", false},
+	} {
+		r := role(t, "a", tt.version, tt.spec)
+		if d := NewPolicy([]*Role{r}, 1).Visible(user(r), nodeWith(nil)); d.Allowed != tt.want {
+			t.Errorf("%s %s: %+v", tt.version, tt.spec, d)
+		}
 	}
 }
 
@@ -347,10 +388,16 @@ deny:
 	if err := p.CheckRule(id, "user", "create"); err == nil || err.Error() != `no role of "alice" allows create on user` {
 		t.Errorf("error %v", err)
 	}
-	for _, kind := range []sallyport.IdentityKind{sallyport.KindAgent, sallyport.KindGateway, "", "other"} {
+	everything := role(t, "all", "v7", "allow: {logins: [root], node_labels: {'*': '*'}, rules: [{resources: ['*'], verbs: ['*']}]}")
+	p = NewPolicy([]*Role{everything}, 1)
+	id = user(everything)
+	if !ask(p, id, nodeWith(nil), "root").Allowed {
+		t.Error("a user is not let in")
+	}
+	for _, kind := range []sallyport.IdentityKind{sallyport.KindAuth, sallyport.KindLocalAdmin, sallyport.KindAgent, sallyport.KindGateway, "", "other"} {
 		host := id
 		host.Kind = kind
-		if p.CheckRule(host, "lock", "update") == nil || ask(p, host, nodeWith(nil), "root").Allowed {
+		if kind != sallyport.KindLocalAdmin && p.CheckRule(host, "lock", "update") == nil || ask(p, host, nodeWith(nil), "root").Allowed {
 			t.Errorf("an identity of kind %q is let in by role names", kind)
 		}
 	}
