@@ -39,6 +39,7 @@ type channel struct {
 	command string // "" for a shell
 	program *process
 	started bool   // shell or exec was granted or tried: RFC 4254 section 6.5
+	running bool   // notices can be shown; guarded by conn.mu
 	begin   func() // what follows the answer to a request; may be nil
 	pumps   sync.WaitGroup
 }
@@ -71,6 +72,8 @@ func (ch *channel) say(text string) {
 		_, _ = ch.errs.Write([]byte(text))
 	}
 }
+
+func (ch *channel) warn(fact string) { ch.say("WARNING: " + fact + "\r\n") }
 
 // serve answers the client's requests until it closes the channel or is gone,
 // and then leaves nothing behind.
@@ -210,8 +213,8 @@ func (ch *channel) start(command string) bool {
 	if ch.tty != nil {
 		ch.conn.interactive.Store(true)
 	}
-	for _, fact := range ch.conn.takeNotices() {
-		ch.say("WARNING: " + fact + "\r\n")
+	for _, fact := range ch.conn.takeNotices(ch) {
+		ch.warn(fact)
 	}
 	p, warning, err := startProcess(ch.launch())
 	if warning != "" {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -153,7 +154,8 @@ type connection struct {
 
 	mu       sync.Mutex
 	channels map[*channel]struct{} // open; guarded by mu
-	notices  []string              // refusals that no channel has told yet; guarded by mu
+	noticed  []string              // refusals that have been told or will be; guarded by mu
+	notices  []string              // those of them that wait for a channel; guarded by mu
 }
 
 // serve runs the connection. The client's channels arrive on this goroutine.
@@ -193,12 +195,12 @@ func (c *connection) answerGlobal(requests <-chan *ssh.Request) {
 	for q := range requests {
 		r := globalRuleOf(q.Type)
 		ok := r.serve != nil && r.serve(c, q)
-		// An error means that the connection is gone, which ends the loop.
-		_ = q.Reply(ok, nil)
 		if r.fact != "" {
 			c.notice(r.fact)
 			c.refused(r.rule, nil)
 		}
+		// An error means that the connection is gone, which ends the loop.
+		_ = q.Reply(ok, nil)
 	}
 }
 
@@ -276,26 +278,31 @@ func (c *connection) remove(ch *channel) {
 	delete(c.channels, ch)
 }
 
-const maxNotices = 8
-
-// notice keeps a fact for the next channel that can show it: a global request
-// has no words in its refusal.
+// notice shows a fact once, on a channel that is open or else on the next one:
+// a global request has no words in its refusal. Facts are those of the table of
+// rules, so there are few.
 func (c *connection) notice(fact string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, known := range c.notices {
-		if known == fact {
+	if slices.Contains(c.noticed, fact) {
+		return
+	}
+	c.noticed = append(c.noticed, fact)
+	for ch := range c.channels {
+		if ch.running {
+			// A client that does not read holds nothing up but this.
+			c.running.Go(func() { ch.warn(fact) })
 			return
 		}
 	}
-	if len(c.notices) < maxNotices {
-		c.notices = append(c.notices, fact)
-	}
+	c.notices = append(c.notices, fact)
 }
 
-func (c *connection) takeNotices() []string {
+// takeNotices gives what the first program of the connection has to show.
+func (c *connection) takeNotices(ch *channel) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	ch.running = true
 	list := c.notices
 	c.notices = nil
 	return list

@@ -9,9 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -578,50 +576,4 @@ func TestNoThreadPerSession(t *testing.T) {
 	if after := threads(); after > before+30 {
 		t.Errorf("%d threads with 60 sessions, %d before", after, before)
 	}
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if code == 0 && children() > 0 {
-		fmt.Fprintln(os.Stderr, "processes were left behind")
-		code = 1
-	}
-	if left := goroutines(); code == 0 && left != "" {
-		fmt.Fprintln(os.Stderr, "goroutines were left behind\n"+left)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// goroutines gives the stacks of those that serve SSH, once they had time to
-// end.
-func goroutines() string {
-	for end := time.Now().Add(5 * time.Second); ; {
-		buf := make([]byte, 4<<20)
-		var left []string
-		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			if strings.Contains(stack, "protocol/ssh.") && !strings.Contains(stack, "TestMain") || strings.Contains(stack, "crypto/ssh.") {
-				left = append(left, stack)
-			}
-		}
-		if len(left) == 0 || time.Now().After(end) {
-			return strings.Join(left, "\n\n")
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-}
-
-// children counts what this process has not reaped.
-func children() int {
-	out, err := exec.Command("ps", "--ppid", strconv.Itoa(os.Getpid()), "-o", "pid=,comm=").Output()
-	if err != nil {
-		return 0
-	}
-	n := 0
-	for line := range strings.Lines(string(out)) {
-		if !strings.HasSuffix(strings.TrimSpace(line), " ps") {
-			n++
-		}
-	}
-	return n
 }
