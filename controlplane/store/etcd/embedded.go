@@ -77,6 +77,13 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 		release()
 		return nil, err
 	}
+	for _, name := range []string{clientSock, peerSock} { // the directory is closed to others already
+		if err := os.Chmod(filepath.Join(dir, name), 0o600); err != nil {
+			server.Close()
+			release()
+			return nil, err
+		}
+	}
 	return embedded(cfg, server, func() { log.quiet.Store(true) }, release), nil
 }
 

@@ -97,6 +97,11 @@ func TestEmbeddedModes(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("directory: %v, %v", info.Mode(), err)
 	}
+	for _, name := range []string{clientSock, peerSock, "lock"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+	}
 }
 
 // TestEmbeddedLongPath: a Unix socket's path has at most 107 bytes, a data
