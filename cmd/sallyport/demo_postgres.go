@@ -157,7 +157,11 @@ func schema(users []string) string {
 			add("GRANT pg_write_all_data TO " + quoteIdent(u))
 		}
 	}
-	add("CREATE DATABASE " + demoDatabase)
+	owner := ""
+	if len(users) > 0 {
+		owner = " OWNER " + quoteIdent(users[len(users)-1])
+	}
+	add("CREATE DATABASE " + demoDatabase + owner)
 	return b.String()
 }
 
