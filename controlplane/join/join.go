@@ -74,6 +74,10 @@ type Spec struct {
 	Labels    map[string]string
 	TTL       time.Duration // 0: DefaultTTL
 	SingleUse bool
+
+	// Record, when set, is called with the token before it is stored. Its
+	// error ends the creation.
+	Record func(Token) error
 }
 
 // Tokens keeps them. All methods may be called concurrently.
@@ -135,6 +139,11 @@ func (t *Tokens) Create(ctx context.Context, s Spec) (secret string, _ Token, er
 	} else {
 		rec.Name = "chosen-" + hash(secret)[:8]
 	}
+	if s.Record != nil {
+		if err := s.Record(rec.token()); err != nil {
+			return "", Token{}, err
+		}
+	}
 	value, err := json.Marshal(rec)
 	if err != nil {
 		return "", Token{}, err
@@ -176,22 +185,36 @@ func (t *Tokens) List(ctx context.Context) ([]Token, error) {
 
 // Delete removes a token by its name or its secret.
 func (t *Tokens) Delete(ctx context.Context, nameOrSecret string) error {
-	items, _, err := t.store.List(ctx, "tokens")
+	it, _, err := t.find(ctx, nameOrSecret)
 	if err != nil {
 		return err
+	}
+	_, err = t.store.Apply(ctx, store.Op{Key: it.Key, Delete: true, Expect: store.Any})
+	return err
+}
+
+// Find returns a token by its name or its secret.
+func (t *Tokens) Find(ctx context.Context, nameOrSecret string) (Token, error) {
+	_, rec, err := t.find(ctx, nameOrSecret)
+	return rec.token(), err
+}
+
+func (t *Tokens) find(ctx context.Context, nameOrSecret string) (store.Item, record, error) {
+	items, _, err := t.store.List(ctx, "tokens")
+	if err != nil {
+		return store.Item{}, record{}, err
 	}
 	want := key(hash(nameOrSecret))
 	for _, it := range items {
 		rec, err := decode(it)
 		if err != nil {
-			return err
+			return store.Item{}, record{}, err
 		}
 		if it.Key == want || rec.Name == nameOrSecret {
-			_, err := t.store.Apply(ctx, store.Op{Key: it.Key, Delete: true, Expect: store.Any})
-			return err
+			return it, rec, nil
 		}
 	}
-	return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no such token", Hint: "list them with sallyctl tokens ls"}
+	return store.Item{}, record{}, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no such token", Hint: "list them with sallyctl tokens ls"}
 }
 
 // Use is a host that wants to join.

@@ -58,6 +58,10 @@ type Claim struct {
 	Token    string
 	Password string
 	Code     string // of the offered device; "" for none where the policy allows it
+
+	// Record, when set, is called once, when all has been checked and before
+	// anything changes. Its error ends the claim, and the link stays good.
+	Record func(User) error
 }
 
 func linkKey(hash string) string { return "links/" + hash }
@@ -142,6 +146,9 @@ func (l *Login) Claim(ctx context.Context, claim Claim) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
+	if err := claim.record(c, withDevice); err != nil {
+		return User{}, err
+	}
 	for range maxRaces {
 		u, err := l.useLink(ctx, c, password, withDevice, step)
 		if !errors.Is(err, sallyport.ErrConflict) && !errors.Is(err, sallyport.ErrNotFound) {
@@ -153,6 +160,18 @@ func (l *Login) Claim(ctx context.Context, claim Claim) (User, error) {
 		}
 	}
 	return User{}, busy()
+}
+
+func (claim Claim) record(c *claimed, withDevice bool) error {
+	if claim.Record == nil {
+		return nil
+	}
+	u := c.rec.user(c.userItem.Revision)
+	u.Claimed, u.MFA = true, ""
+	if withDevice {
+		u.MFA = c.link.TOTP.ID
+	}
+	return claim.Record(u)
 }
 
 // useLink writes the user as claimed and removes the link, both or none.
