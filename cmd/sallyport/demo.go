@@ -49,7 +49,7 @@ func (c *demoCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	d.node = &node{cfg: cfg, log: logger(p.stderr, cfg.Log), started: make(chan error, 1)}
+	d.node = newNode(cfg, logger(p.stderr, cfg.Log))
 	defer d.close()
 	if err := d.open(); err != nil {
 		return err
@@ -94,6 +94,7 @@ func (d *demo) open() error {
 	if err := n.prepareDir(); err != nil {
 		return err
 	}
+	n.serveAdmin()
 	if err := d.pickPort(); err != nil {
 		return err
 	}
@@ -348,22 +349,4 @@ func (d *demo) ready(ctx context.Context, node string) error {
 		return err
 	}
 	return os.Rename(tmp, d.ReadyJSON)
-}
-
-type statusCmd struct {
-	DataDir string `name:"data-dir" default:"/var/lib/sallyport" help:"Data directory of the running sallyport."`
-}
-
-// Run says whether one runs there; sallyctl status says more on auth's machine.
-func (c *statusCmd) Run(p *program) error {
-	b, err := os.ReadFile(filepath.Join(c.DataDir, "lock"))
-	if err != nil {
-		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport runs on " + c.DataDir, Hint: "sallyport start", Cause: err}
-	}
-	pid := strings.TrimSpace(string(b))
-	if _, err := os.Stat(filepath.Join("/proc", pid)); err != nil {
-		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport runs on " + c.DataDir + "; the last one was process " + pid, Hint: "sallyport start"}
-	}
-	_, err = fmt.Fprintf(p.stdout, "sallyport runs on %s as process %s\n", c.DataDir, pid)
-	return err
 }

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,15 +63,27 @@ type node struct {
 	gateway *gatewayRole
 	agent   *agentRole
 
-	started  chan error // what has begun and ends only with ctx
-	stopAuth context.CancelFunc
-	authDone chan struct{}
+	since     time.Time
+	started   chan error // what has begun and ends only with ctx
+	stopAuth  context.CancelFunc
+	authDone  chan struct{}
+	stopAdmin context.CancelFunc
+	adminDone chan struct{}
+
+	// What the admin socket shows, as the roles open.
+	api          atomic.Pointer[http.Handler]
+	shownGateway atomic.Pointer[gatewayRole]
+	shownAgent   atomic.Pointer[agentRole]
+}
+
+func newNode(cfg *config, log *slog.Logger) *node {
+	return &node{cfg: cfg, log: log, since: time.Now(), started: make(chan error, 2)}
 }
 
 // openNode opens the roles in the order in which they need each other: auth,
 // which the gateway joins; the gateway, through which an agent reaches auth.
 func openNode(ctx context.Context, cfg *config, log *slog.Logger) (n *node, err error) {
-	n = &node{cfg: cfg, log: log, started: make(chan error, 1)}
+	n = newNode(cfg, log)
 	defer func() {
 		if err != nil {
 			n.close()
@@ -78,6 +92,7 @@ func openNode(ctx context.Context, cfg *config, log *slog.Logger) (n *node, err 
 	if err := n.prepareDir(); err != nil {
 		return nil, err
 	}
+	n.serveAdmin()
 	if cfg.has(roleAuth) {
 		if err := n.startAuth(ctx); err != nil {
 			return nil, err
@@ -117,8 +132,31 @@ func (n *node) prepareDir() error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	if _, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
+		return err
+	}
+	n.admin, err = unixListener(filepath.Join(n.cfg.DataDir, adminSocket))
 	return err
+}
+
+// serveAdmin answers on the admin socket from the first moment on: state and
+// counters in every role, the API where auth is.
+func (n *node) serveAdmin() {
+	ctx, stop := context.WithCancel(context.Background())
+	n.stopAdmin, n.adminDone = stop, make(chan struct{})
+	handler := n.serveStatus(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h := n.api.Load(); h != nil {
+			(*h).ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "auth does not run in this process, or not yet", http.StatusServiceUnavailable)
+	}))
+	go func() {
+		defer close(n.adminDone)
+		if err := api.ServeAdmin(ctx, n.admin, handler); err != nil && ctx.Err() == nil {
+			n.started <- fmt.Errorf("admin socket: %w", err)
+		}
+	}()
 }
 
 // startAuth opens auth and serves at once: the other roles of this process join
@@ -129,14 +167,12 @@ func (n *node) startAuth(ctx context.Context) error {
 		return err
 	}
 	n.auth = a
-	if n.admin, err = unixListener(filepath.Join(n.cfg.DataDir, adminSocket)); err != nil {
-		return err
-	}
+	handler := a.server.Handler(nil)
+	n.api.Store(&handler)
 	actx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.stopAuth, n.authDone = stop, make(chan struct{})
 	g, gctx := errgroup.WithContext(actx)
 	g.Go(func() error { return a.run(gctx) })
-	g.Go(func() error { return api.ServeAdmin(gctx, n.admin, a.server.Handler(nil)) })
 	go func() {
 		defer close(n.authDone)
 		if err := g.Wait(); err != nil && actx.Err() == nil {
@@ -172,6 +208,7 @@ func (n *node) openGateway(ctx context.Context) error {
 		return err
 	}
 	n.gateway = g
+	n.shownGateway.Store(g)
 	for _, a := range g.gateway.Addrs() {
 		n.log.Info("gateway listens", "address", a)
 	}
@@ -204,8 +241,11 @@ func (n *node) openAgent(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	n.agent, err = openAgent(n.cfg, host, gateways, n.log)
-	return err
+	if n.agent, err = openAgent(n.cfg, host, gateways, n.log); err != nil {
+		return err
+	}
+	n.shownAgent.Store(n.agent)
+	return nil
 }
 
 // join opens the standing of a host that joined before, or joins: by a token of
@@ -287,6 +327,10 @@ func (n *node) close() {
 	if n.stopAuth != nil {
 		n.stopAuth()
 		<-n.authDone
+	}
+	if n.stopAdmin != nil {
+		n.stopAdmin()
+		<-n.adminDone
 	}
 	if n.admin != nil {
 		n.admin.Close()

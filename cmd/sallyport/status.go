@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/sallyport/sallyport"
+)
+
+const statusTimeout = 5 * time.Second
+
+// nodeStatus is what a running process says of itself on its admin socket.
+type nodeStatus struct {
+	Version    string         `json:"version"`
+	PID        int            `json:"pid"`
+	Since      time.Time      `json:"since"`
+	Roles      []string       `json:"roles"`
+	Cluster    string         `json:"cluster"`
+	Goroutines int            `json:"goroutines"`
+	Gateway    *gatewayStatus `json:"gateway,omitempty"`
+	Agent      *agentStatus   `json:"agent,omitempty"`
+}
+
+type gatewayStatus struct {
+	Listen   []string          `json:"listen"`
+	Relays   int               `json:"relays"`
+	Waiting  int               `json:"waiting"`
+	HalfOpen int               `json:"half_open"`
+	BytesIn  uint64            `json:"bytes_in"`
+	BytesOut uint64            `json:"bytes_out"`
+	Outcomes map[string]uint64 `json:"outcomes"`
+	Tunnel   map[string]uint64 `json:"tunnel_outcomes"`
+	Tunnels  []tunnelStatus    `json:"tunnels"`
+}
+
+type tunnelStatus struct {
+	Agent     string    `json:"agent"`
+	Version   string    `json:"version"`
+	Since     time.Time `json:"since"`
+	Resources int       `json:"resources"`
+	Streams   int       `json:"streams"`
+	Parked    int       `json:"parked"`
+	RTTMicros int64     `json:"rtt_us"`
+}
+
+type agentStatus struct {
+	Sessions  int               `json:"sessions"`
+	Streams   int               `json:"streams"`
+	Refused   map[string]uint64 `json:"refused"`
+	Snapshot  uint64            `json:"snapshot_revision"`
+	Contact   time.Time         `json:"last_contact_with_auth"`
+	Spool     spoolStatus       `json:"audit_spool"`
+	Resources []string          `json:"resources"`
+}
+
+type spoolStatus struct {
+	Sequence     uint64 `json:"sequence"`
+	Acknowledged uint64 `json:"acknowledged"`
+	Bytes        int64  `json:"bytes"`
+	MaxBytes     int64  `json:"max_bytes"`
+	Refusing     bool   `json:"refusing"`
+	Problem      string `json:"problem,omitempty"`
+}
+
+func (n *node) status() nodeStatus {
+	s := nodeStatus{Version: version, PID: os.Getpid(), Since: n.since, Roles: n.cfg.Roles, Cluster: n.cfg.Cluster, Goroutines: runtime.NumGoroutine()}
+	if g := n.shownGateway.Load(); g != nil {
+		s.Gateway = g.status()
+	}
+	if a := n.shownAgent.Load(); a != nil {
+		s.Agent = a.status()
+		s.Cluster = a.host.Cluster()
+	}
+	return s
+}
+
+func (r *gatewayRole) status() *gatewayStatus {
+	g := r.gateway.Snapshot()
+	s := &gatewayStatus{Relays: g.Relays, Waiting: g.Waiting, BytesIn: g.BytesIn, BytesOut: g.BytesOut, Outcomes: g.Outcomes, Tunnels: []tunnelStatus{}}
+	for _, a := range r.gateway.Addrs() {
+		s.Listen = append(s.Listen, a.String())
+	}
+	if r.hub == nil {
+		return s
+	}
+	h := r.hub.Status()
+	s.HalfOpen, s.Tunnel = h.HalfOpen, h.Counters
+	for _, t := range h.Tunnels {
+		s.Tunnels = append(s.Tunnels, tunnelStatus{Agent: t.AgentID, Version: t.Version, Since: t.Since, Resources: t.Resources, Streams: t.Streams, Parked: t.Parked, RTTMicros: t.RoundTrip.Microseconds()})
+	}
+	return s
+}
+
+func (r *agentRole) status() *agentStatus {
+	spool := r.spool.Status()
+	s := &agentStatus{
+		Sessions: r.agent.Door.Sessions(), Streams: r.agent.Streams(), Refused: r.agent.Door.Refused(), Snapshot: r.host.Keeper().Revision(),
+		Spool: spoolStatus{spool.Sequence, spool.Acknowledged, spool.Bytes, spool.MaxBytes, spool.Refusing, spool.Problem},
+	}
+	if t, _ := r.host.Keeper().Trust(); t != nil {
+		s.Contact = t.IssuedAt
+	}
+	for _, res := range r.host.Resources() {
+		s.Resources = append(s.Resources, string(res.Kind)+"/"+res.Name)
+	}
+	return s
+}
+
+// serveStatus adds the process's own state to what the admin socket serves.
+func (n *node) serveStatus(api http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(n.status())
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		b := bufio.NewWriter(w)
+		writeMetrics(b, n.status())
+		b.Flush()
+	})
+	if api != nil {
+		mux.Handle("/", api)
+	}
+	return mux
+}
+
+// writeMetrics prints the state in Prometheus' text format.
+func writeMetrics(w io.Writer, s nodeStatus) {
+	gauge := func(name string, value any) { fmt.Fprintf(w, "# TYPE %s gauge\n%s %v\n", name, name, value) }
+	counters := func(name string, values map[string]uint64) {
+		if len(values) == 0 {
+			return
+		}
+		fmt.Fprintf(w, "# TYPE %s counter\n", name)
+		for _, k := range slices.Sorted(func(yield func(string) bool) {
+			for k := range values {
+				if !yield(k) {
+					return
+				}
+			}
+		}) {
+			fmt.Fprintf(w, "%s{outcome=%q} %d\n", name, k, values[k])
+		}
+	}
+	fmt.Fprintf(w, "# TYPE sallyport_info gauge\nsallyport_info{version=%q,roles=%q} 1\n", s.Version, strings.Join(s.Roles, ","))
+	gauge("sallyport_start_time_seconds", s.Since.Unix())
+	gauge("sallyport_goroutines", s.Goroutines)
+	if g := s.Gateway; g != nil {
+		gauge("sallyport_gateway_relays", g.Relays)
+		gauge("sallyport_gateway_waiting", g.Waiting)
+		gauge("sallyport_gateway_half_open", g.HalfOpen)
+		gauge("sallyport_gateway_tunnels", len(g.Tunnels))
+		counters("sallyport_gateway_connections_total", g.Outcomes)
+		counters("sallyport_tunnel_events_total", g.Tunnel)
+		fmt.Fprintf(w, "# TYPE sallyport_gateway_bytes_total counter\nsallyport_gateway_bytes_total{direction=\"in\"} %d\nsallyport_gateway_bytes_total{direction=\"out\"} %d\n", g.BytesIn, g.BytesOut)
+		parked, streams := 0, 0
+		for _, t := range g.Tunnels {
+			parked, streams = parked+t.Parked, streams+t.Streams
+		}
+		gauge("sallyport_tunnel_parked", parked)
+		gauge("sallyport_tunnel_streams", streams)
+	}
+	if a := s.Agent; a != nil {
+		gauge("sallyport_agent_sessions", a.Sessions)
+		gauge("sallyport_agent_streams", a.Streams)
+		gauge("sallyport_agent_last_contact_seconds", a.Contact.Unix())
+		gauge("sallyport_audit_spool_bytes", a.Spool.Bytes)
+		gauge("sallyport_audit_spool_unacknowledged", a.Spool.Sequence-a.Spool.Acknowledged)
+		gauge("sallyport_audit_spool_refusing", map[bool]int{true: 1}[a.Spool.Refusing])
+		counters("sallyport_door_refused_total", a.Refused)
+	}
+}
+
+type statusCmd struct {
+	Config  string `name:"config" short:"c" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" default:"/etc/sallyport.yaml" help:"Configuration of the running sallyport; says where its data directory is."`
+	DataDir string `name:"data-dir" env:"SALLY_DATA_DIR" help:"Data directory of the running sallyport, instead of --config."`
+	Format  string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
+}
+
+// Run asks the process on its admin socket.
+func (c *statusCmd) Run(p *program) error {
+	dir := c.DataDir
+	if dir == "" {
+		cfg, err := loadConfig(c.Config)
+		if err != nil {
+			return err
+		}
+		dir = cfg.DataDir
+	}
+	s, err := askStatus(p.ctx, filepath.Join(dir, adminSocket))
+	if err != nil {
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport answers on " + filepath.Join(dir, adminSocket), Hint: "is it running? sallyport start", Cause: err}
+	}
+	if c.Format == "text" {
+		return s.print(p.stdout)
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err == nil && c.Format == "yaml" {
+		b, err = yaml.JSONToYAML(b)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(p.stdout, strings.TrimRight(string(b), "\n"))
+	return err
+}
+
+func askStatus(ctx context.Context, socket string) (*nodeStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	defer hc.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var s nodeStatus
+	return &s, json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&s)
+}
+
+func (s *nodeStatus) print(w io.Writer) error {
+	row := func(name string, format string, args ...any) {
+		fmt.Fprintf(w, "%-18s%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("Version", "%s, process %d, up since %s", s.Version, s.PID, s.Since.Local().Format(time.DateTime))
+	row("Roles", "%s", strings.Join(s.Roles, ", "))
+	row("Cluster", "%s", s.Cluster)
+	if g := s.Gateway; g != nil {
+		row("Gateway", "listens on %s; %d relays, %d waiting, %d half-open", strings.Join(g.Listen, ", "), g.Relays, g.Waiting, g.HalfOpen)
+		for _, t := range g.Tunnels {
+			row("  tunnel", "agent %s: %d resources, %d streams, %d parked, round trip %d us", t.Agent, t.Resources, t.Streams, t.Parked, t.RTTMicros)
+		}
+	}
+	if a := s.Agent; a != nil {
+		row("Agent", "%d sessions; serves %s", a.Sessions, strings.Join(a.Resources, ", "))
+		row("  auth", "last contact %s", a.Contact.Local().Format(time.DateTime))
+		row("  audit spool", "%d events wait for auth, %d of %d MiB%s", a.Spool.Sequence-a.Spool.Acknowledged, a.Spool.Bytes>>20, a.Spool.MaxBytes>>20, map[bool]string{true: "; REFUSING SESSIONS: " + a.Spool.Problem}[a.Spool.Refusing])
+	}
+	return nil
+}
