@@ -138,9 +138,6 @@ func (h *Hello) message(b []byte) (body []byte, need int, err error) {
 				want = handshakeHeader + (int(head[1])<<16 | int(head[2])<<8 | int(head[3]))
 			}
 		}
-		if want > MaxHello {
-			return nil, 0, FaultLarge
-		}
 		if got == 0 && len(seen) >= want {
 			return seen[handshakeHeader:want], 0, nil
 		}

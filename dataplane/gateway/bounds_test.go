@@ -78,7 +78,7 @@ func TestA32_Deadlines(t *testing.T) {
 				t.Errorf("%s: not closed", name)
 			}
 		}
-		eventually(t, "no place is held", func() bool { return r.Snapshot().HalfOpen == 0 })
+		eventually(t, "no place is held", func() bool { return r.Snapshot().Waiting == 0 })
 
 		// An agent that is given a client and says nothing.
 		conn := r.say(hello)
@@ -141,7 +141,7 @@ func TestEndedEarly(t *testing.T) {
 // who says at once what he wants is served meanwhile.
 func TestA140_Flood(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
-		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{HalfOpenSource: 8, SourceRate: 1e6} })
+		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{WaitingSource: 8, SourceRate: 1e6} })
 		var silent []net.Conn
 		for range 8 {
 			silent = append(silent, r.dial())
@@ -150,7 +150,7 @@ func TestA140_Flood(t *testing.T) {
 		for range 50 {
 			closes(t, r.dial())
 		}
-		r.reaches(outcomeSourceHalfOpen, 50)
+		r.reaches(outcomeSourceFull, 50)
 
 		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
 		served := 0
@@ -180,7 +180,7 @@ func TestA140_Flood(t *testing.T) {
 // TestA141_HalfHellos: the place of one that goes is free for the next.
 func TestA141_HalfHellos(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
-		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{HalfOpenSource: 4, SourceRate: 1e6} })
+		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{WaitingSource: 4, SourceRate: 1e6} })
 		for range 20 {
 			var all []net.Conn
 			for range 4 {
@@ -203,7 +203,7 @@ func TestLargeHellos(t *testing.T) {
 		part := rerecord(padded(small[5:], 30<<10), 1<<14)[:20<<10]
 		for range 3 {
 			a, b := r.say(part), r.say(part)
-			large := func() (n int) { r.each(func(w *worker) { n = w.large }); return n }
+			large := func() (n int) { r.each(func(w *lane) { n = w.large }); return n }
 			eventually(t, "both have a buffer", func() bool { return large() == 2 })
 			before := r.count(outcomeLargeHellos)
 			closes(t, r.say(part))
@@ -228,10 +228,10 @@ func TestCrowd(t *testing.T) {
 		return s, bound
 	}
 	t.Run("per source", func(t *testing.T) {
-		c := newCrowd(Bounds{HalfOpenSource: 2}.withDefaults())
+		c := newCrowd(Bounds{WaitingSource: 2}.withDefaults())
 		first, _ := enter(c, "2001:db8::1", false)
 		_, _ = enter(c, "2001:db8::2", false)
-		if _, b := enter(c, "2001:db8::ffff", false); b != outcomeSourceHalfOpen {
+		if _, b := enter(c, "2001:db8::ffff", false); b != outcomeSourceFull {
 			t.Errorf("third of a /64: %v", b)
 		}
 		if _, b := enter(c, "2001:db8:0:1::1", false); b != outcomeAccepted {
@@ -241,7 +241,7 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("an IPv4 address: %v", b)
 		}
 		_, _ = enter(c, "192.0.2.1", false)
-		if _, b := enter(c, "192.0.2.1", false); b != outcomeSourceHalfOpen {
+		if _, b := enter(c, "192.0.2.1", false); b != outcomeSourceFull {
 			t.Errorf("the same address, written twice: %v", b)
 		}
 		c.leave(first, false, now)
@@ -254,14 +254,14 @@ func TestCrowd(t *testing.T) {
 		}
 	})
 	t.Run("reserve", func(t *testing.T) {
-		c := newCrowd(Bounds{HalfOpenGateway: 8}.withDefaults())
+		c := newCrowd(Bounds{WaitingGateway: 8}.withDefaults())
 		c.prove(addr("192.0.2.200"), now)
 		for i := range 6 {
 			if _, b := enter(c, fmt.Sprintf("192.0.2.%d", i), false); b != outcomeAccepted {
 				t.Fatalf("%d: %v", i, b)
 			}
 		}
-		if _, b := enter(c, "192.0.2.100", false); b != outcomeGatewayHalfOpen {
+		if _, b := enter(c, "192.0.2.100", false); b != outcomeGatewayFull {
 			t.Errorf("a stranger in the reserve: %v", b)
 		}
 		for range 2 {
@@ -269,12 +269,12 @@ func TestCrowd(t *testing.T) {
 				t.Errorf("a known source: %v", b)
 			}
 		}
-		if _, b := enter(c, "192.0.2.200", false); b != outcomeGatewayHalfOpen {
+		if _, b := enter(c, "192.0.2.200", false); b != outcomeGatewayFull {
 			t.Errorf("beyond all places: %v", b)
 		}
 	})
 	t.Run("rate", func(t *testing.T) {
-		c := newCrowd(Bounds{HalfOpenSource: 1000, SourceRate: 10}.withDefaults())
+		c := newCrowd(Bounds{WaitingSource: 1000, SourceRate: 10}.withDefaults())
 		var all []*slot
 		for i := range 10 {
 			s, b := enter(c, "192.0.2.1", true)

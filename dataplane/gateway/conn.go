@@ -16,7 +16,7 @@ import (
 // loop and holds everything that is known about the connection: descriptors,
 // addresses, bytes in a buffer of its own if there are any, and a few words.
 type conn struct {
-	*worker
+	*lane
 	fd    int
 	peer  netip.AddrPort // the client, as the socket or a trusted proxy tells
 	local netip.AddrPort // told by a trusted proxy; else the socket's
@@ -213,7 +213,7 @@ func (c *conn) setLowat(n int) (moved bool) {
 
 // own gives the connection a buffer, of which a loop has a bounded number.
 func (c *conn) own() bool {
-	w := c.worker
+	w := c.lane
 	if w.large >= w.bounds.LargeHellos {
 		c.abandon(outcomeLargeHellos)
 		return false
@@ -236,7 +236,7 @@ func (c *conn) disown() {
 	}
 	c.large--
 	if len(c.spare) < sparesKept {
-		c.worker.spare = append(c.worker.spare, c.buf[:0])
+		c.lane.spare = append(c.lane.spare, c.buf[:0])
 	}
 	c.buf = nil
 }

@@ -44,8 +44,8 @@ const (
 	outcomeUnrecognizedName
 	outcomeNoApplicationProtocol
 	outcomeNoUpstream
-	outcomeSourceHalfOpen
-	outcomeGatewayHalfOpen
+	outcomeSourceFull
+	outcomeGatewayFull
 	outcomeSourceRate
 	outcomeLargeHellos
 	outcomeInternal
@@ -67,7 +67,7 @@ func (o outcome) String() string {
 		outcomeProxyRefused: "proxy_refused", outcomeEarlyBytes: "early_bytes", outcomeOutOfOrder: "out_of_order",
 		outcomeHelloRecord: "hello_record", outcomeHelloSyntax: "hello_syntax", outcomeHelloLarge: "hello_large", outcomeHelloName: "hello_name",
 		outcomeUnrecognizedName: "unrecognized_name", outcomeNoApplicationProtocol: "no_application_protocol", outcomeNoUpstream: "no_upstream",
-		outcomeSourceHalfOpen: "source_half_open", outcomeGatewayHalfOpen: "gateway_half_open", outcomeSourceRate: "source_rate",
+		outcomeSourceFull: "source_full", outcomeGatewayFull: "gateway_full", outcomeSourceRate: "source_rate",
 		outcomeLargeHellos: "large_hellos", outcomeInternal: "internal", outcomeClosed: "closed",
 	}[o]
 }
@@ -84,7 +84,7 @@ func (c *counters) add(o outcome) { c.outcomes[o].Add(1) }
 
 // Snapshot is what an operator may see of a gateway.
 type Snapshot struct {
-	HalfOpen int               // connections that are not routed yet
+	Waiting  int               // connections that are not routed yet
 	Relays   int               // that run
 	BytesIn  uint64            // from clients, of relays that have ended
 	BytesOut uint64            // to clients, of relays that have ended

@@ -14,7 +14,7 @@ type crowd struct {
 	bounds Bounds
 
 	mu    sync.Mutex
-	half  map[netip.Prefix]int // at most bounds.HalfOpenGateway entries
+	half  map[netip.Prefix]int // at most bounds.WaitingGateway entries
 	total int
 	rate  fading[int64] // when the source's next connection is within its rate, Unix nanoseconds
 	known fading[struct{}]
@@ -74,7 +74,7 @@ func (c *crowd) enter(s *slot, from netip.Addr, charge bool, now time.Time) (bou
 
 func (c *crowd) placeLocked(s *slot, source netip.Prefix, now time.Time) (outcome, bool) {
 	_, known := c.known.get(source, now)
-	perSource, inAll := c.bounds.HalfOpenSource, c.bounds.HalfOpenGateway
+	perSource, inAll := c.bounds.WaitingSource, c.bounds.WaitingGateway
 	if known {
 		perSource *= knownFactor
 	} else if !s.exempt {
@@ -82,9 +82,9 @@ func (c *crowd) placeLocked(s *slot, source netip.Prefix, now time.Time) (outcom
 	}
 	switch {
 	case c.total >= inAll:
-		return outcomeGatewayHalfOpen, false
+		return outcomeGatewayFull, false
 	case !s.exempt && c.half[source] >= perSource:
-		return outcomeSourceHalfOpen, false
+		return outcomeSourceFull, false
 	}
 	s.source, s.held = source, true
 	c.total++

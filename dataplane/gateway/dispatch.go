@@ -5,6 +5,7 @@ package gateway
 import (
 	"crypto/rand"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/tunnel"
 )
@@ -12,6 +13,10 @@ import (
 // dispatch sends a connection whose hello has been read on its way.
 func (c *conn) dispatch(r alpn.Route) {
 	c.routed = r.Class
+	if !c.afterPostgres(r) {
+		c.refuseRoute(alpn.NoApplicationProtocol)
+		return
+	}
 	switch r.Class {
 	case alpn.Refuse:
 		c.refuseRoute(r.Alert)
@@ -29,6 +34,28 @@ func (c *conn) dispatch(r alpn.Route) {
 	}
 }
 
+// afterPostgres says that the route is one that a PostgreSQL client can mean. A
+// hello behind its requests gets nowhere else: who puts them before another
+// client's hello (as Opossum does with upgrades) gains nothing.
+func (c *conn) afterPostgres(r alpn.Route) bool {
+	if c.said&(saidSSL|saidGSSENC) == 0 {
+		return true
+	}
+	switch r.Class {
+	case alpn.Resource:
+		return r.Kind == kindDB || r.Kind == kindTCP
+	case alpn.Static, alpn.Refuse:
+		return true
+	}
+	return false
+}
+
+// The kinds whose clients may speak PostgreSQL.
+const (
+	kindDB  = string(sallyport.KindDatabase)
+	kindTCP = string(sallyport.KindTCP)
+)
+
 func (c *conn) refuseRoute(a alpn.Alert) {
 	if a == alpn.NoApplicationProtocol {
 		c.refuse(a, outcomeNoApplicationProtocol)
@@ -44,12 +71,13 @@ func (c *conn) lease() {
 		c.refuse(alpn.UnrecognizedName, outcomeLeaseFailed)
 		return
 	}
+	attempt := c.attempt
 	c.stage = leasing
 	cancel := c.cfg.Tunnels.Lease(c.loop, tunnel.LeaseRequest{
 		Kind: c.kind, Name: c.name, Source: c.peer, ConnectionID: c.id, Attempt: c.attempt,
 	}, c)
-	if c.stage != leasing {
-		return // answered from within
+	if c.stage != leasing || c.attempt != attempt {
+		return // answered from within, and perhaps asked again from within that
 	}
 	c.cancel = cancel
 	c.await()

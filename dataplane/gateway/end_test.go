@@ -304,6 +304,11 @@ func TestStaticByName(t *testing.T) {
 func TestDrain(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
 		r := newRig(t, loops, nil)
+		for _, b := range []string{"GET / HTTP/1.1\r\n\r\n", "garbage", "\x16\x03\x01\x00\x01\x02"} {
+			conn := r.say([]byte(b))
+			_, _ = io.Copy(io.Discard, conn)
+			conn.Close()
+		}
 		conn := r.say(helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL)))
 		agent := r.tunnels.agent()
 		_, err := agent.Write([]byte("up"))

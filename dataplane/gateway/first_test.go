@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -94,6 +95,26 @@ func TestA63_EarlyBytes(t *testing.T) {
 	})
 }
 
+// TestA63_BytesInBetween: bytes that come after the look at the request and
+// before the answer to it.
+func TestA63_BytesInBetween(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops[:1], nil)
+		fd, client := pair(r.tunnels.listen)
+		defer client.Close()
+		check(t, client.SetDeadline(time.Now().Add(patience)))
+		_, err := client.Write(join(pgSSL, []byte{0x16}))
+		check(t, err)
+		r.each(func(w *lane) {
+			c := &conn{lane: w, fd: fd, other: -1, lowat: 1}
+			w.conns[c] = struct{}{}
+			c.say(len(pgSSL), saidSSL, 'S')
+		})
+		closes(t, client)
+		r.reaches(outcomeEarlyBytes, 1)
+	})
+}
+
 func expect(t testing.TB, conn net.Conn, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
@@ -138,6 +159,18 @@ func TestA110_Postgres(t *testing.T) {
 			check(t, err)
 			closes(t, conn)
 			r.reaches(outcomeOutOfOrder, uint64(i+1))
+		}
+
+		// Nothing but a database is reached behind a request.
+		for _, tls := range []struct{ name, protocol string }{{cluster, "h2"}, {cluster, alpn.Auth1}, {"host.node.gw.test", alpn.SSH1}} {
+			conn := r.say(pgSSL)
+			expect(t, conn, "S")
+			_, err := conn.Write(helloBytes(t, r.ca.client(tls.name, tls.protocol)))
+			check(t, err)
+			want := alpn.NoApplicationProtocol.Record()
+			if got := readAll(t, conn); !bytes.Equal(got, want[:]) {
+				t.Errorf("%s with %s behind an SSLRequest: %v", tls.name, tls.protocol, got)
+			}
 		}
 
 		conn := r.say(pgStartup)

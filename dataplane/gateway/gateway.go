@@ -52,17 +52,17 @@ type Bounds struct {
 	// Connect is how long an upstream may take when there is another one; 3 s.
 	Connect time.Duration
 
-	HalfOpenSource  int // connections that wait, per source (/32, /64); 16
-	HalfOpenGateway int // and in all; 4,096
-	SourceRate      int // new ones per source and second; 20
-	LargeHellos     int // hellos of more than 16 KiB at once, per loop; 64
+	WaitingSource  int // connections that wait, per source (/32, /64); 16
+	WaitingGateway int // and in all; 4,096
+	SourceRate     int // new ones per source and second; 20
+	LargeHellos    int // hellos of more than 16 KiB at once, per loop; 64
 }
 
 func (b Bounds) withDefaults() Bounds {
 	def(&b.Stage, 10*time.Second)
 	def(&b.Connect, 3*time.Second)
-	def(&b.HalfOpenSource, 16)
-	def(&b.HalfOpenGateway, 4096)
+	def(&b.WaitingSource, 16)
+	def(&b.WaitingGateway, 4096)
 	def(&b.SourceRate, 20)
 	def(&b.LargeHellos, 64)
 	return b
@@ -97,17 +97,17 @@ type StaticRoute struct {
 
 // Gateway is a running gateway.
 type Gateway struct {
-	cfg     Config
-	bounds  Bounds
-	log     *slog.Logger
-	table   *alpn.Table
-	auth    *upstream
-	static  []*upstream
-	crowd   *crowd
-	workers []*worker
-	addrs   []netip.AddrPort
-	ids     atomic.Uint64 // of relays
-	counts  counters
+	cfg    Config
+	bounds Bounds
+	log    *slog.Logger
+	table  *alpn.Table
+	auth   *upstream
+	static []*upstream
+	crowd  *crowd
+	lanes  []*lane
+	addrs  []netip.AddrPort
+	ids    atomic.Uint64 // of relays
+	counts counters
 
 	ctx    context.Context // done when the gateway closes
 	stop   context.CancelFunc
@@ -200,7 +200,7 @@ func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
 // has ended or ctx is done. What was queued at the sockets is still accepted:
 // a listening socket that closes resets its queue.
 func (g *Gateway) Drain(ctx context.Context) error {
-	g.each(func(w *worker) { w.unlisten() })
+	g.each(func(w *lane) { w.unlisten() })
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	for {
@@ -220,7 +220,7 @@ const drainTick = 50 * time.Millisecond
 // open is the number of connections that are still in the loops' hands.
 func (g *Gateway) open() (n int) {
 	var mu sync.Mutex
-	g.each(func(w *worker) {
+	g.each(func(w *lane) {
 		mu.Lock()
 		defer mu.Unlock()
 		n += len(w.conns) + len(w.links)
@@ -233,16 +233,16 @@ func (g *Gateway) open() (n int) {
 func (g *Gateway) Close() {
 	g.closed.Do(func() {
 		g.stop()
-		g.each(func(w *worker) { w.close() })
+		g.each(func(w *lane) { w.close() })
 	})
 	g.tasks.Wait()
 }
 
-// each runs f once for every worker, on the thread of its loop, and waits. A
+// each runs f once for every lane, on the thread of its loop, and waits. A
 // loop that is closed already has no thread: then f runs here.
-func (g *Gateway) each(f func(*worker)) {
+func (g *Gateway) each(f func(*lane)) {
 	var wg sync.WaitGroup
-	for _, w := range g.workers {
+	for _, w := range g.lanes {
 		wg.Add(1)
 		step := func() { defer wg.Done(); f(w) }
 		if !w.loop.Post(step) {

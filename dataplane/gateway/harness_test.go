@@ -181,7 +181,7 @@ type rig struct {
 
 // generous bounds, so that tests from one address do not count as a flood.
 func generous() Bounds {
-	return Bounds{HalfOpenSource: 4000, SourceRate: 1e6}
+	return Bounds{WaitingSource: 4000, SourceRate: 1e6}
 }
 
 func newRig(t testing.TB, loops []relay.Loop, change func(*Config)) *rig {
@@ -230,7 +230,7 @@ func (r *rig) reaches(o outcome, n uint64) {
 // waiting waits until the gateway has seen what was sent and wants more.
 func (r *rig) waiting(n int) {
 	r.Helper()
-	eventually(r, fmt.Sprintf("%d connections wait", n), func() bool { return r.Snapshot().HalfOpen == n })
+	eventually(r, fmt.Sprintf("%d connections wait", n), func() bool { return r.Snapshot().Waiting == n })
 }
 
 // readAll reads to the end. A reset is an error.
@@ -287,6 +287,7 @@ type fakeTunnels struct {
 	cancels   [][2]uint32
 	parked    []parked
 	hold      bool // answer no lease
+	narrow    bool // leased connections hold little
 	parkErr   error
 	agents    chan *agentConn
 }
@@ -331,7 +332,7 @@ var frame = []byte("the open frame ")
 func (f *fakeTunnels) Lease(l relay.Loop, r tunnel.LeaseRequest, w Waiter) (cancel func()) {
 	f.mu.Lock()
 	f.requests = append(f.requests, r)
-	hold := f.hold
+	hold, narrow := f.hold, f.narrow
 	f.mu.Unlock()
 	if hold {
 		return func() { f.mu.Lock(); f.cancelled++; f.mu.Unlock() }
@@ -341,6 +342,10 @@ func (f *fakeTunnels) Lease(l relay.Loop, r tunnel.LeaseRequest, w Waiter) (canc
 		return func() {}
 	}
 	fd, agent := pair(f.listen)
+	if narrow {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1)
+		_ = agent.(*net.TCPConn).SetReadBuffer(1)
+	}
 	f.agents <- &agentConn{Conn: agent, request: r}
 	w.Leased(Stream{FD: fd, Frame: frame, Ended: func() { f.mu.Lock(); f.ended++; f.mu.Unlock() }})
 	return func() {}
@@ -394,6 +399,13 @@ func (f *fakeTunnels) answerNone() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hold = true
+}
+
+// answerNarrow makes all leases from now on have little room.
+func (f *fakeTunnels) answerNarrow() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.narrow = true
 }
 
 func (f *fakeTunnels) endedNow() int {

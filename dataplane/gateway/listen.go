@@ -17,8 +17,8 @@ import (
 	"github.com/sallyport/sallyport/dataplane/tunnel"
 )
 
-// worker is a gateway's part on one loop. All of it belongs to the loop's thread.
-type worker struct {
+// lane is a gateway's part on one loop. All of it belongs to the loop's thread.
+type lane struct {
 	*Gateway
 	loop      relay.Loop
 	listeners []*listener
@@ -60,20 +60,20 @@ func tuning() relay.Tuning {
 // listen opens each address once per loop, as one SO_REUSEPORT set.
 func (g *Gateway) listen() error {
 	for _, l := range g.cfg.Loops {
-		w := &worker{
+		w := &lane{
 			Gateway: g, loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
 			view: make([]byte, prefixRoom+viewSize),
 		}
 		w.reserve, _ = os.Open(os.DevNull) // without it nothing is shed, only delayed
-		g.workers = append(g.workers, w)
+		g.lanes = append(g.lanes, w)
 	}
 	for _, address := range g.cfg.Listen {
 		if err := g.listenAt(address); err != nil {
 			return err
 		}
 	}
-	errs := make(chan error, len(g.workers))
-	g.each(func(w *worker) { errs <- w.start() })
+	errs := make(chan error, len(g.lanes))
+	g.each(func(w *lane) { errs <- w.start() })
 	close(errs)
 	for err := range errs {
 		if err != nil {
@@ -87,12 +87,12 @@ func (g *Gateway) listenAt(address string) error {
 	if err := unused(address); err != nil {
 		return err
 	}
-	for i, w := range g.workers {
+	for i, w := range g.lanes {
 		fd, err := relay.Listen(address)
 		if err != nil {
 			return err
 		}
-		w.listeners = append(w.listeners, &listener{worker: w, fd: fd})
+		w.listeners = append(w.listeners, &listener{lane: w, fd: fd})
 		if err := relay.Tune(fd, tuning()); err != nil {
 			return fmt.Errorf("listen %s: %w", address, err)
 		}
@@ -124,7 +124,7 @@ func at(address string, port uint16) string {
 	return net.JoinHostPort(host, fmt.Sprint(port))
 }
 
-func (w *worker) start() error {
+func (w *lane) start() error {
 	for _, l := range w.listeners {
 		if err := w.loop.Watch(l.fd, l); err != nil {
 			return err
@@ -134,7 +134,7 @@ func (w *worker) start() error {
 }
 
 // unlisten closes the listening sockets after taking what is queued at them.
-func (w *worker) unlisten() {
+func (w *lane) unlisten() {
 	for _, l := range w.listeners {
 		l.drain()
 	}
@@ -142,7 +142,7 @@ func (w *worker) unlisten() {
 }
 
 // close ends all that is on this loop.
-func (w *worker) close() {
+func (w *lane) close() {
 	for _, l := range w.listeners {
 		l.close()
 	}
@@ -160,7 +160,7 @@ func (w *worker) close() {
 
 // listener is one listening socket on one loop.
 type listener struct {
-	worker *worker
+	lane   *lane
 	fd     int
 	paused bool
 	queued bool // more is in the mailbox
@@ -184,7 +184,7 @@ func (l *listener) accept() {
 		}
 	}
 	if !l.queued {
-		l.queued = l.worker.loop.Post(func() { l.queued = false; l.accept() })
+		l.queued = l.lane.loop.Post(func() { l.queued = false; l.accept() })
 	}
 }
 
@@ -193,7 +193,7 @@ func (l *listener) one() bool {
 	fd, peer, err := relay.Accept(l.fd)
 	switch {
 	case err == nil:
-		l.worker.admit(fd, peer)
+		l.lane.admit(fd, peer)
 		return true
 	case errors.Is(err, relay.ErrAgain):
 		return false
@@ -202,7 +202,7 @@ func (l *listener) one() bool {
 		l.pause()
 		return false
 	default:
-		l.worker.counts.add(outcomeAcceptError)
+		l.lane.counts.add(outcomeAcceptError)
 		l.pause()
 		return false
 	}
@@ -215,7 +215,7 @@ func exhausted(err error) bool {
 // shed uses the reserved descriptor to reset the connection that has waited
 // longest, so that not everybody waits in a queue that does not move.
 func (l *listener) shed() {
-	w := l.worker
+	w := l.lane
 	w.counts.add(outcomeExhausted)
 	if w.reserve == nil {
 		return
@@ -230,7 +230,7 @@ func (l *listener) shed() {
 
 func (l *listener) pause() {
 	l.paused = true
-	l.worker.loop.Arm(l, acceptPause)
+	l.lane.loop.Arm(l, acceptPause)
 }
 
 func (l *listener) drain() {
@@ -247,22 +247,22 @@ func (l *listener) close() {
 	if l.fd < 0 {
 		return
 	}
-	l.worker.loop.Disarm(l)
-	l.worker.loop.Unwatch(l.fd)
+	l.lane.loop.Disarm(l)
+	l.lane.loop.Unwatch(l.fd)
 	relay.Close(l.fd)
 	l.fd = -1
 }
 
 // admit begins a connection. Most clients have sent their first bytes by now.
-func (w *worker) admit(fd int, peer netip.AddrPort) {
+func (w *lane) admit(fd int, peer netip.AddrPort) {
 	w.counts.add(outcomeAccepted)
-	c := &conn{worker: w, fd: fd, other: -1, peer: peer, lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
+	c := &conn{lane: w, fd: fd, other: -1, peer: peer, lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
 	w.conns[c] = struct{}{}
 	c.look()
 }
 
 // trusts says that the address is a proxy's that may speak for others.
-func (w *worker) trusts(a netip.Addr) bool {
+func (w *lane) trusts(a netip.Addr) bool {
 	for _, p := range w.cfg.TrustedProxies {
 		if p.Contains(a.WithZone("")) {
 			return true

@@ -29,7 +29,7 @@ func (f *far) Ready(r relay.Readiness) {
 	case connecting:
 		c.connected()
 	case offering:
-		c.progress()
+		c.progress(r)
 	}
 }
 
@@ -40,7 +40,7 @@ func (c *conn) toUpstream(u *upstream, unserved alpn.Alert) {
 		return
 	}
 	if _, ok := c.crowd.enter(&c.slot, c.peer.Addr(), false, c.loop.Now()); !ok {
-		c.abandon(outcomeGatewayHalfOpen)
+		c.abandon(outcomeGatewayFull)
 		return
 	}
 	c.up, c.turn = u, u.turns.Add(1)&turnMask
@@ -86,7 +86,7 @@ func (c *conn) connected() {
 		_ = relay.Tune(c.other, tuning()) // a Unix socket takes none of it
 		c.stage = offering
 		c.loop.Arm(c, c.bounds.Stage)
-		c.progress()
+		c.progress(0)
 	}
 }
 
@@ -98,13 +98,17 @@ func (c *conn) offer(fd int, head []byte) {
 		return
 	}
 	c.loop.Arm(c, c.bounds.Stage)
-	c.progress()
+	c.progress(0)
 }
 
-// progress writes what is left to write, and looks for the far end's first byte.
-func (c *conn) progress() {
+// progress writes what is left to write, and looks for the far end's first byte
+// when there may be one.
+func (c *conn) progress(r relay.Readiness) {
 	if err := c.send(); err != nil {
 		c.tryNext(outcomeReset)
+		return
+	}
+	if r&^relay.Writable == 0 {
 		return
 	}
 	var first [1]byte
@@ -205,7 +209,7 @@ func (c *conn) join() {
 		c.abandon(outcomeReset)
 		return
 	}
-	l := &link{worker: c.worker, peer: c.peer, ends: c.ends, routed: c.routed}
+	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed}
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.cfg.Idle, Started: c.loop.Now(),
 		A: relay.End{FD: c.fd},
@@ -241,7 +245,7 @@ func (c *conn) unsent() (rest []byte, ok bool) {
 
 // link is a running relay's owner.
 type link struct {
-	*worker
+	*lane
 	relay  *relay.Relay
 	peer   netip.AddrPort
 	ends   func()

@@ -65,6 +65,7 @@ func TestA33_EveryCut(t *testing.T) {
 			if !bytes.Equal(got, hello) {
 				t.Fatalf("cut at %d: the agent got other bytes", cut)
 			}
+			r.waiting(0) // from here on the tunnels count it
 			agent.answers(conn)
 			agent.Close()
 			conn.Close()
@@ -282,6 +283,44 @@ func TestRetry(t *testing.T) {
 			t.Errorf("after three: %v", got)
 		}
 		eventually(t, "all streams are given back", func() bool { return r.tunnels.endedNow() == 6 })
+	})
+}
+
+// TestSlowFarEnd: a far end with room for a part of the flight only gets all of
+// it, also when it answers before.
+func TestSlowFarEnd(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, nil)
+		r.tunnels.answerNarrow()
+		small := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		for _, size := range []int{14 << 10, 60 << 10} {
+			hello := rerecord(padded(small[5:], size), 1<<14)
+			for _, early := range []bool{false, true} {
+				conn := r.dial()
+				sent := make(chan error, 1)
+				go func() {
+					_, err := conn.Write(append(bytes.Clone(hello), "and more"...))
+					sent <- err
+				}()
+				agent := r.tunnels.agent()
+				if early {
+					agent.answers(conn)
+				}
+				got := make([]byte, len(hello)-100)
+				_, err := io.ReadFull(agent, got)
+				check(t, err)
+				agent.answers(conn)
+				rest := make([]byte, 100+len("and more"))
+				_, err = io.ReadFull(agent, rest)
+				check(t, err)
+				check(t, <-sent)
+				if want := append(bytes.Clone(hello), "and more"...); !bytes.Equal(append(got, rest...), want) {
+					t.Errorf("%d bytes, early answer %v: the agent got other bytes", len(hello), early)
+				}
+				agent.Close()
+				conn.Close()
+			}
+		}
 	})
 }
 

@@ -5,7 +5,7 @@ package gateway
 // Snapshot returns the counters. It may be called at any time.
 func (g *Gateway) Snapshot() Snapshot {
 	s := Snapshot{
-		HalfOpen: g.crowd.size(),
+		Waiting:  g.crowd.size(),
 		Relays:   int(g.counts.relays.Load()),
 		BytesIn:  g.counts.bytesIn.Load(),
 		BytesOut: g.counts.bytesOut.Load(),
