@@ -311,6 +311,9 @@ func (n *node) run(ctx context.Context) error {
 			return nil
 		}
 	})
+	if n.cfg.Metrics.Listen != "" {
+		g.Go(func() error { return n.runMetrics(ctx) })
+	}
 	if n.gateway != nil {
 		g.Go(func() error { return n.gateway.run(ctx) })
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -126,16 +127,31 @@ func (n *node) serveStatus(api http.Handler) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(n.status())
 	})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		b := bufio.NewWriter(w)
-		writeMetrics(b, n.status())
-		b.Flush()
-	})
+	mux.HandleFunc("GET /metrics", n.serveMetrics)
 	if api != nil {
 		mux.Handle("/", api)
 	}
 	return mux
+}
+
+func (n *node) serveMetrics(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	b := bufio.NewWriter(w)
+	writeMetrics(b, n.status())
+	b.Flush()
+}
+
+// runMetrics serves the counters, and nothing else, on metrics.listen.
+func (n *node) runMetrics(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", n.serveMetrics)
+	srv := &http.Server{Addr: n.cfg.Metrics.Listen, Handler: mux, ReadHeaderTimeout: statusTimeout, WriteTimeout: statusTimeout, IdleTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("metrics.listen: %w", err)
+	}
+	return nil
 }
 
 // writeMetrics prints the state in Prometheus' text format.
