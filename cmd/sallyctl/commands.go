@@ -512,6 +512,7 @@ func (c *nodesLsCmd) Run(p *program) error {
 
 type auditCmd struct {
 	Search auditSearchCmd `cmd:"" help:"Print events, one JSON line each."`
+	Verify auditVerifyCmd `cmd:"" help:"Check that no event is missing, changed or added."`
 }
 
 type auditSearchCmd struct {
