@@ -35,6 +35,36 @@ func Report(w io.Writer, err error) int {
 	return 1
 }
 
+// Causes prints what is behind err, one line each, for those who asked for it.
+func Causes(w io.Writer, err error) {
+	var exit Exit
+	if err == nil || errors.As(err, &exit) {
+		return
+	}
+	said := map[string]bool{err.Error(): true}
+	for _, e := range below(err, nil) {
+		if text := e.Error(); !said[text] {
+			said[text] = true
+			fmt.Fprintf(w, "cause: %s (%T)\n", Clean(text), e)
+		}
+	}
+}
+
+// below lists the errors that err wraps, outermost first.
+func below(err error, out []error) []error {
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			out = below(inner, append(out, inner))
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			out = below(inner, append(out, inner))
+		}
+	}
+	return out
+}
+
 // Clean makes text from elsewhere harmless to a terminal: control characters
 // but newline and tab become U+FFFD.
 func Clean(s string) string {

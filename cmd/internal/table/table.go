@@ -1,25 +1,32 @@
 // Package table prints rows as tsh does: columns as wide as their longest cell,
-// a header, dashes, rows; on a terminal the last column is cut to fit.
+// a header, dashes, rows; on a terminal the labels are cut to fit.
 package table
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
-const gap = " "
+const (
+	gap      = " "
+	ellipsis = "..."
+	minCut   = 8 // a column is never cut to less than this
+)
 
 // Write prints the table. width is the terminal's, 0 when there is none: then
-// nothing is cut. Cells must be one line each.
+// nothing is cut. Control characters in cells become U+FFFD. The column that is
+// cut is the one named Labels, else the last.
 func Write(w io.Writer, width int, header []string, rows [][]string) error {
+	rows = clean(rows)
 	widths := make([]int, len(header))
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	fit(widths, width)
+	fit(widths, width, cutColumn(header))
 	dashes := make([]string, len(header))
 	for i, n := range widths {
 		dashes[i] = strings.Repeat("-", n)
@@ -32,9 +39,33 @@ func Write(w io.Writer, width int, header []string, rows [][]string) error {
 	return err
 }
 
-// fit cuts the last column, to no less than its share, so that a row is at most
-// as long as the terminal is wide.
-func fit(widths []int, width int) {
+// clean keeps every cell on its line and its terminal as it was.
+func clean(rows [][]string) [][]string {
+	out := make([][]string, len(rows))
+	for i, row := range rows {
+		out[i] = make([]string, len(row))
+		for j, cell := range row {
+			out[i][j] = strings.Map(func(r rune) rune {
+				if r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+					return utf8.RuneError
+				}
+				return r
+			}, cell)
+		}
+	}
+	return out
+}
+
+func cutColumn(header []string) int {
+	if i := slices.Index(header, "Labels"); i >= 0 {
+		return i
+	}
+	return len(header) - 1
+}
+
+// fit makes one column narrower, so that a row is at most as long as the
+// terminal is wide.
+func fit(widths []int, width, column int) {
 	if width <= 0 || len(widths) == 0 {
 		return
 	}
@@ -42,8 +73,9 @@ func fit(widths []int, width int) {
 	for _, n := range widths {
 		total += n
 	}
-	last := len(widths) - 1
-	widths[last] = max(widths[last]-max(total-width, 0), 8)
+	if over := total - width; over > 0 {
+		widths[column] = max(widths[column]-over, min(widths[column], minCut))
+	}
 }
 
 func line(b *strings.Builder, row []string, widths []int) {
@@ -51,7 +83,7 @@ func line(b *strings.Builder, row []string, widths []int) {
 	for i, cell := range row {
 		n := utf8.RuneCountInString(cell)
 		if n > widths[i] {
-			cell, n = string([]rune(cell)[:widths[i]-3])+"...", widths[i]
+			cell, n = string([]rune(cell)[:widths[i]-len(ellipsis)])+ellipsis, widths[i]
 		}
 		text.WriteString(cell)
 		text.WriteString(strings.Repeat(" ", widths[i]-n))
