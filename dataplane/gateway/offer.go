@@ -83,7 +83,7 @@ func (c *conn) connected() {
 	case err != nil:
 		c.tryNext(outcomeNoUpstream)
 	case ok:
-		_ = relay.Tune(c.other, tuning()) // a Unix socket takes none of it
+		_ = relay.Tune(c.other, relay.Tuning{NoDelay: true}) // a Unix socket has no such option
 		c.stage = offering
 		c.loop.Arm(c, c.bounds.Stage)
 		c.progress(0)
