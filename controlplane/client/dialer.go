@@ -7,12 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/identity"
@@ -149,19 +146,3 @@ func (d *Dialer) verify(cs tls.ConnectionState) error {
 	})
 	return err
 }
-
-// HTTP returns a client that speaks HTTP/2 to auth by the given protocol id,
-// whatever host its requests name. Use BaseURL for that.
-func (d *Dialer) HTTP(protocol string) *http.Client {
-	return &http.Client{Transport: &http2.Transport{
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-			return d.Dial(ctx, protocol)
-		},
-		ReadIdleTimeout:    15 * time.Second,
-		PingTimeout:        5 * time.Second,
-		DisableCompression: true,
-	}}
-}
-
-// BaseURL is the base of every call by Dialer.HTTP: the name is never resolved.
-const BaseURL = "https://auth.sallyport.internal"
