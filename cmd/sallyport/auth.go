@@ -25,6 +25,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
 	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/ca"
@@ -191,7 +192,7 @@ func (a *auth) signHead(head []byte) ([]byte, error) {
 
 // listen opens auth's own socket, the admin socket, and auth.listen.
 func (a *auth) listen() error {
-	ln, err := unixListener(filepath.Join(a.cfg.DataDir, authSocket))
+	ln, err := unixListener(a.cfg.DataDir, authSocket)
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,11 @@ func (a *auth) listen() error {
 
 // unixListener makes a socket with mode 0600. A stale one is replaced: the
 // data directory is locked by this process.
-func unixListener(path string) (net.Listener, error) {
+func unixListener(dir, name string) (net.Listener, error) {
+	path, err := sock.Path(dir, name)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

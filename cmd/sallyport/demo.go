@@ -15,12 +15,14 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/login"
 )
 
 const (
 	demoCluster = "localhost"
 	demoAdmin   = "admin"
+	echoSocket  = "echo.sock"
 	demoUp      = 20 * time.Second
 	claimTTL    = time.Hour
 )
@@ -104,7 +106,11 @@ func (d *demo) open() error {
 	if err := d.startEcho(); err != nil {
 		return err
 	}
-	cfg.Agent.TCP = []tcpConfig{{Name: "echo", Address: "unix:" + filepath.Join(cfg.DataDir, "echo.sock"), Description: "says what you say", Labels: map[string]string{"env": "demo"}}}
+	echo, err := sock.Path(cfg.DataDir, echoSocket)
+	if err != nil {
+		return err
+	}
+	cfg.Agent.TCP = []tcpConfig{{Name: "echo", Address: "unix:" + echo, Description: "says what you say", Labels: map[string]string{"env": "demo"}}}
 	d.users = []string{"reader", "writer"}
 	if findPostgres() == "" {
 		n.log.Info("no postgres binary was found: the demo has no database (Debian: apt install postgresql)")
@@ -146,7 +152,7 @@ func (d *demo) pickPort() error {
 
 // startEcho serves the TCP echo on a Unix socket: the demo opens one port.
 func (d *demo) startEcho() error {
-	ln, err := unixListener(filepath.Join(d.node.cfg.DataDir, "echo.sock"))
+	ln, err := unixListener(d.node.cfg.DataDir, echoSocket)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
 	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/dataplane/gateway"
@@ -60,6 +61,7 @@ type node struct {
 	lock    *os.File
 	admin   net.Listener
 	auth    *auth
+	authAt  string // its socket
 	gateway *gatewayRole
 	agent   *agentRole
 
@@ -135,7 +137,7 @@ func (n *node) prepareDir() error {
 	if _, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
 		return err
 	}
-	n.admin, err = unixListener(filepath.Join(n.cfg.DataDir, adminSocket))
+	n.admin, err = unixListener(n.cfg.DataDir, adminSocket)
 	return err
 }
 
@@ -167,6 +169,9 @@ func (n *node) startAuth(ctx context.Context) error {
 		return err
 	}
 	n.auth = a
+	if n.authAt, err = sock.Path(n.cfg.DataDir, authSocket); err != nil {
+		return err
+	}
 	handler := a.server.Handler(nil)
 	n.api.Store(&handler)
 	actx, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -185,7 +190,7 @@ func (n *node) startAuth(ctx context.Context) error {
 // authUpstream is where the gateway passes auth's connections on to.
 func (n *node) authUpstream() gateway.Upstream {
 	if n.auth != nil {
-		return gateway.Upstream{Address: "unix:" + filepath.Join(n.cfg.DataDir, authSocket), Proxy: true}
+		return gateway.Upstream{Address: "unix:" + n.authAt, Proxy: true}
 	}
 	return gateway.Upstream{Address: n.cfg.Gateway.Auth}
 }
@@ -233,7 +238,7 @@ func (n *node) openAgent(ctx context.Context) error {
 	}
 	ways := func() []string { return gateways }
 	if n.auth != nil {
-		ways = func() []string { return []string{"unix:" + filepath.Join(n.cfg.DataDir, authSocket)} }
+		ways = func() []string { return []string{"unix:" + n.authAt} }
 	}
 	host, err := n.join(ctx, client.HostConfig{
 		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(),

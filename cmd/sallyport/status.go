@@ -19,6 +19,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/sock"
 )
 
 const statusTimeout = 5 * time.Second
@@ -217,7 +218,11 @@ func (c *statusCmd) Run(p *program) error {
 		}
 		dir = cfg.DataDir
 	}
-	s, err := askStatus(p.ctx, filepath.Join(dir, adminSocket))
+	socket, err := sock.Path(dir, adminSocket)
+	if err != nil {
+		return err
+	}
+	s, err := askStatus(p.ctx, socket)
 	if err != nil {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport answers on " + filepath.Join(dir, adminSocket), Hint: "is it running? sallyport start", Cause: err}
 	}
