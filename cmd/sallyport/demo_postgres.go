@@ -39,8 +39,10 @@ type demoPostgres struct {
 	port int
 	log  *slog.Logger
 	as   *syscall.SysProcAttr // postgres refuses to run as root
-	cmd  *exec.Cmd
-	done chan struct{}
+
+	handle *os.File // of dir
+	cmd    *exec.Cmd
+	done   chan struct{}
 }
 
 // findPostgres returns the directory of the newest postgres, "" without one.
@@ -74,6 +76,7 @@ func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []strin
 	if err := p.chooseUser(); err != nil {
 		return nil, err
 	}
+	defer func() { p.handle.Close() }()
 	if err := p.prepare(ctx, keys, users); err != nil {
 		return nil, err
 	}
@@ -98,28 +101,24 @@ func (p *demoPostgres) chooseUser() error {
 	return errors.New("as root, a user postgres or nobody is needed to run it")
 }
 
-// place returns a directory that the server's user can reach: below the demo's,
-// or, as root, whose directories are closed to others, a temporary one of that
-// user's own, whose path is kept in the demo's.
+// place makes the server's directory. As root it is given to the user that the
+// server runs as, who cannot walk through the closed directories above it: the
+// server gets the directory as a descriptor and names it by that.
 func (p *demoPostgres) place() error {
-	if p.as.Credential == nil {
-		return os.MkdirAll(p.dir, 0o700)
-	}
-	note := p.dir + ".path"
-	if b, err := os.ReadFile(note); err == nil {
-		info, err := os.Lstat(string(b))
-		if err == nil && info.IsDir() && info.Sys().(*syscall.Stat_t).Uid == p.as.Credential.Uid {
-			p.dir = string(b)
-			return nil
-		}
-	}
-	dir, err := os.MkdirTemp("", "sallyport-demo-postgres-")
-	if err != nil {
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return err
 	}
-	p.dir = dir
-	return errors.Join(p.own(dir), os.WriteFile(note, []byte(dir), 0o600))
+	if err := p.own(p.dir); err != nil {
+		return err
+	}
+	var err error
+	p.handle, err = os.Open(p.dir)
+	return err
 }
+
+// inChild is the server's name of a path below its directory: descriptor 3 of
+// every process that command starts.
+func inChild(name string) string { return "/proc/self/fd/3/" + name }
 
 // prepare is done again from the start when it was cut short: the marker file
 // comes last.
@@ -132,10 +131,10 @@ func (p *demoPostgres) prepare(ctx context.Context, keys *ca.Keys, users []strin
 		if err := os.RemoveAll(data); err != nil {
 			return err
 		}
-		if err := p.run(ctx, "", "initdb", "-D", data, "-U", "postgres", "--auth=reject", "--encoding=UTF8", "--no-locale", "--no-sync"); err != nil {
+		if err := p.run(ctx, "", "initdb", "-D", inChild("data"), "-U", "postgres", "--auth=reject", "--encoding=UTF8", "--no-locale", "--no-sync"); err != nil {
 			return err
 		}
-		if err := p.run(ctx, schema(users), "postgres", "--single", "-j", "-D", data, "postgres"); err != nil {
+		if err := p.run(ctx, schema(users), "postgres", "--single", "-j", "-D", inChild("data"), "postgres"); err != nil {
 			return err
 		}
 		if err := os.WriteFile(marker, nil, 0o600); err != nil {
@@ -231,7 +230,7 @@ func (p *demoPostgres) own(path string) error {
 
 func (p *demoPostgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, name), args...)
-	cmd.SysProcAttr, cmd.Dir = p.as, p.dir
+	cmd.SysProcAttr, cmd.Dir, cmd.ExtraFiles = p.as, "/", []*os.File{p.handle}
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PG") }), "LC_ALL=C")
 	return cmd
 }
@@ -247,7 +246,7 @@ func (p *demoPostgres) run(ctx context.Context, input, name string, args ...stri
 }
 
 func (p *demoPostgres) start(ctx context.Context) error {
-	p.cmd = p.command(context.WithoutCancel(ctx), "postgres", "-D", filepath.Join(p.dir, "data"))
+	p.cmd = p.command(context.WithoutCancel(ctx), "postgres", "-D", inChild("data"))
 	out, err := os.OpenFile(filepath.Join(p.dir, "server.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
