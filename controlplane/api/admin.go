@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -81,15 +80,19 @@ func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sally
 	if err := s.rolesExist(u.Roles); err != nil {
 		return nil, err
 	}
-	link, err := s.cfg.Users.CreateUser(ctx, u, ttl)
+	if _, err := s.cfg.Users.GetUser(ctx, u.Name); err == nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrExists, Fact: "user " + u.Name + " exists already"}
+	}
+	var link login.Link
+	e := sallyport.Event{Name: audit.UserCreate, Code: audit.UserCreateCode, Fields: map[string]any{"name": trim(u.Name), "roles": u.Roles}}
+	err = s.change(ctx, e, func() error {
+		link, err = s.cfg.Users.CreateUser(ctx, u, ttl)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	err = errors.Join(
-		s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.UserCreate, Code: audit.UserCreateCode, Fields: map[string]any{"name": u.Name, "roles": u.Roles}}),
-		s.state.reload(ctx),
-	)
-	return connect.NewResponse(&sallyportv1.CreateUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), err
+	return connect.NewResponse(&sallyportv1.CreateUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), s.inForce(ctx)
 }
 
 // ListUsers lists users.
@@ -107,7 +110,7 @@ func (s adminService) ListUsers(ctx context.Context, _ *connect.Request[sallypor
 
 // DeleteUser deletes a user.
 func (s adminService) DeleteUser(ctx context.Context, req *connect.Request[sallyportv1.DeleteUserRequest]) (*connect.Response[sallyportv1.DeleteUserResponse], error) {
-	return connect.NewResponse(&sallyportv1.DeleteUserResponse{}), s.remove(ctx, callerOf(ctx), kindUser, req.Msg.GetName())
+	return connect.NewResponse(&sallyportv1.DeleteUserResponse{}), s.remove(ctx, kindUser, req.Msg.GetName())
 }
 
 // ResetUser takes the password away and makes a link to set a new one.
@@ -116,12 +119,20 @@ func (s adminService) ResetUser(ctx context.Context, req *connect.Request[sallyp
 	if err != nil {
 		return nil, err
 	}
-	link, err := s.cfg.Users.ResetUser(ctx, req.Msg.GetName(), ttl)
-	if err != nil {
-		return nil, missing(kindUser, req.Msg.GetName(), err)
+	name := req.Msg.GetName()
+	if _, err := s.cfg.Users.GetUser(ctx, name); err != nil {
+		return nil, missing(kindUser, name, err)
 	}
-	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.ResetPasswordTokenCreate, Code: audit.ResetPasswordTokenCreateCode, Fields: map[string]any{"name": req.Msg.GetName()}})
-	return connect.NewResponse(&sallyportv1.ResetUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), err
+	var link login.Link
+	e := sallyport.Event{Name: audit.ResetPasswordTokenCreate, Code: audit.ResetPasswordTokenCreateCode, Fields: map[string]any{"name": name}}
+	err = s.change(ctx, e, func() error {
+		link, err = s.cfg.Users.ResetUser(ctx, name, ttl)
+		return err
+	})
+	if err != nil {
+		return nil, missing(kindUser, name, err)
+	}
+	return connect.NewResponse(&sallyportv1.ResetUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), nil
 }
 
 // CreateToken makes a join token; its secret is in this answer and nowhere else.
@@ -131,15 +142,19 @@ func (s adminService) CreateToken(ctx context.Context, req *connect.Request[sall
 	if err != nil {
 		return nil, err
 	}
+	c := callerOf(ctx)
 	secret, t, err := s.cfg.Tokens.Create(ctx, join.Spec{
+		Record: func(t join.Token) error {
+			return s.emit(ctx, c, sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode,
+				Fields: map[string]any{"name": t.Name, "roles": m.GetRoles(), "expires": t.Expires.Format(time.RFC3339), "single_use": t.SingleUse}})
+		},
 		Secret: m.GetValue(), Roles: typed[sallyport.IdentityKind](m.GetRoles()), TTL: ttl, Labels: m.GetLabels(), SingleUse: m.GetSingleUse(),
 		Allow: join.Allow{Kinds: typed[sallyport.Kind](m.GetAllow().GetKinds()), Names: m.GetAllow().GetNames(), Labels: m.GetAllow().GetLabels()},
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode, Fields: map[string]any{"name": t.Name, "roles": m.GetRoles()}})
-	return connect.NewResponse(&sallyportv1.CreateTokenResponse{Secret: secret, Token: tokenToWire(t), CaPins: s.cfg.CA.Pins(), Gateway: s.cfg.PublicAddress}), err
+	return connect.NewResponse(&sallyportv1.CreateTokenResponse{Secret: secret, Token: tokenToWire(t), CaPins: s.cfg.CA.Pins(), Gateway: s.cfg.PublicAddress}), nil
 }
 
 // typed changes the type of words, not the words.
@@ -173,17 +188,26 @@ func (s adminService) ListTokens(ctx context.Context, _ *connect.Request[sallypo
 
 // DeleteToken deletes a token by its name or secret.
 func (s adminService) DeleteToken(ctx context.Context, req *connect.Request[sallyportv1.DeleteTokenRequest]) (*connect.Response[sallyportv1.DeleteTokenResponse], error) {
-	if err := s.cfg.Tokens.Delete(ctx, req.Msg.GetName()); err != nil {
+	// The request may name the token by its secret, which must not be recorded.
+	t, err := s.cfg.Tokens.Find(ctx, req.Msg.GetName())
+	if err != nil {
 		return nil, err
 	}
-	err := s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.JoinTokenDelete, Code: audit.JoinTokenDeleteCode})
+	e := sallyport.Event{Name: audit.JoinTokenDelete, Code: audit.JoinTokenDeleteCode, Fields: map[string]any{"name": t.Name}}
+	err = s.change(ctx, e, func() error { return s.cfg.Tokens.Delete(ctx, t.Name) })
 	return connect.NewResponse(&sallyportv1.DeleteTokenResponse{}), err
 }
 
-// GetDocuments returns documents that the caller may read.
+// GetDocuments returns documents that the caller may read; all of a kind needs
+// the verb list besides.
 func (s adminService) GetDocuments(ctx context.Context, req *connect.Request[sallyportv1.GetDocumentsRequest]) (*connect.Response[sallyportv1.GetDocumentsResponse], error) {
-	if err := s.check(callerOf(ctx), req.Msg.GetKind(), "read"); err != nil {
+	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "read"); err != nil {
 		return nil, err
+	}
+	if req.Msg.GetName() == "" {
+		if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "list"); err != nil {
+			return nil, err
+		}
 	}
 	docs, err := s.get(ctx, req.Msg.GetKind(), req.Msg.GetName())
 	if err != nil {
@@ -194,20 +218,19 @@ func (s adminService) GetDocuments(ctx context.Context, req *connect.Request[sal
 
 // PutDocument stores a document; replacing one needs the verb update besides.
 func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sallyportv1.PutDocumentRequest]) (*connect.Response[sallyportv1.PutDocumentResponse], error) {
-	c := callerOf(ctx)
 	h, err := headerOf([]byte(req.Msg.GetDocument()))
 	if err != nil {
 		return nil, err
 	}
-	if err := s.check(c, h.Kind, "create"); err != nil {
+	if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "create"); err != nil {
 		return nil, err
 	}
 	if req.Msg.GetOverwrite() {
-		if err := s.check(c, h.Kind, "update"); err != nil {
+		if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "update"); err != nil {
 			return nil, err
 		}
 	}
-	resp, err := s.put(ctx, c, req.Msg)
+	resp, err := s.put(ctx, h, req.Msg)
 	if err != nil {
 		return nil, err
 	}
@@ -216,11 +239,10 @@ func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sall
 
 // DeleteDocument deletes one.
 func (s adminService) DeleteDocument(ctx context.Context, req *connect.Request[sallyportv1.DeleteDocumentRequest]) (*connect.Response[sallyportv1.DeleteDocumentResponse], error) {
-	c := callerOf(ctx)
-	if err := s.check(c, req.Msg.GetKind(), "delete"); err != nil {
+	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "delete"); err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&sallyportv1.DeleteDocumentResponse{}), s.remove(ctx, c, req.Msg.GetKind(), req.Msg.GetName())
+	return connect.NewResponse(&sallyportv1.DeleteDocumentResponse{}), s.remove(ctx, req.Msg.GetKind(), req.Msg.GetName())
 }
 
 // SearchEvents reads the audit log.

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"slices"
-	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,8 +24,12 @@ import (
 )
 
 const (
-	// maxRequest bounds one message that a caller sends.
-	maxRequest = 4 << 20
+	// maxRequest bounds one message of a caller who is known: a report of all
+	// agents of a large gateway is the longest.
+	maxRequest = 8 << 20
+
+	// maxStrangersRequest bounds one message of a caller who is not.
+	maxStrangersRequest = 64 << 10
 
 	// unaryTimeout bounds a call that waits for the store.
 	unaryTimeout = 30 * time.Second
@@ -50,9 +54,10 @@ type Config struct {
 
 // Server serves the API.
 type Server struct {
-	cfg   Config
-	state *state
-	guard *guard
+	cfg    Config
+	state  *state
+	guard  *guard
+	quotas quotas // of events about what strangers tried
 }
 
 // New makes the server, stores the preset roles that are missing, and reads the
@@ -62,72 +67,49 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Now = time.Now
 	}
 	s := &Server{cfg: cfg}
-	s.state = &state{cfg: &s.cfg, log: cfg.Log, changed: make(chan struct{})}
-	s.guard = &guard{rules: methods(), check: s.check}
+	s.state = newState(&s.cfg)
+	s.guard = &guard{rules: methods(), check: s.check, standing: s.standing, denied: s.denied}
 	for _, r := range rbac.Presets() {
 		_, err := cfg.Store.Apply(ctx, store.Op{Key: rolePrefix + r.Name(), Value: r.JSON(), Expect: store.Absent})
 		if err != nil && !errors.Is(err, sallyport.ErrExists) {
 			return nil, err
 		}
 	}
-	return s, s.state.reload(ctx)
+	return s, s.state.reload(ctx, true)
 }
 
 // Run keeps the view fresh until ctx is done.
 func (s *Server) Run(ctx context.Context) error { return s.state.run(ctx) }
 
 // Handler serves all services; every method passes the table first. All other
-// paths are the web origin's: pages, for visitors only. It may be nil.
+// paths are the web origin's: pages, for visitors only; pages may be nil.
 func (s *Server) Handler(pages http.Handler) http.Handler {
-	opts := []connect.HandlerOption{
+	opts := connect.WithHandlerOptions(
 		connect.WithInterceptors(&unexpected{s.cfg.Log}, s.guard),
-		connect.WithReadMaxBytes(maxRequest),
 		connect.WithRecover(s.recovered),
-	}
+	)
+	known, strangers := connect.WithReadMaxBytes(maxRequest), connect.WithReadMaxBytes(maxStrangersRequest)
 	mux := http.NewServeMux()
-	mux.Handle(sallyportv1connect.NewPublicServiceHandler(publicService{s}, opts...))
-	mux.Handle(sallyportv1connect.NewJoinServiceHandler(joinService{s}, opts...))
-	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts...))
-	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts...))
-	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts...))
+	mux.Handle(sallyportv1connect.NewPublicServiceHandler(publicService{s}, opts, strangers))
+	mux.Handle(sallyportv1connect.NewJoinServiceHandler(joinService{s}, opts, strangers))
+	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts, known))
+	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts, known))
+	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts, known))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if pages == nil || !callerOf(r.Context()).Web {
+		c := callerOf(r.Context())
+		if pages == nil || !c.Web || s.standing(c) != nil {
 			http.NotFound(w, r)
 			return
 		}
 		pages.ServeHTTP(w, r)
 	})
-	return mux
+	return FromWeb(mux)
 }
 
 // recovered keeps a panic of one call from the others; it is a bug.
 func (s *Server) recovered(ctx context.Context, spec connect.Spec, _ http.Header, v any) error {
-	s.cfg.Log.Error("panic in a method; this is a bug", "method", spec.Procedure, "panic", v)
+	s.cfg.Log.Error("panic in a method; this is a bug", "method", spec.Procedure, "panic", v, "stack", string(debug.Stack()))
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
-}
-
-// check asks the roles of a user; the admin socket may do everything.
-func (s *Server) check(c Caller, kind, verb string) error {
-	if c.Identity.Kind == sallyport.KindLocalAdmin {
-		return nil
-	}
-	if err := s.unlocked(c.Identity); err != nil {
-		return err
-	}
-	return refusal(s.state.view().policy.CheckRule(c.Identity, kind, verb))
-}
-
-// emit records what a caller did. A change that cannot be recorded is refused
-// by its method before it is made (audited).
-func (s *Server) emit(ctx context.Context, c Caller, e sallyport.Event) error {
-	e.Cluster = s.cfg.CA.Cluster()
-	if e.User == "" {
-		e.User = c.name()
-	}
-	if c.Addr.IsValid() {
-		e.Addr = c.Addr.String()
-	}
-	return s.cfg.Audit.Emit(ctx, e, true)
 }
 
 // unexpected logs errors that are nobody's input, and hides their text.
@@ -185,5 +167,3 @@ func authorities(keys *ca.Keys, kinds ...ca.Kind) []*sallyportv1.Authority {
 	}
 	return out
 }
-
-func formatUID(uid uint32) string { return strconv.FormatUint(uint64(uid), 10) }

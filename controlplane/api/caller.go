@@ -13,7 +13,12 @@ import (
 type Caller struct {
 	Identity sallyport.Identity // zero for nobody and for web visitors
 	Web      bool               // came by a gateway's web origin; Identity is not the visitor's
+	Via      sallyport.Identity // of the gateway that speaks for a web visitor
 	Addr     netip.AddrPort     // the other end, or the visitor as the gateway tells
+
+	// Refusal, when set, is why a holder of a good certificate may call nothing
+	// on this connection. It is told to him, and not to strangers.
+	Refusal *sallyport.Problem
 }
 
 type callerKey struct{}
@@ -44,25 +49,46 @@ func (c Caller) name() string {
 	}
 }
 
+// userKind is how the audit log calls the sort of caller.
+func (c Caller) userKind() string {
+	if c.Identity.Kind == sallyport.KindUser {
+		return "human"
+	}
+	return string(c.Identity.Kind)
+}
+
 // guard holds the table at the door of every method.
 type guard struct {
-	rules map[string]rule
-	check func(c Caller, kind, verb string) error // users' roles
+	rules    map[string]rule
+	standing func(c Caller) error                                             // whoever has a certificate, whatever the method
+	check    func(c Caller, kind, verb string) error                          // users' roles
+	denied   func(ctx context.Context, c Caller, procedure string, err error) // records
 }
 
 // admit decides by the table. What is not in it is refused.
 func (g *guard) admit(ctx context.Context, procedure string) error {
+	c := callerOf(ctx)
+	err := g.decide(c, procedure)
+	if err != nil {
+		g.denied(ctx, c, procedure, err)
+	}
+	return refusal(err)
+}
+
+func (g *guard) decide(c Caller, procedure string) error {
 	r, ok := g.rules[procedure]
 	if !ok {
-		return refusal(&sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "no such method, or nobody may call it"})
+		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "no such method, or nobody may call it"}
 	}
-	c := callerOf(ctx)
 	if r.who&audienceOf(c) == 0 {
 		kind := sallyport.ErrDenied
-		if audienceOf(c) == nobody || c.Web {
+		if audienceOf(c)&(nobody|webVisitor) != 0 {
 			kind = sallyport.ErrUnauthorized
 		}
-		return refusal(&sallyport.Problem{Kind: kind, Fact: "this method is for " + r.who.String() + " only"})
+		return &sallyport.Problem{Kind: kind, Fact: "this method is for " + r.who.String() + " only"}
+	}
+	if err := g.standing(c); err != nil {
+		return err
 	}
 	if r.kind == "" || r.kind == ofDocument {
 		return nil

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/audit"
@@ -17,7 +20,20 @@ import (
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
-const maxDocument = 512 << 10
+// Bounds of what administrators can store. Together they keep a snapshot far
+// below what a host takes (signed.MaxPayload).
+const (
+	maxDocument    = 512 << 10
+	maxName        = 128
+	maxDescription = 512
+	maxLabels      = 64
+	maxLabel       = 256
+	maxLockText    = 256 // of each part of a target
+	maxLockMessage = 1024
+	maxLocks       = 10000
+	maxRoles       = 5000
+	maxRoleBytes   = 16 << 20 // of all roles
+)
 
 // Kinds of documents.
 const (
@@ -77,10 +93,58 @@ func (d *lockDocument) wire() *sallyportv1.Lock {
 }
 
 func (d *lockDocument) check() error {
-	if d.Spec.Target == (lockDocument{}).Spec.Target {
+	t := d.Spec.Target
+	if t == (lockDocument{}).Spec.Target {
 		return invalid("a lock needs a target: user, role, login, server_id, mfa_device or access_request")
 	}
+	for _, s := range []string{t.User, t.Role, t.Login, t.ServerID, t.MFADevice, t.AccessRequest} {
+		if !text(s, maxLockText) {
+			return invalid(fmt.Sprintf("a part of the lock's target is longer than %d bytes or not printable", maxLockText))
+		}
+	}
+	if !text(d.Spec.Message, maxLockMessage) {
+		return invalid(fmt.Sprintf("the lock's message is longer than %d bytes or not printable", maxLockMessage))
+	}
+	if e := d.Spec.Expires; e != nil && e.Unix() <= 0 {
+		return invalid("the lock's end is before 1970")
+	}
 	return nil
+}
+
+// check refuses what is too long, and an end that nobody would obey.
+func (h header) check() error {
+	m := h.Metadata
+	if !validName(m.Name) {
+		return invalid(fmt.Sprintf("metadata.name: %q is not a name of 1 to %d printable ASCII characters without blanks and slashes", trim(m.Name), maxName))
+	}
+	if !text(m.Description, maxDescription) || len(m.Labels) > maxLabels {
+		return invalid("metadata: the description is too long or not printable, or there are too many labels")
+	}
+	for k, v := range m.Labels {
+		if k == "" || !text(k, maxLabel) || !text(v, maxLabel) {
+			return invalid(fmt.Sprintf("metadata.labels: %q is empty, too long or not printable", trim(k)))
+		}
+	}
+	if m.Expires != nil && h.Kind != kindRole {
+		return invalid("metadata.expires: only roles end by it; for a lock set spec.expires")
+	}
+	return nil
+}
+
+func validName(s string) bool {
+	return s != "" && len(s) <= maxName && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r > '~' })
+}
+
+func text(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// trim keeps a caller's own words short in what he is told.
+func trim(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
 }
 
 // strict reads a document whose every field is known: one that is not could be
@@ -106,40 +170,40 @@ func headerOf(doc []byte) (header, error) {
 	if err := json.Unmarshal(doc, &h); err != nil {
 		return h, invalid("not a document: " + err.Error())
 	}
-	if h.Metadata.Name == "" || len(h.Metadata.Name) > 128 || strings.ContainsFunc(h.Metadata.Name, func(r rune) bool { return r <= ' ' || r == '/' || r > '~' }) {
-		return h, invalid(fmt.Sprintf("metadata.name: %q is not a name of printable ASCII without spaces and slashes", h.Metadata.Name))
-	}
-	return h, nil
+	return h, h.check()
 }
 
 // put stores a document of any kind. The caller has been checked.
-func (s *Server) put(ctx context.Context, c Caller, req *sallyportv1.PutDocumentRequest) (*sallyportv1.PutDocumentResponse, error) {
-	doc := []byte(req.GetDocument())
-	h, err := headerOf(doc)
-	if err != nil {
-		return nil, err
-	}
+func (s *Server) put(ctx context.Context, h header, req *sallyportv1.PutDocumentRequest) (*sallyportv1.PutDocumentResponse, error) {
 	resp := &sallyportv1.PutDocumentResponse{Kind: h.Kind, Name: h.Metadata.Name}
+	var err error
 	switch h.Kind {
 	case kindRole:
-		err = s.putRole(ctx, c, req, resp)
+		err = s.putRole(ctx, h, req, resp)
 	case kindUser:
-		err = s.putUser(ctx, c, req, resp)
+		err = s.putUser(ctx, req, resp)
 	case kindLock:
-		err = s.putLock(ctx, c, req, resp)
+		err = s.putLock(ctx, req, resp)
 	default:
-		err = invalid(fmt.Sprintf("kind %q: this version knows role, user and lock", h.Kind))
+		err = unknownKind(h.Kind)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return resp, s.state.reload(ctx)
+	return resp, s.inForce(ctx)
 }
 
-func (s *Server) putRole(ctx context.Context, c Caller, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
+func unknownKind(kind string) error {
+	return invalid(fmt.Sprintf("kind %q: this version knows role, user and lock", trim(kind)))
+}
+
+func (s *Server) putRole(ctx context.Context, h header, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
 	r, warnings, err := rbac.ParseRole([]byte(req.GetDocument()))
 	if err != nil {
 		return err
+	}
+	if r.Name() != h.Metadata.Name {
+		return invalid("metadata.name: given more than once")
 	}
 	for _, w := range warnings {
 		resp.Warnings = append(resp.Warnings, w.String())
@@ -154,11 +218,26 @@ func (s *Server) putRole(ctx context.Context, c Caller, req *sallyportv1.PutDocu
 			resp.Warnings = append(resp.Warnings, u+": not enforced by this version, so what it affects is denied")
 		}
 	}
-	resp.Created, err = s.store(ctx, rolePrefix+r.Name(), r.JSON(), req.GetOverwrite())
-	if err != nil {
+	if err := s.roomForRole(r); err != nil {
 		return err
 	}
-	return s.emit(ctx, c, changed(resp.GetCreated(), audit.RoleCreate, audit.RoleCreateCode, audit.RoleUpdate, audit.RoleUpdateCode, r.Name()))
+	resp.Created, err = s.store(ctx, write{key: rolePrefix + r.Name(), value: r.JSON(), overwrite: req.GetOverwrite()}, func(created bool) sallyport.Event {
+		return changed(created, audit.RoleCreate, audit.RoleCreateCode, audit.RoleUpdate, audit.RoleUpdateCode, r.Name())
+	})
+	return err
+}
+
+func (s *Server) roomForRole(r *rbac.Role) error {
+	count, size := 1, len(r.JSON())
+	for _, old := range s.state.view().roles {
+		if old.Name() != r.Name() {
+			count, size = count+1, size+len(old.JSON())
+		}
+	}
+	if count > maxRoles || size > maxRoleBytes {
+		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: fmt.Sprintf("there would be %d roles of %d bytes; at most %d of %d bytes are possible", count, size, maxRoles, maxRoleBytes)}
+	}
+	return nil
 }
 
 func changed(created bool, newName, newCode, oldName, oldCode, subject string) sallyport.Event {
@@ -169,7 +248,7 @@ func changed(created bool, newName, newCode, oldName, oldCode, subject string) s
 	return e
 }
 
-func (s *Server) putLock(ctx context.Context, c Caller, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
+func (s *Server) putLock(ctx context.Context, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
 	var d lockDocument
 	if err := strict([]byte(req.GetDocument()), &d); err != nil {
 		return err
@@ -177,14 +256,17 @@ func (s *Server) putLock(ctx context.Context, c Caller, req *sallyportv1.PutDocu
 	if err := d.check(); err != nil {
 		return err
 	}
+	if len(s.state.view().locks) >= maxLocks && !req.GetOverwrite() {
+		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: fmt.Sprintf("there are %d locks, which are the most", maxLocks), Hint: "remove those that have ended"}
+	}
 	b, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	if resp.Created, err = s.store(ctx, lockPrefix+d.Metadata.Name, b, req.GetOverwrite()); err != nil {
-		return err
-	}
-	return s.emit(ctx, c, sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetText(d)}})
+	resp.Created, err = s.store(ctx, write{key: lockPrefix + d.Metadata.Name, value: b, overwrite: req.GetOverwrite()}, func(bool) sallyport.Event {
+		return sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetText(d)}}
+	})
+	return err
 }
 
 func targetText(d lockDocument) string {
@@ -192,7 +274,7 @@ func targetText(d lockDocument) string {
 	return string(b)
 }
 
-func (s *Server) putUser(ctx context.Context, c Caller, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
+func (s *Server) putUser(ctx context.Context, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {
 	var d userDocument
 	if err := strict([]byte(req.GetDocument()), &d); err != nil {
 		return err
@@ -201,16 +283,25 @@ func (s *Server) putUser(ctx context.Context, c Caller, req *sallyportv1.PutDocu
 		return err
 	}
 	u := login.User{Name: d.Metadata.Name, Roles: d.Spec.Roles, Traits: d.Spec.Traits}
-	_, err := s.cfg.Users.CreateUser(ctx, u, defaultLinkTTL)
-	resp.Created = err == nil
-	if errors.Is(err, sallyport.ErrExists) && req.GetOverwrite() {
-		u.Revision = store.Any
-		_, err = s.cfg.Users.UpdateUser(ctx, u)
-	}
-	if err != nil {
+	old, err := s.cfg.Users.GetUser(ctx, u.Name)
+	resp.Created = errors.Is(err, sallyport.ErrNotFound)
+	switch {
+	case err == nil && !req.GetOverwrite():
+		return exists(kindUser + " " + u.Name)
+	case err != nil && !resp.Created:
 		return err
 	}
-	return s.emit(ctx, c, changed(resp.GetCreated(), audit.UserCreate, audit.UserCreateCode, audit.UserUpdate, audit.UserUpdateCode, u.Name))
+	u.Revision = old.Revision
+	e := changed(resp.Created, audit.UserCreate, audit.UserCreateCode, audit.UserUpdate, audit.UserUpdateCode, u.Name)
+	e.Fields["roles"] = u.Roles
+	return s.change(ctx, e, func() error {
+		if resp.Created {
+			_, err = s.cfg.Users.CreateUser(ctx, u, defaultLinkTTL)
+		} else {
+			_, err = s.cfg.Users.UpdateUser(ctx, u)
+		}
+		return err
+	})
 }
 
 // rolesExist refuses names of roles that are not there: a typing error would
@@ -218,22 +309,39 @@ func (s *Server) putUser(ctx context.Context, c Caller, req *sallyportv1.PutDocu
 func (s *Server) rolesExist(names []string) error {
 	for _, name := range names {
 		if _, ok := s.state.view().policy.Role(name); !ok {
-			return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("role %q does not exist", name), Hint: "sallyctl get roles --format=text"}
+			return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("role %q does not exist", trim(name)), Hint: "sallyctl get roles --format=text"}
 		}
 	}
 	return nil
 }
 
-func (s *Server) store(ctx context.Context, key string, value []byte, overwrite bool) (created bool, err error) {
-	_, err = s.cfg.Store.Apply(ctx, store.Op{Key: key, Value: value, Expect: store.Absent})
-	if errors.Is(err, sallyport.ErrExists) {
-		if !overwrite {
-			return false, &sallyport.Problem{Kind: sallyport.ErrExists, Fact: strings.Replace(key, "/", " ", 1) + " exists", Hint: "use --force to replace it"}
-		}
-		_, err = s.cfg.Store.Apply(ctx, store.Op{Key: key, Value: value, Expect: store.Any})
+// write is one document to store.
+type write struct {
+	key       string
+	value     []byte
+	overwrite bool
+}
+
+// store records and writes a document over exactly what was read before, so
+// that the record says what happened.
+func (s *Server) store(ctx context.Context, w write, event func(created bool) sallyport.Event) (created bool, err error) {
+	it, err := s.cfg.Store.Get(ctx, w.key)
+	switch {
+	case errors.Is(err, sallyport.ErrNotFound):
+		created, it.Revision = true, store.Absent
+	case err != nil:
 		return false, err
+	case !w.overwrite:
+		return false, exists(strings.Replace(w.key, "/", " ", 1))
 	}
-	return err == nil, err
+	return created, s.change(ctx, event(created), func() error {
+		_, err := s.cfg.Store.Apply(ctx, store.Op{Key: w.key, Value: w.value, Expect: it.Revision})
+		return err
+	})
+}
+
+func exists(what string) error {
+	return &sallyport.Problem{Kind: sallyport.ErrExists, Fact: what + " exists", Hint: "use --force to replace it"}
 }
 
 // get returns documents of a kind.
@@ -246,11 +354,14 @@ func (s *Server) get(ctx context.Context, kind, name string) ([]string, error) {
 	case kindUser:
 		return s.users(ctx, name)
 	}
-	return nil, invalid(fmt.Sprintf("kind %q: this version knows role, user and lock", kind))
+	return nil, unknownKind(kind)
 }
 
 func (s *Server) stored(ctx context.Context, prefix, name string) ([]string, error) {
 	if name != "" {
+		if !validName(name) {
+			return nil, missing(strings.TrimSuffix(prefix, "/"), name, sallyport.ErrNotFound)
+		}
 		it, err := s.cfg.Store.Get(ctx, prefix+name)
 		if err != nil {
 			return nil, missing(strings.TrimSuffix(prefix, "/"), name, err)
@@ -270,7 +381,7 @@ func (s *Server) stored(ctx context.Context, prefix, name string) ([]string, err
 
 func missing(kind, name string, err error) error {
 	if errors.Is(err, sallyport.ErrNotFound) {
-		return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("%s %q does not exist", kind, name), Hint: "sallyctl get " + kind + "s --format=text"}
+		return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("%s %q does not exist", kind, trim(name)), Hint: "sallyctl get " + kind + "s --format=text"}
 	}
 	return err
 }
@@ -300,44 +411,68 @@ func (s *Server) users(ctx context.Context, name string) ([]string, error) {
 }
 
 // remove deletes a document. The caller has been checked.
-func (s *Server) remove(ctx context.Context, c Caller, kind, name string) error {
-	var e sallyport.Event
+func (s *Server) remove(ctx context.Context, kind, name string) error {
+	if !validName(name) {
+		return missing(kind, name, sallyport.ErrNotFound)
+	}
 	var err error
 	switch kind {
 	case kindRole:
-		if users := s.holders(ctx, name); len(users) > 0 {
-			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("role %q is held by %s", name, strings.Join(users, ", ")), Hint: "take it from them first"}
-		}
-		_, err = s.cfg.Store.Apply(ctx, store.Op{Key: rolePrefix + name, Delete: true, Expect: store.Any})
-		e = sallyport.Event{Name: audit.RoleDelete, Code: audit.RoleDeleteCode}
+		err = s.removeRole(ctx, name)
 	case kindLock:
-		_, err = s.cfg.Store.Apply(ctx, store.Op{Key: lockPrefix + name, Delete: true, Expect: store.Any})
-		e = sallyport.Event{Name: audit.LockDelete, Code: audit.LockDeleteCode}
+		err = s.erase(ctx, lockPrefix+name, sallyport.Event{Name: audit.LockDelete, Code: audit.LockDeleteCode, Fields: map[string]any{"name": name}})
 	case kindUser:
-		err = s.cfg.Users.DeleteUser(ctx, name)
-		e = sallyport.Event{Name: audit.UserDelete, Code: audit.UserDeleteCode}
+		err = s.removeUser(ctx, name)
 	default:
-		return invalid(fmt.Sprintf("kind %q: this version knows role, user and lock", kind))
+		return unknownKind(kind)
 	}
 	if err != nil {
 		return missing(kind, name, err)
 	}
-	e.Fields = map[string]any{"name": name}
-	return errors.Join(s.emit(ctx, c, e), s.state.reload(ctx))
+	return s.inForce(ctx)
 }
 
-func (s *Server) holders(ctx context.Context, role string) []string {
+func (s *Server) removeRole(ctx context.Context, name string) error {
+	users, err := s.holders(ctx, name)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("role %q is held by %s", name, strings.Join(users[:min(len(users), 10)], ", ")), Hint: "take it from them first"}
+	}
+	return s.erase(ctx, rolePrefix+name, sallyport.Event{Name: audit.RoleDelete, Code: audit.RoleDeleteCode, Fields: map[string]any{"name": name}})
+}
+
+func (s *Server) removeUser(ctx context.Context, name string) error {
+	if _, err := s.cfg.Users.GetUser(ctx, name); err != nil {
+		return err
+	}
+	e := sallyport.Event{Name: audit.UserDelete, Code: audit.UserDeleteCode, Fields: map[string]any{"name": name}}
+	return s.change(ctx, e, func() error { return s.cfg.Users.DeleteUser(ctx, name) })
+}
+
+// erase records and deletes what is there.
+func (s *Server) erase(ctx context.Context, key string, e sallyport.Event) error {
+	it, err := s.cfg.Store.Get(ctx, key)
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, e, func() error {
+		_, err := s.cfg.Store.Apply(ctx, store.Op{Key: key, Delete: true, Expect: it.Revision})
+		return err
+	})
+}
+
+func (s *Server) holders(ctx context.Context, role string) ([]string, error) {
 	all, err := s.cfg.Users.ListUsers(ctx)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var out []string
 	for _, u := range all {
-		for _, r := range u.Roles {
-			if r == role {
-				out = append(out, u.Name)
-			}
+		if slices.Contains(u.Roles, role) {
+			out = append(out, u.Name)
 		}
 	}
-	return out
+	return out, nil
 }

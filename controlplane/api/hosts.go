@@ -24,6 +24,7 @@ import (
 
 const (
 	maxAddresses = 16
+	maxHostName  = 253
 )
 
 // joinService lets hosts in.
@@ -36,15 +37,18 @@ func (s joinService) Join(ctx context.Context, req *connect.Request[sallyportv1.
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.join(ctx, kind, m)
+	resp, token, err := s.join(ctx, kind, m)
 	c := callerOf(ctx)
-	e := sallyport.Event{Name: audit.InstanceJoin, Code: audit.InstanceJoinCode, User: string(kind) + ":" + resp.GetHostId(),
-		Fields: map[string]any{"method": "token", "role": string(kind), "node_name": m.GetHostName()}}
+	e := sallyport.Event{Name: audit.InstanceJoin, Code: audit.InstanceJoinCode, User: string(kind), UserKind: string(kind),
+		Fields: map[string]any{"method": "token", "role": string(kind), "node_name": m.GetHostName()[:min(len(m.GetHostName()), maxHostName)]}}
 	if err != nil {
-		e.Code, e.User = audit.InstanceJoinFailureCode, string(kind)
-		e.Fields["error"] = err.Error()
-		return nil, errors.Join(err, s.emit(ctx, c, e))
+		e.Code = audit.InstanceJoinFailureCode
+		return nil, errors.Join(err, s.emitAttempt(ctx, c, sourceOf(c.Addr.Addr()), e, err))
 	}
+	e.User += ":" + resp.GetHostId()
+	e.Fields["token"] = token
+	// Unrecorded, the host gets no certificates; it may repeat the call, also by
+	// a token for one use, which is bound to its key now.
 	if err := s.emit(ctx, c, e); err != nil {
 		return nil, err
 	}
@@ -62,26 +66,54 @@ func hostKind(roles []string) (sallyport.IdentityKind, error) {
 	return "", invalid("a host joins as agent or as gateway")
 }
 
-func (s joinService) join(ctx context.Context, kind sallyport.IdentityKind, m *sallyportv1.JoinRequest) (*sallyportv1.JoinResponse, error) {
-	// The keys are checked before the token is used up.
-	if _, err := ca.ParseTLSKey(m.GetTlsPublicKey()); err != nil {
-		return nil, err
-	}
-	if _, err := ca.ParseSSHKey(m.GetSshPublicKey()); err != nil {
-		return nil, err
+// join returns the answer and the name of the token that was used.
+func (s joinService) join(ctx context.Context, kind sallyport.IdentityKind, m *sallyportv1.JoinRequest) (*sallyportv1.JoinResponse, string, error) {
+	// All that can be wrong is checked before the token is used up.
+	for _, fault := range []error{keyFault(ca.ParseTLSKey(m.GetTlsPublicKey())), keyFault(ca.ParseSSHKey(m.GetSshPublicKey())),
+		addressFault(kind, m.GetAddresses()), nameFault(m.GetHostName())} {
+		if fault != nil {
+			return nil, "", fault
+		}
 	}
 	grant, err := s.cfg.Tokens.Consume(ctx, join.Use{Secret: m.GetToken(), Kind: kind, HostID: m.GetHostId(), Key: m.GetTlsPublicKey()})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	h, err := s.cfg.Inventory.Join(ctx, inventory.Host{
-		ID: grant.HostID, Kind: kind, Name: m.GetHostName(), Addresses: m.GetAddresses(), Token: grant.Token,
+		ID: grant.HostID, Kind: kind, Name: m.GetHostName(), Addresses: hostPorts(m.GetAddresses()), Token: grant.Token,
 		Allow: inventory.Allow{Kinds: grant.Allow.Kinds, Names: grant.Allow.Names, Labels: grant.Allow.Labels},
 	}, m.GetTlsPublicKey())
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return s.certify(h, m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetAddresses())
+	resp, err := s.certify(h, m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetAddresses())
+	return resp, grant.Token, err
+}
+
+func nameFault(name string) error {
+	if !text(name, maxHostName) {
+		return invalid("the host name is too long or not printable")
+	}
+	return nil
+}
+
+func addressFault(kind sallyport.IdentityKind, list []string) error {
+	if kind != sallyport.KindGateway && len(list) > 0 {
+		return invalid("only gateways have public addresses")
+	}
+	_, err := ipAddresses(list)
+	return err
+}
+
+// hostPorts keeps those that have a port: where a gateway is reached.
+func hostPorts(list []string) []string {
+	var out []string
+	for _, s := range list {
+		if _, _, err := net.SplitHostPort(s); err == nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // certify issues a host's certificates for the keys it showed.
@@ -108,6 +140,9 @@ func ipAddresses(list []string) ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, s := range list {
+		if !text(s, maxHostName+len(":65535")) {
+			return nil, invalid("a public address is too long or not printable")
+		}
 		if host, _, err := net.SplitHostPort(s); err == nil {
 			s = host
 		}
@@ -122,7 +157,7 @@ func ipAddresses(list []string) ([]netip.Addr, error) {
 type hostService struct{ *Server }
 
 // host returns the record of the caller. A host that was removed has none, and
-// may do nothing more.
+// may do nothing more. Locks are asked again for the sake of streams.
 func (s hostService) host(ctx context.Context) (inventory.Host, error) {
 	c := callerOf(ctx)
 	if err := s.unlocked(c.Identity); err != nil {
@@ -141,8 +176,15 @@ func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallypo
 	if err != nil {
 		return nil, err
 	}
+	if err := addressFault(h.Kind, req.Msg.GetAddresses()); err != nil {
+		return nil, err
+	}
 	resp, err := s.certify(h, req.Msg.GetTlsPublicKey(), req.Msg.GetSshPublicKey(), req.Msg.GetAddresses())
 	if err != nil {
+		return nil, err
+	}
+	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "host", "role": string(h.Kind)}}
+	if err := s.emit(ctx, callerOf(ctx), e); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(resp), nil
@@ -259,7 +301,10 @@ func (s hostService) IssueDatabaseCertificate(ctx context.Context, req *connect.
 
 // WatchSnapshot sends the newest snapshot at once and each newer one. The
 // stream ends when the host is locked or removed.
-func (s hostService) WatchSnapshot(ctx context.Context, _ *connect.Request[sallyportv1.WatchSnapshotRequest], stream *connect.ServerStream[sallyportv1.Signed]) error {
+func (s hostService) WatchSnapshot(ctx context.Context, req *connect.Request[sallyportv1.WatchSnapshotRequest], stream *connect.ServerStream[sallyportv1.Signed]) error {
+	if err := s.state.atLeast(ctx, req.Msg.GetHaveRevision()); err != nil {
+		return err
+	}
 	for {
 		next := s.state.next()
 		if _, err := s.host(ctx); err != nil {
@@ -278,19 +323,40 @@ func (s hostService) WatchSnapshot(ctx context.Context, _ *connect.Request[sally
 
 // AppendEvents makes a batch of a host's spool durable.
 func (s hostService) AppendEvents(ctx context.Context, req *connect.Request[sallyportv1.AppendEventsRequest]) (*connect.Response[sallyportv1.AppendEventsResponse], error) {
-	c := callerOf(ctx)
-	if !ownSpool(c.Identity.Name, req.Msg.GetSpool()) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !ownSpool(h.ID, req.Msg.GetSpool()) {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "that spool is another host's"}
 	}
-	var records []audit.Record
+	records := make([]audit.Record, 0, len(req.Msg.GetEvents()))
 	for _, e := range req.Msg.GetEvents() {
-		records = append(records, audit.Record{Sequence: e.GetSequence(), JSON: e.GetJson()})
+		records = append(records, audit.Record{Sequence: e.GetSequence(), JSON: ownEvent(h.ID, e.GetJson())})
 	}
 	acknowledged, err := s.cfg.Audit.Append(ctx, req.Msg.GetSpool(), records)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&sallyportv1.AppendEventsResponse{Acknowledged: acknowledged}), nil
+}
+
+// ownEvent holds a host to its own name: an event that says it is of another
+// server keeps that word apart. The same line always gives the same, so a
+// batch may be repeated.
+func ownEvent(host string, line []byte) []byte {
+	if len(line) > 2*audit.MaxEvent {
+		return line // refused by the log
+	}
+	e, err := audit.Decode(line)
+	if err != nil || e.ServerID == host {
+		return line
+	}
+	if e.Fields == nil {
+		e.Fields = map[string]any{}
+	}
+	e.Fields["claimed_server_id"], e.ServerID = e.ServerID, host
+	return audit.Encode(e)
 }
 
 // ownSpool holds hosts to spools that begin with their own id.
@@ -318,45 +384,6 @@ func (s hostService) ReportPresence(ctx context.Context, req *connect.Request[sa
 		return nil, err
 	}
 	return connect.NewResponse(&sallyportv1.ReportPresenceResponse{NeedFull: needFull}), nil
-}
-
-// unlocked refuses callers that a lock names.
-func (s *Server) unlocked(id sallyport.Identity) error {
-	now := s.cfg.Now().Unix()
-	for _, l := range s.state.view().locks {
-		if l.GetExpires() != 0 && l.GetExpires() <= now {
-			continue
-		}
-		if hits(l, id) {
-			fact := "you are locked"
-			if l.GetMessage() != "" {
-				fact += ": " + l.GetMessage()
-			}
-			return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: fact, Hint: "ask your administrator"}
-		}
-	}
-	return nil
-}
-
-// hits says whether every part of the lock's target that an API caller can have
-// is the caller's. A lock on a login is for sessions, not for the API.
-func hits(l *sallyportv1.Lock, id sallyport.Identity) bool {
-	if l.GetLogin() != "" {
-		return false
-	}
-	parts, hit := 0, true
-	match := func(want string, ok bool) {
-		if want != "" {
-			parts++
-			hit = hit && ok
-		}
-	}
-	match(l.GetUser(), id.Kind == sallyport.KindUser && id.Name == l.GetUser())
-	match(l.GetRole(), slices.Contains(id.Roles, l.GetRole()))
-	match(l.GetServerId(), id.Kind != sallyport.KindUser && id.Name == l.GetServerId())
-	match(l.GetMfa(), id.MFA == l.GetMfa())
-	match(l.GetRequest(), slices.Contains(id.ActiveRequests, l.GetRequest()))
-	return parts > 0 && hit
 }
 
 func toWire(r sallyport.Resource) *sallyportv1.Resource {

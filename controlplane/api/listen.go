@@ -1,6 +1,7 @@
 package api
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/net/http2"
-	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/identity"
@@ -27,19 +27,30 @@ const (
 )
 
 const (
-	handshakeTimeout = 10 * time.Second
+	handshakeTimeout = 10 * time.Second // PROXY header and TLS
 	idleTimeout      = 2 * time.Minute
 	headerTimeout    = 10 * time.Second
+	bodyTimeout      = 30 * time.Second // of one request
+	maxHeader        = 64 << 10
 
-	// maxConnections bounds what one listener holds at a time.
+	pingAfter   = 15 * time.Second // of silence
+	pingTimeout = 5 * time.Second
+
+	// A host joins in one call.
+	joinTimeout = 30 * time.Second
+	joinIdle    = 10 * time.Second
+	joinStreams = 4
+
+	// maxConnections bounds what one listener holds at a time; maxStrangers
+	// what of it has not shown a certificate. A stranger too many takes the
+	// place of the oldest, so that those who hold connections and say nothing
+	// keep nobody out: a handshake takes much less time than they have.
 	maxConnections = 20000
-
-	// clientAddrHeader carries a web visitor's address. Only gateways are
-	// believed, and a gateway removes what visitors send by that name.
-	clientAddrHeader = "Sallyport-Client-Addr"
+	maxStrangers   = 1024
 )
 
-// Listener serves the API over TLS.
+// Listener serves the API over TLS. Serve may be called for several listeners
+// at once; the bounds hold for all of them together.
 type Listener struct {
 	Handler     http.Handler
 	Certificate func() (*tls.Certificate, error) // auth's own, with its CA behind it
@@ -48,13 +59,17 @@ type Listener struct {
 	Cluster     string
 
 	// BehindGateway reads a PROXY header before TLS: for the Unix socket that
-	// only this machine's gateway opens.
+	// only this machine's gateway and hosts open. Only there is the address of
+	// a client known, so only there can certificates be used that are bound to
+	// one: the other end of a TCP connection may be a gateway of another
+	// machine, whose address would be that of all its clients.
 	BehindGateway bool
 
 	Log *slog.Logger
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	mu        sync.Mutex
+	conns     map[net.Conn]*list.Element // element of strangers, or nil
+	strangers *list.List                 // of net.Conn, the oldest first
 }
 
 // Serve accepts until ctx is done. Connections that are open then are closed.
@@ -72,6 +87,9 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
@@ -95,24 +113,45 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
+// add takes a stranger in.
 func (l *Listener) add(c net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.conns == nil {
-		l.conns = map[net.Conn]struct{}{}
+		l.conns, l.strangers = map[net.Conn]*list.Element{}, list.New()
 	}
-	if len(l.conns) >= maxConnections {
+	if l.strangers.Len() >= maxStrangers {
+		oldest := l.strangers.Front()
+		old := l.strangers.Remove(oldest).(net.Conn)
+		l.conns[old] = nil // its own goroutine removes it
+		old.Close()
+	}
+	if len(l.conns) >= maxConnections+maxStrangers {
 		return false
 	}
-	l.conns[c] = struct{}{}
+	l.conns[c] = l.strangers.PushBack(c)
 	return true
+}
+
+// known says that the connection's other end has shown a certificate.
+func (l *Listener) known(c net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.conns[c]; e != nil {
+		l.strangers.Remove(e)
+		l.conns[c] = nil
+	}
+	return len(l.conns)-l.strangers.Len() <= maxConnections
 }
 
 func (l *Listener) remove(c net.Conn) {
 	c.Close()
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.conns[c]; e != nil {
+		l.strangers.Remove(e)
+	}
 	delete(l.conns, c)
-	l.mu.Unlock()
 }
 
 func (l *Listener) closeAll() {
@@ -125,28 +164,45 @@ func (l *Listener) closeAll() {
 
 // serve ends TLS, says who is calling, and hands over to HTTP/2.
 func (l *Listener) serve(ctx context.Context, raw net.Conn) {
-	conn := raw
-	if l.BehindGateway {
-		pc := proxyproto.NewConn(raw, proxyproto.SetReadHeaderTimeout(handshakeTimeout), proxyproto.WithPolicy(proxyproto.USE))
-		conn = pc
-	}
-	tc := tls.Server(conn, l.tlsConfig())
-	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	if err := tc.HandshakeContext(hctx); err != nil {
-		l.Log.Debug("handshake", "from", conn.RemoteAddr(), "error", err)
-		return
-	}
-	caller, err := l.caller(tc)
+	tc, caller, err := l.handshake(ctx, raw)
 	if err != nil {
-		l.Log.Debug("caller", "from", conn.RemoteAddr(), "error", err)
+		l.Log.Debug("handshake", "from", raw.RemoteAddr(), "error", err)
 		return
 	}
-	(&http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout}).ServeConn(tc, &http2.ServeConnOpts{
+	h2, life := &http2.Server{MaxConcurrentStreams: joinStreams, IdleTimeout: joinIdle, MaxUploadBufferPerConnection: 1 << 16, MaxUploadBufferPerStream: 1 << 16}, joinTimeout
+	if audienceOf(caller) != nobody {
+		if !l.known(raw) {
+			return
+		}
+		h2 = &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout}
+		life = time.Until(caller.Identity.NotAfter)
+	}
+	// A connection ends with the certificate that opened it.
+	end := time.AfterFunc(life, func() { raw.Close() })
+	defer end.Stop()
+	h2.ServeConn(tc, &http2.ServeConnOpts{
 		Context:    WithCaller(ctx, caller),
 		Handler:    l.Handler,
-		BaseConfig: &http.Server{ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(l.Log.Handler(), slog.LevelDebug)},
+		BaseConfig: &http.Server{ReadHeaderTimeout: headerTimeout, ReadTimeout: bodyTimeout, MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(l.Log.Handler(), slog.LevelDebug)},
 	})
+}
+
+// handshake reads the PROXY header where there may be one, and ends TLS, all
+// within handshakeTimeout.
+func (l *Listener) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, Caller, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	conn, told := raw, func() bool { return false }
+	if l.BehindGateway {
+		pc := proxyproto.NewConn(raw, proxyproto.SetReadHeaderTimeout(handshakeTimeout), proxyproto.WithPolicy(proxyproto.USE))
+		conn, told = pc, func() bool { return pc.ProxyHeader() != nil }
+	}
+	tc := tls.Server(conn, l.tlsConfig())
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, Caller{}, err
+	}
+	c, err := l.caller(tc, told())
+	return tc, c, err
 }
 
 func (l *Listener) tlsConfig() *tls.Config {
@@ -156,7 +212,7 @@ func (l *Listener) tlsConfig() *tls.Config {
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return l.Certificate() },
 	}
 	auth, join := base.Clone(), base.Clone()
-	auth.NextProtos, auth.ClientAuth = []string{protocolAuth}, tls.RequireAnyClientCert // caller checks the chain
+	auth.NextProtos, auth.ClientAuth = []string{protocolAuth}, tls.RequireAnyClientCert // VerifyConnection checks the chain
 	auth.VerifyConnection = func(cs tls.ConnectionState) error {
 		_, err := l.verify(cs)
 		return err
@@ -177,11 +233,17 @@ func (l *Listener) tlsConfig() *tls.Config {
 	return base
 }
 
+// maxChain bounds the certificates that are looked at: a leaf and its CA.
+const maxChain = 4
+
 // verify takes a person's certificate by the user CA, or an agent's or
-// gateway's by the host CA, and never one for the other (A67).
+// gateway's by the host CA, and never one for the other.
 func (l *Listener) verify(cs tls.ConnectionState) (sallyport.Identity, error) {
 	if cs.NegotiatedProtocol != protocolAuth {
 		return sallyport.Identity{}, errors.New("no protocol was agreed on")
+	}
+	if len(cs.PeerCertificates) > maxChain {
+		return sallyport.Identity{}, errors.New("too many certificates")
 	}
 	want := identity.Want{Roots: l.UserCAs(), Cluster: l.Cluster, Kinds: []sallyport.IdentityKind{sallyport.KindUser}, Usage: x509.ExtKeyUsageClientAuth, Now: time.Now()}
 	id, userErr := identity.VerifyPeer(cs.PeerCertificates, want)
@@ -199,7 +261,9 @@ func (l *Listener) verify(cs tls.ConnectionState) (sallyport.Identity, error) {
 	return sallyport.Identity{}, errors.Join(userErr, hostErr)
 }
 
-func (l *Listener) caller(tc *tls.Conn) (Caller, error) {
+// caller says who has shaken hands. told says that a gateway of this machine
+// has told the client's address.
+func (l *Listener) caller(tc *tls.Conn, told bool) (Caller, error) {
 	c := Caller{Addr: addrOf(tc.RemoteAddr())}
 	cs := tc.ConnectionState()
 	if cs.NegotiatedProtocol == protocolJoin {
@@ -209,11 +273,25 @@ func (l *Listener) caller(tc *tls.Conn) (Caller, error) {
 	if err != nil {
 		return c, err
 	}
-	if id.PinnedAddr != "" && c.Addr.Addr().Unmap().String() != id.PinnedAddr {
-		return c, errors.New("the certificate is bound to another address")
-	}
-	c.Identity = id
+	c.Identity, c.Refusal = id, pinned(id, c.Addr.Addr(), told)
 	return c, nil
+}
+
+// pinned refuses a certificate that is bound to an address, unless the client's
+// address is known and is that one.
+func pinned(id sallyport.Identity, addr netip.Addr, known bool) *sallyport.Problem {
+	if id.PinnedAddr == "" {
+		return nil
+	}
+	if !known || !addr.IsValid() {
+		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this certificate is bound to an address, and by this way auth cannot see yours",
+			Hint: "use a gateway on the machine of auth; sessions by this gateway are not affected"}
+	}
+	want, err := netip.ParseAddr(id.PinnedAddr)
+	if err != nil || want.Unmap().WithZone("") != addr.Unmap().WithZone("") {
+		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this certificate is bound to another address than yours", Hint: "log in again from here"}
+	}
+	return nil
 }
 
 func addrOf(a net.Addr) netip.AddrPort {
@@ -224,66 +302,9 @@ func addrOf(a net.Addr) netip.AddrPort {
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	return plain(ap)
 }
 
-// FromWeb lets a gateway speak for a visitor of its web origin: such a request
-// has the visitor's address and nothing of the gateway's rights.
-func FromWeb(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		value := r.Header.Get(clientAddrHeader)
-		r.Header.Del(clientAddrHeader)
-		if value == "" {
-			next.ServeHTTP(w, r)
-			return
-		}
-		addr, err := netip.ParseAddrPort(value)
-		if err != nil || callerOf(r.Context()).Identity.Kind != sallyport.KindGateway {
-			http.Error(w, "only a gateway may speak for a visitor", http.StatusForbidden)
-			return
-		}
-		next.ServeHTTP(w, r.WithContext(WithCaller(r.Context(), Caller{Web: true, Addr: addr})))
-	})
-}
-
-// ServeAdmin serves the admin socket, a Unix socket with mode 0600: who can
-// open it is root or the owner of the data directory, and is audited by uid.
-func ServeAdmin(ctx context.Context, ln net.Listener, handler http.Handler) error {
-	srv := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			uid, err := peerUID(c)
-			if err != nil {
-				return ctx // nobody: the table refuses
-			}
-			return WithCaller(ctx, Caller{Identity: sallyport.Identity{Kind: sallyport.KindLocalAdmin, Name: uid}})
-		},
-	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// peerUID asks the kernel who is at the other end (unix(7), SO_PEERCRED).
-func peerUID(c net.Conn) (string, error) {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return "", errors.New("not a Unix socket")
-	}
-	rc, err := uc.SyscallConn()
-	if err != nil {
-		return "", err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := rc.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return "", err
-	}
-	if cerr != nil {
-		return "", cerr
-	}
-	return formatUID(cred.Uid), nil
+func plain(ap netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

@@ -52,7 +52,7 @@ func methods() map[string]rule {
 		sallyportv1connect.AccessServiceListClustersProcedure:  {who: user},
 		sallyportv1connect.AccessServiceExplainProcedure:       {who: user},
 
-		sallyportv1connect.AdminServiceGetStatusProcedure:    {who: adminOrLocal, kind: "cluster_status", verb: "read"},
+		sallyportv1connect.AdminServiceGetStatusProcedure:    {who: adminOrLocal, kind: "status", verb: "read"},
 		sallyportv1connect.AdminServiceCreateUserProcedure:   {who: adminOrLocal, kind: "user", verb: "create"},
 		sallyportv1connect.AdminServiceListUsersProcedure:    {who: adminOrLocal, kind: "user", verb: "list"},
 		sallyportv1connect.AdminServiceDeleteUserProcedure:   {who: adminOrLocal, kind: "user", verb: "delete"},
@@ -61,7 +61,7 @@ func methods() map[string]rule {
 		sallyportv1connect.AdminServiceListTokensProcedure:   {who: adminOrLocal, kind: "token", verb: "list"},
 		sallyportv1connect.AdminServiceDeleteTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "delete"},
 		sallyportv1connect.AdminServiceSearchEventsProcedure: {who: adminOrLocal, kind: "event", verb: "list"},
-		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "node", verb: "list"},
+		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "agent", verb: "list"},
 
 		sallyportv1connect.AdminServiceExportAuthoritiesProcedure:  {who: adminOrLocal, kind: "cert_authority", verb: "readnosecrets"},
 		sallyportv1connect.AdminServiceSignDatabaseServerProcedure: {who: adminOrLocal, kind: "cert_authority", verb: "create"},

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,21 +51,19 @@ func (s publicService) Login(ctx context.Context, req *connect.Request[sallyport
 	if s.state.view().policy.PinSourceIP(id) {
 		id.PinnedAddr = id.LoginAddr
 	}
-	resp, err := s.issue(id, m.GetTlsPublicKey(), m.GetSshPublicKey(), time.Duration(m.GetTtlSeconds())*time.Second)
+	resp, err := s.issue(id, request{m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetTtlSeconds()})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(resp), s.emitLogin(ctx, c, u.Name, nil)
+	if err := s.emitLogin(ctx, c, u.Name, nil); err != nil {
+		return nil, err // unrecorded, the certificates are dropped
+	}
+	return connect.NewResponse(resp), nil
 }
 
 func (s publicService) authenticate(ctx context.Context, c Caller, m *sallyportv1.LoginRequest) (login.User, error) {
-	for _, check := range []error{keyFault(ca.ParseTLSKey(m.GetTlsPublicKey())), keyFault(ca.ParseSSHKey(m.GetSshPublicKey()))} {
-		if check != nil {
-			return login.User{}, check
-		}
-	}
-	if m.GetTtlSeconds() < 0 {
-		return login.User{}, invalid("the time to live is negative")
+	if err := (request{m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetTtlSeconds()}).check(); err != nil {
+		return login.User{}, err
 	}
 	u, err := s.cfg.Users.Login(ctx, login.Attempt{User: m.GetUser(), Password: m.GetPassword(), Code: m.GetOtp(), Addr: c.Addr.Addr()})
 	if err != nil {
@@ -73,16 +72,32 @@ func (s publicService) authenticate(ctx context.Context, c Caller, m *sallyportv
 	return u, nil
 }
 
+// request is what somebody wants certified, and for how long.
+type request struct {
+	tlsKey, sshKey []byte
+	seconds        int64
+}
+
+func (r request) check() error {
+	if r.seconds < 0 {
+		return invalid("the time to live is negative")
+	}
+	return cmp.Or(keyFault(ca.ParseTLSKey(r.tlsKey)), keyFault(ca.ParseSSHKey(r.sshKey)))
+}
+
 func keyFault[T any](_ T, err error) error { return err }
+
+// maxLoginName bounds what somebody who is not logged in writes into the log.
+const maxLoginName = 64
 
 func (s *Server) emitLogin(ctx context.Context, c Caller, name string, failure error) error {
 	ok := failure == nil
-	e := sallyport.Event{Name: audit.UserLogin, Code: audit.UserLoginCode, User: name, UserKind: "human", Success: &ok, Fields: map[string]any{"method": "local"}}
-	if !ok {
-		e.Code = audit.UserLoginFailureCode
-		e.Fields["error"] = failure.Error()
+	e := sallyport.Event{Name: audit.UserLogin, Code: audit.UserLoginCode, User: name[:min(len(name), maxLoginName)], UserKind: "human", Success: &ok, Fields: map[string]any{"method": "local"}}
+	if ok {
+		return s.emit(ctx, c, e)
 	}
-	return s.emit(ctx, c, e)
+	e.Code = audit.UserLoginFailureCode
+	return s.emitAttempt(ctx, c, sourceOf(c.Addr.Addr()), e, failure)
 }
 
 // identityOf is what a user's record says now.
@@ -96,17 +111,18 @@ func (s *Server) identityOf(u login.User) sallyport.Identity {
 }
 
 // issue makes the certificates of an identity that has been decided on.
-func (s *Server) issue(id sallyport.Identity, tlsKey, sshKey []byte, ttl time.Duration) (*sallyportv1.LoginResponse, error) {
+func (s *Server) issue(id sallyport.Identity, r request) (*sallyportv1.LoginResponse, error) {
 	o := s.state.view().policy.Options(id)
 	most := ca.MaxUserTTL
 	if o.MaxSessionTTL > 0 {
 		most = min(most, o.MaxSessionTTL)
 	}
-	if ttl == 0 || ttl > most {
-		ttl = most
+	ttl := most
+	if r.seconds > 0 && r.seconds < int64(most/time.Second) {
+		ttl = time.Duration(r.seconds) * time.Second
 	}
 	certs, err := s.cfg.CA.IssueUser(ca.UserRequest{
-		Identity: id, TLSKey: tlsKey, SSHKey: sshKey, TTL: ttl,
+		Identity: id, TLSKey: r.tlsKey, SSHKey: r.sshKey, TTL: ttl,
 		Permit: ca.Permit{PTY: true, AgentForwarding: o.ForwardAgent, PortForwarding: o.PortForwardLocal || o.PortForwardRemote, X11Forwarding: o.X11Forwarding},
 	})
 	if err != nil {
@@ -135,42 +151,74 @@ func lists(m map[string][]string) map[string]*sallyportv1.StringList {
 	return out
 }
 
-// Reissue gives a new certificate with the same restrictions and no more
-// rights than the old one and the user's record both allow; it ends no later.
+// Reissue gives a new certificate with exactly the rights and restrictions of
+// the old one; it ends no later. When the user's record does not give all of
+// that any more, or asks for more, the way is a new login: fewer roles are not
+// always fewer rights, because roles deny too.
 func (s accessService) Reissue(ctx context.Context, req *connect.Request[sallyportv1.ReissueRequest]) (*connect.Response[sallyportv1.LoginResponse], error) {
 	c := callerOf(ctx)
-	if c.Identity.DisallowReissue {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this certificate may not be re-issued", Hint: "log in"}
-	}
-	if err := s.unlocked(c.Identity); err != nil {
+	r := request{req.Msg.GetTlsPublicKey(), req.Msg.GetSshPublicKey(), req.Msg.GetTtlSeconds()}
+	if err := r.check(); err != nil {
 		return nil, err
 	}
-	u, err := s.cfg.Users.GetUser(ctx, c.Identity.Name)
+	id, err := s.again(ctx, c.Identity)
 	if err != nil {
-		return nil, missing(kindUser, c.Identity.Name, err)
+		return nil, err
+	}
+	resp, err := s.issue(id, r)
+	if err != nil {
+		return nil, err
+	}
+	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "user"}}
+	if err := s.emit(ctx, c, e); err != nil {
+		return nil, err // unrecorded, the certificates are dropped
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// again is the identity of a certificate that takes the place of have.
+func (s accessService) again(ctx context.Context, have sallyport.Identity) (sallyport.Identity, error) {
+	u, err := s.cfg.Users.GetUser(ctx, have.Name)
+	if err != nil {
+		return sallyport.Identity{}, missing(kindUser, have.Name, err)
 	}
 	wanted := s.identityOf(u)
-	wanted.MFA, wanted.LoginAddr, wanted.PinnedAddr = c.Identity.MFA, c.Identity.LoginAddr, c.Identity.PinnedAddr
-	wanted.AllowedResources, wanted.ActiveRequests = c.Identity.AllowedResources, c.Identity.ActiveRequests
-	wanted.NotBefore, wanted.NotAfter = c.Identity.NotBefore, c.Identity.NotAfter
-	id, err := identity.Narrower(c.Identity, wanted)
-	if err != nil {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "the certificate cannot be re-issued: " + err.Error(), Hint: "log in", Cause: err}
+	if !covers(wanted, have) {
+		return sallyport.Identity{}, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "your roles or traits have changed since you logged in", Hint: "log in again"}
 	}
-	resp, err := s.issue(id, req.Msg.GetTlsPublicKey(), req.Msg.GetSshPublicKey(), time.Duration(req.Msg.GetTtlSeconds())*time.Second)
-	if err != nil {
-		return nil, err
+	if have.PinnedAddr == "" && s.state.view().policy.PinSourceIP(have) {
+		return sallyport.Identity{}, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "your roles ask for a certificate that is bound to your address now", Hint: "log in again"}
 	}
-	err = s.emit(ctx, c, sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, UserKind: "human", Fields: map[string]any{"cert_type": "user"}})
-	return connect.NewResponse(resp), err
+	wanted.MFA, wanted.LoginAddr, wanted.PinnedAddr = have.MFA, have.LoginAddr, have.PinnedAddr
+	wanted.AllowedResources, wanted.ActiveRequests = have.AllowedResources, have.ActiveRequests
+	wanted.NotBefore, wanted.NotAfter = have.NotBefore, have.NotAfter
+	id, err := identity.Narrower(have, wanted)
+	if err != nil {
+		return sallyport.Identity{}, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "the certificate cannot be re-issued: " + err.Error(), Hint: "log in again", Cause: err}
+	}
+	return id, nil
+}
+
+// covers says that the record still gives each role and trait that the
+// certificate has.
+func covers(wanted, have sallyport.Identity) bool {
+	missing := func(in []string) func(string) bool {
+		return func(s string) bool { return !slices.Contains(in, s) }
+	}
+	if slices.ContainsFunc(have.Roles, missing(wanted.Roles)) {
+		return false
+	}
+	for name, values := range have.Traits {
+		if slices.ContainsFunc(values, missing(wanted.Traits[name])) {
+			return false
+		}
+	}
+	return true
 }
 
 // ListResources shows what the caller may reach, and as what.
 func (s accessService) ListResources(ctx context.Context, req *connect.Request[sallyportv1.ListResourcesRequest]) (*connect.Response[sallyportv1.ListResourcesResponse], error) {
 	c := callerOf(ctx)
-	if err := s.unlocked(c.Identity); err != nil {
-		return nil, err
-	}
 	list, err := s.cfg.Inventory.List(ctx, sallyport.Kind(req.Msg.GetKind()))
 	if err != nil {
 		return nil, err

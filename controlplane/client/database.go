@@ -2,13 +2,13 @@ package client
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -27,6 +27,9 @@ const (
 	// people who may reach the database, but still by people.
 	maxDatabaseCertificates = 4096
 	databaseCallTimeout     = 10 * time.Second
+
+	// keepEvery is how often certificates past half their life are looked for.
+	keepEvery = 10 * time.Minute
 )
 
 // databaseCertificates holds one client certificate per database and user, on
@@ -34,9 +37,11 @@ const (
 type databaseCertificates struct {
 	host  *Host
 	group singleflight.Group
+	wake  chan struct{} // a session saw one past half its life
 
 	mu    sync.Mutex
 	certs map[databaseUser]*tls.Certificate
+	due   map[databaseUser]bool // used past half its life
 }
 
 type databaseUser struct{ database, user string }
@@ -48,9 +53,40 @@ type databaseRecord struct {
 	Certificate []byte `json:"certificate"`
 }
 
-func (d *databaseCertificates) init(h *Host) {
-	d.host = h
-	d.certs = map[databaseUser]*tls.Certificate{}
+// open reads what is on disk and removes what is not good any more.
+func (d *databaseCertificates) open(h *Host) error {
+	d.host, d.wake = h, make(chan struct{}, 1)
+	d.certs, d.due = map[databaseUser]*tls.Certificate{}, map[databaseUser]bool{}
+	dir := filepath.Join(h.cfg.Dir, databaseDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if d.load(path) {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *databaseCertificates) load(path string) bool {
+	var r databaseRecord
+	found, err := readJSON(path, &r)
+	key := databaseUser{r.Database, r.User}
+	if err != nil || !found || path != d.path(key) || len(d.certs) >= maxDatabaseCertificates {
+		return false
+	}
+	c, err := d.certificate(r.Certificate, key.user)
+	if err != nil || time.Now().After(c.Leaf.NotAfter) {
+		return false
+	}
+	d.certs[key] = c
+	return true
 }
 
 // DatabaseCertificate meets access.Credentials.
@@ -59,58 +95,52 @@ func (h *Host) DatabaseCertificate(ctx context.Context, database, user string) (
 }
 
 func (d *databaseCertificates) get(ctx context.Context, key databaseUser) (*tls.Certificate, error) {
-	cert := d.held(key)
-	now := time.Now()
+	cert, now := d.held(key), time.Now()
 	switch {
 	case cert == nil || now.After(cert.Leaf.NotAfter):
 		return d.fetch(ctx, key)
 	case now.After(halfLife(cert.Leaf)):
-		go d.refresh(key)
+		d.renewSoon(key)
 	}
 	return cert, nil
 }
 
-// refresh runs in the background of a session that already has a certificate.
-// The flight is shared, so that a busy user makes one call.
-func (d *databaseCertificates) refresh(key databaseUser) {
-	ctx, cancel := context.WithTimeout(context.Background(), databaseCallTimeout)
-	defer cancel()
-	if _, err := d.fetch(ctx, key); err != nil {
-		d.host.cfg.Log.Debug("renew a database certificate", "database", key.database, "user", key.user, "error", err)
+func (d *databaseCertificates) renewSoon(key databaseUser) {
+	d.mu.Lock()
+	d.due[key] = true
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
 	}
 }
 
-// held looks in memory, then on disk.
 func (d *databaseCertificates) held(key databaseUser) *tls.Certificate {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if c := d.certs[key]; c != nil {
-		return c
-	}
-	var r databaseRecord
-	found, err := readJSON(d.path(key), &r)
-	if err != nil || !found || r.Database != key.database || r.User != key.user {
-		return nil
-	}
-	c, err := d.certificate(r.Certificate, key.user)
-	if err != nil {
-		return nil
-	}
-	d.certs[key] = c
-	return c
+	return d.certs[key]
 }
 
+// fetch asks auth, once for all who wait for the same.
 func (d *databaseCertificates) fetch(ctx context.Context, key databaseUser) (*tls.Certificate, error) {
-	v, err, _ := d.group.Do(key.database+"\x00"+key.user, func() (any, error) { return d.issue(ctx, key) })
-	if err != nil {
-		return nil, err
+	c := d.group.DoChan(key.database+"\x00"+key.user, func() (any, error) {
+		// Not the first one's context: the others wait too.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), databaseCallTimeout)
+		defer cancel()
+		return d.issue(ctx, key)
+	})
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r := <-c:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*tls.Certificate), nil
 	}
-	return v.(*tls.Certificate), nil
 }
 
 func (d *databaseCertificates) issue(ctx context.Context, key databaseUser) (*tls.Certificate, error) {
-	ctx, cancel := context.WithTimeout(ctx, databaseCallTimeout)
-	defer cancel()
 	pub, err := x509.MarshalPKIXPublicKey(d.host.keys.tls.Public())
 	if err != nil {
 		return nil, err
@@ -124,28 +154,51 @@ func (d *databaseCertificates) issue(ctx context.Context, key databaseUser) (*tl
 	if err != nil {
 		return nil, fmt.Errorf("auth's answer: %w", err)
 	}
+	return cert, d.store(key, cert)
+}
+
+// store keeps a certificate. When there are too many, those that have ended
+// make room.
+func (d *databaseCertificates) store(key databaseUser, cert *tls.Certificate) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.certs) >= maxDatabaseCertificates {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this agent holds certificates for too many database users"}
+	if _, held := d.certs[key]; !held && len(d.certs) >= maxDatabaseCertificates {
+		if err := d.dropEndedLocked(); err != nil {
+			return err
+		}
+		if len(d.certs) >= maxDatabaseCertificates {
+			return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this agent holds certificates for too many database users"}
+		}
 	}
-	if err := writeJSON(d.path(key), databaseRecord{key.database, key.user, resp.Msg.GetCertificate()}); err != nil {
-		return nil, err
+	if err := writeJSON(d.path(key), databaseRecord{key.database, key.user, cert.Certificate[0]}); err != nil {
+		return err
 	}
 	d.certs[key] = cert
-	return cert, nil
+	delete(d.due, key)
+	return nil
+}
+
+func (d *databaseCertificates) dropEndedLocked() error {
+	now := time.Now()
+	for key, c := range d.certs {
+		if now.After(c.Leaf.NotAfter) {
+			if err := os.Remove(d.path(key)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			delete(d.certs, key)
+			delete(d.due, key)
+		}
+	}
+	return nil
 }
 
 func (d *databaseCertificates) certificate(der []byte, user string) (*tls.Certificate, error) {
-	leaf, err := x509.ParseCertificate(der)
+	leaf, err := d.host.keys.leaf(der)
 	if err != nil {
 		return nil, err
 	}
 	if leaf.Subject.CommonName != user {
 		return nil, errors.New("the certificate names another user")
-	}
-	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(d.host.keys.tls.Public()) {
-		return nil, errors.New("the certificate is for another key")
 	}
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: d.host.keys.tls, Leaf: leaf}, nil
 }
@@ -156,38 +209,74 @@ func (d *databaseCertificates) path(key databaseUser) string {
 	return filepath.Join(d.host.cfg.Dir, databaseDir, hex.EncodeToString(sum[:16])+".json")
 }
 
-// prefetch gets certificates for all users that roles name, whenever the
-// snapshot or the assignment changes, so that the first session of each needs
-// no auth either.
-func (d *databaseCertificates) prefetch(ctx context.Context) error {
-	for {
-		snapshot, assignment := d.host.keeper.Changed(), d.host.AssignmentChanged()
-		d.prefetchOnce(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-snapshot:
-		case <-assignment:
+// keep gets certificates for all users that roles name, whenever the snapshot
+// or the assignment changes, so that the first session of each needs no auth
+// either; and renews those in use that are past half their life.
+func (d *databaseCertificates) keep(ctx context.Context) error {
+	return retrying(ctx, d.host.cfg.Log, "keep database certificates", func(ctx context.Context, progress func()) error {
+		tick := time.NewTicker(keepEvery)
+		defer tick.Stop()
+		for {
+			snapshot, assignment := d.host.keeper.Changed(), d.host.AssignmentChanged()
+			if err := d.keepOnce(ctx); err != nil {
+				return err
+			}
+			progress()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-snapshot:
+			case <-assignment:
+			case <-d.wake:
+			case <-tick.C:
+			}
 		}
-	}
+	})
 }
 
-func (d *databaseCertificates) prefetchOnce(ctx context.Context) {
-	trust, _ := d.host.keeper.Trust()
-	if trust == nil {
-		return
+// keepOnce goes on after a refusal, which is of one user, and ends when auth
+// cannot be reached.
+func (d *databaseCertificates) keepOnce(ctx context.Context) error {
+	for key := range d.worthKeeping() {
+		if c := d.held(key); c != nil && time.Now().Before(halfLife(c.Leaf)) {
+			continue
+		}
+		_, err := d.fetch(ctx, key)
+		switch {
+		case errors.Is(err, sallyport.ErrUnavailable) || ctx.Err() != nil:
+			return err
+		case err != nil:
+			d.host.cfg.Log.Debug("no database certificate in advance", "database", key.database, "user", key.user, "error", err)
+		}
 	}
+	return nil
+}
+
+// worthKeeping are the users that the snapshot names, and those used lately, of
+// databases that this agent serves.
+func (d *databaseCertificates) worthKeeping() map[databaseUser]bool {
+	served, out := map[string]bool{}, map[databaseUser]bool{}
+	trust, _ := d.host.keeper.Trust()
 	for _, r := range d.host.Resources() {
 		if r.Kind != sallyport.KindDatabase {
 			continue
 		}
+		served[r.Name] = true
+		if trust == nil {
+			continue
+		}
 		for _, user := range trust.DatabaseUsers[r.Name] {
-			if _, err := d.get(ctx, databaseUser{r.Name, user}); err != nil {
-				d.host.cfg.Log.Debug("prefetch a database certificate", "database", r.Name, "user", user, "error", err)
-				return
-			}
+			out[databaseUser{r.Name, user}] = true
 		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key := range d.due {
+		if served[key.database] {
+			out[key] = true
+		}
+	}
+	return out
 }
 
 func halfLife(c *x509.Certificate) time.Time {

@@ -21,7 +21,13 @@ const (
 	ProtocolJoin = "sallyport-join/1"
 )
 
-const dialTimeout = 5 * time.Second
+const (
+	dialTimeout = 5 * time.Second
+
+	// A connection that died without a word is noticed within their sum.
+	pingAfter   = 5 * time.Second
+	pingTimeout = 3 * time.Second
+)
 
 // Dialer reaches auth: straight to its socket, or through any gateway, which
 // passes the connection on by ALPN without ending its TLS.
@@ -38,6 +44,10 @@ type Dialer struct {
 
 	// Certificate is shown to auth; nil for joining.
 	Certificate func() (*tls.Certificate, error)
+
+	// Connect makes the connection under TLS, for example through an HTTP
+	// proxy; nil: net.Dialer.
+	Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu   sync.Mutex
 	last string // the address that worked last
@@ -111,7 +121,11 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		network, address = "unix", path
 	}
-	raw, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	connect := d.Connect
+	if connect == nil {
+		connect = (&net.Dialer{}).DialContext
+	}
+	raw, err := connect(ctx, network, address)
 	if err != nil {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth by way of " + addr + " cannot be reached", Cause: err}
 	}

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -27,7 +28,12 @@ import (
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
-const hostFile = "host.json"
+const (
+	hostFile = "host.json"
+	keysFile = "joining.json" // keys of a join that has not been answered
+
+	callTimeout = time.Minute // of one call to auth; Announce of many resources is the longest
+)
 
 // HostConfig says what a host is and how it reaches auth.
 type HostConfig struct {
@@ -89,6 +95,9 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 		return nil, ErrNotJoined
 	}
 	k, err := s.keys()
+	if err == nil {
+		err = s.check(cfg.Kind, k)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, hostFile), err)
 	}
@@ -96,9 +105,10 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 }
 
 // Join makes keys, joins by token, and stores the standing. pins say which CA
-// to expect; see Dialer.Pins.
+// to expect; see Dialer.Pins. The keys are on disk first: a token for one use is
+// bound to them, so a join whose answer was lost can be repeated.
 func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Host, error) {
-	k, err := newKeys()
+	k, err := joiningKeys(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +119,11 @@ func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Ho
 	d := &Dialer{Addresses: cfg.Addresses, Pins: pins}
 	hc := d.HTTP(ProtocolJoin)
 	defer hc.CloseIdleConnections()
-	resp, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL).Join(ctx, connect.NewRequest(req))
+	resp, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL, connect.WithReadMaxBytes(maxFile)).Join(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, problem(err)
 	}
-	s, err := standingOf(resp.Msg, k)
+	s, err := standingOf(resp.Msg, cfg.Kind, k)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +133,35 @@ func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Ho
 	if err := writeJSON(filepath.Join(cfg.Dir, hostFile), s); err != nil {
 		return nil, err
 	}
+	if err := os.Remove(filepath.Join(cfg.Dir, keysFile)); err != nil {
+		return nil, err
+	}
 	return newHost(cfg, k, s)
+}
+
+// joiningKeys are those of the last try, or new ones.
+func joiningKeys(dir string) (keys, error) {
+	path := filepath.Join(dir, keysFile)
+	var s standing
+	found, err := readJSON(path, &s)
+	if err != nil {
+		return keys{}, err
+	}
+	if found {
+		k, err := s.keys()
+		if err != nil {
+			return keys{}, fmt.Errorf("%s: %w", path, err)
+		}
+		return k, nil
+	}
+	k, err := newKeys()
+	if err != nil {
+		return keys{}, err
+	}
+	if s, err = k.standing(); err != nil {
+		return keys{}, err
+	}
+	return k, writeJSON(path, s)
 }
 
 func joinRequest(cfg HostConfig, k keys, token string) (*sallyportv1.JoinRequest, error) {
@@ -160,8 +198,10 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 	}
 	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{})}
 	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
-	h.api = sallyportv1connect.NewHostServiceClient(h.dialer.HTTP(ProtocolAuth), BaseURL)
-	h.database.init(h)
+	h.api = sallyportv1connect.NewHostServiceClient(h.dialer.HTTP(ProtocolAuth), BaseURL, connect.WithReadMaxBytes(maxSnapshot))
+	if err := h.database.open(h); err != nil {
+		return nil, err
+	}
 	if err := h.loadServed(); err != nil {
 		return nil, err
 	}
@@ -176,7 +216,7 @@ func (h *Host) Run(ctx context.Context) error {
 	g.Go(func() error { return h.renew(ctx) })
 	if h.cfg.Kind == sallyport.KindAgent {
 		g.Go(func() error { return h.announce(ctx) })
-		g.Go(func() error { return h.database.prefetch(ctx) })
+		g.Go(func() error { return h.database.keep(ctx) })
 	}
 	return g.Wait()
 }
@@ -224,12 +264,14 @@ func (h *Host) renewOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	resp, err := h.api.RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{
 		TlsPublicKey: tlsPub, SshPublicKey: sshPub, Addresses: h.cfg.Public}))
 	if err != nil {
 		return problem(err)
 	}
-	s, err := standingOf(resp.Msg, h.keys)
+	s, err := standingOf(resp.Msg, h.cfg.Kind, h.keys)
 	if err != nil {
 		return err
 	}
@@ -361,35 +403,66 @@ func (s standing) keys() (keys, error) {
 	return keys{tls: tk, ssh: ek}, nil
 }
 
-// standingOf checks auth's answer against the keys before it is believed.
-func standingOf(m *sallyportv1.JoinResponse, k keys) (standing, error) {
-	s := standing{ID: m.GetHostId(), Cluster: m.GetCluster(), Certificate: m.GetTlsCertificate(), SSHCertificate: string(m.GetSshCertificate())}
+// standing holds the keys and nothing else yet.
+func (k keys) standing() (s standing, err error) {
+	if s.TLSKey, err = x509.MarshalPKCS8PrivateKey(k.tls); err != nil {
+		return standing{}, err
+	}
+	s.SSHKey, err = x509.MarshalPKCS8PrivateKey(k.ssh)
+	return s, err
+}
+
+// standingOf checks auth's answer against what was asked for before it is
+// believed.
+func standingOf(m *sallyportv1.JoinResponse, kind sallyport.IdentityKind, k keys) (standing, error) {
+	s, err := k.standing()
+	if err != nil {
+		return standing{}, err
+	}
+	s.ID, s.Cluster, s.Certificate, s.SSHCertificate = m.GetHostId(), m.GetCluster(), m.GetTlsCertificate(), string(m.GetSshCertificate())
 	for _, a := range m.GetAuthorities() {
 		if a.GetKind() == "host" {
 			s.HostCAs = a.GetCertificates()
 		}
 	}
-	leaf, err := x509.ParseCertificate(s.Certificate)
-	if err != nil {
+	if err := s.check(kind, k); err != nil {
 		return standing{}, fmt.Errorf("auth's answer: %w", err)
 	}
-	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(k.tls.Public()) {
-		return standing{}, errors.New("auth's answer: the certificate is for another key")
+	return s, nil
+}
+
+// check demands a certificate for these keys that names this very host.
+func (s standing) check(kind sallyport.IdentityKind, k keys) error {
+	leaf, err := k.leaf(s.Certificate)
+	if err != nil {
+		return err
 	}
 	cas, err := parseCertificates(s.HostCAs)
 	if err != nil {
-		return standing{}, fmt.Errorf("auth's answer: %w", err)
+		return err
 	}
-	if len(cas) == 0 || s.ID == "" || s.Cluster == "" {
-		return standing{}, errors.New("auth's answer: no host id, cluster or CA")
+	id, err := identity.VerifyPeer([]*x509.Certificate{leaf}, identity.Want{
+		Roots: Pool(cas), Cluster: s.Cluster, Kinds: []sallyport.IdentityKind{kind}, Usage: x509.ExtKeyUsageClientAuth, Now: leaf.NotBefore,
+	})
+	if err != nil {
+		return err
 	}
-	if s.TLSKey, err = x509.MarshalPKCS8PrivateKey(k.tls); err != nil {
-		return standing{}, err
+	if s.Cluster == "" || id.Name != s.ID {
+		return fmt.Errorf("the certificate is for host %q of cluster %q, not for %q of %q", id.Name, id.Cluster, s.ID, s.Cluster)
 	}
-	if s.SSHKey, err = x509.MarshalPKCS8PrivateKey(k.ssh); err != nil {
-		return standing{}, err
+	return nil
+}
+
+// leaf parses a certificate and demands that it is for the host's TLS key.
+func (k keys) leaf(der []byte) (*x509.Certificate, error) {
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
+	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(k.tls.Public()) {
+		return nil, errors.New("the certificate is for another key")
+	}
+	return leaf, nil
 }
 
 // PEM encodes certificates, one block each.

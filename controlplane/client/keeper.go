@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -23,6 +24,12 @@ const (
 	StrictMaxAge = 5 * time.Minute
 
 	snapshotFile = "snapshot.pb"
+
+	// maxSnapshot bounds what is read of a file or of an answer.
+	maxSnapshot = signed.MaxPayload + 4<<10
+
+	// maxOfflineSeconds keeps a setting that is not meant from overflowing.
+	maxOfflineSeconds = 10 * 365 * 24 * 3600
 )
 
 // Keeper holds the newest verified snapshot. It meets access.Snapshot and
@@ -33,6 +40,8 @@ type Keeper struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	taking sync.Mutex // held while one snapshot is taken, its writing included
+
 	mu      sync.Mutex
 	view    *view         // nil before the first
 	changed chan struct{} // closed and replaced at each change
@@ -41,7 +50,11 @@ type Keeper struct {
 
 // view is one snapshot, decoded. It is never changed.
 type view struct {
+	// trust.IssuedAt is when auth was last heard: the time of issue, or that
+	// of arrival when auth's clock is ahead of ours.
 	trust    sallyport.Trust
+	issued   time.Time
+	notAfter time.Time
 	policy   *rbac.Policy
 	gateways []string
 	maxAge   time.Duration
@@ -52,58 +65,88 @@ type view struct {
 // disk is taken when it still verifies.
 func NewKeeper(dir, cluster string, signers []*x509.Certificate, log *slog.Logger) (*Keeper, error) {
 	k := &Keeper{dir: dir, cluster: cluster, signers: signers, log: log, now: time.Now, changed: make(chan struct{})}
-	data, err := readFile(filepath.Join(dir, snapshotFile))
+	return k, k.load()
+}
+
+// load takes what is on disk. What does not verify there is not believed and
+// not fatal: auth sends another.
+func (k *Keeper) load() error {
+	path := filepath.Join(k.dir, snapshotFile)
+	data, err := readFile(path, maxSnapshot)
 	if err != nil || data == nil {
-		return k, err
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
 	}
 	var s sallyportv1.Signed
 	if err := proto.Unmarshal(data, &s); err != nil {
-		log.Warn("snapshot on disk is unreadable; waiting for auth", "error", err)
-		return k, nil
+		k.log.Warn("snapshot on disk is unreadable; waiting for auth", "error", err)
+		return nil
 	}
-	v, err := k.decode(&s)
+	v, err := k.decode(&s, info.ModTime())
 	if err != nil {
-		log.Warn("snapshot on disk does not verify; waiting for auth", "error", err)
-		return k, nil
+		k.log.Warn("snapshot on disk does not verify; waiting for auth", "error", err)
+		return nil
 	}
-	k.view = v
-	k.signers = merge(signers, v.trust.HostCAs)
-	log.Info("took the snapshot on disk", "revision", v.trust.Revision, "issued", v.trust.IssuedAt)
-	return k, nil
+	k.set(v)
+	k.log.Info("took the snapshot on disk", "revision", v.trust.Revision, "issued", v.issued)
+	return nil
 }
 
-// Take verifies a snapshot from auth, and makes it the newest, on disk first.
-// A lower revision, an older issue of the same one, or another cluster is
-// refused and changes nothing.
+// Take verifies a snapshot from auth and makes it the newest. A lower revision,
+// an older issue of the same one, or another cluster is refused and changes
+// nothing. A snapshot that cannot be written counts all the same: a full disk
+// does not keep a lock away.
 func (k *Keeper) Take(s *sallyportv1.Signed) error {
-	v, err := k.decode(s)
+	v, err := k.decode(s, k.now())
 	if err != nil {
 		return err
 	}
+	k.taking.Lock()
+	defer k.taking.Unlock()
+	if old := k.newest(); old != nil && v.olderThan(old) {
+		return fmt.Errorf("snapshot %d of %s is older than the one held (%d of %s)", v.trust.Revision,
+			v.issued.Format(time.RFC3339), old.trust.Revision, old.issued.Format(time.RFC3339))
+	}
+	k.set(v)
+	data, err := proto.Marshal(s)
+	if err == nil {
+		err = writeFile(filepath.Join(k.dir, snapshotFile), data)
+	}
+	if err != nil {
+		k.log.Error("the snapshot is in force but not on disk: after a restart without auth an older one would be", "error", err)
+	}
+	return nil
+}
+
+// olderThan goes by the store's order first: clocks of two auth processes differ.
+func (v *view) olderThan(old *view) bool {
+	if v.trust.Revision != old.trust.Revision {
+		return v.trust.Revision < old.trust.Revision
+	}
+	return v.issued.Before(old.issued)
+}
+
+func (k *Keeper) newest() *view {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if old := k.view; old != nil {
-		if v.trust.Revision < old.trust.Revision || v.trust.IssuedAt.Before(old.trust.IssuedAt) {
-			return fmt.Errorf("snapshot %d of %s is older than the one held (%d of %s)", v.trust.Revision,
-				v.trust.IssuedAt.Format(time.RFC3339), old.trust.Revision, old.trust.IssuedAt.Format(time.RFC3339))
-		}
-	}
-	data, err := proto.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(k.dir, snapshotFile), data); err != nil {
-		return err
-	}
+	return k.view
+}
+
+func (k *Keeper) set(v *view) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.view = v
 	k.signers = merge(k.signers, v.trust.HostCAs)
 	close(k.changed)
 	k.changed = make(chan struct{})
-	return nil
 }
 
-func (k *Keeper) decode(s *sallyportv1.Signed) (*view, error) {
-	if err := signed.Verify(k.signers, signed.Snapshot, s); err != nil {
+// decode verifies and reads a snapshot that arrived at the given time.
+func (k *Keeper) decode(s *sallyportv1.Signed, arrived time.Time) (*view, error) {
+	if err := signed.Verify(k.Signers(), signed.Snapshot, s); err != nil {
 		return nil, err
 	}
 	var m sallyportv1.Snapshot
@@ -121,15 +164,20 @@ func (k *Keeper) decode(s *sallyportv1.Signed) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &view{trust: *trust, policy: policy, maxAge: DefaultOfflineMaxAge}
+	v := &view{trust: *trust, issued: trust.IssuedAt, notAfter: m.GetNotAfter().AsTime(), policy: policy, maxAge: DefaultOfflineMaxAge}
+	if v.issued.After(arrived) {
+		v.trust.IssuedAt = arrived
+	}
 	if n := m.GetSettings().GetOfflineMaxAgeSeconds(); n > 0 {
-		v.maxAge = time.Duration(n) * time.Second
+		v.maxAge = time.Duration(min(n, maxOfflineSeconds)) * time.Second
 	}
 	if m.GetSettings().GetStrictLocks() {
 		v.maxAge = min(v.maxAge, StrictMaxAge)
 	}
 	for _, g := range m.GetGateways() {
-		v.gateways = append(v.gateways, g.GetAddress())
+		if g.GetAddress() != "" {
+			v.gateways = append(v.gateways, g.GetAddress())
+		}
 	}
 	return v, nil
 }
@@ -168,8 +216,8 @@ func trustOf(m *sallyportv1.Snapshot) (*sallyport.Trust, error) {
 	return t, nil
 }
 
-// policyOf keeps a role that does not parse out of the policy: it then grants
-// nothing, and its denials cannot be known, so the whole snapshot is refused.
+// policyOf refuses the whole snapshot for one role that does not parse: what
+// that role denies cannot be known.
 func policyOf(m *sallyportv1.Snapshot, log *slog.Logger) (*rbac.Policy, error) {
 	roles := make([]*rbac.Role, 0, len(m.GetRoles()))
 	for _, doc := range m.GetRoles() {
@@ -187,18 +235,17 @@ func policyOf(m *sallyportv1.Snapshot, log *slog.Logger) (*rbac.Policy, error) {
 
 // Trust meets access.Snapshot.
 func (k *Keeper) Trust() (*sallyport.Trust, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.view == nil {
+	v := k.newest()
+	if v == nil {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrStaleSnapshot,
 			Fact: "this host has had no contact with auth yet", Hint: "try again in a minute, or tell your administrator"}
 	}
-	if age := k.now().Sub(k.view.trust.IssuedAt); age > k.view.maxAge {
-		return &k.view.trust, &sallyport.Problem{Kind: sallyport.ErrStaleSnapshot,
-			Fact: "no contact with auth since " + k.view.trust.IssuedAt.UTC().Format(time.RFC3339),
-			Hint: "new sessions are denied after " + k.view.maxAge.String() + " without contact; tell your administrator"}
+	if now := k.now(); now.Sub(v.trust.IssuedAt) > v.maxAge || now.After(v.notAfter) {
+		return &v.trust, &sallyport.Problem{Kind: sallyport.ErrStaleSnapshot,
+			Fact: "no contact with auth since " + v.trust.IssuedAt.UTC().Format(time.RFC3339),
+			Hint: "new sessions are denied after " + v.maxAge.String() + " without contact; tell your administrator"}
 	}
-	return &k.view.trust, nil
+	return &v.trust, nil
 }
 
 // Changed meets access.Snapshot.
@@ -210,9 +257,7 @@ func (k *Keeper) Changed() <-chan struct{} {
 
 // Decide meets access.Decider. Whether the view is fresh enough is Trust's answer.
 func (k *Keeper) Decide(r sallyport.AccessRequest) sallyport.Decision {
-	k.mu.Lock()
-	v := k.view
-	k.mu.Unlock()
+	v := k.newest()
 	if v == nil {
 		return sallyport.Decision{Reason: "this host has had no contact with auth yet"}
 	}
@@ -221,22 +266,18 @@ func (k *Keeper) Decide(r sallyport.AccessRequest) sallyport.Decision {
 
 // Gateways are the cluster's gateways, host:port, as last told by auth.
 func (k *Keeper) Gateways() []string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.view == nil {
-		return nil
+	if v := k.newest(); v != nil {
+		return v.gateways
 	}
-	return k.view.gateways
+	return nil
 }
 
 // Revision is that of the newest snapshot, 0 without one.
 func (k *Keeper) Revision() uint64 {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.view == nil {
-		return 0
+	if v := k.newest(); v != nil {
+		return v.trust.Revision
 	}
-	return k.view.trust.Revision
+	return 0
 }
 
 // Roots is the pool of host CAs.

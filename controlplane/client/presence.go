@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -30,9 +31,10 @@ type Presence struct {
 	wake    chan struct{}
 }
 
-// Up says that an agent's tunnel is here, with the assignment that it showed.
-func (p *Presence) Up(agentID, version string, assignment []byte) {
-	p.change(agentID, &sallyportv1.Presence{AgentId: agentID, Version: version, Assignment: assignment})
+// Up says that an agent's tunnel is here. Auth knows the assignment that the
+// agent showed: it is not sent back.
+func (p *Presence) Up(agentID, version string, _ []byte) {
+	p.change(agentID, &sallyportv1.Presence{AgentId: agentID, Version: version})
 }
 
 // Down says that an agent's last tunnel is gone.
@@ -106,6 +108,9 @@ func (r *reporter) report(ctx context.Context) error {
 	resp, err := r.p.API.ReportPresence(ctx, connect.NewRequest(req))
 	if err != nil {
 		return problem(err)
+	}
+	if r.full && resp.Msg.GetNeedFull() {
+		return errors.New("auth asks for the full set after it was sent")
 	}
 	r.full = resp.Msg.GetNeedFull()
 	return nil

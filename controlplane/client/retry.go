@@ -14,11 +14,12 @@ import (
 
 const (
 	retryFirst = 200 * time.Millisecond
-	retryMost  = 3 * time.Second // an agent is back within 5 s of auth's return
+	retryMost  = 2 * time.Second // a host is back within 5 s of auth's return
 )
 
 // retrying runs work until ctx is done; after a failure it waits, longer each
-// time until work calls progress. Only the first failure of a row is a warning.
+// time until work calls progress. Of a row of failures the third is a warning: a
+// connection that broke and came back at once is not worth one.
 func retrying(ctx context.Context, log *slog.Logger, what string, work func(ctx context.Context, progress func()) error) error {
 	wait, failures := retryFirst, 0
 	for {

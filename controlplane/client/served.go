@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -22,9 +21,15 @@ import (
 
 const servedFile = "served.json"
 
-// announceEvery keeps resource certificates (7 days) and assignments far from
-// their end, and tells auth of changed labels.
-const announceEvery = 12 * time.Hour
+const (
+	// announceEvery keeps resource certificates (7 days) and assignments far
+	// from their end.
+	announceEvery = 12 * time.Hour
+
+	// refusedEvery is how soon a name that was refused is asked for again: its
+	// owner may have gone.
+	refusedEvery = 5 * time.Minute
+)
 
 // served is what auth lets an agent serve; JSON on disk.
 type served struct {
@@ -79,29 +84,36 @@ func (h *Host) ServerCertificate(serverName string) (*tls.Certificate, error) {
 func (h *Host) announce(ctx context.Context) error {
 	return retrying(ctx, h.cfg.Log, "announce resources", func(ctx context.Context, progress func()) error {
 		for {
-			if err := h.announceOnce(ctx); err != nil {
+			refused, err := h.announceOnce(ctx)
+			if err != nil {
 				return err
 			}
 			progress()
-			if err := sleepUntil(ctx, time.Now().Add(announceEvery)); err != nil {
+			wait := announceEvery
+			if refused {
+				wait = refusedEvery
+			}
+			if err := sleepUntil(ctx, time.Now().Add(jitter(wait))); err != nil {
 				return err
 			}
 		}
 	})
 }
 
-func (h *Host) announceOnce(ctx context.Context) error {
+func (h *Host) announceOnce(ctx context.Context) (refused bool, err error) {
 	tlsPub, sshPub, err := h.keys.public()
 	if err != nil {
-		return err
+		return false, err
 	}
 	req := &sallyportv1.AnnounceRequest{TlsPublicKey: tlsPub, SshPublicKey: sshPub}
 	for _, r := range h.cfg.Resources {
 		req.Resources = append(req.Resources, ResourceToWire(r))
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	resp, err := h.api.Announce(ctx, connect.NewRequest(req))
 	if err != nil {
-		return problem(err)
+		return false, problem(err)
 	}
 	for _, r := range resp.Msg.GetRefusals() {
 		h.cfg.Log.Warn("auth refused a resource", "kind", r.GetKind(), "name", r.GetName(), "reason", r.GetReason())
@@ -111,13 +123,13 @@ func (h *Host) announceOnce(ctx context.Context) error {
 		s.Certificates[c.GetServerName()] = c.GetCertificate()
 	}
 	if err := h.parseServed(&s); err != nil {
-		return fmt.Errorf("auth's answer: %w", err)
+		return false, fmt.Errorf("auth's answer: %w", err)
 	}
 	if err := writeJSON(filepath.Join(h.cfg.Dir, servedFile), s); err != nil {
-		return err
+		return false, err
 	}
 	h.setServed(s)
-	return nil
+	return len(resp.Msg.GetRefusals()) > 0, nil
 }
 
 func (h *Host) setServed(s served) {
@@ -153,7 +165,7 @@ func (h *Host) parseServed(s *served) error {
 	s.parsed = a
 	s.leafs = map[string]*tls.Certificate{}
 	for name, der := range s.Certificates {
-		leaf, err := x509.ParseCertificate(der)
+		leaf, err := h.keys.leaf(der)
 		if err != nil {
 			return err
 		}

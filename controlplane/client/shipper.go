@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 const (
 	shipBatch   = 512
+	shipBytes   = 1 << 20 // of one call, or one event
 	shipTimeout = 30 * time.Second
 )
 
@@ -34,10 +37,21 @@ func Ship(ctx context.Context, s Spool, api sallyportv1connect.HostServiceClient
 			if err != nil {
 				return err
 			}
+			if len(records) == 0 {
+				return errors.New("the spool gave nothing to send")
+			}
+			records = fitting(records)
 			acknowledged, err := ship(ctx, s.ID(), records, api)
 			if err != nil {
 				return err
 			}
+			first, last := records[0].Sequence, records[len(records)-1].Sequence
+			if acknowledged < first {
+				return fmt.Errorf("auth acknowledged event %d when it was sent %d to %d", acknowledged, first, last)
+			}
+			// Auth may have more from a run that ended before it heard so.
+			// What was not sent in this one is not forgotten for that.
+			acknowledged = min(acknowledged, last)
 			if err := s.Acknowledge(acknowledged); err != nil {
 				return err
 			}
@@ -45,6 +59,17 @@ func Ship(ctx context.Context, s Spool, api sallyportv1connect.HostServiceClient
 			progress()
 		}
 	})
+}
+
+// fitting is as much of a batch as one call may carry.
+func fitting(records []audit.Record) []audit.Record {
+	size := 0
+	for i, r := range records {
+		if size += len(r.JSON); size > shipBytes && i > 0 {
+			return records[:i]
+		}
+	}
+	return records
 }
 
 func ship(ctx context.Context, spool string, records []audit.Record, api sallyportv1connect.HostServiceClient) (uint64, error) {

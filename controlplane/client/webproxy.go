@@ -6,14 +6,16 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
+	"path"
 	"strings"
 
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
 const (
-	maxWebRequest = 1 << 20
+	maxWebRequest = 64 << 10
 
 	// clientAddrHeader tells auth where a visitor comes from; auth believes it
 	// from gateways only.
@@ -23,6 +25,9 @@ const (
 // WebOrigin serves the cluster's web origin at a gateway: what visitors may
 // reach before they log in goes on to auth, with the gateway's certificate and
 // the visitor's address; nothing else does.
+//
+// Invariant: every request that goes on carries the visitor's address. Auth
+// takes one without it for the gateway's own.
 func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 	base, err := url.Parse(BaseURL)
 	if err != nil {
@@ -30,25 +35,62 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 	}
 	proxy := &httputil.ReverseProxy{
 		Transport: d.HTTP(ProtocolAuth).Transport,
+		// Rewrite runs after what the visitor named in Connection is removed.
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(base)
 			r.Out.Host = r.In.Host
-			r.Out.Header.Set(clientAddrHeader, r.In.RemoteAddr)
+			for _, h := range []string{"Cookie", "Authorization", "Upgrade", "Connection"} {
+				r.Out.Header.Del(h)
+			}
+			r.Out.Header[clientAddrHeader] = []string{r.In.RemoteAddr}
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			var large *http.MaxBytesError
+			if errors.As(err, &large) {
+				http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+				return
+			}
 			if !errors.Is(err, context.Canceled) {
-				log.Warn("auth does not answer for the web origin", "error", err)
+				log.Debug("auth does not answer for the web origin", "error", err)
 			}
 			http.Error(w, "the control plane cannot be reached at the moment; sessions are not affected", http.StatusServiceUnavailable)
 		},
 	}
-	public := "/" + sallyportv1connect.PublicServiceName + "/"
 	return http.MaxBytesHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/" && !strings.HasPrefix(r.URL.Path, "/claim/") && !strings.HasPrefix(r.URL.Path, public) {
+		if !public(r) {
 			http.NotFound(w, r)
+			return
+		}
+		if _, err := netip.ParseAddrPort(r.RemoteAddr); err != nil {
+			http.Error(w, "where this request comes from is not known", http.StatusForbidden)
 			return
 		}
 		proxy.ServeHTTP(w, r)
 	}), maxWebRequest)
+}
+
+// public says that a request is for a page or a method that needs no login. It
+// judges the path as it was written: one that could be read in two ways (dots,
+// doubled or encoded slashes) is for neither.
+func public(r *http.Request) bool {
+	p := r.URL.Path
+	if r.URL.EscapedPath() != p || path.Clean(p) != p || r.URL.Opaque != "" {
+		return false
+	}
+	if name, ok := strings.CutPrefix(p, "/"+sallyportv1connect.PublicServiceName+"/"); ok {
+		return r.Method == http.MethodPost && oneSegment(name)
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost {
+		return false
+	}
+	token, claim := strings.CutPrefix(p, "/claim/")
+	return p == "/" || claim && oneSegment(token)
+}
+
+// oneSegment takes what names of methods and tokens of links are made of.
+func oneSegment(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r|0x20 < 'a' || r|0x20 > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
 }

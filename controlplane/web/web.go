@@ -45,8 +45,9 @@ type Config struct {
 	Address  string   // host:port of the gateway, for commands to copy
 	Pins     []string // of the host CA
 
-	// Claimed records that somebody claimed an account. An error is shown as
-	// ours.
+	// Claimed records that somebody claims an account, when all has been
+	// checked and before the account changes. With an error the claim is not
+	// made, and the link stays good.
 	Claimed func(ctx context.Context, user string, mfa bool, from netip.Addr) error
 
 	// Visitor is the address that a request came from.
@@ -72,7 +73,8 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.HandleFunc("POST /claim/{token}", s.claim)
 	mux.HandleFunc("/", s.unknown)
 	// A form of another origin cannot claim an account in a visitor's name.
-	return http.TimeoutHandler(s.headers(http.NewCrossOriginProtection().Handler(mux)), pageTimeout, "timed out"), nil
+	h := http.NewCrossOriginProtection().Handler(mux)
+	return s.headers(http.TimeoutHandler(h, pageTimeout, "timed out")), nil
 }
 
 type site struct {
@@ -186,17 +188,16 @@ func (s *site) claim(w http.ResponseWriter, r *http.Request) {
 		s.form(w, http.StatusBadRequest, o, &sallyport.Problem{Fact: "the two passwords differ"})
 		return
 	}
-	u, err := s.Accounts.Claim(r.Context(), login.Claim{Token: token, Password: r.PostForm.Get("password"), Code: r.PostForm.Get("code")})
+	u, err := s.Accounts.Claim(r.Context(), login.Claim{
+		Token: token, Password: r.PostForm.Get("password"), Code: r.PostForm.Get("code"),
+		Record: func(u login.User) error { return s.Claimed(r.Context(), u.Name, u.MFA != "", s.Visitor(r)) },
+	})
 	var fault *sallyport.Problem
 	switch {
 	case errors.As(err, &fault) && errors.Is(err, sallyport.ErrInvalid):
 		s.form(w, http.StatusBadRequest, o, fault)
 		return
 	case err != nil:
-		s.refuse(w, err)
-		return
-	}
-	if err := s.Claimed(r.Context(), u.Name, u.MFA != "", s.Visitor(r)); err != nil {
 		s.refuse(w, err)
 		return
 	}
@@ -216,6 +217,8 @@ func (s *site) refuse(w http.ResponseWriter, err error) {
 			status = http.StatusNotFound
 		case errors.Is(err, sallyport.ErrInvalid):
 			status = http.StatusBadRequest
+		case errors.Is(err, sallyport.ErrDenied):
+			status = http.StatusForbidden
 		case errors.Is(err, sallyport.ErrExhausted), errors.Is(err, sallyport.ErrUnavailable):
 			status = http.StatusServiceUnavailable
 		}

@@ -1,0 +1,135 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/audit"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+// standing refuses certificates that are good and yet good for nothing now. It
+// is asked at every call: a connection outlives locks and users.
+func (s *Server) standing(c Caller) error {
+	if c.Refusal != nil {
+		return c.Refusal
+	}
+	if c.Web {
+		return s.unlocked(c.Via)
+	}
+	switch c.Identity.Kind {
+	case "", sallyport.KindLocalAdmin:
+		return nil
+	case sallyport.KindUser:
+		if _, err := s.record(c.Identity); err != nil {
+			return err
+		}
+	}
+	if !s.cfg.Now().Before(c.Identity.NotAfter) {
+		return &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "the certificate has ended", Hint: "log in again"}
+	}
+	return s.unlocked(c.Identity)
+}
+
+// record is the user as the record says now, with the certificate's own facts.
+func (s *Server) record(id sallyport.Identity) (sallyport.Identity, error) {
+	u, ok := s.state.view().users[id.Name]
+	if !ok {
+		return id, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this user does not exist any more", Hint: "ask your administrator"}
+	}
+	id.Roles, id.Traits = u.Roles, u.Traits
+	return id, nil
+}
+
+// check asks the roles of a user; the admin socket may do everything. The
+// certificate and the record must both allow: who lost a role has lost it
+// here at once, and who got one logs in for it.
+func (s *Server) check(c Caller, kind, verb string) error {
+	if c.Identity.Kind == sallyport.KindLocalAdmin {
+		return nil
+	}
+	if c.Identity.Kind != sallyport.KindUser {
+		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this is for users only"}
+	}
+	now, err := s.record(c.Identity)
+	if err != nil {
+		return err
+	}
+	p := s.state.view().policy
+	if err := p.CheckRule(c.Identity, kind, verb); err != nil {
+		return err
+	}
+	return p.CheckRule(now, kind, verb)
+}
+
+// allow is check for handlers that learn the kind from the request.
+func (s *Server) allow(ctx context.Context, procedure, kind, verb string) error {
+	c := callerOf(ctx)
+	err := s.check(c, kind, verb)
+	if err != nil {
+		s.denied(ctx, c, procedure, err)
+	}
+	return err
+}
+
+// denied records a refused call of somebody who has a certificate. The call is
+// refused whether that succeeds or not.
+func (s *Server) denied(ctx context.Context, c Caller, procedure string, err error) {
+	if c.Identity.Kind == "" {
+		return
+	}
+	e := sallyport.Event{Name: audit.AccessDenied, Code: audit.AccessDeniedCode, Fields: map[string]any{"method": procedure}}
+	if aerr := s.emitAttempt(ctx, c, c.name(), e, err); aerr != nil {
+		s.cfg.Log.Warn("a refused call was not recorded", "method", procedure, "caller", c.name(), "error", aerr)
+	}
+}
+
+// unlocked refuses callers that a lock names.
+func (s *Server) unlocked(id sallyport.Identity) error {
+	now := s.cfg.Now().Unix()
+	for _, l := range s.state.view().locks {
+		if l.GetExpires() != 0 && l.GetExpires() <= now {
+			continue
+		}
+		if hits(l, id) {
+			fact := "you are locked"
+			if l.GetMessage() != "" {
+				fact += ": " + l.GetMessage()
+			}
+			return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: fact, Hint: "ask your administrator"}
+		}
+	}
+	return nil
+}
+
+// hits says whether every part of the lock's target that an API caller can have
+// is the caller's. A lock on a login is for sessions, not for the API.
+func hits(l *sallyportv1.Lock, id sallyport.Identity) bool {
+	if l.GetLogin() != "" {
+		return false
+	}
+	parts, hit := 0, true
+	match := func(want string, ok bool) {
+		if want != "" {
+			parts++
+			hit = hit && ok
+		}
+	}
+	match(l.GetUser(), id.Kind == sallyport.KindUser && id.Name == l.GetUser())
+	match(l.GetRole(), slices.Contains(id.Roles, l.GetRole()))
+	match(l.GetServerId(), id.Kind != sallyport.KindUser && id.Name == l.GetServerId())
+	match(l.GetMfa(), id.MFA == l.GetMfa())
+	match(l.GetRequest(), slices.Contains(id.ActiveRequests, l.GetRequest()))
+	return parts > 0 && hit
+}
+
+// factOf is what may be told, and logged, of an error.
+func factOf(err error) string {
+	var p *sallyport.Problem
+	if errors.As(err, &p) {
+		return p.Fact
+	}
+	return "internal error"
+}
