@@ -210,16 +210,17 @@ func (j *journal) commit() {
 		j.fail(batch, failure, err)
 		return
 	}
-	j.succeed(batch, s, size, c)
 	if failure != nil {
 		j.log.Info("audit journal is written again", "sequence", c.seq)
 		if j.hooks.resumed != nil {
+			// Before anybody else may submit.
 			more := j.hooks.resumed()
 			j.mu.Lock()
 			j.queueLocked(more)
 			j.mu.Unlock()
 		}
 	}
+	j.succeed(batch, s, size, c)
 }
 
 // write appends the batch to the open segment, or to a new one, and syncs it.

@@ -2,6 +2,8 @@ package audit
 
 import (
 	"bytes"
+	"encoding/binary"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -140,6 +142,7 @@ func TestA99_EveryChangeIsFound(t *testing.T) {
 				put(m, join(whole, frames[:i+1]))
 			})
 			try("change line "+name, func(m memory) { put(m, join(whole, changed(frames, i))) })
+			try("change type of line "+name, func(m memory) { put(m, join(whole, retyped(frames, i))) })
 			try("double line "+name, func(m memory) { put(m, join(whole, slices.Insert(slices.Clone(frames), i, frames[i]))) })
 			for j := range i {
 				try("swap lines "+name, func(m memory) {
@@ -160,6 +163,16 @@ func TestA99_EveryChangeIsFound(t *testing.T) {
 			})
 		}
 	}
+	try("back to the end of a segment", func(m memory) {
+		delete(m, segmentName(lastFirst(names)))
+		last := slices.MaxFunc(names, func(a, b string) int { return strings.Compare(packedFirst(a), packedFirst(b)) })
+		whole := must(decompress(m[last]))
+		h, _ := readHeader(whole, logMagic)
+		frames := split(t, whole)
+		before, _ := readFrame(frames[len(frames)-2])
+		seal, _ := readFrame(frames[len(frames)-1])
+		m[headName] = headFile(headText(h.id, frameSeal, chain{before.seq, before.hash}), seal.payload)
+	})
 	try("another segment", func(m memory) { m[segmentName(2)] = m[segmentName(lastFirst(names))] })
 	try("another key", func(m memory) {
 		for name := range m {
@@ -172,6 +185,25 @@ func TestA99_EveryChangeIsFound(t *testing.T) {
 	if trials < 2000 {
 		t.Errorf("%d changes were tried", trials)
 	}
+}
+
+// packedFirst is the name of a packed segment, "" of other files.
+func packedFirst(name string) string {
+	if _, ok := parsePacked(name); ok {
+		return name
+	}
+	return ""
+}
+
+// retyped makes another type of frame i; the checksum is right.
+func retyped(frames [][]byte, i int) [][]byte {
+	frames = slices.Clone(frames)
+	b := bytes.Clone(frames[i])
+	b[2] = b[2]%frameSeal + 1
+	sum := crc32.Update(crc32.Checksum(b[:48], crcTable), crcTable, b[frameSize:])
+	binary.LittleEndian.PutUint32(b[48:], sum)
+	frames[i] = b
+	return frames
 }
 
 func lastFirst(names []string) (first uint64) {
