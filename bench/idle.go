@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+)
+
+// idleBar is the memory of the agent for one idle SSH session, beside the
+// shell: 2 MiB.
+const idleBar = 2048 // KiB
+
+// settle is how long sessions are left alone before memory is read.
+const settle = 2 * time.Second
+
+// idleMeasures compare the memory that sessions cost the two servers.
+func (w *world) idleMeasures(z sizes) []comparison {
+	m := comparison{Measure: Measure{
+		Name: "ssh-idle", Title: "Memory per idle SSH session", A: "the agent's process", B: "sshd: the processes it makes per connection",
+		Load: fmt.Sprintf("%d sessions with a terminal and a login shell, left alone for %s; the agent is a new process that has served one session before", z.idle, settle),
+		Quantities: []Quantity{
+			{Key: "rss_kib", Title: "resident (RSS) per session", Unit: " KiB", Bar: idleBar},
+			{Key: "pss_kib", Title: "proportional (PSS) per session", Unit: " KiB", Bar: idleBar},
+			{Key: "opened", Title: "sessions opened", Unit: "/s", More: true},
+		},
+	}}
+	if w.sshMissing != nil {
+		m.Missing = w.sshMissing.(missingPeer).name
+		return []comparison{m}
+	}
+	m.a = func(ctx context.Context) (Sample, error) { return w.idleAgent(ctx, z.idle) }
+	m.b = func(ctx context.Context) (Sample, error) { return w.idleSSHD(ctx, z.idle) }
+	return []comparison{m}
+}
+
+// idleAgent starts the agent anew, since memory that was used once is not
+// given back at once, and reads what it grows by.
+func (w *world) idleAgent(ctx context.Context, n int) (Sample, error) {
+	w.agent.stop()
+	if err := w.startAgent(ctx); err != nil {
+		return nil, err
+	}
+	if err := w.awaitResources(ctx); err != nil {
+		return nil, err
+	}
+	to, err := w.inside()
+	if err != nil {
+		return nil, err
+	}
+	return idle(ctx, to, n, func() (memory, error) { return memoryWithChildren(w.agent.pid(), filepath.Base(w.agent.cmd.Path)) })
+}
+
+func (w *world) idleSSHD(ctx context.Context, n int) (Sample, error) {
+	return idle(ctx, w.straight(), n, func() (memory, error) { return memoryWithChildren(w.sshd.process.pid(), "sshd") })
+}
+
+// memoryWithChildren is a process's memory with that of its descendants of the
+// same name: the shells and what runs in them are not counted.
+func memoryWithChildren(pid int, name string) (memory, error) {
+	sum, err := memoryOf(pid)
+	if err != nil {
+		return sum, err
+	}
+	below, err := descendants(pid)
+	if err != nil {
+		return sum, err
+	}
+	for _, s := range below {
+		if s.comm != name {
+			continue
+		}
+		m, err := memoryOf(s.pid)
+		if err != nil {
+			return sum, err
+		}
+		sum.RSS += m.RSS
+		sum.PSS += m.PSS
+	}
+	return sum, nil
+}
+
+// idle opens n sessions and returns what memory has grown by, for each.
+func idle(ctx context.Context, to connect, n int, read func() (memory, error)) (Sample, error) {
+	if err := execOnce(ctx, to); err != nil { // what the first session costs is not of each
+		return nil, err
+	}
+	if err := pause(ctx, settle); err != nil {
+		return nil, err
+	}
+	before, err := read()
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	clients, err := openShells(ctx, to, n)
+	defer func() {
+		for _, c := range clients {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	took := time.Since(began).Seconds()
+	if err := pause(ctx, settle); err != nil {
+		return nil, err
+	}
+	after, err := read()
+	if err != nil {
+		return nil, err
+	}
+	each := func(bytes float64) float64 { return bytes / 1024 / float64(n) }
+	return Sample{"rss_kib": each(after.RSS - before.RSS), "pss_kib": each(after.PSS - before.PSS), "opened": float64(n) / took}, nil
+}
+
+// openShells opens sessions, a few at a time. What it returns is the caller's
+// to close, with an error too.
+func openShells(ctx context.Context, to connect, n int) ([]*ssh.Client, error) {
+	const atOnce = 4
+	clients := make([]*ssh.Client, n)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for i := range n {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			c, err := to(ctx)
+			if err != nil {
+				return fmt.Errorf("session %d: %w", i+1, err)
+			}
+			clients[i] = c
+			return shell(c)
+		})
+	}
+	return clients, g.Wait()
+}
+
+// shell starts a login shell on a terminal and returns when it has said its
+// first word.
+func shell(c *ssh.Client) error {
+	s, err := c.NewSession()
+	if err != nil {
+		return err
+	}
+	out, err := s.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if _, err := s.StdinPipe(); err != nil {
+		return err
+	}
+	if err := s.RequestPty("xterm", 24, 80, ssh.TerminalModes{}); err != nil {
+		return err
+	}
+	if err := s.Shell(); err != nil {
+		return err
+	}
+	_, err = out.Read(make([]byte, 1))
+	return err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,141 @@
+// Command bench measures Sallyport beside the programs whose place it takes,
+// keeps every sample, and writes BENCHMARKS.md from what it kept.
+//
+//	go run ./bench            measure, keep the raw results, write BENCHMARKS.md
+//	go run ./bench -quick     the same with small loads: for trying the harness
+//	go run ./bench -report    only write BENCHMARKS.md from the results kept
+//
+// Everything happens on the loopback of one machine: auth, gateway and agent
+// are processes of their own, so that each one's CPU and memory can be read.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are the command line.
+type options struct {
+	quick   bool
+	report  bool
+	bin     string // directory of programs built before; "" builds them
+	only    string // names of measures, separated by commas
+	results string
+	output  string
+	keep    bool
+	pairs   int
+}
+
+func main() {
+	var o options
+	flag.BoolVar(&o.quick, "quick", false, "small loads: tries the harness, the figures mean little")
+	flag.BoolVar(&o.report, "report", false, "measure nothing; write the report from the results kept")
+	flag.StringVar(&o.bin, "bin", "", "directory of sallyport, sally and sallyctl; built when empty")
+	flag.StringVar(&o.only, "only", "", "prefixes of the measures to take, separated by commas; all when empty")
+	flag.StringVar(&o.results, "results", "bench/results", "directory of the raw results")
+	flag.StringVar(&o.output, "o", "BENCHMARKS.md", "the report")
+	flag.BoolVar(&o.keep, "keep", false, "leave the directory with configurations and logs")
+	flag.IntVar(&o.pairs, "pairs", 0, "pairs of each measure; 15, or 9 with -quick")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := bench(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "ERROR: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+// bench measures, unless only the report is wanted, and writes the report. A
+// run that was cut short is not kept.
+func bench(ctx context.Context, o options) error {
+	if !o.report {
+		run, err := measure(ctx, o)
+		if err != nil {
+			return err
+		}
+		path, err := keepRun(o.results, run)
+		if err != nil {
+			return err
+		}
+		fmt.Println("raw results:", path)
+	}
+	runs, err := loadRuns(o.results)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.output, report(runs), 0o644); err != nil {
+		return err
+	}
+	fmt.Println("report:", o.output)
+	return nil
+}
+
+// measure builds the programs, starts everything, takes all measures and ends
+// everything.
+func measure(ctx context.Context, o options) (run *Run, err error) {
+	dir, err := os.MkdirTemp("", "sallybench")
+	if err != nil {
+		return nil, err
+	}
+	if o.keep {
+		fmt.Println("kept:", dir)
+	} else {
+		defer os.RemoveAll(dir)
+	}
+	if o.bin == "" {
+		o.bin = filepath.Join(dir, "bin")
+		if err := buildPrograms(ctx, o.bin); err != nil {
+			return nil, err
+		}
+	} else if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return nil, err
+	}
+	run = &Run{Schema: schema, Started: time.Now().UTC().Truncate(time.Second), Quick: o.quick, Command: os.Args[1:], Programs: o.bin == filepath.Join(dir, "bin")}
+	run.Commit, run.Dirty = commit(ctx)
+	run.Machine = machine()
+	w, err := openWorld(ctx, dir, o.bin)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	run.Peers = w.peers(ctx)
+	for _, m := range measures(w, sizesFor(o)) {
+		if !wanted(o.only, m.Name) {
+			continue
+		}
+		fmt.Printf("%s: %s\n", m.Name, m.A)
+		if err := m.take(ctx); err != nil {
+			return nil, err
+		}
+		if m.Error != "" {
+			fmt.Println("  not measured to its end:", m.Error)
+		}
+		run.Measures = append(run.Measures, m.Measure)
+	}
+	run.Ended = time.Now().UTC().Truncate(time.Second)
+	if len(run.Measures) == 0 {
+		return nil, errors.New("no measure has such a name")
+	}
+	return run, ctx.Err()
+}
+
+func wanted(only, name string) bool {
+	if only == "" {
+		return true
+	}
+	for prefix := range strings.SplitSeq(only, ",") {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}

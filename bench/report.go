@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// busyShare is the share of the machine's CPU time taken by others from which
+// on the report warns: rates then say more of the neighbours than of us.
+const busyShare = 0.10
+
+// report is BENCHMARKS.md. It is made of the raw results and of nothing else.
+func report(runs []Run) []byte {
+	var b bytes.Buffer
+	r := chosen(runs)
+	b.WriteString("# Benchmarks\n\nWritten by `go run ./bench -report` from the raw results in `bench/results`; edit neither. `make bench` measures anew.\n\n")
+	if r.Quick {
+		b.WriteString("> **This is a quick run**: small loads that try the harness. The figures below mean little; `make bench` on a quiet machine makes those that count.\n\n")
+	}
+	if busy := busiest(r); busy >= busyShare {
+		fmt.Fprintf(&b, "> **The machine was not quiet**: up to %.0f %% of its CPU time went to processes that are no part of this run. Rates of one side alone mean little; ratios of pairs suffer less, times of CPU least.\n\n", 100*busy)
+	}
+	writeMachine(&b, r)
+	writeMethod(&b)
+	writeBars(&b, r)
+	writeLosses(&b, r)
+	writeMeasures(&b, r)
+	writeRuns(&b, runs)
+	return b.Bytes()
+}
+
+// chosen is the newest full run, or the newest of all where there is none.
+func chosen(runs []Run) *Run {
+	for i := range slices.Backward(runs) {
+		if !runs[i].Quick {
+			return &runs[i]
+		}
+	}
+	return &runs[len(runs)-1]
+}
+
+func busiest(r *Run) float64 {
+	most := 0.0
+	for _, m := range r.Measures {
+		most = max(most, m.Others)
+	}
+	return most
+}
+
+func writeMachine(b *bytes.Buffer, r *Run) {
+	state := ""
+	if r.Dirty {
+		state = ", with changes that are not committed"
+	}
+	if !r.Programs {
+		state += ", programs given by `-bin`"
+	}
+	m := r.Machine
+	fmt.Fprintf(b, "| | |\n|---|---|\n| when | %s, %s |\n| commit | `%s`%s |\n| command | `%s` |\n| machine | %s, %d CPUs, %.1f GiB |\n| system | %s %s, %s |\n| compiler | %s |\n",
+		r.Started.Format("2006-01-02 15:04 MST"), r.Ended.Sub(r.Started).Round(time.Second), r.Commit, state,
+		strings.Join(append([]string{"go run ./bench"}, r.Command...), " "), cell(m.CPU), m.CPUs, float64(m.MemoryKB)/(1<<20), m.OS, m.Kernel, m.Arch, m.Go)
+	for _, p := range r.Peers {
+		version := cell(p.Version)
+		if p.Missing {
+			version = "missing: what needs it was not measured"
+		}
+		fmt.Fprintf(b, "| %s | %s |\n", cell(p.Name), version)
+	}
+	b.WriteString("\n")
+}
+
+func writeMethod(b *bytes.Buffer) {
+	b.WriteString(`## How it is measured
+
+auth, gateway and agent run as three processes; clients, servers and they share one machine and its loopback, so they share its CPUs too: a client
+that costs CPU takes it from the server it measures, on either side. Each figure is the median of the pairs. A pair is one sample of A, which is
+Sallyport, and one of B, which it is held against, taken one right after the other; which comes first alternates, and one pair before all is not
+kept. The ratio is the median of the pairs' ratios, A to B. Intervals are order-statistics intervals of the median at 95 % at least, which
+assume nothing of the distribution: for 9 pairs from the 2nd smallest to the 2nd largest value (96.1 %), for 15 from the 4th to the 4th (96.5 %).
+CPU is user and system time of the process alone, by its CPU clock, per thing done; nothing is subtracted for what it does when idle. A bar is met when the
+interval's lower end is below it.
+
+`)
+}
+
+// writeBars lists what has a bar.
+func writeBars(b *bytes.Buffer, r *Run) {
+	b.WriteString("## Bars\n\n| what | measured | 95 % interval | bar | |\n|---|---:|---:|---:|---|\n")
+	for _, m := range r.Measures {
+		for _, q := range m.Quantities {
+			e := estimateMedian(values(m.Pairs, sideA, q.Key))
+			if q.Bar == 0 || e.N == 0 {
+				continue
+			}
+			verdict := "met"
+			if e.Low >= q.Bar {
+				verdict = "**not met**"
+			} else if e.High >= q.Bar {
+				verdict = "met, not surely"
+			}
+			fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), number(q.Bar), q.Unit, verdict)
+		}
+	}
+	b.WriteString("\n")
+}
+
+// verdict of a ratio: worse, better or neither, by the whole interval.
+func verdict(q Quantity, e estimate) string {
+	below, above := e.High < 1, e.Low > 1
+	switch {
+	case below && q.More, above && !q.More:
+		return "worse"
+	case below, above:
+		return "better"
+	}
+	return "no difference shown"
+}
+
+// writeLosses puts first what a reader should hear first: where we are behind.
+func writeLosses(b *bytes.Buffer, r *Run) {
+	type loss struct {
+		text string
+		by   float64
+	}
+	var all []loss
+	for _, m := range r.Measures {
+		for _, q := range m.Quantities {
+			e := estimateMedian(ratios(m.Pairs, q.Key))
+			if m.Floor || e.N == 0 || verdict(q, e) != "worse" {
+				continue
+			}
+			by := e.Median
+			if q.More {
+				by = 1 / e.Median
+			}
+			all = append(all, loss{fmt.Sprintf("- %s, %s: %s of %s (%s to %s)\n", m.Title, q.Title, times(e.Median), m.B, times(e.Low), times(e.High)), by})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b loss) int {
+		switch {
+		case a.by > b.by:
+			return -1
+		case a.by < b.by:
+			return 1
+		}
+		return 0
+	})
+	if len(all) == 0 {
+		return
+	}
+	b.WriteString("## Where it is behind\n\nThe worst first; the whole interval is on the wrong side of 1.\n\n")
+	for _, l := range all {
+		b.WriteString(l.text)
+	}
+	b.WriteString("\n")
+}
+
+func writeMeasures(b *bytes.Buffer, r *Run) {
+	b.WriteString("## All measures\n\n")
+	for _, m := range r.Measures {
+		fmt.Fprintf(b, "### %s\n\n`%s`. A: %s.", cell(m.Title), m.Name, cell(m.A))
+		if m.B != "" {
+			fmt.Fprintf(b, " B: %s.", cell(m.B))
+		}
+		fmt.Fprintf(b, " One sample: %s.\n\n", cell(m.Load))
+		if m.Missing != "" {
+			fmt.Fprintf(b, "Not measured: %s is missing.\n\n", m.Missing)
+			continue
+		}
+		if m.Error != "" {
+			fmt.Fprintf(b, "**Ended early**, after %d pairs: %s\n\n", len(m.Pairs), cell(m.Error))
+		}
+		if len(m.Pairs) == 0 {
+			continue
+		}
+		b.WriteString("| | A | B | A to B | 95 % interval | |\n|---|---:|---:|---:|---:|---|\n")
+		for _, q := range m.Quantities {
+			writeQuantity(b, m, q)
+		}
+		fmt.Fprintf(b, "\n%d pairs in %.0f s; load average %.1f before, %.1f after; %.0f %% of the CPU time went to others.\n\n", len(m.Pairs), m.Seconds, m.LoadBefore, m.LoadAfter, 100*m.Others)
+	}
+}
+
+func writeQuantity(b *bytes.Buffer, m Measure, q Quantity) {
+	ours, theirs := estimateMedian(values(m.Pairs, sideA, q.Key)), estimateMedian(values(m.Pairs, sideB, q.Key))
+	if ours.N == 0 {
+		return
+	}
+	fmt.Fprintf(b, "| %s | %s%s", q.Title, number(ours.Median), q.Unit)
+	ratio := estimateMedian(ratios(m.Pairs, q.Key))
+	if ratio.N == 0 {
+		fmt.Fprintf(b, " | | | A: %s to %s%s | |\n", number(ours.Low), number(ours.High), short(ours))
+		return
+	}
+	word := verdict(q, ratio)
+	if m.Floor {
+		word = ""
+	}
+	fmt.Fprintf(b, " | %s%s | %s | %s to %s%s | %s |\n", number(theirs.Median), q.Unit, times(ratio.Median), times(ratio.Low), times(ratio.High), short(ratio), word)
+}
+
+// short says when there are too few values for the confidence promised.
+func short(e estimate) string {
+	if e.Coverage >= confidence {
+		return ""
+	}
+	return fmt.Sprintf(" (%.0f %% only, %d values)", 100*e.Coverage, e.N)
+}
+
+// writeRuns lists what is kept, newest first.
+func writeRuns(b *bytes.Buffer, runs []Run) {
+	b.WriteString("## Runs kept\n\n| when | commit | kind | measures |\n|---|---|---|---:|\n")
+	for i := range slices.Backward(runs) {
+		r := runs[i]
+		kind := "full"
+		if r.Quick {
+			kind = "quick"
+		}
+		dirty := ""
+		if r.Dirty {
+			dirty = " and changes"
+		}
+		fmt.Fprintf(b, "| %s | `%s`%s | %s | %d |\n", r.Started.Format("2006-01-02 15:04"), r.Commit, dirty, kind, len(r.Measures))
+	}
+}
+
+// number writes three significant digits.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "-"
+	case math.Abs(v) >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func times(v float64) string { return number(v) + "×" }
+
+// cell is text within a table or a line.
+func cell(s string) string {
+	return strings.NewReplacer("\n", " ", "\r", " ", "|", `\|`).Replace(strings.TrimSpace(s))
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// made is a run with n pairs, in which A is always rate and B is 100.
+func made(n int, rate float64) Run {
+	m := Measure{
+		Name: "thing", Title: "Thing", A: "ours", B: "theirs", Load: "one | two",
+		Quantities: []Quantity{{Key: "rate", Title: "things", Unit: "/s", More: true}, {Key: "cpu", Title: "CPU", Unit: "µs", Bar: 150}},
+	}
+	for range n {
+		m.Pairs = append(m.Pairs, Pair{First: "A", A: Sample{"rate": rate, "cpu": 200}, B: Sample{"rate": 100}})
+	}
+	return Run{
+		Schema: schema, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Commit: "abc", Programs: true,
+		Peers: []Peer{{Name: "sshd", Version: "OpenSSH_9.2"}, {Name: "postgres", Missing: true}}, Measures: []Measure{m},
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := made(9, 50)
+	r.Measures = append(r.Measures, Measure{Name: "none", Title: "None", Missing: "postgres"}, Measure{Name: "cut", Title: "Cut", Error: "it broke"})
+	got := string(report([]Run{r}))
+	for _, want := range []string{
+		"| things | 50.0/s | 100/s | 0.50× | 0.50× to 0.50× | worse |",
+		"- Thing, things: 0.50× of theirs",
+		"| Thing: CPU | 200µs | 200 to 200 | 150µs | **not met** |",
+		"| postgres | missing", "Not measured: postgres is missing.", "**Ended early**, after 0 pairs: it broke", `one \| two`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("not in the report: %s\n%s", want, got)
+		}
+	}
+	for _, not := range []string{"quick run", "not quiet"} {
+		if strings.Contains(got, not) {
+			t.Errorf("in the report of a full run on a quiet machine: %s", not)
+		}
+	}
+}
+
+func TestReportWarns(t *testing.T) {
+	r := made(5, 150)
+	r.Quick, r.Measures[0].Others = true, 0.4
+	got := string(report([]Run{r}))
+	for _, want := range []string{"This is a quick run", "up to 40 %", "(94 % only, 5 values)", "| better |"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("not in the report: %s\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "Where it is behind") {
+		t.Error("a loss is told where there is none")
+	}
+}
+
+// TestReportChoosesFull: a quick run never takes a full one's place.
+func TestReportChoosesFull(t *testing.T) {
+	full, quick := made(9, 50), made(9, 60)
+	quick.Quick, quick.Started = true, full.Started.Add(time.Hour)
+	if got := chosen([]Run{full, quick}); got.Quick {
+		t.Error("the quick run was chosen")
+	}
+	if got := chosen([]Run{quick}); !got.Quick {
+		t.Error("no run was chosen")
+	}
+}
+
+func TestReportFloor(t *testing.T) {
+	r := made(9, 50)
+	r.Measures[0].Floor = true
+	if got := string(report([]Run{r})); strings.Contains(got, "behind") || strings.Contains(got, "worse") {
+		t.Errorf("a floor counts as a peer:\n%s", got)
+	}
+}
+
+func TestKeepRun(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "results")
+	first, second := made(9, 50), made(9, 60)
+	second.Started = first.Started.Add(time.Second)
+	for _, r := range []*Run{&second, &first} {
+		if _, err := keepRun(dir, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runs, err := loadRuns(dir)
+	if err != nil || len(runs) != 2 || !runs[0].Started.Before(runs[1].Started) {
+		t.Fatalf("%d runs, %v", len(runs), err)
+	}
+	if !bytes.Equal(report(runs), report([]Run{first, second})) {
+		t.Error("the report of what was kept is another")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "x.json"), []byte(`{"schema": 99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadRuns(dir); err == nil {
+		t.Error("a schema of another harness was read")
+	}
+	if _, err := loadRuns(t.TempDir()); err == nil {
+		t.Error("nothing was read as results")
+	}
+}
+
+// TestReportIsFresh: what is committed is made of what is committed.
+func TestReportIsFresh(t *testing.T) {
+	runs, err := loadRuns("results")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("../BENCHMARKS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(report(runs), want) {
+		t.Error("BENCHMARKS.md is not what go run ./bench -report writes")
+	}
+	for _, r := range runs {
+		for _, m := range r.Measures {
+			if m.Error == "" && m.Missing == "" && len(m.Pairs) < leastPairs {
+				t.Errorf("%s of %s: %d pairs, fewer than %d", m.Name, r.Commit, len(m.Pairs), leastPairs)
+			}
+		}
+	}
+}

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+
+	"github.com/sallyport/sallyport/tools/peers/postgres"
+)
+
+// Names in the benchmark's cluster.
+const (
+	cluster      = "bench.test"
+	realDatabase = "real" // PostgreSQL
+	stubDatabase = "stub"
+	person       = "bench" // the user, and the databases' user
+	databaseName = "postgres"
+)
+
+// world is everything that runs beside the harness: auth, gateway and agent as
+// processes of their own, and the servers that clients are held against.
+type world struct {
+	dir, bin string
+	login    string // the OS user that sessions run as
+	node     string // the name that the agent's machine got
+
+	authAddr, proxy string
+	pin             string
+
+	auth, gateway, agent *process
+
+	sshd       *sshServer
+	postgres   *postgres.Server
+	stub       *stubServer
+	databases  credentials // of servers' certificates and of who comes straight
+	sshMissing error
+	pgMissing  error
+}
+
+// openWorld starts everything and logs the person in.
+func openWorld(ctx context.Context, dir, bin string) (*world, error) {
+	w := &world{dir: dir, bin: bin}
+	me, err := user.Current()
+	if err != nil {
+		return nil, err
+	}
+	w.login = me.Username
+	for _, step := range []func(context.Context) error{
+		w.startAuth, w.startGateway, w.startDatabases, w.configureAgent, w.startAgent, w.startSSHD, w.logIn, w.awaitResources,
+	} {
+		if err := step(ctx); err != nil {
+			w.close()
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// close ends all processes, those that need others first.
+func (w *world) close() {
+	w.sshd.close()
+	w.agent.stop()
+	w.gateway.stop()
+	w.auth.stop()
+	w.stub.close()
+	if w.postgres != nil {
+		w.postgres.Stop()
+	}
+}
+
+// watched are the processes whose CPU counts.
+func (w *world) watched() map[string]int {
+	return map[string]int{"gateway": w.gateway.pid(), "agent": w.agent.pid()}
+}
+
+func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+func (w *world) write(name, text string) error {
+	return os.WriteFile(w.path(name), []byte(text), 0o600)
+}
+
+// role starts one process with one role.
+func (w *world) role(name string) (*process, error) {
+	return startProcess(w.dir, name, exec.Command(filepath.Join(w.bin, "sallyport"), "start", "-c", w.path(name+".yaml")))
+}
+
+// ctl runs sallyctl on auth's machine.
+func (w *world) ctl(ctx context.Context, args ...string) ([]byte, error) {
+	return output(exec.CommandContext(ctx, filepath.Join(w.bin, "sallyctl"), append([]string{"--data-dir=" + w.path("auth")}, args...)...))
+}
+
+func (w *world) startAuth(ctx context.Context) (err error) {
+	if w.authAddr, err = freeAddress(); err != nil {
+		return err
+	}
+	if w.proxy, err = freeAddress(); err != nil {
+		return err
+	}
+	text := fmt.Sprintf(`version: 1
+cluster: %s
+data_dir: %s
+roles: [auth]
+auth: {second_factor: "off", listen: [%q]}
+gateway: {public_address: %q}
+log: {level: warn}
+`, cluster, w.path("auth"), w.authAddr, w.proxy)
+	if err := w.write("auth.yaml", text); err != nil {
+		return err
+	}
+	if w.auth, err = w.role("auth"); err != nil {
+		return err
+	}
+	return w.auth.await(ctx, func(ctx context.Context) error {
+		out, err := w.ctl(ctx, "status", "--format=json")
+		if err != nil {
+			return err
+		}
+		var s struct {
+			CAPins []string `json:"ca_pins"`
+		}
+		if err := json.Unmarshal(out, &s); err != nil || len(s.CAPins) == 0 {
+			return fmt.Errorf("status without pins: %w", err)
+		}
+		w.pin = s.CAPins[0]
+		return nil
+	})
+}
+
+// token makes a join token and returns the file that holds it.
+func (w *world) token(ctx context.Context, kind string) (string, error) {
+	out, err := w.ctl(ctx, "tokens", "add", "--type="+kind, "--format=json")
+	if err != nil {
+		return "", err
+	}
+	var t struct {
+		Secret string `json:"token"`
+	}
+	if err := json.Unmarshal(out, &t); err != nil {
+		return "", err
+	}
+	return w.path(kind + ".token"), w.write(kind+".token", t.Secret)
+}
+
+func (w *world) startGateway(ctx context.Context) error {
+	token, err := w.token(ctx, "gateway")
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf(`version: 1
+cluster: %s
+data_dir: %s
+roles: [gateway]
+gateway:
+  listen: [%q]
+  public_address: %q
+  auth: %q
+  join: {token_file: %s, ca_pin: %q}
+log: {level: warn}
+`, cluster, w.path("gateway"), w.proxy, w.proxy, w.authAddr, token, w.pin)
+	if err := w.write("gateway.yaml", text); err != nil {
+		return err
+	}
+	if w.gateway, err = w.role("gateway"); err != nil {
+		return err
+	}
+	return w.gateway.await(ctx, listens(w.proxy))
+}
+
+// configureAgent needs the databases' addresses.
+func (w *world) configureAgent(ctx context.Context) error {
+	token, err := w.token(ctx, "agent")
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, `version: 1
+data_dir: %s
+roles: [agent]
+agent:
+  gateways: [%q]
+  join: {token_file: %s, ca_pin: %q}
+  ssh: {enabled: true, labels: {env: bench}}
+  databases:
+    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}
+`, w.path("agent"), w.proxy, token, w.pin, stubDatabase, w.stub.addr())
+	if w.postgres != nil {
+		fmt.Fprintf(&b, "    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}\n", realDatabase, w.postgres.Addr)
+	}
+	b.WriteString("log: {level: warn}\n")
+	return w.write("agent.yaml", b.String())
+}
+
+func (w *world) startAgent(context.Context) (err error) {
+	w.agent, err = w.role("agent")
+	return err
+}
+
+// startDatabases starts the stub, and PostgreSQL where there is one, with
+// certificates of the cluster's database CA.
+func (w *world) startDatabases(ctx context.Context) error {
+	if _, err := w.ctl(ctx, "auth", "sign", "--format=db", "--host=127.0.0.1,localhost", "--out="+w.path("db")); err != nil {
+		return err
+	}
+	var err error
+	if w.databases, err = databaseCredentials(w.dir, w.path("db")); err != nil {
+		return err
+	}
+	if w.stub, err = startStub(w.databases); err != nil {
+		return err
+	}
+	w.postgres, err = postgres.Start("", postgres.Options{
+		Cert: w.databases.cert, Key: w.databases.key, ClientCA: w.databases.clientCAs,
+		HBA: []string{"hostssl all all 127.0.0.1/32 cert"},
+		SQL: []string{"CREATE ROLE " + person + " LOGIN;", "CREATE TABLE sink(line text);", "GRANT ALL ON sink TO " + person + ";"},
+	})
+	if errors.Is(err, postgres.ErrMissing) {
+		w.pgMissing = missingPeer{"postgres"}
+		return nil
+	}
+	return err
+}
+
+// logIn makes the person, claims the account as a browser does, and logs in.
+func (w *world) logIn(ctx context.Context) error {
+	out, err := w.ctl(ctx, "users", "add", "--roles=access", "--logins="+w.login, "--db-users="+person, "--db-names="+databaseName, "--format=json", person)
+	if err != nil {
+		return err
+	}
+	var link struct {
+		URL string `json:"url"`
+	}
+	if err := json.Unmarshal(out, &link); err != nil {
+		return err
+	}
+	password := rand.Text()
+	if err := w.claim(ctx, link.URL, password); err != nil {
+		return fmt.Errorf("claim: %w", err)
+	}
+	if err := w.write("password", password); err != nil {
+		return err
+	}
+	_, err = output(w.sally(ctx, "login", "--proxy="+w.proxy, "--ca-pin="+w.pin, "--user="+person, "--password-file="+w.path("password")))
+	if err != nil {
+		return err
+	}
+	config, err := output(w.sally(ctx, "config"))
+	if err != nil {
+		return err
+	}
+	return w.write("ssh_config", string(config))
+}
+
+// sally is a command of the person's.
+func (w *world) sally(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "sally"), args...)
+	cmd.Env, cmd.Dir = w.env(), w.dir
+	return cmd
+}
+
+func (w *world) env() []string {
+	return []string{"HOME=" + w.dir, "SALLY_HOME=" + w.path("home"), "PATH=" + w.bin + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TERM=xterm"}
+}
+
+// awaitResources returns when the agent serves all that is asked for. The first
+// session also makes this machine a source that the gateway knows.
+func (w *world) awaitResources(ctx context.Context) error {
+	if err := w.agent.await(ctx, w.findNode); err != nil {
+		return err
+	}
+	if err := w.agent.await(ctx, w.execInside); err != nil {
+		return err
+	}
+	return w.agent.await(ctx, func(ctx context.Context) error {
+		return errors.Join(w.sessionThrough(ctx, stubDatabase), w.realSession(ctx))
+	})
+}
+
+// findNode asks for the name of the machine, which auth decides.
+func (w *world) findNode(ctx context.Context) error {
+	out, err := output(w.sally(ctx, "ls", "--format=json"))
+	if err != nil {
+		return err
+	}
+	var nodes []struct {
+		Spec struct {
+			Hostname string `json:"hostname"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(out, &nodes); err != nil {
+		return err
+	}
+	if len(nodes) != 1 {
+		return fmt.Errorf("%d nodes are listed, not one", len(nodes))
+	}
+	w.node = nodes[0].Spec.Hostname
+	return nil
+}
+
+func (w *world) realSession(ctx context.Context) error {
+	if w.postgres == nil {
+		return nil
+	}
+	return w.sessionThrough(ctx, realDatabase)
+}
+
+// peers are the foreign programs and their versions.
+func (w *world) peers(ctx context.Context) []Peer {
+	var out []Peer
+	for _, p := range []struct {
+		name string
+		args []string
+	}{{"ssh", []string{"-V"}}, {"sshd", []string{"-V"}}, {"postgres", []string{"--version"}}} {
+		peer := Peer{Name: p.name}
+		path, err := lookPeer(p.name)
+		if p.name == "postgres" {
+			var dir string
+			dir, err = postgres.Find()
+			path = filepath.Join(dir, "postgres")
+		}
+		if err != nil {
+			peer.Missing = true
+		} else {
+			b, _ := exec.CommandContext(ctx, path, p.args...).CombinedOutput() // sshd says its version and fails
+			peer.Version = versionLine(string(b))
+		}
+		out = append(out, peer)
+	}
+	return out
+}
+
+// versionLine is the line that names a version.
+func versionLine(s string) string {
+	for line := range strings.Lines(s) {
+		if strings.HasPrefix(line, "OpenSSH") || strings.HasPrefix(line, "postgres ") {
+			return strings.TrimSpace(line)
+		}
+	}
+	line, _, _ := strings.Cut(s, "\n")
+	return strings.TrimSpace(line)
+}
