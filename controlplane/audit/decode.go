@@ -63,7 +63,11 @@ func fill(e *sallyport.Event, m map[string]any) error {
 			if err != nil {
 				return errEvent("time is not RFC 3339")
 			}
-			e.Time = t.UTC()
+			// As Encode writes it, so that what is read once can be read again.
+			e.Time = t.UTC().Truncate(time.Millisecond)
+			if e.Time.Year() < 1970 || e.Time.Year() > 9999 {
+				return errEvent("time is out of range")
+			}
 		case name == "success":
 			b, ok := v.(bool)
 			if !ok {

@@ -45,7 +45,7 @@ type segment struct {
 	size   int64  // durable bytes
 	f      file   // open while it is written, nil after
 	packed string // name of the compressed file, "" while there is none
-	minT   int64  // Unix milliseconds of its events; log only
+	minT   int64  // Unix milliseconds of its events; of packed ones only
 	maxT   int64
 }
 
@@ -89,8 +89,8 @@ type hooks struct {
 	opening func(b []byte, c *chain) ([]byte, error)
 	// closing adds frames at the end of a batch; seal says that the segment ends.
 	closing func(b []byte, c *chain, seal bool) ([]byte, error)
-	// committed is called with what is durable now; nil entries: none.
-	committed func(batch []entry, s *segment)
+	// committed is called with what is durable now.
+	committed func(batch []entry)
 	// failing is called when writing fails and before each new attempt; it may
 	// free space and returns what to write first.
 	failing func(err error) []entry
@@ -387,7 +387,7 @@ func (j *journal) create(c chain) (*segment, error) {
 // succeed makes a commit visible.
 func (j *journal) succeed(batch []entry, s *segment, size int64, c chain) {
 	if j.hooks.committed != nil {
-		j.hooks.committed(batch, s)
+		j.hooks.committed(batch)
 	}
 	j.mu.Lock()
 	s.size, s.last = size, c.seq

@@ -75,7 +75,6 @@ type origin struct {
 	spool string
 	seq   uint64
 	hash  digest
-	time  int64 // Unix milliseconds
 }
 
 // OpenLog opens or makes the log in a directory and recovers what a crash
@@ -198,7 +197,7 @@ func (l *Log) closing(b []byte, c *chain, seal bool) ([]byte, error) {
 
 // committed takes over what is durable, and keeps a copy of the newest head
 // beside the segments: it shows when the end of the log is cut.
-func (l *Log) committed(batch []entry, s *segment) {
+func (l *Log) committed(batch []entry) {
 	l.mu.Lock()
 	for i := range batch {
 		if o, ok := batch[i].note.(origin); ok && o.spool != "" {
@@ -207,13 +206,6 @@ func (l *Log) committed(batch []entry, s *segment) {
 		}
 	}
 	l.mu.Unlock()
-	l.j.mu.Lock()
-	for i := range batch {
-		if o, ok := batch[i].note.(origin); ok {
-			s.note(o.time)
-		}
-	}
-	l.j.mu.Unlock()
 	l.lastHead = l.nextHead
 	if time.Since(l.headTime) >= headDelay {
 		l.writeHead()
@@ -222,10 +214,23 @@ func (l *Log) committed(batch []entry, s *segment) {
 
 // note widens the times that a segment covers.
 func (s *segment) note(ms int64) {
+	ms = max(ms, 1) // 0 is none
 	if s.minT == 0 || ms < s.minT {
 		s.minT = ms
 	}
 	s.maxT = max(s.maxT, ms)
+}
+
+// noteFrame notes the time of an event's frame.
+func (s *segment) noteFrame(f *frame) {
+	if f.typ != frameEvent {
+		return
+	}
+	if _, _, line, ok := readPayload(f.payload); ok {
+		if e, err := Decode(line); err == nil {
+			s.note(e.Time.UnixMilli())
+		}
+	}
 }
 
 func (l *Log) writeHead() {
@@ -348,27 +353,27 @@ func (l *Log) batch(spool string, seq uint64, hash digest, records []Record) ([]
 				Fields: map[string]any{"spool": spool, "missing": int64(r.Sequence - 1)}}, wait))
 		}
 		seq, hash = r.Sequence, sum
-		line, at := l.canonical(spool, r.JSON)
+		line := l.canonical(spool, r.JSON)
 		out = append(out, entry{typ: frameEvent, payload: eventPayload(spool, r.Sequence, line), wait: wait,
-			note: origin{spool, r.Sequence, sum, at}})
+			note: origin{spool, r.Sequence, sum}})
 	}
 	return out, nil
 }
 
 // canonical writes a line as this version would: a host is trusted to say what
 // happened, not to keep to the form. What is no event is kept as the text of one.
-func (l *Log) canonical(spool string, line []byte) ([]byte, int64) {
+func (l *Log) canonical(spool string, line []byte) []byte {
 	e, err := Decode(line)
 	if err != nil {
 		e = complete(sallyport.Event{Name: AuditUnreadable, Code: AuditUnreadableCode,
 			Fields: map[string]any{"spool": spool, "line": string(line), "error": err.Error()}}, l.c.Host)
 	}
-	return Encode(e), e.Time.UnixMilli()
+	return Encode(e)
 }
 
 func (l *Log) own(e sallyport.Event, wait *waiter) entry {
 	e = complete(e, l.c.Host)
-	return entry{typ: frameEvent, payload: eventPayload("", 0, Encode(e)), wait: wait, note: origin{time: e.Time.UnixMilli()}}
+	return entry{typ: frameEvent, payload: eventPayload("", 0, Encode(e)), wait: wait}
 }
 
 // commit submits a batch with one waiter and waits for it.

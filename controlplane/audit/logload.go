@@ -118,7 +118,7 @@ func (l *Log) adopt(s *segment, b []byte, sc *scan) (*sallyport.Event, error) {
 		l.j.head = l.lastWhole(s, b)
 		return l.damaged(s, sc.fault, nil), nil
 	}
-	if err := l.restore(s, b[:end.at]); err != nil {
+	if err := l.restore(b[:end.at]); err != nil {
 		return nil, err
 	}
 	var note *sallyport.Event
@@ -157,16 +157,16 @@ func (l *Log) restoreFrom(s *segment) error {
 	if err != nil {
 		return err
 	}
-	return l.restore(s, b)
+	return l.restore(b)
 }
 
-// restore takes the spools' places and the times from frames known to be whole.
-func (l *Log) restore(s *segment, b []byte) error {
-	_, err := scanSegment(b, logMagic, func(f *frame) { l.replay(s, f) })
+// restore takes the spools' places from frames known to be whole.
+func (l *Log) restore(b []byte) error {
+	_, err := scanSegment(b, logMagic, l.replay)
 	return err
 }
 
-func (l *Log) replay(s *segment, f *frame) {
+func (l *Log) replay(f *frame) {
 	switch f.typ {
 	case frameState:
 		var st state
@@ -179,14 +179,8 @@ func (l *Log) replay(s *segment, f *frame) {
 			}
 		}
 	case frameEvent:
-		spool, seq, line, ok := readPayload(f.payload)
-		if !ok {
-			return
-		}
-		if e, err := Decode(line); err == nil {
-			s.note(e.Time.UnixMilli())
-		}
-		if spool != "" {
+		spool, seq, _, ok := readPayload(f.payload)
+		if ok && spool != "" {
 			// The line as it came is not kept; a copy sent again is compared
 			// with what this run has seen only.
 			p := l.placeLocked(spool)
@@ -208,7 +202,7 @@ func (l *Log) lastWhole(s *segment, b []byte) chain {
 			c = chain{f.seq, f.hash}
 			s.last = f.seq
 		}
-		l.replay(s, &f)
+		l.replay(&f)
 		b = b[end:]
 	}
 }

@@ -93,14 +93,16 @@ func (p *packer) pack(s *segment) error {
 	if err != nil {
 		return err
 	}
-	if sc, err := scanSegment(b, logMagic, nil); err != nil || sc.fault != nil {
+	var times segment
+	if sc, err := scanSegment(b, logMagic, times.noteFrame); err != nil || sc.fault != nil {
 		return errors.Join(err, sc.fault) // stays as it is: it is evidence
 	}
 	packed, err := compress(b)
 	if err != nil {
 		return err
 	}
-	name := packedName(s)
+	times.first = s.first
+	name := packedName(&times)
 	if err := replace(d, name, packed); err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (p *packer) pack(s *segment) error {
 		return err
 	}
 	p.l.j.mu.Lock()
-	s.packed = name
+	s.packed, s.minT, s.maxT = name, times.minT, times.maxT
 	p.l.j.mu.Unlock()
 	return d.Remove(s.name)
 }
@@ -140,7 +142,7 @@ func decompress(b []byte) ([]byte, error) {
 		!bytes.Equal(sum[:], trailer[8:]) {
 		return nil, errPacked
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxSegment))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxSegment))
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ spec:
           session_recording_config, ui_config, login_rule, installer, device, node, app, app_server, db, db_server, tcp,
           kube_cluster, kube_server, windows_desktop, windows_desktop_service, agent, gateway, status]
         verbs: [list, create, read, update, delete]
-      - {resources: [cert_authority], verbs: [list, readnosecrets, rotate]}
+      - {resources: [cert_authority], verbs: [list, create, readnosecrets, rotate]}
       - {resources: [session_tracker, access_request, event], verbs: [list, read]}
 `
 
