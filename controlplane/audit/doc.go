@@ -19,8 +19,11 @@
 //	func (*Log) Acknowledged(spool string) uint64
 //	func (*Log) Emit(ctx context.Context, e sallyport.Event, durable bool) error // auth's own events
 //	func (*Log) Search(ctx context.Context, q Query) ([][]byte, error)           // {From, To, Names, Limit}
+//	func (*Log) Head() Head                       // to keep elsewhere, for VerifyAfter
 //	func (*Log) Close() error
 //	func Verify(dir string, verify func(head, signature []byte) error) (Report, error)
+//
+//	func VerifyAfter(dir string, verify func(head, signature []byte) error, before Head) (Report, error)
 //
 // The way of an event:
 //

@@ -15,6 +15,7 @@
 //	func (*Policy) CheckRule(id sallyport.Identity, kind, verb string) error
 //	func (*Policy) CheckRuleOn(id sallyport.Identity, r RuleRequest) error
 //	func (*Policy) Options(id sallyport.Identity) sallyport.Options
+//	func (*Policy) PinSourceIP(id sallyport.Identity) bool
 //	func (*Policy) Logins(id sallyport.Identity) []string
 //	func (*Policy) DatabaseUsers(users []UserRoles, databases []sallyport.Resource) map[string][]string
 //
