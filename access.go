@@ -29,8 +29,8 @@ type AccessRequest struct {
 	Now        time.Time
 }
 
-// Options are the options of all roles that granted, merged as
-// reference documents say (teleport role options, minimum or union).
+// Options are the options of all roles that the identity holds, merged: each by
+// its own rule, the minimum, any, or all.
 type Options struct {
 	MaxSessionTTL         time.Duration
 	ClientIdleTimeout     time.Duration // 0: none
