@@ -97,7 +97,7 @@ func (s *Server) Handler(pages http.Handler) http.Handler {
 	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts, known))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c := callerOf(r.Context())
-		if pages == nil || !c.Web || s.standing(c) != nil {
+		if pages == nil || !c.Web || s.standing(r.Context(), c) != nil {
 			http.NotFound(w, r)
 			return
 		}

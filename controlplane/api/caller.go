@@ -60,22 +60,22 @@ func (c Caller) userKind() string {
 // guard holds the table at the door of every method.
 type guard struct {
 	rules    map[string]rule
-	standing func(c Caller) error                                             // whoever has a certificate, whatever the method
-	check    func(c Caller, kind, verb string) error                          // users' roles
+	standing func(ctx context.Context, c Caller) error                        // whoever has a certificate, whatever the method
+	check    func(ctx context.Context, c Caller, kind, verb string) error     // users' roles
 	denied   func(ctx context.Context, c Caller, procedure string, err error) // records
 }
 
 // admit decides by the table. What is not in it is refused.
 func (g *guard) admit(ctx context.Context, procedure string) error {
 	c := callerOf(ctx)
-	err := g.decide(c, procedure)
+	err := g.decide(ctx, c, procedure)
 	if err != nil {
 		g.denied(ctx, c, procedure, err)
 	}
 	return refusal(err)
 }
 
-func (g *guard) decide(c Caller, procedure string) error {
+func (g *guard) decide(ctx context.Context, c Caller, procedure string) error {
 	r, ok := g.rules[procedure]
 	if !ok {
 		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "no such method, or nobody may call it"}
@@ -87,13 +87,13 @@ func (g *guard) decide(c Caller, procedure string) error {
 		}
 		return &sallyport.Problem{Kind: kind, Fact: "this method is for " + r.who.String() + " only"}
 	}
-	if err := g.standing(c); err != nil {
+	if err := g.standing(ctx, c); err != nil {
 		return err
 	}
 	if r.kind == "" || r.kind == ofDocument {
 		return nil
 	}
-	return g.check(c, r.kind, r.verb)
+	return g.check(ctx, c, r.kind, r.verb)
 }
 
 // WrapUnary meets connect.Interceptor.

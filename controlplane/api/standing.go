@@ -12,7 +12,7 @@ import (
 
 // standing refuses certificates that are good and yet good for nothing now. It
 // is asked at every call: a connection outlives locks and users.
-func (s *Server) standing(c Caller) error {
+func (s *Server) standing(ctx context.Context, c Caller) error {
 	if c.Refusal != nil {
 		return c.Refusal
 	}
@@ -23,7 +23,7 @@ func (s *Server) standing(c Caller) error {
 	case "", sallyport.KindLocalAdmin:
 		return nil
 	case sallyport.KindUser:
-		if _, err := s.record(c.Identity); err != nil {
+		if _, err := s.record(ctx, c.Identity); err != nil {
 			return err
 		}
 	}
@@ -34,10 +34,18 @@ func (s *Server) standing(c Caller) error {
 }
 
 // record is the user as the record says now, with the certificate's own facts.
-func (s *Server) record(id sallyport.Identity) (sallyport.Identity, error) {
+// Who is not in the view may have been made a moment ago.
+func (s *Server) record(ctx context.Context, id sallyport.Identity) (sallyport.Identity, error) {
 	u, ok := s.state.view().users[id.Name]
 	if !ok {
-		return id, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this user does not exist any more", Hint: "ask your administrator"}
+		var err error
+		u, err = s.cfg.Users.GetUser(ctx, id.Name)
+		if errors.Is(err, sallyport.ErrNotFound) {
+			return id, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this user does not exist any more", Hint: "ask your administrator"}
+		}
+		if err != nil {
+			return id, err
+		}
 	}
 	id.Roles, id.Traits = u.Roles, u.Traits
 	return id, nil
@@ -46,14 +54,14 @@ func (s *Server) record(id sallyport.Identity) (sallyport.Identity, error) {
 // check asks the roles of a user; the admin socket may do everything. The
 // certificate and the record must both allow: who lost a role has lost it
 // here at once, and who got one logs in for it.
-func (s *Server) check(c Caller, kind, verb string) error {
+func (s *Server) check(ctx context.Context, c Caller, kind, verb string) error {
 	if c.Identity.Kind == sallyport.KindLocalAdmin {
 		return nil
 	}
 	if c.Identity.Kind != sallyport.KindUser {
 		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this is for users only"}
 	}
-	now, err := s.record(c.Identity)
+	now, err := s.record(ctx, c.Identity)
 	if err != nil {
 		return err
 	}
@@ -67,7 +75,7 @@ func (s *Server) check(c Caller, kind, verb string) error {
 // allow is check for handlers that learn the kind from the request.
 func (s *Server) allow(ctx context.Context, procedure, kind, verb string) error {
 	c := callerOf(ctx)
-	err := s.check(c, kind, verb)
+	err := s.check(ctx, c, kind, verb)
 	if err != nil {
 		s.denied(ctx, c, procedure, err)
 	}
