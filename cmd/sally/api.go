@@ -5,12 +5,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/term"
 
 	"github.com/sallyport/sallyport"
@@ -28,6 +29,7 @@ func (c *credentials) api() (sallyportv1connect.AccessServiceClient, *http.Clien
 		Cluster:     c.Profile.Cluster,
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
+		Connect:     connectTo,
 	}
 	hc := d.HTTP(client.ProtocolAuth)
 	return sallyportv1connect.NewAccessServiceClient(hc, client.BaseURL), hc
@@ -35,11 +37,19 @@ func (c *credentials) api() (sallyportv1connect.AccessServiceClient, *http.Clien
 
 // dialer reaches resources through the gateway.
 func (c *credentials) dialer() *dial.Dialer {
+	env := httpproxy.FromEnvironment()
 	return &dial.Dialer{
 		Proxy: c.Profile.WebProxyAddr, Cluster: c.Profile.Cluster, Roots: c.Roots,
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
-		HTTPSProxy:  os.Getenv("HTTPS_PROXY"), NoProxy: os.Getenv("NO_PROXY"),
+		HTTPSProxy:  env.HTTPSProxy, NoProxy: env.NoProxy,
 	}
+}
+
+// connectTo reaches a gateway's port, through the HTTP proxy that HTTPS_PROXY
+// and NO_PROXY name.
+func connectTo(ctx context.Context, _, addr string) (net.Conn, error) {
+	env := httpproxy.FromEnvironment()
+	return (&dial.Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
 }
 
 // list asks for what the user may reach.

@@ -13,12 +13,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
@@ -52,7 +49,11 @@ func (k keyPair) public() (line, der []byte, err error) {
 }
 
 // saveLogin writes what a login brought, in tsh's layout.
+// With --add-keys-to-agent=only the SSH key stays away from the disk.
 func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
+	if err := f.Check(); err != nil {
+		return err
+	}
 	sshKey, err := ssh.MarshalPrivateKey(k.ssh, f.User)
 	if err != nil {
 		return err
@@ -73,19 +74,26 @@ func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginRe
 		path string
 		data []byte
 	}{
-		{p.home.KeyPath(f, ""), pem.EncodeToMemory(sshKey)},
 		{p.home.KeyPath(f, ".pub"), append(line, '\n')},
 		{p.home.KeyPath(f, ".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: tlsKey})},
 		{p.home.KeyPath(f, ".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.GetTlsCertificate()})},
 		{p.home.SSHCertPath(f), append(bytes.TrimSpace(m.GetSshCertificate()), '\n')},
 		{p.home.CAsPath(f), cas},
 	}
+	private := p.home.KeyPath(f, "")
+	if p.AddKeysToAgent == "only" {
+		if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	} else if err := profile.WriteFile(private, pem.EncodeToMemory(sshKey)); err != nil {
+		return err
+	}
 	for _, file := range files {
 		if err := profile.WriteFile(file.path, file.data); err != nil {
 			return err
 		}
 	}
-	if err := p.setKnownHosts(f, known); err != nil {
+	if err := p.home.SetKnownHosts(f, known); err != nil {
 		return err
 	}
 	return p.home.Save(f)
@@ -108,116 +116,13 @@ func authorities(f profile.Profile, list []*sallyportv1.Authority) (cas []byte, 
 			if err != nil {
 				return nil, nil, fmt.Errorf("the cluster's SSH CA: %w", err)
 			}
-			known = append(known, fmt.Sprintf("@cert-authority %s,%s,*.%s %s type=host",
-				f.Name(), f.Cluster, f.Cluster, bytes.TrimSpace(ssh.MarshalAuthorizedKey(pub))))
+			known = append(known, profile.KnownHostsLine(f, string(ssh.MarshalAuthorizedKey(pub))))
 		}
 	}
 	if len(cas) == 0 || len(known) == 0 {
 		return nil, nil, errors.New("the gateway did not tell the cluster's CA")
 	}
 	return cas, known, nil
-}
-
-// setKnownHosts replaces the cluster's lines and keeps all others.
-func (p *program) setKnownHosts(f profile.Profile, lines []string) error {
-	old, err := os.ReadFile(p.home.KnownHosts())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	mine := fmt.Sprintf("@cert-authority %s,%s,", f.Name(), f.Cluster)
-	var out []string
-	for line := range strings.Lines(string(old)) {
-		if !strings.HasPrefix(line, mine) {
-			out = append(out, strings.TrimSuffix(line, "\n"))
-		}
-	}
-	out = append(out, lines...)
-	if len(out) == 0 {
-		return os.Remove(p.home.KnownHosts())
-	}
-	return profile.WriteFile(p.home.KnownHosts(), []byte(strings.Join(out, "\n")+"\n"))
-}
-
-// agentComment marks our keys in ssh-agent, so that only they are removed.
-func agentComment(f profile.Profile) string {
-	return strings.Join([]string{"sallyport", f.Name(), f.Cluster, f.User}, ":")
-}
-
-// addToAgent gives the key to ssh-agent until the certificate ends. Without an
-// agent it is an error only when the user asked for it.
-func (p *program) addToAgent(f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
-	if p.AddKeysToAgent == "no" {
-		return nil
-	}
-	a, closer, err := sshAgent()
-	if err != nil {
-		if p.AddKeysToAgent == "auto" {
-			return nil
-		}
-		return problem(sallyport.ErrUnavailable, "no ssh-agent can be reached: "+err.Error(), "start ssh-agent, or use --add-keys-to-agent=no")
-	}
-	defer closer()
-	if err := removeFromAgent(a, f); err != nil {
-		return err
-	}
-	pub, _, _, _, err := ssh.ParseAuthorizedKey(m.GetSshCertificate())
-	if err != nil {
-		return err
-	}
-	cert, ok := pub.(*ssh.Certificate)
-	if !ok {
-		return errors.New("the gateway sent no SSH certificate")
-	}
-	life := uint32(max(1, time.Until(m.GetExpires().AsTime()).Seconds()))
-	return a.Add(agent.AddedKey{PrivateKey: &k.ssh, Certificate: cert, Comment: agentComment(f), LifetimeSecs: life})
-}
-
-func sshAgent() (agent.ExtendedAgent, func() error, error) {
-	path := os.Getenv("SSH_AUTH_SOCK")
-	if path == "" {
-		return nil, nil, errors.New("SSH_AUTH_SOCK is not set")
-	}
-	conn, err := net.DialTimeout("unix", path, 2*time.Second)
-	if err != nil {
-		return nil, nil, err
-	}
-	return agent.NewClient(conn), conn.Close, nil
-}
-
-func removeFromAgent(a agent.ExtendedAgent, f profile.Profile) error {
-	keys, err := a.List()
-	if err != nil {
-		return err
-	}
-	for _, k := range keys {
-		if k.Comment == agentComment(f) {
-			if err := a.Remove(k); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// removeLogin deletes a profile's keys, its agent entries and itself.
-func (p *program) removeLogin(f profile.Profile) error {
-	if a, closer, err := sshAgent(); err == nil {
-		defer closer()
-		if err := removeFromAgent(a, f); err != nil {
-			return err
-		}
-	}
-	err := errors.Join(
-		os.RemoveAll(p.home.KeyDir(f)),
-		os.Remove(filepath.Join(string(p.home), f.Name()+".yaml")),
-	)
-	if known := p.setKnownHosts(f, nil); !errors.Is(known, fs.ErrNotExist) {
-		err = errors.Join(err, known)
-	}
-	if current, cerr := os.ReadFile(filepath.Join(string(p.home), "current-profile")); cerr == nil && strings.TrimSpace(string(current)) == f.Name() {
-		err = errors.Join(err, os.Remove(filepath.Join(string(p.home), "current-profile")))
-	}
-	return err
 }
 
 // loadValid is load for the profile that the flags name, and refuses one that has ended.
@@ -250,6 +155,12 @@ func (p *program) selected() (profile.Profile, error) {
 	}
 	host, _, _ := net.SplitHostPort(addr)
 	f, err := p.home.Load(host)
+	if err == nil && profile.HasPort(p.ProxyAddr) && f.WebProxyAddr != addr {
+		return profile.Profile{}, problem(sallyport.ErrUnauthorized, fmt.Sprintf("Not logged in to %s, but to %s.", addr, f.WebProxyAddr), "sally login --proxy="+addr)
+	}
+	if errors.Is(err, sallyport.ErrInvalid) {
+		return profile.Profile{}, err
+	}
 	if err != nil {
 		return profile.Profile{}, problem(sallyport.ErrUnauthorized, "Not logged in to "+addr+".", "sally login --proxy="+addr)
 	}

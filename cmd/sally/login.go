@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/identity"
@@ -33,15 +35,51 @@ const (
 
 type loginCmd struct {
 	ClusterName  string `arg:"" optional:"" name:"cluster" help:"Cluster to log in to."`
-	PasswordFile string `name:"password-file" placeholder:"FILE" help:"Read the password from a file."`
+	PasswordFile string `name:"password-file" placeholder:"FILE" help:"Read the password from a file; - is standard input."`
 	OTP          string `name:"otp" placeholder:"CODE" help:"One-time code, for scripts."`
-	Force        bool   `name:"force" help:"Log in even when you are."`
-	Browser      string `name:"browser" hidden:"" help:"Taken for compatibility; this version asks here."`
-	Auth         string `name:"auth" hidden:"" enum:",local" default:""`
+	Force        bool   `name:"force" negatable:"" help:"Log in even when you are."`
+	Verbose      bool   `name:"verbose" short:"v" help:"Show traits too."`
+	loginAccepted
+	loginRefused
+}
+
+// loginAccepted are tsh's flags that change nothing here.
+type loginAccepted struct {
+	Browser   string `name:"browser" hidden:"" env:"TELEPORT_LOGIN_BROWSER"`
+	Overwrite bool   `name:"overwrite" hidden:"" negatable:""`
+	NoWait    bool   `name:"request-nowait" hidden:"" negatable:""`
+	Reviewers string `name:"request-reviewers" hidden:""`
+}
+
+// loginRefused are those that this version does not serve.
+type loginRefused struct {
+	Out         string `name:"out" short:"o" hidden:""`
+	Format      string `name:"format" short:"f" hidden:""`
+	Roles       string `name:"request-roles" hidden:""`
+	RequestID   string `name:"request-id" hidden:""`
+	KubeCluster string `name:"kube-cluster" hidden:""`
+	Scope       string `name:"scope" hidden:""`
+}
+
+func (c *loginCmd) unserved() error {
+	switch {
+	case c.Out != "" || c.Format != "":
+		return problem(errInvalid, "this version writes no identity files", "log in without --out and --format")
+	case c.Roles != "" || c.RequestID != "":
+		return problem(errInvalid, "this version has no access requests", "ask an administrator for the role")
+	case c.KubeCluster != "":
+		return problem(errInvalid, "this version does not serve Kubernetes", "leave out --kube-cluster")
+	case c.Scope != "":
+		return problem(errInvalid, "this version has no scopes", "leave out --scope")
+	}
+	return nil
 }
 
 // Run logs in, or shows the status when there is nothing to do.
 func (c *loginCmd) Run(p *program) error {
+	if err := c.unserved(); err != nil {
+		return err
+	}
 	f, done, err := c.target(p)
 	if err != nil || done {
 		return err
@@ -82,7 +120,7 @@ func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) 
 	f, err = p.selected()
 	if err == nil && !c.Force {
 		if held, lerr := p.home.Credentials(f); lerr == nil && time.Now().Before(held.Identity.NotAfter) && (p.User == "" || p.User == f.User) {
-			return f, true, (&statusCmd{Format: "text"}).Run(p)
+			return f, true, (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p)
 		}
 	}
 	if p.ProxyAddr == "" {
@@ -114,7 +152,7 @@ func (c *loginCmd) ask(p *program, f *profile.Profile, ping *sallyportv1.PingRes
 		}
 		f.User = me.Username
 	}
-	if strings.ContainsAny(f.User, "/\x00") || strings.HasPrefix(f.User, ".") {
+	if !profile.ValidName(f.User) {
 		return nil, problem(errInvalid, fmt.Sprintf("%q cannot be a user's name", f.User), "")
 	}
 	password, err := c.password(p, f.User)
@@ -132,31 +170,74 @@ func (c *loginCmd) ask(p *program, f *profile.Profile, ping *sallyportv1.PingRes
 
 func (c *loginCmd) password(p *program, name string) (string, error) {
 	if c.PasswordFile != "" {
-		file, err := os.Open(c.PasswordFile)
-		if err != nil {
-			return "", err
-		}
-		defer file.Close()
-		buf := make([]byte, maxPasswordFile)
-		n, _ := file.Read(buf)
-		line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
-		return strings.TrimSuffix(string(line), "\r"), nil
+		return p.passwordFrom(c.PasswordFile)
 	}
 	if !p.terminal() {
 		return "", problem(errInvalid, "no terminal to ask for the password", "use --password-file")
 	}
-	fmt.Fprintf(p.stderr, "Password for %s: ", name)
-	b, err := term.ReadPassword(int(p.stdin.Fd()))
+	fmt.Fprintf(p.stderr, "Password for %s: ", fail.Clean(name))
+	line, err := p.typed(func() (string, error) {
+		b, err := term.ReadPassword(int(p.stdin.Fd()))
+		return string(b), err
+	})
 	fmt.Fprintln(p.stderr)
-	return string(b), err
+	return line, err
+}
+
+// passwordFrom reads the first line of a file.
+func (p *program) passwordFrom(path string) (string, error) {
+	file := p.stdin
+	if path != "-" {
+		var err error
+		if file, err = os.Open(path); err != nil {
+			return "", problem(errInvalid, err.Error(), "give the file that holds the password with --password-file")
+		}
+		defer file.Close()
+	}
+	b, err := io.ReadAll(io.LimitReader(file, maxPasswordFile))
+	if err != nil {
+		return "", err
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return strings.TrimSuffix(string(line), "\r"), nil
 }
 
 func (p *program) terminal() bool { return term.IsTerminal(int(p.stdin.Fd())) }
 
 func (p *program) prompt(text string) (string, error) {
 	fmt.Fprint(p.stderr, text)
-	line, err := bufio.NewReader(p.stdin).ReadString('\n')
-	return strings.TrimSpace(line), err
+	return p.typed(func() (string, error) {
+		line, err := bufio.NewReader(p.stdin).ReadString('\n')
+		return strings.TrimSpace(line), err
+	})
+}
+
+// typed waits for what a person types, or for the signal that ends the program:
+// reading a terminal cannot be interrupted, so the reader is left behind and
+// the terminal put back as it was.
+func (p *program) typed(read func() (string, error)) (string, error) {
+	fd := int(p.stdin.Fd())
+	state, err := term.GetState(fd)
+	if err != nil {
+		return read()
+	}
+	type answer struct {
+		line string
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		line, err := read()
+		got <- answer{line, err}
+	}()
+	select {
+	case a := <-got:
+		return a.line, a.err
+	case <-p.ctx.Done():
+		term.Restore(fd, state)
+		fmt.Fprintln(p.stderr)
+		return "", p.ctx.Err()
+	}
 }
 
 // keep stores the login and shows it.
@@ -172,7 +253,7 @@ func (c *loginCmd) keep(p *program, f profile.Profile, k keyPair, m *sallyportv1
 		return err
 	}
 	p.ProxyAddr = f.WebProxyAddr
-	if err := (&statusCmd{Format: "text"}).Run(p); err != nil {
+	if err := (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p); err != nil {
 		return err
 	}
 	fmt.Fprintf(p.stdout, "\nNext: sally ls, sally ssh NODE, sally db ls\n")
@@ -247,13 +328,16 @@ func verifyName(chain []*x509.Certificate, roots *x509.CertPool, host string) ([
 func (p *program) trust(w *web, cfg *tls.Config, addr, host string) error {
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
-	look := &tls.Dialer{Config: &tls.Config{ServerName: host, InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}}
-	conn, err := look.DialContext(ctx, "tcp", addr)
+	raw, err := connectTo(ctx, "tcp", addr)
 	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	conn := tls.Client(raw, &tls.Config{ServerName: host, InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
+	if err := conn.HandshakeContext(ctx); err != nil {
 		return unreachable(addr, err)
 	}
-	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
-	conn.Close()
+	chain := conn.ConnectionState().PeerCertificates
 	if _, err := verifyName(chain, nil, host); err == nil {
 		return nil
 	}
@@ -278,6 +362,9 @@ func unreachable(addr string, err error) error {
 	if errors.As(err, &ce) && ce.Code() != connect.CodeUnavailable {
 		return client.Problem(err)
 	}
+	if p := innermost(err); p != nil {
+		return p
+	}
 	cause := err
 	for errors.Unwrap(cause) != nil {
 		cause = errors.Unwrap(cause)
@@ -286,32 +373,12 @@ func unreachable(addr string, err error) error {
 		Hint: "check the address, and that sallyport is running there", Cause: err}
 }
 
-type logoutCmd struct{}
-
-// Run deletes the named profile, or all.
-func (c *logoutCmd) Run(p *program) error {
-	return p.home.Locked(func() error {
-		list, err := p.home.List()
-		if p.ProxyAddr != "" {
-			var f profile.Profile
-			f, err = p.selected()
-			list = []profile.Profile{f}
-		}
-		if err != nil {
-			return err
-		}
-		if len(list) == 0 {
-			return profile.ErrNotLoggedIn
-		}
-		for _, f := range list {
-			if p.User != "" && p.User != f.User {
-				continue
-			}
-			if err := p.removeLogin(f); err != nil {
-				return err
-			}
-			fmt.Fprintf(p.stdout, "Logged out %s from %s.\n", f.User, f.Name())
-		}
-		return nil
-	})
+// innermost is the problem nearest to the cause: what dialing said, under what
+// was being done.
+func innermost(err error) (found *sallyport.Problem) {
+	var p *sallyport.Problem
+	for errors.As(err, &p) && errors.Is(p, sallyport.ErrUnavailable) {
+		found, err = p, p.Cause
+	}
+	return found
 }

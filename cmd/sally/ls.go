@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
@@ -20,12 +21,15 @@ const tunnelMark = "⟵ Tunnel"
 // filter is how listings are narrowed.
 type filter struct {
 	Labels []string `arg:"" optional:"" help:"Labels to match: key=value,key2=value2."`
-	Search []string `name:"search" help:"Words that name, labels or description must all hold."`
+	Search []string `name:"search" placeholder:"WORDS" help:"Words that name, labels or description must all hold."`
+
+	Query string `name:"query" hidden:""`                      // not served
+	All   bool   `name:"all" short:"R" hidden:"" negatable:""` // there is one cluster
 }
 
 type lsCmd struct {
 	filter
-	Format  string `name:"format" short:"f" enum:"text,json,yaml,names" default:"text" help:"text, json, yaml or names."`
+	Format  string `name:"format" short:"f" enum:"text,json,yaml,names" default:"text" placeholder:"FORMAT" help:"text, json, yaml or names."`
 	Verbose bool   `name:"verbose" short:"v" help:"Show ids, and labels uncut."`
 }
 
@@ -96,6 +100,9 @@ func nodesJSON(list []*sallyportv1.AccessibleResource) []nodeJSON {
 
 // listed asks for a kind, narrows, and keeps what is online.
 func (p *program) listed(kind sallyport.Kind, f filter) ([]*sallyportv1.AccessibleResource, error) {
+	if f.Query != "" {
+		return nil, problem(errInvalid, "this version does not serve --query", "use labels, such as env=prod, or --search")
+	}
 	c, err := p.loadValid()
 	if err != nil {
 		return nil, err
@@ -166,8 +173,9 @@ func (p *program) table(uncut bool, header []string, rows [][]string) error {
 }
 
 type clustersCmd struct {
-	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
-	Quiet  bool   `name:"quiet" short:"q" help:"Without the header."`
+	Format  string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
+	Quiet   bool   `name:"quiet" short:"q" help:"Without the header."`
+	Verbose bool   `name:"verbose" short:"v" hidden:""`
 }
 
 type clusterJSON struct {
@@ -190,11 +198,11 @@ func (c *clustersCmd) Run(p *program) error {
 	if err != nil {
 		return unreachable(cred.Profile.WebProxyAddr, err)
 	}
-	var list []clusterJSON
+	list := []clusterJSON{}
 	var rows [][]string
 	for _, m := range resp.Msg.GetClusters() {
 		selected := m.GetName() == cred.Profile.Cluster
-		list = append(list, clusterJSON{Name: m.GetName(), Status: m.GetStatus(), Type: m.GetType(), Selected: selected})
+		list = append(list, clusterJSON{Name: m.GetName(), Labels: map[string]string{}, Status: m.GetStatus(), Type: m.GetType(), Selected: selected})
 		rows = append(rows, []string{m.GetName(), m.GetStatus(), m.GetType(), "", map[bool]string{true: "*"}[selected]})
 	}
 	switch {
@@ -215,7 +223,8 @@ type tcpCmd struct {
 
 type tcpLsCmd struct {
 	filter
-	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
+	Verbose bool   `name:"verbose" short:"v" help:"Show the address, and labels uncut."`
+	Format  string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
 }
 
 type tcpJSON struct {
@@ -240,16 +249,24 @@ func (c *tcpLsCmd) Run(p *program) error {
 		j := tcpJSON{Kind: "app", Version: "v3", Metadata: metadataJSON{Name: r.GetName(), Description: r.GetDescription(), Labels: r.GetLabels()}}
 		j.Spec.URI = "tcp://" + r.GetAddress()
 		out = append(out, j)
-		rows = append(rows, []string{r.GetName(), fail.Clean(r.GetDescription()), labels(r.GetLabels(), false)})
+		row := []string{r.GetName(), r.GetDescription(), labels(r.GetLabels(), c.Verbose)}
+		if c.Verbose {
+			row = slices.Insert(row, 2, r.GetAddress())
+		}
+		rows = append(rows, row)
 	}
 	if c.Format != "text" {
 		return encode(p.stdout, c.Format, out)
 	}
-	return p.table(false, []string{"Name", "Description", "Labels"}, rows)
+	header := []string{"Name", "Description", "Labels"}
+	if c.Verbose {
+		header = []string{"Name", "Description", "Address", "Labels"}
+	}
+	return p.table(c.Verbose, header, rows)
 }
 
 type envCmd struct {
-	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
+	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
 	Unset  bool   `name:"unset" help:"Print commands that unset the variables."`
 }
 
@@ -271,24 +288,14 @@ func (c *envCmd) Run(p *program) error {
 		return encode(p.stdout, c.Format, values)
 	}
 	for _, n := range names {
-		fmt.Fprintf(p.stdout, "export %s=%s\n", n, quote(values[n]))
+		fmt.Fprintf(p.stdout, "export %s=%s\n", n, shell.Word(values[n]))
 	}
 	return nil
 }
 
-// quote makes one word of a POSIX shell.
-func quote(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r))
-	}) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
 type versionCmd struct {
-	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
-	Client bool   `name:"client" help:"Do not ask the gateway."`
+	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
+	Client bool   `name:"client" negatable:"" help:"Do not ask the gateway."`
 }
 
 type versionJSON struct {

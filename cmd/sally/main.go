@@ -1,5 +1,5 @@
 // Command sally is what people use: log in, list, reach. Started under the name
-// tsh it is the same program.
+// tsh it is the same program; under the name ssh it is "sally ssh".
 package main
 
 import (
@@ -12,47 +12,12 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/alecthomas/kong"
-
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 )
 
 // version is set when the program is built.
 var version = "unknown"
-
-// cli is the whole grammar. Flags and environment are tsh's; SALLY_* wins.
-type cli struct {
-	globals
-
-	Login      loginCmd      `cmd:"" help:"Log in to a cluster."`
-	Logout     logoutCmd     `cmd:"" help:"Delete a cluster's keys and certificates."`
-	Status     statusCmd     `cmd:"" help:"Show who you are, where, and until when."`
-	Ls         lsCmd         `cmd:"" help:"List nodes that you may reach."`
-	SSH        sshCmd        `cmd:"" name:"ssh" help:"Open a shell on a node, or run a command there."`
-	Config     configCmd     `cmd:"" help:"Print OpenSSH client configuration."`
-	Proxy      proxyCmd      `cmd:"" help:"Carry other programs' connections."`
-	DB         dbCmd         `cmd:"" name:"db" help:"Databases: list, log in, connect."`
-	TCP        tcpCmd        `cmd:"" name:"tcp" help:"TCP services: list."`
-	Clusters   clustersCmd   `cmd:"" help:"List clusters."`
-	Env        envCmd        `cmd:"" help:"Print environment variables for the present cluster."`
-	Version    versionCmd    `cmd:"" help:"Print the version of this program and of the gateway."`
-	Completion completionCmd `cmd:"" help:"Print a shell completion script."`
-}
-
-// globals are the flags that every command takes.
-type globals struct {
-	LoginName       string `name:"login" short:"l" env:"SALLY_LOGIN,TELEPORT_LOGIN" help:"OS login on the node."`
-	ProxyAddr       string `name:"proxy" env:"SALLY_PROXY,TELEPORT_PROXY" placeholder:"HOST[:PORT]" help:"Address of the gateway."`
-	User            string `name:"user" env:"SALLY_USER,TELEPORT_USER" help:"User name in the cluster."`
-	TTL             int    `name:"ttl" placeholder:"MINUTES" help:"Minutes until the certificate ends."`
-	Cluster         string `name:"cluster" short:"c" env:"SALLY_CLUSTER,TELEPORT_CLUSTER,TELEPORT_SITE" help:"Cluster to use."`
-	CAPin           string `name:"ca-pin" env:"SALLY_CA_PIN" placeholder:"sha256:HEX" help:"Pin of the cluster's host CA."`
-	Insecure        bool   `name:"insecure" help:"Do not check the gateway's certificate at login. For tests only."`
-	AddKeysToAgent  string `name:"add-keys-to-agent" short:"k" enum:"auto,no,yes,only" default:"auto" env:"SALLY_ADD_KEYS_TO_AGENT,TELEPORT_ADD_KEYS_TO_AGENT" help:"Add keys to ssh-agent: auto, no, yes, only."`
-	Debug           bool   `name:"debug" short:"d" env:"SALLY_DEBUG,TELEPORT_DEBUG" help:"Say more on standard error."`
-	SkipVersionTest bool   `name:"skip-version-check" hidden:""`
-}
 
 // program is what a command works with.
 type program struct {
@@ -69,73 +34,67 @@ func main() {
 	os.Exit(run(os.Args))
 }
 
+// interrupted is the exit code of a program that SIGINT ended, as shells have it.
+const interrupted = 128 + int(syscall.SIGINT)
+
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	dropEmpty()
 	home, err := profile.Home()
 	if err != nil {
 		return fail.Report(os.Stderr, err)
 	}
 	p := &program{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, home: home, self: self(args[0])}
-	return fail.Report(os.Stderr, p.run(calledAs(args)))
-}
-
-// calledAs lets a link named ssh be "sally ssh".
-func calledAs(args []string) []string {
-	if name := filepath.Base(args[0]); name == "ssh" {
-		return append([]string{name}, args[1:]...)
+	err = p.run(args)
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return interrupted
 	}
-	return args[1:]
+	code := fail.Report(os.Stderr, err)
+	if p.Debug {
+		fail.Causes(os.Stderr, err)
+	}
+	return code
 }
 
-func self(arg0 string) string {
-	if path, err := os.Executable(); err == nil {
-		if dir := filepath.Dir(path); filepath.Base(arg0) == "tsh" {
-			if _, err := os.Stat(filepath.Join(dir, "tsh")); err == nil {
-				return filepath.Join(dir, "tsh")
-			}
+// dropEmpty makes variables that are set to nothing count as unset, as they do
+// for tsh: TELEPORT_PROXY speaks when SALLY_PROXY is empty.
+func dropEmpty() {
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=")
+		if value == "" && (strings.HasPrefix(name, "SALLY_") || strings.HasPrefix(name, "TELEPORT_")) {
+			os.Unsetenv(name)
 		}
-		return path
 	}
-	return arg0
+}
+
+// self is the program's path, by the name tsh when it was started so.
+func self(arg0 string) string {
+	path, err := os.Executable()
+	if err != nil {
+		return arg0
+	}
+	if filepath.Base(arg0) == "tsh" {
+		if tsh := filepath.Join(filepath.Dir(path), "tsh"); exists(tsh) {
+			return tsh
+		}
+	}
+	return path
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (p *program) run(args []string) error {
-	var c cli
-	exited := -1
-	k, err := kong.New(&c,
-		kong.Name("sally"),
-		kong.Description("Reach servers and databases through one port."),
-		kong.UsageOnError(),
-		kong.Exit(func(code int) { exited = code }),
-		kong.Writers(p.stdout, p.stderr),
-		kong.Vars{"version": version},
-	)
+	g, err := parse(args, p.stdout, p.stderr)
 	if err != nil {
 		return err
 	}
-	if len(args) == 0 {
-		args = []string{"--help"}
-	}
-	kctx, err := k.Parse(args)
-	if exited >= 0 {
-		return fail.Exit{Code: exited}
-	}
-	if err != nil {
-		var pe *kong.ParseError
-		if errors.As(err, &pe) {
-			return usageError(pe)
-		}
+	p.globals = g.cli.globals
+	if err := p.settle(); err != nil {
 		return err
 	}
-	p.globals = c.globals
-	return kctx.Run(p)
-}
-
-func usageError(pe *kong.ParseError) error {
-	command := "sally"
-	if n := pe.Context.Selected(); n != nil {
-		command += " " + strings.Fields(n.Path() + " ")[0]
-	}
-	return problem(errInvalid, pe.Error(), command+" --help")
+	return g.ctx.Run(p, g.kong)
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/libpq"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/dataplane/dial"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
@@ -29,7 +31,7 @@ type proxyCmd struct {
 
 type proxySSHCmd struct {
 	Destination string `arg:"" help:"[user@]host[:port]"`
-	NoResume    bool   `name:"no-resume" hidden:""`
+	NoResume    bool   `name:"no-resume" hidden:"" env:"TELEPORT_NO_RESUME"`
 	Relogin     bool   `name:"relogin" hidden:"" negatable:"" default:"true"`
 }
 
@@ -56,24 +58,46 @@ func (c *proxySSHCmd) Run(p *program) error {
 
 // listener is what all local proxies take.
 type listener struct {
-	Port   int    `name:"port" short:"p" help:"Port on 127.0.0.1; any free one without."`
+	Port   string `name:"port" short:"p" placeholder:"PORT" help:"Port on 127.0.0.1; any free one without."`
 	Listen string `name:"listen" placeholder:"HOST:PORT" help:"Address to listen on, instead of --port."`
 	Wide   bool   `name:"insecure-listen-anywhere" help:"Allow an address that other machines reach: whoever connects acts as you."`
 }
 
 func (l listener) open() (net.Listener, error) {
-	addr := l.Listen
-	if addr == "" {
-		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Port))
-	}
-	host, _, err := net.SplitHostPort(addr)
+	addr, err := l.address()
 	if err != nil {
-		return nil, problem(errInvalid, fmt.Sprintf("%q is not host:port", addr), "")
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, &sallyport.Problem{Kind: errInvalid, Fact: err.Error(), Hint: "choose another port, or none for any that is free", Cause: err}
+	}
+	return ln, nil
+}
+
+// address is where to listen, which only this machine may reach.
+func (l listener) address() (string, error) {
+	if l.Listen != "" && l.Port != "" {
+		return "", problem(errInvalid, "--listen and --port exclude each other", "")
+	}
+	if l.Listen == "" {
+		port, target, mapped := strings.Cut(or(l.Port, "0"), ":")
+		if mapped {
+			return "", problem(errInvalid, fmt.Sprintf("this version serves one port of a service, not %q", target), "--port="+or(port, "PORT"))
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return "", problem(errInvalid, fmt.Sprintf("%q is not a port", port), "for example --port=5432")
+		}
+		return net.JoinHostPort("127.0.0.1", port), nil
+	}
+	host, _, err := net.SplitHostPort(l.Listen)
+	if err != nil {
+		return "", problem(errInvalid, fmt.Sprintf("%q is not host:port", l.Listen), "for example --listen=127.0.0.1:5432")
 	}
 	if ip := net.ParseIP(host); !l.Wide && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, problem(errInvalid, fmt.Sprintf("%s can be reached from other machines, and whoever connects acts as you", addr), "listen on 127.0.0.1, or say --insecure-listen-anywhere")
+		return "", problem(errInvalid, fmt.Sprintf("%s can be reached from other machines, and whoever connects acts as you", l.Listen), "listen on 127.0.0.1, or say --insecure-listen-anywhere")
 	}
-	return net.Listen("tcp", addr)
+	return l.Listen, nil
 }
 
 // serve runs a local proxy until it is interrupted.
@@ -95,7 +119,7 @@ type proxyTCPCmd struct {
 
 // Run listens and carries each connection to the service.
 func (c *proxyTCPCmd) Run(p *program) error {
-	cred, err := p.reachable(sallyport.KindTCP, c.Name)
+	cred, _, err := p.reachable(sallyport.KindTCP, c.Name)
 	if err != nil {
 		return err
 	}
@@ -118,48 +142,57 @@ func (c *proxyTCPCmd) Run(p *program) error {
 
 // reachable loads the credentials and says at once when the name is wrong,
 // offline or forbidden.
-func (p *program) reachable(kind sallyport.Kind, name string) (*credentials, error) {
+func (p *program) reachable(kind sallyport.Kind, name string) (*credentials, *sallyportv1.AccessibleResource, error) {
 	cred, err := p.loadValid()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	list, err := cred.list(p.ctx, kind, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for _, a := range list {
-		if a.GetResource().GetName() != name {
-			continue
-		}
-		if !a.GetOnline() {
-			return nil, problem(sallyport.ErrUnavailable, fmt.Sprintf("%s %q is offline: no agent that serves it is connected", kindName(string(kind)), name), "ask who runs the agent, or try again")
-		}
-		return cred, nil
+	found := listing(list, name)
+	switch {
+	case found == nil:
+		return nil, nil, problem(sallyport.ErrNotFound, fmt.Sprintf("%s %q is not known, or not yours to see", kindName(string(kind)), name), listHint(string(kind)))
+	case !found.GetOnline():
+		return nil, nil, problem(sallyport.ErrUnavailable, fmt.Sprintf("%s %q is offline: no agent that serves it is connected", kindName(string(kind)), name), "ask who runs the agent, or try again")
 	}
-	return nil, problem(sallyport.ErrNotFound, fmt.Sprintf("%s %q is not known, or not yours to see", kindName(string(kind)), name), listHint(string(kind)))
+	return cred, found, nil
 }
 
 type proxyDBCmd struct {
 	listener
 	databaseFlags
 	Tunnel bool   `name:"tunnel" help:"Taken for compatibility: the local side is always plain and the way to the database always TLS."`
-	Name   string `arg:"" help:"Name of the database."`
+	Name   string `arg:"" optional:"" help:"Name of the database; without, the one that you have logged in to."`
 }
 
 // Run listens; clients use no TLS and no password, and name user and database.
 func (c *proxyDBCmd) Run(p *program) error {
-	cred, err := p.reachable(sallyport.KindDatabase, c.Name)
+	if err := c.unserved(); err != nil {
+		return err
+	}
+	name, err := p.databaseName(c.Name)
 	if err != nil {
+		return err
+	}
+	cred, found, err := p.reachable(sallyport.KindDatabase, name)
+	if err != nil {
+		return err
+	}
+	user, dbname := only(c.User, found.GetDatabaseUsers()), only(c.DBName, found.GetDatabaseNames())
+	if err := libpq.Check([]libpq.Setting{{Key: "user", Value: user}, {Key: "dbname", Value: dbname}}); err != nil {
 		return err
 	}
 	l, err := c.open()
 	if err != nil {
 		return err
 	}
-	host, port, _ := net.SplitHostPort(l.Addr().String())
-	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the PostgreSQL database %q in cluster %q on %s.\n\nUse:\n  $ psql 'postgres://%s@%s/%s?sslmode=disable'\n",
-		c.Name, cred.Profile.Cluster, l.Addr(), or(c.User, "USER"), net.JoinHostPort(host, port), or(c.DBName, or(c.User, "DATABASE")))
-	return p.serve(databaseProxy(cred, c.Name, l))
+	use := libpq.URI(l.Addr().String(), or(user, "USER"), or(dbname, or(user, "DATABASE")), "sslmode=disable")
+	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the PostgreSQL database %q in cluster %q on %s.\n\nUse:\n  $ psql %s\n",
+		name, cred.Profile.Cluster, l.Addr(), shell.Word(use))
+	return p.serve(databaseProxy(cred, name, l))
 }
 
 func databaseProxy(cred *credentials, name string, l net.Listener) *dial.LocalProxy {

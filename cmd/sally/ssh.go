@@ -20,6 +20,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -31,23 +32,60 @@ const (
 )
 
 type sshCmd struct {
-	TTY          bool     `name:"tty" short:"t" help:"Allocate a terminal even for a command."`
-	NoTTY        bool     `name:"no-tty" short:"T" help:"Allocate no terminal."`
-	Port         int      `name:"port" short:"p" hidden:"" help:"Taken for compatibility; nodes are reached by name."`
-	Quiet        bool     `name:"quiet" short:"q" help:"Do not print banners."`
-	LocalForward []string `name:"forward" short:"L" hidden:""`
-	Dynamic      []string `name:"dynamic-forward" short:"D" hidden:""`
-	Remote       []string `name:"remote-forward" short:"R" hidden:""`
-	ForwardAgent bool     `name:"forward-agent" short:"A" hidden:""`
-	Options      []string `name:"option" short:"o" placeholder:"KEY=VALUE" help:"OpenSSH option; SendEnv and SetEnv are obeyed, others are ignored."`
+	TTY       bool     `name:"tty" short:"t" help:"Allocate a terminal even for a command."`
+	NoTTY     bool     `name:"no-tty" short:"T" help:"Allocate no terminal."`
+	Subsystem bool     `name:"subsystem" short:"s" help:"The command names a subsystem, such as sftp."`
+	StdinNull bool     `name:"stdin-null" short:"n" help:"Send nothing of standard input."`
+	Quiet     bool     `name:"quiet" short:"q" help:"Do not print banners."`
+	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; RequestTTY, SendEnv and SetEnv are obeyed."`
+	sshAccepted
+	sshRefused
 
-	Host    string   `arg:"" help:"[user@]node"`
-	Command []string `arg:"" optional:"" passthrough:"" help:"Command to run; a shell without one."`
+	Host    string   `arg:"" optional:"" name:"[user@]host" help:"Node, and the login to use there."`
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"Command to run; a shell without one. All that follows is its own."`
+}
+
+// sshAccepted are flags of tsh and OpenSSH that change nothing here.
+type sshAccepted struct {
+	Port         int    `name:"port" short:"p" hidden:""`
+	NoResume     bool   `name:"no-resume" hidden:""`
+	Relogin      bool   `name:"relogin" hidden:"" negatable:"" default:"true"`
+	RequestMode  string `name:"request-mode" hidden:""`
+	Participants bool   `name:"participant-req" hidden:""`
+	IPv4         bool   `name:"ipv4" short:"4" hidden:""`
+	IPv6         bool   `name:"ipv6" short:"6" hidden:""`
+	NoX11        bool   `name:"no-x11" short:"x" hidden:""`
+	NoAgent      bool   `name:"no-agent" short:"a" hidden:""`
+	Compress     bool   `name:"compress" short:"C" hidden:""`
+	ShowVersion  bool   `name:"show-version" short:"V" hidden:""` // obeyed
+}
+
+// sshRefused are those that this version does not serve.
+type sshRefused struct {
+	LocalForward []string `name:"forward" short:"L" sep:"none" hidden:""`
+	Dynamic      []string `name:"dynamic-forward" short:"D" sep:"none" hidden:""`
+	Remote       []string `name:"remote-forward" short:"R" sep:"none" hidden:""`
+	ForwardAgent bool     `name:"forward-agent" short:"A" hidden:""`
+	X11          bool     `name:"x11-untrusted" short:"X" hidden:""`
+	TrustedX11   bool     `name:"x11-trusted" short:"Y" hidden:""`
+	X11Timeout   string   `name:"x11-untrusted-timeout" hidden:""`
+	NoExec       bool     `name:"no-remote-exec" short:"N" hidden:""`
+	Background   bool     `name:"fork-after-authentication" aliases:"fork-after-auth" short:"f" hidden:""`
+	Local        bool     `name:"local" hidden:""`
+	LogDir       string   `name:"log-dir" hidden:""`
+	Invite       []string `name:"invite" hidden:""`
+	Reason       string   `name:"reason" hidden:""`
 }
 
 // Run opens the session and passes on the exit code of what ran.
 func (c *sshCmd) Run(p *program) error {
+	if c.ShowVersion {
+		return (&versionCmd{Format: "text", Client: true}).Run(p)
+	}
 	if err := c.unserved(); err != nil {
+		return err
+	}
+	if err := c.options(); err != nil {
 		return err
 	}
 	cred, err := p.loadValid()
@@ -75,12 +113,63 @@ func (c *sshCmd) Run(p *program) error {
 // was asked for.
 func (c *sshCmd) unserved() error {
 	switch {
-	case len(c.LocalForward)+len(c.Dynamic)+len(c.Remote) > 0:
+	case c.Host == "":
+		return problem(errInvalid, "no node is named", "sally ssh [LOGIN@]NODE; sally ls shows the nodes")
+	case strings.Contains(c.Host, "="):
+		return problem(errInvalid, "this version does not choose nodes by label", "sally ls "+shell.Word(c.Host[strings.LastIndex(c.Host, "@")+1:])+" shows them; name one")
+	case len(c.LocalForward)+len(c.Dynamic)+len(c.Remote) > 0 || c.NoExec:
 		return problem(errInvalid, "this version does not forward ports by sally ssh", "sally proxy tcp reaches TCP services")
 	case c.ForwardAgent:
-		return problem(errInvalid, "this version does not forward ssh-agent", "")
+		return problem(errInvalid, "this version does not forward ssh-agent", "leave out -A")
+	case c.X11 || c.TrustedX11:
+		return problem(errInvalid, "this version does not forward X11", "leave out -X and -Y")
+	case c.Background:
+		return problem(errInvalid, "this version does not go into the background", "leave out -f, and end the line with &")
+	case c.Local || c.LogDir != "" || len(c.Invite) > 0 || c.Reason != "":
+		return problem(errInvalid, "this version does not serve --local, --log-dir, --invite and --reason", "leave them out")
+	case c.Subsystem && len(c.Command) != 1:
+		return problem(errInvalid, "-s needs the name of one subsystem", "sally ssh -s NODE sftp")
 	}
 	return nil
+}
+
+// options obeys those of -o that change what the other flags say (ssh_config(5)).
+// The command loses the "--" that may stand before it, as with OpenSSH.
+func (c *sshCmd) options() error {
+	if len(c.Command) > 0 && c.Command[0] == "--" {
+		c.Command = c.Command[1:]
+	}
+	for _, o := range c.Options {
+		k, v, ok := option(o)
+		if !ok {
+			return problem(errInvalid, fmt.Sprintf("-o %q is not KEY=VALUE", o), "for example -o SendEnv=LANG")
+		}
+		switch v = strings.ToLower(v); k {
+		case "requesttty":
+			c.TTY, c.NoTTY = c.TTY || v == "yes" || v == "force", c.NoTTY || v == "no"
+		case "forwardagent", "forwardx11", "forwardx11trusted":
+			if v != "no" {
+				return problem(errInvalid, "this version does not serve -o "+o, "leave it out")
+			}
+		case "localforward", "remoteforward", "dynamicforward", "proxycommand", "proxyjump", "localcommand", "remotecommand", "controlmaster", "forkafterauthentication":
+			if v != "none" && v != "no" {
+				return problem(errInvalid, "this version does not serve -o "+o, "OpenSSH does: sally config >> ~/.ssh/config")
+			}
+		}
+	}
+	return nil
+}
+
+// option splits KEY=VALUE, or KEY VALUE; the key in lower case.
+func option(o string) (key, value string, ok bool) {
+	o = strings.TrimSpace(o)
+	i := strings.IndexAny(o, "= \t")
+	if i <= 0 {
+		return "", "", false
+	}
+	value = strings.TrimSpace(o[i:])
+	value = strings.TrimSpace(strings.TrimPrefix(value, "="))
+	return strings.ToLower(o[:i]), value, true
 }
 
 // destination splits [user@]node[.cluster]. Without a login it is -l, then the
@@ -110,10 +199,11 @@ func (p *program) destination(c *credentials, arg string) (login, node string, e
 }
 
 func (c *sshCmd) handshake(p *program, cred *credentials, conn net.Conn, login, node string) (*ssh.Client, error) {
-	signer, _, err := p.home.SSHSigner(cred.Profile)
+	signer, done, err := p.signer(cred.Profile)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	var banner bytes.Buffer
 	cfg := &ssh.ClientConfig{
 		User:            login,
@@ -202,9 +292,12 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	if err != nil {
 		return err
 	}
-	if len(c.Command) == 0 {
+	switch {
+	case c.Subsystem:
+		err = s.RequestSubsystem(c.Command[0])
+	case len(c.Command) == 0:
 		err = s.Shell()
-	} else {
+	default:
 		err = s.Start(strings.Join(c.Command, " "))
 	}
 	if err != nil {
@@ -212,7 +305,9 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	}
 	// Reading the terminal cannot be interrupted: this ends with the process.
 	go func() {
-		io.Copy(stdin, p.stdin)
+		if !c.StdinNull {
+			io.Copy(stdin, c.input(p, sc))
+		}
 		stdin.Close()
 	}()
 	done := make(chan struct{})
@@ -227,16 +322,23 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	return exitOf(s.Wait())
 }
 
+// input is standard input; where a person types, with the escape sequences.
+func (c *sshCmd) input(p *program, sc *ssh.Client) io.Reader {
+	if !p.EscapeSequences || !c.wantsTTY(p) || !p.terminal() {
+		return p.stdin
+	}
+	return &escapes{r: p.stdin, help: p.stderr, disconnect: func() { sc.Close() }}
+}
+
 func (c *sshCmd) wantsTTY(p *program) bool {
-	return !c.NoTTY && (c.TTY || len(c.Command) == 0 && p.terminal())
+	return !c.NoTTY && !c.Subsystem && (c.TTY || len(c.Command) == 0 && p.terminal())
 }
 
 // setenv obeys -o SendEnv and SetEnv, and sends LANG and LC_* as Debian's ssh does.
 func (c *sshCmd) setenv(s *ssh.Session) error {
 	send := []string{"LANG", "LC_*"}
 	for _, o := range c.Options {
-		k, v, _ := strings.Cut(strings.TrimSpace(o), "=")
-		switch strings.ToLower(strings.TrimSpace(k)) {
+		switch k, v, _ := option(o); k {
 		case "sendenv":
 			send = append(send, strings.Fields(v)...)
 		case "setenv":
@@ -356,31 +458,4 @@ func signalNumber(name string) int {
 		}
 	}
 	return 0
-}
-
-type configCmd struct {
-	Port int `name:"port" short:"p" default:"3022" help:"Port to write; nodes are reached by name."`
-}
-
-// Run prints what goes into ~/.ssh/config. Standard output stays clean.
-func (c *configCmd) Run(p *program) error {
-	f, err := p.selected()
-	if err != nil {
-		return err
-	}
-	key, cert := p.home.KeyPath(f, ""), p.home.SSHCertPath(f)
-	_, err = fmt.Fprintf(p.stdout, `# Begin generated Teleport configuration for %[1]s by sally
-# Common flags for all %[2]s hosts
-Host *.%[2]s %[3]s
-    UserKnownHostsFile "%[4]s"
-    IdentityFile "%[5]s"
-    CertificateFile "%[6]s"
-    IdentitiesOnly yes
-# Flags for all %[2]s hosts except the proxy
-Host *.%[2]s !%[3]s
-    Port %[7]d
-    ProxyCommand "%[8]s" proxy ssh --cluster=%[2]s --proxy=%[1]s %%r@%%h:%%p
-# End generated Teleport configuration
-`, f.WebProxyAddr, f.Cluster, f.Name(), p.home.KnownHosts(), key, cert, c.Port, p.self)
-	return err
 }

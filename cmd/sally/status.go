@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,11 +16,13 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/identity"
 )
 
 type statusCmd struct {
-	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
-	Client bool   `name:"client" hidden:""`
+	Format  string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
+	Verbose bool   `name:"verbose" short:"v" help:"Show traits too."`
+	Client  bool   `name:"client" hidden:"" negatable:""`
 }
 
 // profileStatus is one profile in JSON, with tsh's field names.
@@ -47,49 +49,61 @@ type statusJSON struct {
 	Environment map[string]string `json:"environment,omitempty"`
 }
 
-// Run shows who the user is, from files alone.
+// Run shows who the user is, from files alone. As with tsh, what is known is
+// printed before a profile that has ended makes it an error.
 func (c *statusCmd) Run(p *program) error {
-	list, err := p.home.List()
+	active, others, err := p.profiles()
 	if err != nil {
 		return err
 	}
-	if p.ProxyAddr != "" {
-		f, err := p.selected()
-		if err != nil {
-			return err
-		}
-		list = slices.DeleteFunc(list, func(o profile.Profile) bool { return o.Name() == f.Name() })
-		list = append([]profile.Profile{f}, list...)
+	if active == nil && len(others) == 0 {
+		return profile.ErrNotLoggedIn
 	}
-	var all []profileStatus
+	if c.Format != "text" {
+		err = encode(p.stdout, c.Format, statusJSON{Active: active, Profiles: append([]profileStatus{}, others...), Environment: environment()})
+	} else {
+		c.text(p, active, others)
+	}
+	switch {
+	case err != nil:
+		return err
+	case active == nil:
+		return problem(sallyport.ErrUnauthorized, "No active profile.", "sally login --proxy="+strings.TrimPrefix(others[0].ProfileURL, "https://"))
+	case !time.Now().Before(active.ValidUntil):
+		return problem(sallyport.ErrUnauthorized, "Active profile expired.", "sally login --proxy="+strings.TrimPrefix(active.ProfileURL, "https://"))
+	}
+	return nil
+}
+
+// profiles reads all profiles; active is the one that --proxy names, else the
+// current one, nil without.
+func (p *program) profiles() (active *profileStatus, others []profileStatus, err error) {
+	chosen, ok := p.home.Current()
+	if p.ProxyAddr != "" {
+		if chosen, err = p.selected(); err != nil {
+			return nil, nil, err
+		}
+		ok = true
+	}
+	list, err := p.home.List()
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, f := range list {
 		s, err := p.statusOf(f)
 		if errors.Is(err, sallyport.ErrUnauthorized) {
-			continue
+			continue // a profile whose keys are gone
 		}
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		all = append(all, s)
+		if ok && f.Name() == chosen.Name() {
+			active = &s
+		} else {
+			others = append(others, s)
+		}
 	}
-	if c.Format != "text" {
-		return c.encode(p, all)
-	}
-	return c.text(p, all)
-}
-
-func (c *statusCmd) encode(p *program, all []profileStatus) error {
-	out := statusJSON{Profiles: []profileStatus{}, Environment: environment()}
-	if len(all) > 0 {
-		out.Active, out.Profiles = &all[0], append(out.Profiles, all[1:]...)
-	}
-	if err := encode(p.stdout, c.Format, out); err != nil {
-		return err
-	}
-	if out.Active == nil {
-		return profile.ErrNotLoggedIn
-	}
-	return nil
+	return active, others, nil
 }
 
 func environment() map[string]string {
@@ -102,24 +116,17 @@ func environment() map[string]string {
 	return out
 }
 
-func (c *statusCmd) text(p *program, all []profileStatus) error {
-	if len(all) == 0 {
-		return profile.ErrNotLoggedIn
+func (c *statusCmd) text(p *program, active *profileStatus, others []profileStatus) {
+	if active != nil {
+		c.write(p, "> ", *active)
 	}
-	for i, s := range all {
-		mark := "  "
-		if i == 0 {
-			mark = "> "
-		}
-		writeStatus(p.stdout, mark, s)
+	for _, s := range others {
+		c.write(p, "  ", s)
 	}
-	if !time.Now().Before(all[0].ValidUntil) {
-		return problem(sallyport.ErrUnauthorized, "Active profile expired.", "sally login --proxy="+strings.TrimPrefix(all[0].ProfileURL, "https://"))
-	}
-	return nil
 }
 
-func writeStatus(w io.Writer, mark string, s profileStatus) {
+func (c *statusCmd) write(p *program, mark string, s profileStatus) {
+	w := p.stdout
 	row := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(w, "%s%-20s%s\n", mark, name+":", fail.Clean(value))
@@ -131,6 +138,11 @@ func writeStatus(w io.Writer, mark string, s profileStatus) {
 	row("Active requests", strings.Join(s.ActiveRequests, ", "))
 	row("Cluster", s.Cluster)
 	row("Roles", strings.Join(s.Roles, ", "))
+	if c.Verbose || p.Debug {
+		for _, name := range slices.Sorted(maps.Keys(s.Traits)) {
+			row("Trait "+name, strings.Join(s.Traits[name], ", "))
+		}
+	}
 	row("Logins", strings.Join(s.Logins, ", "))
 	row("Kubernetes", map[bool]string{true: "enabled", false: "disabled"}[s.KubernetesEnabled])
 	row("Databases", strings.Join(s.Databases, ", "))
@@ -161,24 +173,16 @@ func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
 		Roles: c.Identity.Roles, Traits: c.Identity.Traits, Logins: c.Identity.Principals,
 		ValidUntil: c.Identity.NotAfter, AllowedResources: c.Identity.AllowedResources, Databases: p.databasesOf(f),
 	}
-	if _, cert, err := p.home.SSHSigner(f); err == nil {
+	if cert, err := p.home.SSHCertificate(f); err == nil {
 		for name := range cert.Extensions {
-			s.Extensions = append(s.Extensions, name)
+			if name != identity.SSHExtensionName { // what it holds is in the rows above
+				s.Extensions = append(s.Extensions, name)
+			}
 		}
 		slices.Sort(s.Extensions)
 		s.CriticalOptions = cert.CriticalOptions
 	}
 	return s, nil
-}
-
-// databasesOf are those that the user has logged in to.
-func (p *program) databasesOf(f profile.Profile) []string {
-	files, _ := filepath.Glob(filepath.Join(p.home.DBDir(f), "*.crt"))
-	var out []string
-	for _, file := range files {
-		out = append(out, strings.TrimSuffix(filepath.Base(file), ".crt"))
-	}
-	return out
 }
 
 // encode writes v as JSON or YAML.

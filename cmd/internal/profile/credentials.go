@@ -78,18 +78,27 @@ func (d Dir) SSHSigner(f Profile) (ssh.Signer, *ssh.Certificate, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	line, err := os.ReadFile(d.SSHCertPath(f))
+	cert, err := d.SSHCertificate(f)
 	if err != nil {
 		return nil, nil, err
-	}
-	pub, _, _, _, err := ssh.ParseAuthorizedKey(line)
-	if err != nil {
-		return nil, nil, err
-	}
-	cert, ok := pub.(*ssh.Certificate)
-	if !ok {
-		return nil, nil, fmt.Errorf("%s: not a certificate", d.SSHCertPath(f))
 	}
 	signer, err = ssh.NewCertSigner(cert, signer)
 	return signer, cert, err
+}
+
+// SSHCertificate is the profile's SSH certificate without its key.
+func (d Dir) SSHCertificate(f Profile) (*ssh.Certificate, error) {
+	line, err := os.ReadFile(d.SSHCertPath(f))
+	if err != nil {
+		return nil, err
+	}
+	pub, _, _, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.SSHCertPath(f), err)
+	}
+	cert, ok := pub.(*ssh.Certificate)
+	if !ok {
+		return nil, fmt.Errorf("%s: not a certificate", d.SSHCertPath(f))
+	}
+	return cert, nil
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -24,7 +25,7 @@ const (
 	defaultPort = "443"
 )
 
-// Dir is a home directory of List.
+// Dir is a home directory of profiles.
 type Dir string
 
 func problem(kind error, fact, hint string) error {
@@ -88,23 +89,54 @@ func (d Dir) DBDir(f Profile) string {
 
 func (d Dir) KnownHosts() string { return filepath.Join(string(d), "known_hosts") }
 
+// Check refuses names that would lead out of the profile's directories: they
+// come from a gateway, or from a file.
+func (f Profile) Check() error {
+	for _, part := range []struct{ what, value string }{{"the host of a gateway", f.Name()}, {"a user's name", f.User}, {"a cluster's name", f.Cluster}} {
+		if !ValidName(part.value) {
+			return problem(sallyport.ErrInvalid, fmt.Sprintf("%q cannot be %s", part.value, part.what), "")
+		}
+	}
+	return nil
+}
+
+// maxName leaves room for suffixes in a file's name of 255 bytes.
+const maxName = 200
+
+// ValidName says that s can be one part of a path, and one word of known_hosts
+// and of ssh_config.
+func ValidName(s string) bool {
+	return s != "" && len(s) <= maxName && s[0] != '.' && s[0] != '-' && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == 0x7f || strings.ContainsRune(`/\"'*?,!#%$`+"`", r)
+	})
+}
+
 // Address completes what the user typed: "https://" and the port are optional.
 func Address(s string) (string, error) {
+	typed := s
 	s = strings.TrimSuffix(strings.TrimPrefix(s, "https://"), "/")
-	if s == "" || strings.ContainsAny(s, "/ \t\r\n@\x00") {
-		return "", problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the address of a gateway", s), "give --proxy=HOST or --proxy=HOST:PORT")
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"), defaultPort
 	}
-	if _, _, err := net.SplitHostPort(s); err == nil {
-		return s, nil
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || !ValidName(host) || strings.ContainsAny(host, "@[]") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+		return "", problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the address of a gateway", typed), "give --proxy=HOST or --proxy=HOST:PORT")
 	}
-	return net.JoinHostPort(strings.Trim(s, "[]"), defaultPort), nil
+	return net.JoinHostPort(host, port), nil
+}
+
+// HasPort says that an address as it was typed names its port.
+func HasPort(s string) bool {
+	_, _, err := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(s, "https://"), "/"))
+	return err == nil
 }
 
 // Load returns the profile of a gateway's host, or the current one when
 // host is "".
 func (d Dir) Load(host string) (Profile, error) {
 	if host == "" {
-		b, err := os.ReadFile(filepath.Join(string(d), "current-profile"))
+		b, err := os.ReadFile(d.current())
 		if errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "" {
 			return Profile{}, ErrNotLoggedIn
 		}
@@ -113,7 +145,7 @@ func (d Dir) Load(host string) (Profile, error) {
 		}
 		host = strings.TrimSpace(string(b))
 	}
-	if strings.ContainsAny(host, "/\x00") || strings.HasPrefix(host, ".") {
+	if !ValidName(host) {
 		return Profile{}, problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the name of a profile", host), "")
 	}
 	path := filepath.Join(string(d), host+".yaml")
@@ -128,13 +160,35 @@ func (d Dir) Load(host string) (Profile, error) {
 	if err := yaml.Unmarshal(b, &f); err != nil {
 		return Profile{}, problem(sallyport.ErrInvalid, path+" is not a profile: "+err.Error(), "log in again: sally login --proxy="+host)
 	}
+	if err := f.Check(); err != nil {
+		return Profile{}, fmt.Errorf("%s: %w", path, err)
+	}
 	return f, nil
+}
+
+// Current is the current profile; ok is false when there is none.
+func (d Dir) Current() (f Profile, ok bool) {
+	f, err := d.Load("")
+	return f, err == nil
 }
 
 // ErrNotLoggedIn is told as tsh tells it.
 var ErrNotLoggedIn = &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "Not logged in.", Hint: "sally login --proxy=HOST"}
 
-// List returns all List, the current one first.
+// Delete removes the profile, and is no longer the current one.
+func (d Dir) Delete(f Profile) error {
+	err := os.Remove(filepath.Join(string(d), f.Name()+".yaml"))
+	current, cerr := os.ReadFile(d.current())
+	if cerr == nil && strings.TrimSpace(string(current)) == f.Name() {
+		err = errors.Join(err, os.Remove(d.current()))
+	}
+	return err
+}
+
+func (d Dir) current() string { return filepath.Join(string(d), "current-profile") }
+
+// List returns all profiles, the current one first. Files that are no profiles
+// are left out.
 func (d Dir) List() ([]Profile, error) {
 	current, err := d.Load("")
 	if err != nil && !errors.Is(err, sallyport.ErrUnauthorized) {
@@ -157,7 +211,11 @@ func (d Dir) List() ([]Profile, error) {
 	return out, nil
 }
 
+// Save writes the profile and makes it the current one.
 func (d Dir) Save(f Profile) error {
+	if err := f.Check(); err != nil {
+		return err
+	}
 	b, err := yaml.Marshal(f)
 	if err != nil {
 		return err
@@ -165,24 +223,7 @@ func (d Dir) Save(f Profile) error {
 	if err := WriteFile(filepath.Join(string(d), f.Name()+".yaml"), b); err != nil {
 		return err
 	}
-	return WriteFile(filepath.Join(string(d), "current-profile"), []byte(f.Name()+"\n"))
-}
-
-// WriteFile replaces a file whole; its directories are made 0700.
-func WriteFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err := errors.Join(err, tmp.Chmod(fileMode), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return WriteFile(d.current(), []byte(f.Name()+"\n"))
 }
 
 // Locked runs f while no other sally changes the home directory.

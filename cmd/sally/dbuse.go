@@ -1,0 +1,205 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/libpq"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
+)
+
+type dbLoginCmd struct {
+	databaseFlags
+	Name string `arg:"" help:"Name of the database, as sally db ls shows it."`
+}
+
+// Run writes ~/.pg_service.conf and says how to use it.
+func (c *dbLoginCmd) Run(p *program) error {
+	d, err := p.database(c.Name, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	if err := p.dbLogin(d); err != nil {
+		return err
+	}
+	connect, conn := "sally db connect "+d.name, "service="+d.service
+	if d.user == "" {
+		connect, conn = connect+" --db-user=USER", conn+" user=USER"
+	}
+	if d.dbname == "" {
+		connect, conn = connect+" --db-name=DATABASE", conn+" dbname=DATABASE"
+	}
+	_, err = fmt.Fprintf(p.stdout, "Connection information for database %q has been saved.\n\nConnect with:\n  %s\n  psql %s\n", d.name, connect, shell.Word(conn))
+	return err
+}
+
+type dbLogoutCmd struct {
+	Name string `arg:"" optional:"" help:"Name of the database; all without."`
+}
+
+// Run removes certificates and sections of the service file.
+func (c *dbLogoutCmd) Run(p *program) error {
+	f, err := p.selected()
+	if err != nil {
+		return err
+	}
+	names := p.databasesOf(f)
+	if c.Name != "" {
+		if !slices.Contains(names, c.Name) {
+			return problem(sallyport.ErrNotFound, fmt.Sprintf("not logged in to database %q", c.Name), "sally db ls")
+		}
+		names = []string{c.Name}
+	}
+	return p.home.Locked(func() error {
+		for _, name := range names {
+			if err := p.dbLogout(f, name); err != nil {
+				return err
+			}
+			fmt.Fprintf(p.stdout, "Logged out of database %q.\n", name)
+		}
+		return nil
+	})
+}
+
+type dbConnectCmd struct {
+	databaseFlags
+	Tunnel bool     `name:"tunnel" hidden:""`
+	Name   string   `arg:"" optional:"" help:"Name of the database; without, the one that you have logged in to."`
+	Args   []string `arg:"" optional:"" passthrough:"partial" help:"Arguments for psql, after --."`
+}
+
+// Run starts psql straight to the gateway, with the environment that libpq reads.
+func (c *dbConnectCmd) Run(p *program) error {
+	psql, err := exec.LookPath("psql")
+	if err != nil {
+		return problem(sallyport.ErrNotFound, "psql is not on the PATH", "install it (Debian: postgresql-client), or use sally proxy db")
+	}
+	if len(c.Args) > 0 && c.Args[0] == "--" {
+		c.Args = c.Args[1:]
+	}
+	d, err := p.database(c.Name, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	if d.user == "" {
+		return problem(errInvalid, fmt.Sprintf("database %q: which user?", d.name), "sally db connect --db-user=USER "+d.name+"; sally db ls shows the users")
+	}
+	if d.dbname == "" {
+		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
+	}
+	if err := p.dbLogin(d); err != nil {
+		return err
+	}
+	cmd := exec.Command(psql, c.Args...)
+	cmd.Env = libpqEnv(os.Environ(), d.settings())
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
+	return childExit(cmd.Run())
+}
+
+// libpqEnv is the environment for a program that is to connect as settings say
+// and not otherwise.
+func libpqEnv(environ []string, settings []libpq.Setting) []string {
+	var out []string
+	for _, kv := range environ {
+		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(libpq.Steering(), name) {
+			out = append(out, kv)
+		}
+	}
+	for _, s := range libpq.Env(settings) {
+		out = append(out, s.Key+"="+s.Value)
+	}
+	return out
+}
+
+// childExit passes a program's exit code on; a signal's is 128 and its number.
+func childExit(err error) error {
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) {
+		return err
+	}
+	if status, ok := ee.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return fail.Exit{Code: 128 + int(status.Signal())}
+	}
+	return fail.Exit{Code: ee.ExitCode()}
+}
+
+type dbConfigCmd struct {
+	databaseFlags
+	Format string `name:"format" short:"f" enum:"text,cmd,json,yaml" default:"text" placeholder:"FORMAT" help:"text, cmd, json or yaml."`
+	Name   string `arg:"" optional:"" help:"Name of the database; without, the one that you have logged in to."`
+}
+
+type dbConfigJSON struct {
+	Name     string `json:"name"`
+	Host     string `json:"host"`
+	Hostaddr string `json:"hostaddr,omitempty"`
+	Port     string `json:"port"`
+	User     string `json:"user,omitempty"`
+	Database string `json:"database,omitempty"`
+	CA       string `json:"ca"`
+	Cert     string `json:"cert"`
+	Key      string `json:"key"`
+}
+
+// Run prints the settings; the files are written so that they are there.
+func (c *dbConfigCmd) Run(p *program) error {
+	d, err := p.database(c.Name, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	if err := p.dbLogin(d); err != nil {
+		return err
+	}
+	switch c.Format {
+	case "json", "yaml":
+		return encode(p.stdout, c.Format, dbConfigJSON{d.name, d.host, d.hostaddr, d.port, d.user, d.dbname, d.ca, d.cert, d.key})
+	case "cmd":
+		_, err := fmt.Fprintln(p.stdout, "psql "+shell.Word(libpq.Conninfo(d.settings())))
+		return err
+	}
+	for _, row := range [][2]string{{"Name", d.name}, {"Host", d.host}, {"Hostaddr", d.hostaddr}, {"Port", d.port}, {"User", d.user}, {"Database", d.dbname}, {"CA", d.ca}, {"Cert", d.cert}, {"Key", d.key}} {
+		fmt.Fprintf(p.stdout, "%-11s%s\n", row[0]+":", row[1])
+	}
+	return nil
+}
+
+type dbEnvCmd struct {
+	databaseFlags
+	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
+	Name   string `arg:"" optional:"" help:"Name of the database; without, the one that you have logged in to."`
+}
+
+// Run prints what a shell may evaluate. Variables that would lead libpq
+// elsewhere are unset by it.
+func (c *dbEnvCmd) Run(p *program) error {
+	d, err := p.database(c.Name, c.databaseFlags)
+	if err != nil {
+		return err
+	}
+	if err := p.dbLogin(d); err != nil {
+		return err
+	}
+	values := map[string]string{}
+	for _, s := range libpq.Env(d.settings()) {
+		values[s.Key] = s.Value
+	}
+	if c.Format != "text" {
+		return encode(p.stdout, c.Format, values)
+	}
+	for _, name := range libpq.Steering() {
+		if _, ours := values[name]; !ours && os.Getenv(name) != "" {
+			fmt.Fprintln(p.stdout, "unset "+name)
+		}
+	}
+	for _, s := range libpq.Env(d.settings()) {
+		fmt.Fprintf(p.stdout, "export %s=%s\n", s.Key, shell.Word(s.Value))
+	}
+	return nil
+}
