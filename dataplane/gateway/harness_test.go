@@ -320,10 +320,24 @@ func newFakeTunnels(t testing.TB) *fakeTunnels {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
-	t.Cleanup(func() { l.Close() })
-	return &fakeTunnels{
-		t: t, listen: l, agents: make(chan *agentConn, 64),
+	f := &fakeTunnels{
+		t: t, listen: l, agents: make(chan *agentConn, 1024),
 		live: map[string]bool{"db/orders": true, "node/host": true},
+	}
+	t.Cleanup(f.close) // after the gateway's
+	return f
+}
+
+// close ends what nobody asked for.
+func (f *fakeTunnels) close() {
+	f.listen.Close()
+	for {
+		select {
+		case a := <-f.agents:
+			a.Close()
+		default:
+			return
+		}
 	}
 }
 
@@ -346,7 +360,11 @@ func (f *fakeTunnels) Lease(l relay.Loop, r tunnel.LeaseRequest, w Waiter) (canc
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1)
 		_ = agent.(*net.TCPConn).SetReadBuffer(1)
 	}
-	f.agents <- &agentConn{Conn: agent, request: r}
+	select {
+	case f.agents <- &agentConn{Conn: agent, request: r}:
+	default: // a loop does not wait
+		agent.Close()
+	}
 	w.Leased(Stream{FD: fd, Frame: frame, Ended: func() { f.mu.Lock(); f.ended++; f.mu.Unlock() }})
 	return func() {}
 }
