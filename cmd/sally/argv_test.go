@@ -12,13 +12,14 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 // said is what a command line means: the command, then each flag and argument
 // that is not as it is without being said.
 func said(t *testing.T, g *parsed) string {
 	t.Helper()
-	out := []string{pathOf(g.ctx.Selected())}
+	out := []string{usage.Path(g.ctx.Selected())}
 	add := func(name string, v *kong.Value) {
 		if x := v.Target; !x.IsZero() && (!v.HasDefault || fmt.Sprint(x) != v.Default) {
 			out = append(out, fmt.Sprintf("%s=%v", name, x))
@@ -124,7 +125,7 @@ func TestArgv(t *testing.T) {
 				name, value, _ := strings.Cut(kv, "=")
 				t.Setenv(name, value)
 			}
-			dropEmpty()
+			usage.DropEmpty()
 			g, err := parse(strings.Fields(tt.argv), io.Discard, io.Discard)
 			if err != nil {
 				t.Fatal(err)
@@ -166,11 +167,11 @@ func TestArgvFaults(t *testing.T) {
 		"sally config x":          `unexpected argument "x"` + "\nhint: sally config --help",
 		"sally status --format":   `--format needs a value`,
 		"sally login --ttl=x":     `--ttl: expected a valid`,
-		"sally status -f xml":     `--format must be one of`,
+		"sally status -f xml":     `--format: "xml" is none of text, json, yaml`,
 		"sally db login":          `expected "<name>"`,
 		"sally completion":        `expected "<shell>"`,
-		"sally completion tcsh":   `must be one of`,
-		"sally -k sometimes ls":   `--add-keys-to-agent must be one of`,
+		"sally completion tcsh":   `is none of`,
+		"sally -k sometimes ls":   `--add-keys-to-agent: "sometimes" is none of auto, no, yes, only`,
 		"scp a b:c":               `no scp of its own`,
 		"sally ls --debug=perhap": `bool value`,
 	} {
@@ -226,7 +227,7 @@ func TestHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range g.kong.Model.Leaves(true) {
-		path := pathOf(n)
+		path := usage.Path(n)
 		var out strings.Builder
 		_, err := parse(append([]string{"sally"}, append(strings.Fields(path), "--help")...), &out, io.Discard)
 		if err != (fail.Exit{Code: 0}) {

@@ -9,6 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/sallyport/sallyport/cmd/internal/shell"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 type completionCmd struct {
@@ -67,7 +68,7 @@ func wordsOf(n *kong.Node, out map[string]words) map[string]words {
 			wordsOf(child, out)
 		}
 	}
-	out[strings.ReplaceAll(pathOf(n), " ", "/")] = w
+	out[strings.ReplaceAll(usage.Path(n), " ", "/")] = w
 	return out
 }
 

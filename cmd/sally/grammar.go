@@ -1,18 +1,16 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 // cli is the whole grammar. Flags and environment are tsh's; SALLY_* wins.
@@ -123,8 +121,7 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	g.kong, err = kong.New(g.cli,
 		kong.Name(name),
 		kong.Description("Reach servers and databases through one port."),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ExplicitGroups([]kong.Group{{Key: "global", Title: "Flags of every command:"}}),
+		usage.Help(), usage.Global(),
 		kong.Exit(func(code int) { exited = code }),
 		kong.Writers(stdout, stderr),
 	)
@@ -135,7 +132,7 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	if exited >= 0 {
 		return nil, fail.Exit{Code: exited}
 	}
-	return g, usage(err)
+	return g, usage.Explain(err)
 }
 
 // calledAs lets a link named ssh be "sally ssh", and completes what people type
@@ -151,56 +148,5 @@ func calledAs(args []string) (name string, rest []string, err error) {
 	default:
 		name = "sally"
 	}
-	switch {
-	case len(rest) == 0:
-		rest = []string{"--help"}
-	case rest[0] == "help":
-		rest = append(append([]string{}, rest[1:]...), "--help")
-	case len(rest) == 1 && (rest[0] == "--version" || rest[0] == "-V"):
-		rest = []string{"version", "--client"}
-	}
-	return name, rest, nil
-}
-
-var (
-	strayArgument = regexp.MustCompile(`^unexpected argument (.*?)(?:, did you mean (.*)\?)?$`)
-	missingValue  = regexp.MustCompile(`^(-\S+): expected .* value but got "EOL"`)
-	unknownFlag   = regexp.MustCompile(`^unknown flag (.*?)(?:, did you mean (.*)\?)?$`)
-)
-
-// usage turns the parser's words into ours.
-func usage(err error) error {
-	var pe *kong.ParseError
-	if !errors.As(err, &pe) {
-		return err
-	}
-	command, what := pe.Context.Model.Name, "unknown command"
-	if n := pe.Context.Selected(); n != nil {
-		command += " " + pathOf(n)
-		if n.Leaf() {
-			what = "unexpected argument"
-		}
-	}
-	fact := pe.Error()
-	if m := missingValue.FindStringSubmatch(fact); m != nil {
-		fact = m[1] + " needs a value"
-	}
-	for re, kind := range map[*regexp.Regexp]string{strayArgument: what, unknownFlag: "unknown flag"} {
-		if m := re.FindStringSubmatch(fact); m != nil {
-			fact = fmt.Sprintf("%s %q", kind, m[1])
-			if m[2] != "" && len(m[1]) > len("-x") { // a letter is near to every other
-				fact += "; did you mean " + m[2] + "?"
-			}
-		}
-	}
-	return problem(errInvalid, fact, command+" --help")
-}
-
-// pathOf is a command's path: "db login".
-func pathOf(n *kong.Node) string {
-	var names []string
-	for ; n != nil && n.Type == kong.CommandNode; n = n.Parent {
-		names = append([]string{n.Name}, names...)
-	}
-	return strings.Join(names, " ")
+	return name, usage.Complete(rest, "version", "--client"), nil
 }

@@ -291,7 +291,7 @@ func (p *program) dialWeb(f profile.Profile) (*web, error) {
 		}
 	}
 	hc := &http.Client{Timeout: webTimeout, Transport: &http.Transport{
-		TLSClientConfig: cfg, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment,
+		TLSClientConfig: cfg, ForceAttemptHTTP2: true, DialContext: connectTo,
 		TLSHandshakeTimeout: 10 * time.Second,
 	}}
 	w.api = sallyportv1connect.NewPublicServiceClient(hc, "https://"+f.WebProxyAddr)

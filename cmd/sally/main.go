@@ -9,11 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 // version is set when the program is built.
@@ -40,7 +40,7 @@ const interrupted = 128 + int(syscall.SIGINT)
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	dropEmpty()
+	usage.DropEmpty()
 	home, err := profile.Home()
 	if err != nil {
 		return fail.Report(os.Stderr, err)
@@ -55,17 +55,6 @@ func run(args []string) int {
 		fail.Causes(os.Stderr, err)
 	}
 	return code
-}
-
-// dropEmpty makes variables that are set to nothing count as unset, as they do
-// for tsh: TELEPORT_PROXY speaks when SALLY_PROXY is empty.
-func dropEmpty() {
-	for _, kv := range os.Environ() {
-		name, value, _ := strings.Cut(kv, "=")
-		if value == "" && (strings.HasPrefix(name, "SALLY_") || strings.HasPrefix(name, "TELEPORT_")) {
-			os.Unsetenv(name)
-		}
-	}
 }
 
 // self is the program's path, by the name tsh when it was started so.
