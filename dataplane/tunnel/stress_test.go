@@ -99,7 +99,7 @@ func (g *gateway) oneClient(t testing.TB, rnd *rand.Rand, words string) (served 
 func TestStrangersDoNotStopTheKnown(t *testing.T) {
 	onLoops(t, 2, func(t *testing.T, loops []relay.Loop) {
 		ca := newAuthority(t)
-		g := startGateway(t, ca, loops, func(c *HubConfig) { c.Log, c.Bounds.LeaseWait = nil, 300*time.Millisecond })
+		g := startGateway(t, ca, loops, func(c *HubConfig) { c.Log, c.Bounds.LeaseWait = nil, 2*time.Second })
 		startAgent(t, ca, []string{g.control.Addr().String()}, func(c *AgentConfig) {
 			c.Log = nil
 			c.Serve = func(ctx context.Context, s *Stream) {
