@@ -42,6 +42,9 @@ const (
 	kindLock = "lock"
 )
 
+// documentVersion is that of users and locks; roles have many.
+const documentVersion = "v2"
+
 // header is what every document has.
 type header struct {
 	Kind     string   `json:"kind"`
@@ -124,6 +127,9 @@ func (h header) check() error {
 		if k == "" || !text(k, maxLabel) || !text(v, maxLabel) {
 			return invalid(fmt.Sprintf("metadata.labels: %q is empty, too long or not printable", trim(k)))
 		}
+	}
+	if h.Kind != kindRole && h.Version != "" && h.Version != documentVersion {
+		return invalid(fmt.Sprintf("version %q of kind %s is not known; this is %s", trim(h.Version), trim(h.Kind), documentVersion))
 	}
 	if m.Expires != nil && h.Kind != kindRole {
 		return invalid("metadata.expires: only roles end by it; for a lock set spec.expires")
@@ -396,7 +402,7 @@ func (s *Server) users(ctx context.Context, name string) ([]string, error) {
 		if name != "" && u.Name != name {
 			continue
 		}
-		d := userDocument{header: header{Kind: kindUser, Version: "v2", Metadata: metadata{Name: u.Name}}}
+		d := userDocument{header: header{Kind: kindUser, Version: documentVersion, Metadata: metadata{Name: u.Name}}}
 		d.Spec.Roles, d.Spec.Traits = u.Roles, u.Traits
 		b, err := json.Marshal(d)
 		if err != nil {

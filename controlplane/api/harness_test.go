@@ -431,3 +431,5 @@ func sign(t testing.TB, tmpl, parent *x509.Certificate, k keyPair) []byte {
 	}
 	return der
 }
+
+func mustAddr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

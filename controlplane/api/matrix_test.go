@@ -153,43 +153,50 @@ func call(t *testing.T, hc *http.Client, url string, stream bool, m proto.Messag
 	if stream {
 		kind, body = "application/connect+proto", append([]byte{0, 0, 0, 0, byte(len(body))}, body...)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", kind)
 	req.Header.Set("Connect-Protocol-Version", "1")
+	return answer(t, hc, req, body)
+}
+
+// answer sends a request as it is.
+func answer(t *testing.T, hc *http.Client, req *http.Request, body []byte) connect.Code {
+	t.Helper()
+	req.Body = io.NopCloser(bytes.NewReader(body))
 	resp, err := hc.Do(req)
 	if err != nil {
-		t.Fatalf("%s: %v", url, err)
+		t.Fatalf("%s: %v", req.URL, err)
 	}
 	defer resp.Body.Close()
-	var answer struct {
+	var a struct {
 		Code  string `json:"code"`
 		Error struct {
 			Code string `json:"code"`
 		} `json:"error"`
 	}
-	if stream {
+	if strings.HasPrefix(req.Header.Get("Content-Type"), "application/connect+") {
 		head := make([]byte, 5)
 		if _, err := io.ReadFull(resp.Body, head); err != nil {
-			t.Fatalf("%s: %v", url, err)
+			t.Fatalf("%s: %v", req.URL, err)
 		}
 		if head[0]&2 == 0 {
 			return 0 // a message came
 		}
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-			t.Fatalf("%s: %v", url, err)
+		if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
+			t.Fatalf("%s: %v", req.URL, err)
 		}
-		answer.Code = answer.Error.Code
+		a.Code = a.Error.Code
 	} else if resp.StatusCode == http.StatusOK {
 		return 0
-	} else if b, _ := io.ReadAll(resp.Body); json.Unmarshal(b, &answer) != nil {
-		t.Fatalf("%s: %s %s", url, resp.Status, b)
+	} else if b, _ := io.ReadAll(resp.Body); json.Unmarshal(b, &a) != nil {
+		t.Fatalf("%s: %s %s", req.URL, resp.Status, b)
 	}
 	var code connect.Code
-	if err := code.UnmarshalText([]byte(answer.Code)); err != nil {
-		t.Fatalf("%s: code %q", url, answer.Code)
+	if err := code.UnmarshalText([]byte(a.Code)); err != nil {
+		t.Fatalf("%s: code %q", req.URL, a.Code)
 	}
 	return code
 }
