@@ -71,7 +71,7 @@ func (w *world) bulkMeasures(z sizes) []comparison {
 		command     command
 		b           string
 	}{
-		{"openssh", "ssh with ProxyCommand sally proxy ssh", w.stockThrough, "ssh to sshd"},
+		{"openssh", "ssh with ProxyCommand sally proxy ssh", w.stockThrough, "ssh to sshd, same key exchange"},
 		{"sally", "sally ssh", w.sallySSH, "ssh to sshd (sally ssh reaches no sshd by itself)"},
 	} {
 		for _, way := range []struct {

@@ -24,7 +24,7 @@ const leastPairs = 9
 func sizesFor(o options) sizes {
 	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, megabytes: 200, idle: 100, runs: 10, within: 15 * time.Minute}
 	if o.quick {
-		z = sizes{pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, megabytes: 20, idle: 20, runs: 3, within: 4 * time.Minute}
+		z = sizes{pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, megabytes: 20, idle: 20, runs: 3, within: 6 * time.Minute}
 	}
 	if o.pairs > 0 {
 		z.pairs = o.pairs
