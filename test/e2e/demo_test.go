@@ -238,8 +238,16 @@ func testDirectTLS(t *testing.T, d *demo, p *person) {
 	var c struct {
 		Host, Hostaddr, Port, CA, Cert, Key string
 	}
+	service := filepath.Join(p.home, ".pg_service.conf")
+	before, err := os.ReadFile(service)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := json.Unmarshal([]byte(p.run("sally", "db", "config", "--format=json", d.name("db"))), &c); err != nil {
 		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(service); err != nil || string(after) != string(before) {
+		t.Errorf("db config changed the service file: %v\n%s", err, after)
 	}
 	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 	if err != nil {
@@ -287,12 +295,15 @@ func testCancel(t *testing.T, d *demo, p *person) {
 	ctx, cancel := context.WithTimeout(context.Background(), runWait)
 	defer cancel()
 	cmd := p.command(ctx, "psql", "service="+d.Cluster+"-"+d.name("db"), "-c", "select 'cancel-me', pg_sleep(80)")
-	var errs bytes.Buffer
+	var errs tail
 	cmd.Stderr = &errs
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the query runs", runWait, func() bool {
+		if errs.String() != "" {
+			t.Fatalf("psql: %s", errs.String())
+		}
 		out := p.run("sally", "db", "connect", "--db-user=writer", "--db-name=demo", d.name("db"), "--", "-Atc",
 			"select count(*) from pg_stat_activity where query like '%cancel-me%' and state = 'active' and pid <> pg_backend_pid()")
 		return strings.TrimSpace(out) != "0"
@@ -301,7 +312,7 @@ func testCancel(t *testing.T, d *demo, p *person) {
 	cmd.Process.Signal(syscall.SIGINT)
 	cmd.Wait()
 	if took := time.Since(began); took > 30*time.Second || !strings.Contains(errs.String(), "canceling statement due to user request") {
-		t.Errorf("after %s: %s", took, &errs)
+		t.Errorf("after %s: %s", took, errs.String())
 	}
 }
 
