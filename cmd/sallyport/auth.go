@@ -71,9 +71,10 @@ type listening struct {
 // openAuth opens the store and everything that stands on it. Nothing is served yet.
 func openAuth(ctx context.Context, cfg *config, log *slog.Logger) (a *auth, err error) {
 	a = &auth{cfg: cfg, log: log}
+	opened := a // a is nil once an error is returned
 	defer func() {
 		if err != nil {
-			a.close()
+			opened.close()
 		}
 	}()
 	dir := filepath.Join(cfg.DataDir, "auth")

@@ -43,9 +43,10 @@ type gatewayRole struct {
 // startGateway opens the port. From then on connections are served.
 func startGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log *slog.Logger) (r *gatewayRole, err error) {
 	r = &gatewayRole{cfg: cfg, log: log, host: host}
+	opened := r // r is nil once an error is returned
 	defer func() {
 		if err != nil {
-			r.close()
+			opened.close()
 		}
 	}()
 	if r.loops, err = relay.New(runtime.GOMAXPROCS(0)); err != nil {

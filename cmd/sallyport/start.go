@@ -86,9 +86,10 @@ func newNode(cfg *config, log *slog.Logger) *node {
 // which the gateway joins; the gateway, through which an agent reaches auth.
 func openNode(ctx context.Context, cfg *config, log *slog.Logger) (n *node, err error) {
 	n = newNode(cfg, log)
+	opened := n // n is nil once an error is returned
 	defer func() {
 		if err != nil {
-			n.close()
+			opened.close()
 		}
 	}()
 	if err := n.prepareDir(); err != nil {
