@@ -51,7 +51,7 @@ var house = []struct{ pkg, may string }{
 
 	// Programs join the two.
 	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client cmd/internal/..."},
-	{"cmd/sallyctl", ". identity wire/... controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
+	{"cmd/sallyctl", ". identity wire/... dataplane/dial controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
 	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/..."},
 	{"cmd/internal/...", ". identity"},
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,7 +22,7 @@ const maxDocuments = 8 << 20
 
 // format is the flag that every listing takes.
 type format struct {
-	Format string `name:"format" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
+	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" placeholder:"FORMAT" help:"text, json or yaml."`
 }
 
 type statusCmd struct{ format }
@@ -312,7 +311,7 @@ func (c *tokensRmCmd) Run(p *program) error {
 
 type getCmd struct {
 	What   string `arg:"" help:"KIND or KIND/NAME; kinds: role, user, lock."`
-	Format string `name:"format" enum:"yaml,json,text" default:"yaml" help:"yaml, json or text."`
+	Format string `name:"format" short:"f" enum:"yaml,json,text" default:"yaml" placeholder:"FORMAT" help:"yaml, json or text."`
 }
 
 // Run prints documents that "create" takes back.
@@ -424,34 +423,6 @@ func (c *createCmd) read(p *program) ([]byte, error) {
 		err = &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("more than %d bytes of documents", maxDocuments)}
 	}
 	return b, err
-}
-
-// documents splits a YAML stream into JSON documents.
-func documents(text []byte) ([]string, error) {
-	dec := yaml.NewDecoder(strings.NewReader(string(text)))
-	var out []string
-	for {
-		var v any
-		err := dec.Decode(&v)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: err.Error()}
-		}
-		if v == nil {
-			continue
-		}
-		b, err := json.Marshal(v)
-		if err != nil {
-			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "a document has keys that are not text"}
-		}
-		out = append(out, string(b))
-	}
-	if len(out) == 0 {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "no document to create", Hint: "sallyctl create FILE"}
-	}
-	return out, nil
 }
 
 type rmCmd struct {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +18,8 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/goccy/go-yaml"
 
-	"encoding/json"
-
-	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 // version is set when the program is built.
@@ -44,10 +43,12 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
+// globals are the flags that every command takes; tctl's names.
 type globals struct {
-	Config  string `name:"config" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" default:"/etc/sallyport.yaml" help:"Configuration of auth on this machine; says where its socket is."`
-	DataDir string `name:"data-dir" env:"SALLY_DATA_DIR" help:"Data directory of auth on this machine, instead of --config."`
-	Proxy   string `name:"proxy" aliases:"auth-server" env:"SALLY_PROXY,TELEPORT_PROXY" help:"Gateway to use with the profile of sally login."`
+	Config  string `name:"config" short:"c" group:"global" placeholder:"FILE" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" default:"/etc/sallyport.yaml" help:"Configuration of auth on this machine (default ${default}); says where its socket is."`
+	DataDir string `name:"data-dir" group:"global" placeholder:"DIR" env:"SALLY_DATA_DIR" help:"Data directory of auth on this machine, instead of --config."`
+	Proxy   string `name:"proxy" aliases:"auth-server" group:"global" placeholder:"HOST[:PORT]" env:"SALLY_PROXY,TELEPORT_PROXY" help:"Gateway to use with the profile of sally login, instead of auth on this machine."`
+	Debug   bool   `name:"debug" short:"d" group:"global" negatable:"" help:"Say more on standard error."`
 }
 
 // program is what a command works with.
@@ -60,46 +61,62 @@ type program struct {
 }
 
 func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+// interrupted is the exit code of a program that SIGINT ended, as shells have it.
+const interrupted = 128 + int(syscall.SIGINT)
+
+func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	usage.DropEmpty()
 	p := &program{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
-	code := fail.Report(os.Stderr, p.run(os.Args[1:]))
-	stop()
-	os.Exit(code)
+	err := p.run(args)
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return interrupted
+	}
+	code := fail.Report(os.Stderr, err)
+	if p.Debug {
+		fail.Causes(os.Stderr, err)
+	}
+	return code
 }
 
 func (p *program) run(args []string) error {
-	var c cli
-	exited := -1
-	k, err := kong.New(&c,
+	g, err := parse(args, p.stdout, p.stderr)
+	if err != nil {
+		return err
+	}
+	p.globals = g.cli.globals
+	return g.ctx.Run(p)
+}
+
+// parsed is a command line that has been understood.
+type parsed struct {
+	cli  *cli
+	kong *kong.Kong
+	ctx  *kong.Context
+}
+
+func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
+	g, exited := &parsed{cli: &cli{}}, -1
+	var err error
+	g.kong, err = kong.New(g.cli,
 		kong.Name("sallyctl"),
 		kong.Description("Administer a Sallyport cluster."),
-		kong.UsageOnError(),
+		usage.Help(), usage.Global(),
 		kong.Exit(func(code int) { exited = code }),
-		kong.Writers(p.stdout, p.stderr),
+		kong.Writers(stdout, stderr),
 	)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(args) == 0 {
-		args = []string{"--help"}
-	}
-	kctx, err := k.Parse(args)
+	g.ctx, err = g.kong.Parse(usage.Complete(args, "version"))
 	if exited >= 0 {
-		return fail.Exit{Code: exited}
+		return nil, fail.Exit{Code: exited}
 	}
-	if err != nil {
-		var pe *kong.ParseError
-		if errors.As(err, &pe) {
-			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: pe.Error(), Hint: "sallyctl --help"}
-		}
-		return err
-	}
-	p.globals = c.globals
-	ctx, cancel := context.WithTimeout(p.ctx, callTimeout)
-	defer cancel()
-	p.ctx = ctx
-	return kctx.Run(p)
+	return g, usage.Explain(err)
 }
 
 // encode writes v as JSON or YAML.
@@ -117,10 +134,18 @@ func encode(w io.Writer, format string, v any) error {
 	return err
 }
 
-type versionCmd struct{}
+type versionCmd struct{ format }
+
+type versionJSON struct {
+	Version string `json:"version"`
+	Runtime string `json:"runtime"`
+}
 
 // Run prints the version of this program.
-func (versionCmd) Run(p *program) error {
+func (c *versionCmd) Run(p *program) error {
+	if c.Format != "text" {
+		return encode(p.stdout, c.Format, versionJSON{version, runtime.Version()})
+	}
 	_, err := fmt.Fprintf(p.stdout, "Sallyport %s %s\n", version, runtime.Version())
 	return err
 }

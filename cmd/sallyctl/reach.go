@@ -12,13 +12,16 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/goccy/go-yaml"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
@@ -123,18 +126,31 @@ func (p *program) byProfile() (sallyportv1connect.AdminServiceClient, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !time.Now().Before(c.Identity.NotAfter) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "your certificate ended at " + c.Identity.NotAfter.Local().Format(time.DateTime), Hint: "sally login --proxy=" + f.WebProxyAddr}
+	}
 	d := &client.Dialer{
 		Addresses:   func() []string { return []string{f.WebProxyAddr} },
 		Cluster:     f.Cluster,
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
+		Connect:     connectTo,
 	}
 	return sallyportv1connect.NewAdminServiceClient(d.HTTP(client.ProtocolAuth), client.BaseURL), nil
 }
 
+// connectTo reaches a gateway's port, through the HTTP proxy that HTTPS_PROXY
+// and NO_PROXY name.
+func connectTo(ctx context.Context, _, addr string) (net.Conn, error) {
+	env := httpproxy.FromEnvironment()
+	return (&dial.Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
+}
+
 // call runs one method and turns its error into fact and hint.
 func call[Req, Resp any](p *program, method func(context.Context, *connect.Request[Req]) (*connect.Response[Resp], error), req *Req) (*Resp, error) {
-	resp, err := method(p.ctx, connect.NewRequest(req))
+	ctx, cancel := context.WithTimeout(p.ctx, callTimeout)
+	defer cancel()
+	resp, err := method(ctx, connect.NewRequest(req))
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth does not answer on its admin socket", Hint: "is sallyport running?", Cause: err}
 	}

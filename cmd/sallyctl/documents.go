@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/sallyport/sallyport"
+)
+
+// documents splits a YAML stream into JSON documents; empty ones are left out.
+func documents(text []byte) ([]string, error) {
+	var out []string
+	for _, c := range chunks(string(text)) {
+		var v any
+		if err := yaml.Unmarshal([]byte(c.text), &v); err != nil {
+			return nil, misplaced(err, c.line)
+		}
+		if v == nil {
+			continue
+		}
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("the document at line %d has keys that are not text", c.line+1)}
+		}
+		out = append(out, string(b))
+	}
+	if len(out) == 0 {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "no document to create", Hint: "sallyctl create FILE"}
+	}
+	return out, nil
+}
+
+// chunk is one document of a stream, after so many lines.
+type chunk struct {
+	text string
+	line int
+}
+
+// chunks cuts a stream at its markers: "---" or "..." at the beginning of a line
+// never stand inside a document (YAML 1.2.2, section 9.1.2). The library's own
+// reader of streams loses what follows an empty document.
+func chunks(text string) []chunk {
+	var out []chunk
+	var doc strings.Builder
+	first, n := 0, 0
+	flush := func() {
+		if strings.TrimSpace(doc.String()) != "" {
+			out = append(out, chunk{doc.String(), first})
+		}
+		doc.Reset()
+	}
+	for line := range strings.Lines(text) {
+		if marker(line) {
+			flush()
+			first = n
+			line = "   " + line[3:] // what follows on the line is the next document's
+		}
+		doc.WriteString(line)
+		n++
+	}
+	flush()
+	return out
+}
+
+func marker(line string) bool {
+	return (strings.HasPrefix(line, "---") || strings.HasPrefix(line, "...")) && (len(line) == 3 || strings.IndexByte(" \t\r\n", line[3]) >= 0)
+}
+
+// misplaced says where the parser stopped.
+func misplaced(err error, lines int) error {
+	p := &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: err.Error(), Cause: err}
+	var ye yaml.Error
+	if errors.As(err, &ye) && ye.GetToken() != nil {
+		pos := ye.GetToken().Position
+		p.Fact = fmt.Sprintf("line %d, column %d: %s", lines+pos.Line, pos.Column, ye.GetMessage())
+	}
+	return p
+}

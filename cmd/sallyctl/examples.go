@@ -1,0 +1,63 @@
+package main
+
+import "github.com/sallyport/sallyport/cmd/internal/usage"
+
+func (*statusCmd) Help() string {
+	return usage.Examples("sallyctl status", "sallyctl --data-dir=/var/lib/sallyport status", "sallyctl --proxy=gw.example.com status --format=json")
+}
+
+func (*usersAddCmd) Help() string {
+	return usage.Examples("sallyctl users add alice --roles=access --logins=alice,root", "sallyctl users add bob --roles=dba --db-users=reader --db-names=shop --ttl=24h")
+}
+
+func (*usersLsCmd) Help() string {
+	return usage.Examples("sallyctl users ls", "sallyctl users ls --format=json")
+}
+
+func (*usersRmCmd) Help() string { return usage.Examples("sallyctl users rm alice") }
+
+func (*usersResetCmd) Help() string { return usage.Examples("sallyctl users reset alice") }
+
+func (*tokensAddCmd) Help() string {
+	return usage.Examples("sallyctl tokens add", "sallyctl tokens add --type=gateway --ttl=1h", "sallyctl tokens add --allow-kinds=db --allow-names='orders-*' --allow-labels=env=prod --single-use")
+}
+
+func (*tokensLsCmd) Help() string {
+	return usage.Examples("sallyctl tokens ls", "sallyctl tokens ls --format=json")
+}
+
+func (*tokensRmCmd) Help() string { return usage.Examples("sallyctl tokens rm NAME") }
+
+func (*getCmd) Help() string {
+	return usage.Examples("sallyctl get roles", "sallyctl get role/access > access.yaml", "sallyctl get users --format=json")
+}
+
+func (*createCmd) Help() string {
+	return usage.Examples("sallyctl create role.yaml", "sallyctl create --force role.yaml      # replace what exists", "sallyctl create - < roles.yaml")
+}
+
+func (*rmCmd) Help() string { return usage.Examples("sallyctl rm role/dev", "sallyctl rm lock/alice") }
+
+func (*nodesCmd) Help() string { return usage.Examples("sallyctl nodes ls") }
+
+func (*nodesLsCmd) Help() string {
+	return usage.Examples("sallyctl nodes ls", "sallyctl nodes ls --format=json")
+}
+
+func (*authExportCmd) Help() string {
+	return usage.Examples("sallyctl auth export --type=user > trusted_user_ca_keys", "sallyctl auth export --type=tls-host > host-ca.pem")
+}
+
+func (*authSignCmd) Help() string {
+	return usage.Examples("sallyctl auth sign --format=db --host=db1.internal,10.0.0.5 --out=server")
+}
+
+func (*auditSearchCmd) Help() string {
+	return usage.Examples("sallyctl audit search", "sallyctl audit search --last=1h --event=session.start,db.session.start")
+}
+
+func (*auditVerifyCmd) Help() string { return usage.Examples("sallyctl audit verify") }
+
+func (*versionCmd) Help() string {
+	return usage.Examples("sallyctl version", "sallyctl version --format=json")
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sallyctl": main})
+}
+
+// TestScripts runs testdata/script: the commands where there is no auth.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			home := filepath.Join(e.WorkDir, "home")
+			e.Setenv("HOME", home)
+			return os.MkdirAll(home, 0o700)
+		},
+	})
+}
+
+func TestArgv(t *testing.T) {
+	for argv, want := range map[string]string{
+		"status -f json":       "status",
+		"--data-dir /x status": "status",
+		"users add alice --roles=access,dba --logins root,alice --ttl 24h": "users add <name>",
+		"users reset --ttl=1h alice":                                       "users reset <name>",
+		"users rm a b":                                                     "users rm <names>",
+		"tokens add --type=node,db --ttl=1h":                               "tokens add",
+		"get roles --format=json":                                          "get <what>",
+		"create -f role.yaml":                                              "create <file>",
+		"create --force -":                                                 "create <file>",
+		"rm role/x":                                                        "rm <what>",
+		"nodes ls":                                                         "nodes ls",
+		"nodes":                                                            "nodes ls",
+		"auth export --type=tls-host":                                      "auth export",
+		"--auth-server=gw.test get users":                                  "get <what>",
+		"-c /etc/x.yaml -d version":                                        "version",
+		"--version":                                                        "version",
+	} {
+		g, err := parse(strings.Fields(argv), io.Discard, io.Discard)
+		if err != nil {
+			t.Errorf("%s: %v", argv, err)
+		} else if got := g.ctx.Command(); got != want {
+			t.Errorf("%s: %s, want %s", argv, got, want)
+		}
+	}
+	g, err := parse([]string{"create", "-f", "role.yaml"}, io.Discard, io.Discard)
+	if err != nil || !g.cli.Create.Force || g.cli.Create.File != "role.yaml" {
+		t.Errorf("create -f: %+v, %v", g.cli.Create, err)
+	}
+}
+
+// TestHelp: every command has help with examples, and the examples parse.
+func TestHelp(t *testing.T) {
+	g, err := parse([]string{"version"}, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range g.kong.Model.Leaves(true) {
+		path := usage.Path(n)
+		var out strings.Builder
+		if _, err := parse(append(strings.Fields(path), "--help"), &out, io.Discard); err != (fail.Exit{Code: 0}) {
+			t.Errorf("%s --help: %v", path, err)
+		}
+		for _, want := range []string{"Usage: sallyctl " + path, n.Help, "Examples:\n", "Flags of every command:"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s --help does not say %q:\n%s", path, want, out.String())
+			}
+		}
+		for line := range strings.Lines(n.Detail) {
+			line, _, _ = strings.Cut(line, "  #")
+			line, _, _ = strings.Cut(line, " >")
+			line, _, _ = strings.Cut(strings.TrimSpace(line), " <")
+			args, ok := strings.CutPrefix(line, "sallyctl ")
+			if !ok {
+				continue
+			}
+			if _, err := parse(strings.Fields(args), io.Discard, io.Discard); err != nil {
+				t.Errorf("an example of %s: %s: %v", path, line, err)
+			}
+		}
+	}
+}
+
+func TestDocuments(t *testing.T) {
+	for name, tt := range map[string]struct {
+		in   string
+		want int
+		err  string
+	}{
+		"one":        {in: "kind: role\nmetadata: {name: a}\n", want: 1},
+		"two":        {in: "kind: role\n---\nkind: user\n", want: 2},
+		"JSON":       {in: `{"kind": "role"}`, want: 1},
+		"between":    {in: "kind: role\n---\n# nothing\n---\nkind: user\n", want: 2},
+		"on a line":  {in: "--- {kind: role}\n...\n--- # nothing\n---\tkind: user\n", want: 2},
+		"not a mark": {in: "kind: role\na: \"---\"\nb: |\n  ---\n  ...\n", want: 1},
+		"where":      {in: "kind: role\n---\nkind: user\nkind: x\n", err: "line 4, column 1: "},
+		"blank":      {in: "---\n---\nkind: role\n---\n", want: 1},
+		"nothing":    {in: "", err: "no document"},
+		"comments":   {in: "# only\n", err: "no document"},
+		"broken":     {in: "kind: [\n", err: "1"},
+		"odd keys":   {in: "? {a: b}\n: c\n", err: ""},
+		"duplicate":  {in: "kind: role\nkind: user\n", err: "already defined"},
+	} {
+		got, err := documents([]byte(tt.in))
+		if len(got) != tt.want || (err == nil) != (tt.want > 0) || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+// FuzzZ19_Documents: what is taken is JSON that says what the YAML said, and
+// what "get" would print of it is taken again.
+func FuzzZ19_Documents(f *testing.F) {
+	f.Add("kind: role\n---\nkind: user\n")
+	f.Add("a: &x [1, 2]\nb: *x\n")
+	f.Add("{\"a\": \"\\u0000\"}")
+	f.Fuzz(func(t *testing.T, in string) {
+		if len(in) > 1<<12 {
+			return
+		}
+		docs, err := documents([]byte(in))
+		if err != nil {
+			return
+		}
+		for _, d := range docs {
+			var want, got any
+			if err := json.Unmarshal([]byte(d), &want); err != nil {
+				t.Fatalf("%q became %q: %v", in, d, err)
+			}
+			if _, object := want.(map[string]any); !object {
+				continue
+			}
+			again, err := documents([]byte(d))
+			if err != nil || len(again) != 1 {
+				t.Fatalf("%q is not taken again: %v", d, err)
+			}
+			if err := json.Unmarshal([]byte(again[0]), &got); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestDataDirOf(t *testing.T) {
+	dir := t.TempDir()
+	write := func(text string) string {
+		path := filepath.Join(dir, "c.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for text, want := range map[string]string{"data_dir: /x\nother: 1\n": "/x", "data_dir: state\n": filepath.Join(dir, "state"), "version: 1\n": defaultDataDir} {
+		if got, err := dataDirOf(write(text)); err != nil || got != want {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+	if got, err := dataDirOf(filepath.Join(dir, "none")); err != nil || got != defaultDataDir {
+		t.Errorf("no file: %q, %v", got, err)
+	}
+	if _, err := dataDirOf(write("data_dir: [\n")); err == nil {
+		t.Error("a broken file was taken")
+	}
+}
+
+func TestSingular(t *testing.T) {
+	for in, want := range map[string]string{"roles": "role", "Users": "user", "lock": "lock", "access": "access"} {
+		if got := singular(in); got != want {
+			t.Errorf("%s: %s", in, got)
+		}
+	}
+}
+
+func TestEncode(t *testing.T) {
+	var b strings.Builder
+	if err := encode(&b, "yaml", map[string]any{"a": []string{"x"}}); err != nil {
+		t.Fatal(err)
+	}
+	var back map[string][]string
+	if err := yaml.Unmarshal([]byte(b.String()), &back); err != nil || back["a"][0] != "x" {
+		t.Errorf("%q: %v", b.String(), err)
+	}
+}
