@@ -1,0 +1,114 @@
+package api
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+const apiDoc = "../../docs/api.md"
+
+var update = flag.Bool("update", false, "write "+apiDoc)
+
+// TestDocs holds docs/api.md to the table; -update writes it.
+func TestDocs(t *testing.T) {
+	want := document()
+	if *update {
+		if err := os.WriteFile(apiDoc, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(apiDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("docs/api.md is not what methods() says: go test ./controlplane/api -run TestDocs -update")
+	}
+}
+
+const apiDocHead = `# The API
+
+<!-- Made from controlplane/api/methods.go by: go test ./controlplane/api -run TestDocs -update -->
+
+One schema, proto/sallyport/v1/api.proto, serves programs, agents, gateways and the web UI, as Connect, gRPC, gRPC-web
+and JSON from one handler. This page says who may call what. A method that is not in the table is refused to everybody.
+
+## Who calls
+
+| caller | comes by | is |
+|---|---|---|
+| strangers who join | ALPN sallyport-join/1 on the cluster's port; the server is checked by the pin of its CA | nobody |
+| users | ALPN sallyport-auth/1, mutual TLS | a certificate of the user CA |
+| agents, gateways | the same | a certificate of the host CA |
+| web visitors | HTTPS on the cluster's name; the gateway passes on what needs no login, with its own certificate and the visitor's address in Sallyport-Client-Addr | nobody, with an address |
+| the admin socket | data_dir/admin.sock, mode 0600 | root or the owner of the process, by the kernel's word |
+
+Certificates of one CA are refused where the other is wanted, and those that a gateway holds for a browser everywhere.
+
+## What is asked at every call
+
+A connection outlives what opened it, so each call asks again:
+
+1. the table below: is this sort of caller meant;
+2. the certificate has not ended, its user exists, no lock names its holder, and it is used from the address that it is
+   bound to (below);
+3. where the table has a verb: the roles of the certificate **and** those of the user's record now both allow it. Who lost
+   a role has lost it here at once; who got one logs in for it. The admin socket needs no role;
+4. methods on documents ask for the verb on the document's own kind: reading all of a kind needs list and read,
+   replacing one create and update.
+
+A refused call of somebody with a certificate is recorded as access.denied, at most so often per caller.
+
+**Addresses.** A certificate that is bound to an address (pin_source_ip) is good where auth knows the client's address: by a
+gateway on auth's own machine, which tells it by a PROXY header on the Unix socket. By auth.listen the other end may be a
+gateway of another machine, whose address would be that of all its clients; such a certificate is refused there for the
+API, with the reason. Sessions are not affected: agents know the address from the gateway's open frame.
+
+**Records.** What a method changes is recorded first, and without the record it does not happen. When the change then
+fails a second record says so (success false, undone_uid). What is issued is recorded before it is handed out.
+
+**Bounds.** 64 KiB for a message of strangers and visitors, 8 MiB for others; 10 s for the handshake, 30 s for a request;
+1,024 connections without a certificate, of which the oldest makes room, and 20,000 with one.
+
+## The table
+
+| method | who | roles need |
+|---|---|---|
+`
+
+func document() string {
+	var b strings.Builder
+	b.WriteString(apiDocHead)
+	rules := methods()
+	services := sallyportv1.File_sallyport_v1_api_proto.Services()
+	for i := range services.Len() {
+		s := services.Get(i)
+		names := []string{}
+		for j := range s.Methods().Len() {
+			names = append(names, string(s.Methods().Get(j).Name()))
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			m := s.Methods().ByName(protoreflect.Name(name))
+			r := rules["/"+string(s.FullName())+"/"+name]
+			stream := ""
+			if m.IsStreamingServer() {
+				stream = " (stream)"
+			}
+			need := ""
+			if r.kind != "" {
+				need = fmt.Sprintf("%s on %s", r.verb, r.kind)
+			}
+			fmt.Fprintf(&b, "| %s.%s%s | %s | %s |\n", s.Name(), name, stream, r.who, need)
+		}
+	}
+	return b.String()
+}
