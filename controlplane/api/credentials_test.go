@@ -372,7 +372,7 @@ func TestA06_EventsOfOthers(t *testing.T) {
 	}
 	send()
 	send() // the same again, as after a lost answer
-	got := w.events(t, "forged.login")
+	got := slices.DeleteFunc(w.events(t, "forged.login"), func(e sallyport.Event) bool { return !strings.Contains(forged, e.UID) })
 	if len(got) != 1 || got[0].ServerID != id || got[0].Fields["claimed_server_id"] != w.own.Leaf.Subject.CommonName {
 		t.Errorf("kept as %+v", got)
 	}

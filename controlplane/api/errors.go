@@ -26,7 +26,7 @@ func refusal(err error) error {
 	if !errors.As(err, &p) {
 		return &internal{err}
 	}
-	ce = connect.NewError(code(p), errors.New(p.Fact))
+	ce = connect.NewError(code(p.Kind), errors.New(p.Fact))
 	if p.Hint != "" {
 		ce.Meta().Set(hintHeader, p.Hint)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -86,16 +87,16 @@ var othersAllowed = map[string]string{
 }
 
 // requestFor is one that passes the door and then fails, or does no harm.
-func requestFor(method, agentID, gatewayID string) proto.Message {
+func requestFor(method, agentID, gatewayID, db string) proto.Message {
 	switch method {
 	case "IssueDatabaseCertificate":
-		return &sallyportv1.IssueDatabaseCertificateRequest{Database: "matrix"}
+		return &sallyportv1.IssueDatabaseCertificateRequest{Database: db}
 	case "AppendEvents":
 		return &sallyportv1.AppendEventsRequest{Spool: agentID + "/x"}
 	case "ReportPresence":
 		return &sallyportv1.ReportPresenceRequest{GatewayId: gatewayID}
 	case "Announce":
-		return &sallyportv1.AnnounceRequest{Resources: []*sallyportv1.Resource{{Kind: "db", Name: "matrix", Protocol: "postgres"}}}
+		return &sallyportv1.AnnounceRequest{Resources: []*sallyportv1.Resource{{Kind: "db", Name: db, Protocol: "postgres"}}}
 	case "GetDocuments":
 		return &sallyportv1.GetDocumentsRequest{Kind: "role"}
 	case "PutDocument":
@@ -112,7 +113,10 @@ func TestA42_EveryMethod(t *testing.T) {
 	w := the()
 	agentID, agentCert := w.host(t, sallyport.KindAgent)
 	gatewayID, gatewayCert := w.host(t, sallyport.KindGateway)
-	w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: "matrix", Protocol: "postgres"}})
+	db := "matrix-" + uuid.NewString()[:8]
+	if _, err := w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: db, Protocol: "postgres"}}); err != nil {
+		t.Fatal(err)
+	}
 	_, none := w.user(t, nil, w.role(t, "none", "{}"))
 	_, auditor := w.user(t, nil, "auditor")
 	_, editor := w.user(t, nil, "editor")
@@ -132,7 +136,7 @@ func TestA42_EveryMethod(t *testing.T) {
 			if c.name == "gateway" {
 				id = gatewayID
 			}
-			got := call(t, hc, c.door.base()+p, m.IsStreamingServer(), requestFor(name, id, gatewayID))
+			got := call(t, hc, c.door.base()+p, m.IsStreamingServer(), requestFor(name, id, gatewayID, db))
 			want := slices.Contains(strings.Fields(allowedTo[name]+" "+othersAllowed[name]), c.name) ||
 				c.name == "admin" && strings.Contains(p, ".AdminService/")
 			if passed := got != connect.CodePermissionDenied && got != connect.CodeUnauthenticated; passed != want {
@@ -236,9 +240,10 @@ func TestA42_DocumentKinds(t *testing.T) {
 // TestA42_DocumentVerbs: each verb alone gives what it says.
 func TestA42_DocumentVerbs(t *testing.T) {
 	w := the()
+	name := "verbs-" + uuid.NewString()[:8]
 	put := func(c sallyportv1connect.AdminServiceClient, overwrite bool) error {
 		_, err := c.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Overwrite: overwrite,
-			Document: `{"kind":"lock","version":"v2","metadata":{"name":"verbs-lock"},"spec":{"target":{"user":"nobody-at-all"}}}`}))
+			Document: `{"kind":"lock","version":"v2","metadata":{"name":"` + name + `"},"spec":{"target":{"user":"nobody-at-all"}}}`}))
 		return err
 	}
 	with := func(verb string) sallyportv1connect.AdminServiceClient {
@@ -252,11 +257,11 @@ func TestA42_DocumentVerbs(t *testing.T) {
 	}
 	codeIs(t, "replace by create", put(create, true), connect.CodePermissionDenied)
 	codeIs(t, "create again", put(create, false), connect.CodeAlreadyExists)
-	get := func(c sallyportv1connect.AdminServiceClient, name string) error {
-		_, err := c.GetDocuments(t.Context(), connect.NewRequest(&sallyportv1.GetDocumentsRequest{Kind: "lock", Name: name}))
+	get := func(c sallyportv1connect.AdminServiceClient, which string) error {
+		_, err := c.GetDocuments(t.Context(), connect.NewRequest(&sallyportv1.GetDocumentsRequest{Kind: "lock", Name: which}))
 		return err
 	}
-	if err := get(read, "verbs-lock"); err != nil {
+	if err := get(read, name); err != nil {
 		t.Errorf("read one: %v", err)
 	}
 	codeIs(t, "read all by read", get(read, ""), connect.CodePermissionDenied)
