@@ -85,7 +85,7 @@ func memoryWithChildren(pid int, name string) (memory, error) {
 
 // idle opens n sessions and returns what memory has grown by, for each.
 func idle(ctx context.Context, to connect, n int, read func() (memory, error)) (Sample, error) {
-	if err := execOnce(ctx, to); err != nil { // what the first session costs is not of each
+	if _, err := execOnce(ctx, to); err != nil { // what the first session costs is not of each
 		return nil, err
 	}
 	if err := pause(ctx, settle); err != nil {

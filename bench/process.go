@@ -17,7 +17,7 @@ import (
 const (
 	upWait   = 60 * time.Second // for a program to serve; the machine may be busy
 	stopWait = 20 * time.Second
-	runWait  = time.Minute      // for one command
+	runWait  = time.Minute // for one command
 )
 
 // process is a program that runs beside the harness. Its log is a file.

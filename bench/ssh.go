@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -120,18 +122,38 @@ func speakSSH(conn net.Conn, cfg ssh.ClientConfig) (*ssh.Client, error) {
 	return ssh.NewClient(c, chans, reqs), nil
 }
 
-func execOnce(ctx context.Context, to connect) error {
+// phases are how long the parts of one execution take.
+type phases struct {
+	ready time.Duration // until the connection is authenticated
+	start time.Duration // from then until the server has started the command
+	run   time.Duration // from then to its exit status: the login shell and what it reads first are in it
+}
+
+func execOnce(ctx context.Context, to connect) (p phases, err error) {
+	began := time.Now()
+	lap := func() time.Duration {
+		now := time.Now()
+		defer func() { began = now }()
+		return now.Sub(began)
+	}
 	c, err := to(ctx)
 	if err != nil {
-		return err
+		return p, err
 	}
 	defer c.Close()
+	p.ready = lap()
 	s, err := c.NewSession()
 	if err != nil {
-		return err
+		return p, err
 	}
 	defer s.Close()
-	return s.Run("true")
+	if err := s.Start("true"); err != nil {
+		return p, err
+	}
+	p.start = lap()
+	err = s.Wait()
+	p.run = lap()
+	return p, err
 }
 
 // execInside is the first sign of life of an agent.
@@ -140,13 +162,26 @@ func (w *world) execInside(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return execOnce(ctx, to)
+	_, err = execOnce(ctx, to)
+	return err
 }
 
-// execsInside is execs without a client process, by several workers at once.
-func execsInside(to connect, n, workers int) func(context.Context) (float64, error) {
-	return func(ctx context.Context) (float64, error) {
-		return float64(n), spread(ctx, n, workers, func(ctx context.Context) error { return execOnce(ctx, to) })
+// execsInside is execs without a client process, by several workers at once. Of
+// the phases it gives the means.
+func execsInside(to connect, n, workers int) side {
+	return func(ctx context.Context) (Sample, error) {
+		var mu sync.Mutex
+		var sum phases // guarded by mu
+		began := time.Now()
+		err := spread(ctx, n, workers, func(ctx context.Context) error {
+			p, err := execOnce(ctx, to)
+			mu.Lock()
+			defer mu.Unlock()
+			sum.ready, sum.start, sum.run = sum.ready+p.ready, sum.start+p.start, sum.run+p.run
+			return err
+		})
+		ms := func(d time.Duration) float64 { return d.Seconds() * 1000 / float64(n) }
+		return Sample{"rate": float64(n) / time.Since(began).Seconds(), "ready_ms": ms(sum.ready), "start_ms": ms(sum.start), "run_ms": ms(sum.run)}, err
 	}
 }
 
@@ -192,15 +227,21 @@ func (w *world) sshMeasures(z sizes) []comparison {
 
 	one := measure("client", "SSH execution, one client program", "x/crypto/ssh by dataplane/dial", "x/crypto/ssh to sshd", z.execs, 1)
 	many := measure("parallel", "SSH execution, several at once", "x/crypto/ssh by dataplane/dial", "x/crypto/ssh to sshd", z.parallelExecs, z.workers)
+	for _, m := range []*comparison{&one, &many} {
+		m.Quantities = append(slices.Clone(quantities),
+			Quantity{Key: "ready_ms", Title: "until the connection is authenticated", Unit: " ms"},
+			Quantity{Key: "start_ms", Title: "from then until the command is started", Unit: " ms"},
+			Quantity{Key: "run_ms", Title: "from then to its exit status (the login shell's own start is in it)", Unit: " ms"})
+	}
 	if w.sshMissing == nil {
 		through, err := w.inside()
 		if err != nil {
 			through = func(context.Context) (*ssh.Client, error) { return nil, err }
 		}
-		one.a = w.counted(timed("rate", execsInside(through, z.execs, 1)), z.execs)
-		one.b = timed("rate", execsInside(w.straight(), z.execs, 1))
-		many.a = w.counted(timed("rate", execsInside(through, z.parallelExecs, z.workers)), z.parallelExecs)
-		many.b = timed("rate", execsInside(w.straight(), z.parallelExecs, z.workers))
+		one.a = w.counted(execsInside(through, z.execs, 1), z.execs)
+		one.b = execsInside(w.straight(), z.execs, 1)
+		many.a = w.counted(execsInside(through, z.parallelExecs, z.workers), z.parallelExecs)
+		many.b = execsInside(w.straight(), z.parallelExecs, z.workers)
 	}
 	return []comparison{stock, own, one, many}
 }
