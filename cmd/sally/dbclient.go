@@ -144,17 +144,30 @@ func (d *database) settings() []libpq.Setting {
 // dbLogin writes the database's certificate and the service file's section.
 func (p *program) dbLogin(d *database) error {
 	return p.home.Locked(func() error {
-		for from, to := range map[string]string{p.home.KeyPath(d.cred.Profile, ".crt"): d.cert, p.home.KeyPath(d.cred.Profile, ".key"): d.key} {
-			b, err := os.ReadFile(from)
-			if err != nil {
-				return err
-			}
-			if err := profile.WriteFile(to, b); err != nil {
-				return err
-			}
+		if err := p.dbKeys(d); err != nil {
+			return err
 		}
 		return editService(func(text string) string { return libpq.Put(text, d.service, d.settings()) })
 	})
+}
+
+// dbFiles writes what settings name, and leaves the service file alone: it is
+// for commands that only print.
+func (p *program) dbFiles(d *database) error {
+	return p.home.Locked(func() error { return p.dbKeys(d) })
+}
+
+func (p *program) dbKeys(d *database) error {
+	for from, to := range map[string]string{p.home.KeyPath(d.cred.Profile, ".crt"): d.cert, p.home.KeyPath(d.cred.Profile, ".key"): d.key} {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := profile.WriteFile(to, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dbLogout removes them again.

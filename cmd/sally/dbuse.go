@@ -94,7 +94,7 @@ func (c *dbConnectCmd) Run(p *program) error {
 	if d.dbname == "" {
 		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
 	}
-	if err := p.dbLogin(d); err != nil {
+	if err := p.dbFiles(d); err != nil {
 		return err
 	}
 	cmd := exec.Command(psql, c.Args...)
@@ -154,7 +154,7 @@ func (c *dbConfigCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	if err := p.dbLogin(d); err != nil {
+	if err := p.dbFiles(d); err != nil {
 		return err
 	}
 	switch c.Format {
@@ -183,7 +183,7 @@ func (c *dbEnvCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	if err := p.dbLogin(d); err != nil {
+	if err := p.dbFiles(d); err != nil {
 		return err
 	}
 	values := map[string]string{}
