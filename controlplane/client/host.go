@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -52,6 +53,7 @@ type Host struct {
 	cfg    HostConfig
 	dialer *Dialer
 	keeper *Keeper
+	http   *http.Client // to auth
 	api    sallyportv1connect.HostServiceClient
 
 	mu       sync.Mutex
@@ -198,7 +200,8 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 	}
 	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{})}
 	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
-	h.api = sallyportv1connect.NewHostServiceClient(h.dialer.HTTP(ProtocolAuth), BaseURL, connect.WithReadMaxBytes(maxSnapshot))
+	h.http = h.dialer.HTTP(ProtocolAuth)
+	h.api = sallyportv1connect.NewHostServiceClient(h.http, BaseURL, connect.WithReadMaxBytes(maxSnapshot))
 	if err := h.database.open(h); err != nil {
 		return nil, err
 	}
@@ -211,6 +214,7 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for
 // agents announcements and database certificates. It never gives up.
 func (h *Host) Run(ctx context.Context) error {
+	defer h.http.CloseIdleConnections()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.watchSnapshots(ctx) })
 	g.Go(func() error { return h.renew(ctx) })
@@ -442,7 +446,8 @@ func (s standing) check(kind sallyport.IdentityKind, k keys) error {
 		return err
 	}
 	id, err := identity.VerifyPeer([]*x509.Certificate{leaf}, identity.Want{
-		Roots: Pool(cas), Cluster: s.Cluster, Kinds: []sallyport.IdentityKind{kind}, Usage: x509.ExtKeyUsageClientAuth, Now: leaf.NotBefore,
+		Roots: Pool(cas), Cluster: s.Cluster, Kinds: []sallyport.IdentityKind{kind}, Usage: x509.ExtKeyUsageClientAuth,
+		Now: leaf.NotAfter, // whether it has ended is no matter here
 	})
 	if err != nil {
 		return err

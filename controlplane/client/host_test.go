@@ -1,0 +1,497 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/ca"
+	"github.com/sallyport/sallyport/identity"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
+)
+
+// TestJoin makes a standing that a restart finds again.
+func TestJoin(t *testing.T) {
+	w := the()
+	for _, kind := range []sallyport.IdentityKind{sallyport.KindAgent, sallyport.KindGateway} {
+		cfg := w.config(t, kind)
+		if _, err := OpenHost(cfg); !errors.Is(err, ErrNotJoined) {
+			t.Errorf("%s: opened before joining: %v", kind, err)
+		}
+		h := w.host(t, cfg)
+		again, err := OpenHost(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.ID() != again.ID() || h.Cluster() != cluster || again.Cluster() != cluster {
+			t.Errorf("%s: %s of %s, then %s of %s", kind, h.ID(), h.Cluster(), again.ID(), again.Cluster())
+		}
+		cert, err := again.Certificate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := identity.FromX509(cert.Leaf)
+		if err != nil || id.Kind != kind || id.Name != h.ID() {
+			t.Errorf("%s: certificate of %+v %v", kind, id, err)
+		}
+		if signer, err := again.SSHSigner(); err != nil || signer.PublicKey().(*ssh.Certificate).KeyId != h.ID() {
+			t.Errorf("%s: SSH certificate: %v", kind, err)
+		}
+		entries, err := os.ReadDir(cfg.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %v %v", e.Name(), info.Mode(), err)
+			}
+			if e.Name() != hostFile {
+				t.Errorf("%s is left", e.Name())
+			}
+		}
+		if _, err := OpenHost(HostConfig{Dir: cfg.Dir, Kind: sallyport.KindAuth, Log: cfg.Log}); err == nil {
+			t.Error("opened as another kind")
+		}
+	}
+}
+
+// TestJoinRefused: nothing is left of a join that auth, or the host, refuses.
+func TestJoinRefused(t *testing.T) {
+	w := the()
+	good := w.token(t, sallyport.KindAgent)
+	for name, c := range map[string]struct {
+		token string
+		pins  []string
+		kind  error
+	}{
+		"wrong token":   {"0123456789012345678901234567890123456789", w.keys.Pins(), sallyport.ErrUnauthorized},
+		"another kind":  {w.token(t, sallyport.KindGateway), w.keys.Pins(), sallyport.ErrUnauthorized},
+		"wrong pin":     {good, []string{"sha256:0000000000000000000000000000000000000000000000000000000000000000"}, sallyport.ErrUnavailable},
+		"no pin":        {good, nil, sallyport.ErrUnavailable},
+		"half of a pin": {good, []string{w.keys.Pins()[0][:40]}, sallyport.ErrUnavailable},
+	} {
+		cfg := w.config(t, sallyport.KindAgent)
+		if _, err := Join(t.Context(), cfg, c.token, c.pins); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := OpenHost(cfg); !errors.Is(err, ErrNotJoined) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The token was not shown to who does not have the pin: it is still good.
+	if _, err := Join(t.Context(), w.config(t, sallyport.KindAgent), good, w.keys.Pins()); err != nil {
+		t.Errorf("the token is used up: %v", err)
+	}
+}
+
+// TestJoinAnswerLost: a join whose answer did not arrive is repeated with the
+// same keys, which a token for one use is bound to.
+func TestJoinAnswerLost(t *testing.T) {
+	w := the()
+	cfg := w.config(t, sallyport.KindAgent)
+	token := w.token(t, sallyport.KindAgent)
+	k, err := joiningKeys(cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := joinRequest(cfg, k, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Dialer{Addresses: w.addresses, Pins: w.keys.Pins()}
+	hc := d.HTTP(ProtocolJoin)
+	defer hc.CloseIdleConnections()
+	lost, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL).Join(t.Context(), connect.NewRequest(req))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := Join(t.Context(), cfg, token, w.keys.Pins())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.ID() != lost.Msg.GetHostId() {
+		t.Errorf("joined as %s, then as %s", lost.Msg.GetHostId(), h.ID())
+	}
+	if _, err := Join(t.Context(), w.config(t, sallyport.KindAgent), token, w.keys.Pins()); !errors.Is(err, sallyport.ErrUnauthorized) {
+		t.Errorf("another host by the same token: %v", err)
+	}
+}
+
+// TestAnswerChecked: an answer that is not for this host is not believed.
+func TestAnswerChecked(t *testing.T) {
+	w := the()
+	k, err := newKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tlsPub, _, err := k.public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.NewString()
+	issue := func(kind sallyport.IdentityKind, id string, key []byte) []byte {
+		t.Helper()
+		c, err := w.keys.IssueHost(ca.HostRequest{Kind: kind, ID: id, TLSKey: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.X509
+	}
+	other, err := newKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherPub, _, err := other.public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*sallyportv1.JoinResponse){
+		"good":        func(*sallyportv1.JoinResponse) {},
+		"another key": func(m *sallyportv1.JoinResponse) { m.TlsCertificate = issue(sallyport.KindAgent, id, otherPub) },
+		"another host": func(m *sallyportv1.JoinResponse) {
+			m.TlsCertificate = issue(sallyport.KindAgent, uuid.NewString(), tlsPub)
+		},
+		"another kind":    func(m *sallyportv1.JoinResponse) { m.TlsCertificate = issue(sallyport.KindGateway, id, tlsPub) },
+		"another cluster": func(m *sallyportv1.JoinResponse) { m.Cluster = "other.example.com" },
+		"no cluster":      func(m *sallyportv1.JoinResponse) { m.Cluster = "" },
+		"no id":           func(m *sallyportv1.JoinResponse) { m.HostId = "" },
+		"no CA":           func(m *sallyportv1.JoinResponse) { m.Authorities = nil },
+		"another CA":      func(m *sallyportv1.JoinResponse) { m.Authorities[0].Certificates = [][]byte{newSigner(t).cert.Raw} },
+		"no certificate":  func(m *sallyportv1.JoinResponse) { m.TlsCertificate = nil },
+	} {
+		m := &sallyportv1.JoinResponse{HostId: id, Cluster: cluster, TlsCertificate: issue(sallyport.KindAgent, id, tlsPub),
+			Authorities: []*sallyportv1.Authority{{Kind: "host", Certificates: [][]byte{w.keys.Authority(ca.Host).Certificates[0].Raw}}}}
+		change(m)
+		if _, err := standingOf(m, sallyport.KindAgent, k); (err == nil) != (name == "good") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestLockArrives: a lock is at the hosts within a second of its being stored,
+// and whoever waits on Changed is woken by it.
+func TestLockArrives(t *testing.T) {
+	w := the()
+	h := w.host(t, w.config(t, sallyport.KindAgent))
+	run(t, h)
+	heard(t, h)
+	start := time.Now()
+	w.put(t, "lock", "arrives", `{"target":{"user":"mallory"}}`)
+	stored := time.Since(start)
+	locked := func() bool {
+		trust, err := h.keeper.Trust()
+		return err == nil && slices.ContainsFunc(trust.Locks, func(l sallyport.Lock) bool { return l.Name == "arrives" && l.Target.User == "mallory" })
+	}
+	until(t, "lock", h.keeper.Changed, locked)
+	if took := time.Since(start); took > time.Second+stored {
+		t.Errorf("arrived %v after it was stored", took-stored)
+	}
+}
+
+// TestAuthAway: a restart while auth is away changes nothing, and the host is
+// back within five seconds of auth's return.
+func TestAuthAway(t *testing.T) {
+	w := the()
+	name := "away-" + uuid.NewString()[:8]
+	cfg := w.config(t, sallyport.KindAgent, sallyport.Resource{Kind: sallyport.KindTCP, Name: name, Address: "localhost:7"}, sallyport.Resource{Kind: sallyport.KindNode, Hostname: name})
+	h := w.host(t, cfg)
+	stop := run(t, h)
+	heard(t, h)
+	revision := h.keeper.Revision()
+	stop()
+	w.gone(t)
+
+	h, err := OpenHost(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, h)
+	if trust, err := h.keeper.Trust(); err != nil || trust.Revision < revision {
+		t.Errorf("no trust: %v", err)
+	}
+	if len(h.Resources()) != 2 || h.CancelTag() == 0 || h.Assignment() == nil {
+		t.Errorf("serves %v, tag %d", h.Resources(), h.CancelTag())
+	}
+	for _, server := range []string{name + ".tcp." + cluster, name + ".node." + cluster, h.ID() + ".node." + cluster} {
+		cert, err := h.ServerCertificate(server)
+		if err != nil || !slices.Equal(cert.Leaf.DNSNames, []string{server}) {
+			t.Errorf("%s: %v", server, err)
+		}
+	}
+	if _, err := h.ServerCertificate("other.tcp." + cluster); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("another's name: %v", err)
+	}
+	if signer, err := h.SSHSigner(); err != nil || !slices.Contains(signer.PublicKey().(*ssh.Certificate).ValidPrincipals, name) {
+		t.Errorf("SSH: %v", err)
+	}
+
+	changed := h.keeper.Changed()
+	if err := w.back(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	case <-time.After(5 * time.Second):
+		t.Error("not back within five seconds")
+	}
+}
+
+// TestServedDamaged: what does not verify is not served, and auth is asked.
+func TestServedDamaged(t *testing.T) {
+	w := the()
+	name := "damaged-" + uuid.NewString()[:8]
+	cfg := w.config(t, sallyport.KindAgent, sallyport.Resource{Kind: sallyport.KindTCP, Name: name})
+	h := w.host(t, cfg)
+	stop := run(t, h)
+	heard(t, h)
+	stop()
+	path := filepath.Join(cfg.Dir, servedFile)
+	var good served
+	if _, err := readJSON(path, &good); err != nil {
+		t.Fatal(err)
+	}
+	stranger := w.host(t, w.config(t, sallyport.KindAgent, sallyport.Resource{Kind: sallyport.KindTCP, Name: "other-" + name}))
+	stop = run(t, stranger)
+	heard(t, stranger)
+	stop()
+	for what, change := range map[string]func(*served){
+		"another agent's assignment": func(s *served) { s.Assignment = stranger.Assignment() },
+		"no assignment":              func(s *served) { s.Assignment = nil },
+		"assignment changed":         func(s *served) { s.Assignment = append([]byte{}, append(s.Assignment[:10], 'x')...) },
+		"another key's certificate": func(s *served) {
+			c, err := stranger.ServerCertificate("other-" + name + ".tcp." + cluster)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Certificates = map[string][]byte{"other-" + name + ".tcp." + cluster: c.Certificate[0]}
+		},
+		"a certificate under another name": func(s *served) {
+			s.Certificates = map[string][]byte{"evil.tcp." + cluster: s.Certificates[name+".tcp."+cluster]}
+		},
+	} {
+		bad := good
+		change(&bad)
+		if err := writeJSON(path, bad); err != nil {
+			t.Fatal(err)
+		}
+		h, err := OpenHost(cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if len(h.Resources()) != 0 || h.Assignment() != nil {
+			t.Errorf("%s: served", what)
+		}
+		stop := run(t, h)
+		until(t, what, h.AssignmentChanged, func() bool { return len(h.Resources()) == 1 })
+		stop()
+	}
+}
+
+// TestRenew: past half its life a certificate is renewed, and the new one is on
+// disk and in use.
+func TestRenew(t *testing.T) {
+	w := the()
+	cfg := w.config(t, sallyport.KindGateway)
+	cfg.Public = []string{"192.0.2.1:443"}
+	h := w.host(t, cfg)
+	old := w.aged(t, h, 4*24*time.Hour)
+	if err := writeJSON(filepath.Join(cfg.Dir, hostFile), old); err != nil {
+		t.Fatal(err)
+	}
+	h, err := OpenHost(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !time.Now().After(h.renewAt()) {
+		t.Fatalf("renewal only at %v", h.renewAt())
+	}
+	renewed := make(chan struct{})
+	h.cfg.Log = slog.New(onMessage("host certificate renewed", func() { close(renewed) }))
+	run(t, h)
+	select {
+	case <-renewed:
+	case <-time.After(soon):
+		t.Fatal("not renewed")
+	}
+	if time.Now().After(h.renewAt()) {
+		t.Error("the certificate is still the old one")
+	}
+	again, err := OpenHost(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := again.leaf()
+	if time.Now().After(again.renewAt()) || len(leaf.IPAddresses) != 1 || again.ID() != h.ID() {
+		t.Errorf("on disk: until %v, for %v", leaf.NotAfter, leaf.IPAddresses)
+	}
+}
+
+// aged is a host's standing as if it had joined long ago.
+func (w *world) aged(t *testing.T, h *Host, age time.Duration) standing {
+	t.Helper()
+	old, err := ca.Open(t.Context(), ca.Config{Store: w.store, Sealer: w.sealer, Cluster: cluster, Now: func() time.Time { return time.Now().Add(-age) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tlsPub, sshPub, err := h.keys.public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := old.IssueHost(ca.HostRequest{Kind: h.cfg.Kind, ID: h.ID(), TLSKey: tlsPub, SSHKey: sshPub})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := h.standing
+	s.Certificate, s.SSHCertificate = c.X509, string(c.SSH)
+	return s
+}
+
+// onMessage calls f when a message is logged.
+func onMessage(text string, f func()) slog.Handler { return &messages{text: text, f: f} }
+
+type messages struct {
+	slog.Handler
+	text string
+	f    func()
+}
+
+func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
+
+func (m *messages) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == m.text {
+		m.f()
+	}
+	return nil
+}
+
+// TestA67_DialerServer: auth must be auth: no other holder of a certificate of
+// the host CA, and no other cluster's.
+func TestA67_DialerServer(t *testing.T) {
+	w := the()
+	good := w.own
+	defer func() { w.own = good }()
+	h := w.host(t, w.config(t, sallyport.KindAgent))
+	agent, err := h.Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gateway, err := w.host(t, w.config(t, sallyport.KindGateway)).Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(d *Dialer) error {
+		conn, err := d.Dial(t.Context(), ProtocolAuth)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := dial(h.dialer); err != nil {
+		t.Errorf("auth: %v", err)
+	}
+	w.away()
+	for name, cert := range map[string]*tls.Certificate{"agent": agent, "gateway": gateway} {
+		w.own = *cert
+		if err := w.back(); err != nil {
+			t.Fatal(err)
+		}
+		if err := dial(h.dialer); !errors.Is(err, sallyport.ErrUnavailable) {
+			t.Errorf("%s in auth's place: %v", name, err)
+		}
+		w.away()
+	}
+	w.own = good
+	if err := w.back(); err != nil {
+		t.Fatal(err)
+	}
+	d := &Dialer{Addresses: w.addresses, Cluster: "other.example.com", Roots: h.keeper.Roots, Certificate: h.Certificate}
+	if err := dial(d); err == nil {
+		t.Error("another cluster's auth")
+	}
+	d = &Dialer{Addresses: w.addresses, Cluster: cluster, Roots: func() *x509.CertPool { return Pool([]*x509.Certificate{newSigner(t).cert}) }, Certificate: h.Certificate}
+	if err := dial(d); err == nil {
+		t.Error("another CA's auth")
+	}
+}
+
+// TestDialerOrder: ways are tried in turn, and the one that worked comes first.
+func TestDialerOrder(t *testing.T) {
+	w := the()
+	h := w.host(t, w.config(t, sallyport.KindAgent))
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := silent.Addr().String()
+	silent.Close()
+	all := []string{gone, "unix:" + filepath.Join(t.TempDir(), "none"), w.addresses()[0]}
+	d := &Dialer{Addresses: func() []string { return all }, Cluster: cluster, Roots: h.keeper.Roots, Certificate: h.Certificate}
+	for range 2 {
+		conn, err := d.Dial(t.Context(), ProtocolAuth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	if got := d.inOrder(); got[0] != all[2] || len(got) != 3 {
+		t.Errorf("order %v", got)
+	}
+	d.Addresses = func() []string { return all[:2] }
+	if _, err := d.Dial(t.Context(), ProtocolAuth); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Errorf("no way: %v", err)
+	}
+	d.Addresses = func() []string { return nil }
+	if _, err := d.Dial(t.Context(), ProtocolAuth); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Errorf("no address: %v", err)
+	}
+}
+
+// TestRefusalsAreAskedAgain: an agent whose name is another's is told so.
+func TestRefusalsAreAskedAgain(t *testing.T) {
+	w := the()
+	name := "taken-" + uuid.NewString()[:8]
+	r := sallyport.Resource{Kind: sallyport.KindTCP, Name: name}
+	first := w.host(t, w.config(t, sallyport.KindAgent, r))
+	if refused, err := first.announceOnce(t.Context()); refused || err != nil {
+		// The keeper has no snapshot yet, but the host CA is known from joining.
+		t.Fatalf("first: %v %v", refused, err)
+	}
+	second := w.host(t, w.config(t, sallyport.KindAgent, r))
+	if refused, err := second.announceOnce(t.Context()); !refused || err != nil || len(second.Resources()) != 0 {
+		t.Errorf("second: %v %v", refused, err)
+	}
+	if err := w.inventory.Remove(t.Context(), first.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if refused, err := second.announceOnce(t.Context()); refused || err != nil || len(second.Resources()) != 1 {
+		t.Errorf("second, later: %v %v", refused, err)
+	}
+}
+
+// TestResourceWire: nothing of a resource is lost on the way.
+func TestResourceWire(t *testing.T) {
+	r := sallyport.Resource{Kind: "db", Name: "a", ID: "b", Description: "c", Protocol: "d", Address: "e", Hostname: "f", Labels: map[string]string{"g": "h"}, AgentID: "i", Group: "j", Version: "k"}
+	want, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(ResourceFromWire(ResourceToWire(r)))
+	if err != nil || string(got) != string(want) {
+		t.Errorf("%s, want %s, %v", got, want, err)
+	}
+}

@@ -1,0 +1,106 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport"
+)
+
+// TestRetryingBack: however long auth was away, a host is back within five
+// seconds of its return; and it does not hammer while it waits.
+func TestRetryingBack(t *testing.T) {
+	for _, away := range []time.Duration{100 * time.Millisecond, 10 * time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			start, calls := time.Now(), 0
+			err := retrying(ctx, slog.New(slog.DiscardHandler), "call", func(context.Context, func()) error {
+				calls++
+				if time.Since(start) < away {
+					return errors.New("away")
+				}
+				cancel()
+				return nil
+			})
+			if late := time.Since(start) - away; err != nil || late > 5*time.Second-dialTimeout/2 {
+				t.Errorf("away %v: back %v after its return, %v", away, late, err)
+			}
+			if most := int(away/time.Second) + 10; calls > most {
+				t.Errorf("away %v: %d calls", away, calls)
+			}
+		})
+	}
+}
+
+// TestRetryingProgress: a connection that worked starts the waits anew, and a
+// row of failures is one warning.
+func TestRetryingProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var logged bytes.Buffer
+		var last time.Time
+		calls := 0
+		log := slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		retrying(ctx, log, "call", func(_ context.Context, progress func()) error {
+			switch calls++; {
+			case calls == 20:
+				progress()
+			case calls == 21:
+				if waited := time.Since(last); waited > 2*retryFirst {
+					t.Errorf("waited %v after progress", waited)
+				}
+			case calls == 40:
+				cancel()
+			}
+			last = time.Now()
+			return errors.New("away")
+		})
+		if n := strings.Count(logged.String(), "level=WARN"); n != 2 {
+			t.Errorf("%d warnings:\n%s", n, logged.String())
+		}
+	})
+}
+
+// TestRetryingEnds: the end of the context ends the wait at once.
+func TestRetryingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		retrying(ctx, slog.New(slog.DiscardHandler), "call", func(context.Context, func()) error { return errors.New("away") })
+		if took := time.Since(start); took != 100*time.Millisecond {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
+
+// TestProblem: what auth says arrives as the words' kinds.
+func TestProblem(t *testing.T) {
+	for code, kind := range map[connect.Code]error{
+		connect.CodePermissionDenied: sallyport.ErrDenied, connect.CodeUnauthenticated: sallyport.ErrUnauthorized, connect.CodeNotFound: sallyport.ErrNotFound,
+		connect.CodeAlreadyExists: sallyport.ErrExists, connect.CodeInvalidArgument: sallyport.ErrInvalid, connect.CodeResourceExhausted: sallyport.ErrExhausted,
+		connect.CodeAborted: sallyport.ErrConflict, connect.CodeUnavailable: sallyport.ErrUnavailable, connect.CodeInternal: sallyport.ErrUnavailable,
+	} {
+		ce := connect.NewError(code, errors.New("the fact"))
+		ce.Meta().Set(HintHeader, "the hint")
+		err := Problem(fmt.Errorf("wrapped: %w", ce))
+		var p *sallyport.Problem
+		if !errors.As(err, &p) || !errors.Is(err, kind) || p.Fact != "the fact" || p.Hint != "the hint" {
+			t.Errorf("%v: %#v", code, err)
+		}
+	}
+	plain := errors.New("plain")
+	if Problem(plain) != plain || Problem(nil) != nil {
+		t.Error("what is no answer of auth was changed")
+	}
+}
