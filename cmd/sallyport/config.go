@@ -1,19 +1,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/goccy/go-yaml"
 
 	"github.com/sallyport/sallyport"
 )
@@ -29,128 +23,129 @@ const (
 	roleAgent   = "agent"
 )
 
-// config is the one configuration file, shared by all roles (docs/config.md).
+// config is the one configuration file, shared by all roles. docs/config.md is
+// made from these structs: each field's comment is what it says there.
 type config struct {
-	Version int           `yaml:"version"`
-	Cluster string        `yaml:"cluster"`
-	DataDir string        `yaml:"data_dir"`
-	Roles   []string      `yaml:"roles"`
-	Auth    authConfig    `yaml:"auth"`
-	Gateway gatewayConfig `yaml:"gateway"`
-	Agent   agentConfig   `yaml:"agent"`
-	Metrics metricsConfig `yaml:"metrics"`
-	Log     logConfig     `yaml:"log"`
+	Version int           `yaml:"version"`  // Version of the format: 1. Required.
+	Cluster string        `yaml:"cluster"`  // The cluster's public name, a DNS name in lower case: `gw.example.com`. Required with the role auth; other roles learn it when they join.
+	DataDir string        `yaml:"data_dir"` // Directory for keys, certificates, state and the audit log; made with mode 0700. Default: `/var/lib/sallyport`.
+	Roles   []string      `yaml:"roles"`    // What this process runs: any of `auth`, `gateway`, `agent`. Required.
+	Auth    authConfig    `yaml:"auth"`     // The control plane. Read with the role auth.
+	Gateway gatewayConfig `yaml:"gateway"`  // The public port. Read with the role gateway.
+	Agent   agentConfig   `yaml:"agent"`    // What stands beside the resources. Read with the role agent.
+	Metrics metricsConfig `yaml:"metrics"`  // Where counters can be read.
+	Log     logConfig     `yaml:"log"`      // What is written to standard error.
 }
 
 type authConfig struct {
-	Etcd         etcdConfig    `yaml:"etcd"`
-	SecondFactor string        `yaml:"second_factor"` // off | optional | totp
-	Listen       []string      `yaml:"listen"`        // for gateways on other machines; besides the socket in data_dir
-	Offline      offlineConfig `yaml:"offline"`
+	Etcd         etcdConfig    `yaml:"etcd"`          // Where state is kept.
+	SecondFactor string        `yaml:"second_factor"` // Whether people need a one-time code: `off`, `optional` (those who have one must use it) or `totp` (everybody). Default: `optional`.
+	Listen       []string      `yaml:"listen"`        // Addresses for gateways on other machines, such as `:3025`, besides the socket in `data_dir`. Default: none.
+	Offline      offlineConfig `yaml:"offline"`       // What hosts may do while auth is away.
 }
 
 type etcdConfig struct {
-	Embedded  *bool     `yaml:"embedded"` // default: true unless endpoints are given
-	Endpoints []string  `yaml:"endpoints"`
-	TLS       tlsConfig `yaml:"tls"`
+	Embedded  *bool     `yaml:"embedded"`  // Keep state in this process, in `data_dir`. Default: `true` unless `endpoints` are given.
+	Endpoints []string  `yaml:"endpoints"` // URLs of an etcd cluster to use instead: `https://etcd1:2379`.
+	TLS       tlsConfig `yaml:"tls"`       // How auth and the etcd cluster know each other.
 }
 
 type tlsConfig struct {
-	CA   string `yaml:"ca"`
-	Cert string `yaml:"cert"`
-	Key  string `yaml:"key"`
+	CA   string `yaml:"ca"`   // File with the CA's certificates. Default: those of the system.
+	Cert string `yaml:"cert"` // File with the client certificate.
+	Key  string `yaml:"key"`  // File with its key.
 }
 
 type offlineConfig struct {
-	MaxAge duration `yaml:"max_age"` // default 12h
+	MaxAge duration `yaml:"max_age"` // How old a host's signed copy of roles and locks may be when a new session starts, such as `12h` or `30m`. Default: `12h`.
 }
 
 type gatewayConfig struct {
-	Listen        []string            `yaml:"listen"`         // default ":443"
-	PublicAddress string              `yaml:"public_address"` // host:port that clients use; default: cluster and the port of listen
-	Auth          string              `yaml:"auth"`           // host:port of auth; default: this process's own
-	Join          joinConfig          `yaml:"join"`
-	Certificates  []certificateConfig `yaml:"certificates"`
-	ProxyProtocol proxyConfig         `yaml:"proxy_protocol"`
-	Routes        []routeConfig       `yaml:"routes"`
-	Upstreams     map[string]upstream `yaml:"upstreams"`
+	Listen        []string            `yaml:"listen"`         // Addresses of the public port. Default: `[":443"]`.
+	PublicAddress string              `yaml:"public_address"` // The `host:port` that clients use. Default: `cluster` and the port of the first `listen`.
+	Auth          string              `yaml:"auth"`           // The `host:port` of auth, for a gateway without the role auth. Without it and without auth the gateway serves `routes` alone.
+	Join          joinConfig          `yaml:"join"`           // How a gateway on another machine than auth joins.
+	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin, read again when the files change. Default: one of the cluster's own CA.
+	ProxyProtocol proxyConfig         `yaml:"proxy_protocol"` // Load balancers in front of the gateway.
+	Routes        []routeConfig       `yaml:"routes"`         // Names that lead to upstreams without any agent. The strictest match wins.
+	Upstreams     map[string]upstream `yaml:"upstreams"`      // Groups of servers, by a name of your choice, for `routes`.
 }
 
 type certificateConfig struct {
-	Cert string `yaml:"cert"`
-	Key  string `yaml:"key"`
+	Cert string `yaml:"cert"` // File with the chain, PEM.
+	Key  string `yaml:"key"`  // File with the key, PEM.
 }
 
 type proxyConfig struct {
-	Trusted []string `yaml:"trusted"`
+	Trusted []string `yaml:"trusted"` // Networks whose PROXY headers are believed, such as `10.0.0.0/8`; from elsewhere they are refused. Default: none.
 }
 
 type routeConfig struct {
-	Match    matchConfig `yaml:"match"`
-	Upstream string      `yaml:"upstream"`
-	Mode     string      `yaml:"mode"` // passthrough
+	Match    matchConfig `yaml:"match"`    // Which connections.
+	Upstream string      `yaml:"upstream"` // A name from `upstreams`.
+	Mode     string      `yaml:"mode"`     // What is done with TLS: `passthrough`, it is not ended here. Default: `passthrough`.
 }
 
 type matchConfig struct {
-	SNI  []string `yaml:"sni"`
-	ALPN []string `yaml:"alpn"`
+	SNI  []string `yaml:"sni"`  // Server names: `shop.example.com`, `*.shop.example.com`. Required.
+	ALPN []string `yaml:"alpn"` // Protocol ids, such as `h2`. Default: any.
 }
 
 type upstream struct {
-	Servers []string `yaml:"servers"`
-	Policy  string   `yaml:"policy"` // round_robin
+	Servers []string `yaml:"servers"` // Addresses, `host:port`. Required.
+	Policy  string   `yaml:"policy"`  // Which server is next: `round_robin`. Default: `round_robin`.
 }
 
 type agentConfig struct {
-	Gateways  []string         `yaml:"gateways"`
-	Join      joinConfig       `yaml:"join"`
-	Group     string           `yaml:"group"` // agents of one group may serve the same names
-	SSH       sshConfig        `yaml:"ssh"`
-	Databases []databaseConfig `yaml:"databases"`
-	TCP       []tcpConfig      `yaml:"tcp"`
+	Gateways  []string         `yaml:"gateways"`  // Gateways to connect to, `host:port`. Required without the role gateway; then this process's own.
+	Join      joinConfig       `yaml:"join"`      // How an agent on another machine than auth joins.
+	Group     string           `yaml:"group"`     // Agents of one group may serve the same names. Default: none.
+	SSH       sshConfig        `yaml:"ssh"`       // This machine, as a node.
+	Databases []databaseConfig `yaml:"databases"` // Databases that this agent serves.
+	TCP       []tcpConfig      `yaml:"tcp"`       // TCP services that this agent serves.
 }
 
 type joinConfig struct {
-	TokenFile string `yaml:"token_file"`
-	CAPin     string `yaml:"ca_pin"`
+	TokenFile string `yaml:"token_file"` // File with the join token that `sallyctl tokens add` prints. Read once, until the host has joined.
+	CAPin     string `yaml:"ca_pin"`     // What auth is known by at first: `sha256:` and 64 hex digits, several separated by commas. `sallyctl status` prints it. Required where auth is another process.
 }
 
 type sshConfig struct {
-	Enabled bool              `yaml:"enabled"`
-	Name    string            `yaml:"name"` // default: the host name
-	Labels  map[string]string `yaml:"labels"`
+	Enabled bool              `yaml:"enabled"` // Serve SSH to this machine. Default: `false`.
+	Name    string            `yaml:"name"`    // Name of the node. Default: the host name.
+	Labels  map[string]string `yaml:"labels"`  // Labels that roles and `sally ls` select by.
 }
 
 type databaseConfig struct {
-	Name        string            `yaml:"name"`
-	Protocol    string            `yaml:"protocol"` // postgres
-	Address     string            `yaml:"address"`
-	Description string            `yaml:"description"`
-	Labels      map[string]string `yaml:"labels"`
-	TLS         databaseTLS       `yaml:"tls"`
+	Name        string            `yaml:"name"`        // One DNS label in lower case. Required.
+	Protocol    string            `yaml:"protocol"`    // `postgres`. Required.
+	Address     string            `yaml:"address"`     // The server's `host:port`, as this agent reaches it. Required.
+	Description string            `yaml:"description"` // For people, in listings.
+	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally db ls` select by.
+	TLS         databaseTLS       `yaml:"tls"`         // How the server is known.
 }
 
 type databaseTLS struct {
-	Mode       string `yaml:"mode"` // verify-full (default) | verify-ca | insecure
-	CA         string `yaml:"ca"`   // file; besides the cluster's db CA
-	ServerName string `yaml:"server_name"`
+	Mode       string `yaml:"mode"`        // `verify-full`, `verify-ca` (the name is not checked) or `insecure` (nothing is). Default: `verify-full`.
+	CA         string `yaml:"ca"`          // File with CAs to believe besides the cluster's db CA.
+	ServerName string `yaml:"server_name"` // Name that the server's certificate must have. Default: the host of `address`.
 }
 
 type tcpConfig struct {
-	Name        string            `yaml:"name"`
-	Address     string            `yaml:"address"`
-	Description string            `yaml:"description"`
-	Labels      map[string]string `yaml:"labels"`
+	Name        string            `yaml:"name"`        // One DNS label in lower case. Required.
+	Address     string            `yaml:"address"`     // The service's `host:port`, as this agent reaches it. Required.
+	Description string            `yaml:"description"` // For people, in listings.
+	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally tcp ls` select by.
 }
 
 type metricsConfig struct {
-	Socket string `yaml:"socket"` // default: admin.sock in data_dir
-	Listen string `yaml:"listen"` // host:port on a loopback address
+	Socket string `yaml:"socket"` // Unix socket. Default: `admin.sock` in `data_dir`.
+	Listen string `yaml:"listen"` // A `host:port` on a loopback address. Default: none.
 }
 
 type logConfig struct {
-	Level  string `yaml:"level"`  // debug | info (default) | warn | error
-	Format string `yaml:"format"` // text (default) | json
+	Level  string `yaml:"level"`  // `debug`, `info`, `warn` or `error`. Default: `info`.
+	Format string `yaml:"format"` // `text` or `json`. Default: `text`.
 }
 
 // duration is a time in Go's notation: "12h", "30s".
@@ -165,15 +160,6 @@ func (d *duration) UnmarshalYAML(b []byte) error {
 	}
 	*d = duration(v)
 	return nil
-}
-
-// later names the words of the configuration that this version knows of and
-// does not serve.
-var later = map[string]string{
-	"kubernetes": "Kubernetes clusters",
-	"apps":       "web applications",
-	"acme":       "ACME certificates",
-	"health":     "health checks of upstreams",
 }
 
 // loadConfig reads, checks and completes the file. Every fault is reported
@@ -192,249 +178,13 @@ func loadConfig(path string) (*config, error) {
 	}
 	c, err := parseConfig(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s:%w", path, err)
+		return nil, located(path, err)
 	}
 	c.resolve(filepath.Dir(path))
 	return c, nil
 }
 
-// parseConfig returns errors that begin with "line:column: ".
-func parseConfig(data []byte) (*config, error) {
-	var c config
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		return nil, placed(err)
-	}
-	if err := c.check(); err != nil {
-		return nil, fmt.Errorf(" %w", err)
-	}
-	c.complete()
-	return &c, nil
-}
-
-var unknownField = regexp.MustCompile(`^unknown field "(.*)"$`)
-
-// placed turns the parser's error into "line:column: fact", with a suggestion
-// for a word that is nearly one of ours.
-func placed(err error) error {
-	var ye yaml.Error
-	if !errors.As(err, &ye) || ye.GetToken() == nil {
-		return fmt.Errorf(" %w", err)
-	}
-	pos, fact := ye.GetToken().Position, ye.GetMessage()
-	if m := unknownField.FindStringSubmatch(fact); m != nil {
-		switch near := nearest(m[1], words(reflect.TypeFor[config]())); {
-		case later[m[1]] != "":
-			fact = fmt.Sprintf("%s: this version does not serve %s; remove it", m[1], later[m[1]])
-		case near != "":
-			fact = fmt.Sprintf("unknown field %q; did you mean %q?", m[1], near)
-		}
-	}
-	return fmt.Errorf("%d:%d: %s", pos.Line, pos.Column, fact)
-}
-
-// words are all field names of the configuration.
-func words(t reflect.Type) []string {
-	var out []string
-	switch t.Kind() {
-	case reflect.Struct:
-		for i := range t.NumField() {
-			tag, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
-			if tag != "" && tag != "-" {
-				out = append(out, tag)
-			}
-			out = append(out, words(t.Field(i).Type)...)
-		}
-	case reflect.Pointer, reflect.Slice, reflect.Map:
-		out = words(t.Elem())
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-// nearest returns the known word at an edit distance of at most a third of the
-// word's length, or "".
-func nearest(word string, known []string) string {
-	best, at := "", max(1, len(word)/3)+1
-	for _, k := range known {
-		if d := distance(word, k); d < at {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		left := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := left
-			if a[i] != b[j] {
-				cost = 1 + min(left, row[j], row[j+1])
-			}
-			left, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
-}
-
 func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }
-
-// check finds what the grammar cannot.
-func (c *config) check() error {
-	if c.Version != configVersion {
-		return fmt.Errorf("version: %d; this program reads version: %d", c.Version, configVersion)
-	}
-	if len(c.Roles) == 0 {
-		return errors.New("roles: name at least one of auth, gateway, agent")
-	}
-	for _, r := range c.Roles {
-		if !slices.Contains([]string{roleAuth, roleGateway, roleAgent}, r) {
-			return fmt.Errorf("roles: %q is none of auth, gateway, agent", r)
-		}
-	}
-	if c.Cluster == "" && c.has(roleAuth) {
-		return errors.New("cluster: the public name of the cluster is needed, for example gw.example.com")
-	}
-	if c.Cluster != "" && !validCluster(c.Cluster) {
-		return fmt.Errorf("cluster: %q is not a DNS name in lower case", c.Cluster)
-	}
-	return errors.Join(c.checkAuth(), c.checkGateway(), c.checkAgent(), c.checkRest())
-}
-
-func (c *config) checkAuth() error {
-	a := c.Auth
-	if !slices.Contains([]string{"", "off", "optional", "totp"}, a.SecondFactor) {
-		return fmt.Errorf("auth.second_factor: %q is none of off, optional, totp", a.SecondFactor)
-	}
-	if a.Etcd.Embedded != nil && *a.Etcd.Embedded && len(a.Etcd.Endpoints) > 0 {
-		return errors.New("auth.etcd: embedded: true and endpoints exclude each other")
-	}
-	if a.Etcd.Embedded != nil && !*a.Etcd.Embedded && len(a.Etcd.Endpoints) == 0 {
-		return errors.New("auth.etcd: embedded: false needs endpoints")
-	}
-	if a.Offline.MaxAge < 0 {
-		return errors.New("auth.offline.max_age: less than zero")
-	}
-	return addresses("auth.listen", a.Listen)
-}
-
-func (c *config) checkGateway() error {
-	g := c.Gateway
-	if c.has(roleGateway) && !c.has(roleAuth) && g.Auth == "" && len(g.Routes) == 0 {
-		return errors.New("gateway.auth: the address of auth is needed, or routes to serve without it")
-	}
-	if g.Auth != "" && !c.has(roleAuth) && g.Join.CAPin == "" {
-		return errors.New("gateway.join.ca_pin: needed to know auth by; sallyctl status on the auth host prints it")
-	}
-	for i, r := range g.Routes {
-		if _, ok := g.Upstreams[r.Upstream]; !ok {
-			return fmt.Errorf("gateway.routes[%d]: no upstream %q", i, r.Upstream)
-		}
-		if r.Mode != "" && r.Mode != "passthrough" {
-			return fmt.Errorf("gateway.routes[%d].mode: this version knows passthrough only", i)
-		}
-		if len(r.Match.SNI) == 0 {
-			return fmt.Errorf("gateway.routes[%d].match.sni: at least one name is needed", i)
-		}
-	}
-	for name, u := range g.Upstreams {
-		if len(u.Servers) == 0 {
-			return fmt.Errorf("gateway.upstreams.%s.servers: at least one is needed", name)
-		}
-		if u.Policy != "" && u.Policy != "round_robin" {
-			return fmt.Errorf("gateway.upstreams.%s.policy: this version knows round_robin only", name)
-		}
-		if err := addresses("gateway.upstreams."+name+".servers", u.Servers); err != nil {
-			return err
-		}
-	}
-	for _, p := range g.ProxyProtocol.Trusted {
-		if _, err := netip.ParsePrefix(p); err != nil {
-			return fmt.Errorf("gateway.proxy_protocol.trusted: %q is not a network such as 10.0.0.0/8", p)
-		}
-	}
-	return addresses("gateway.listen", g.Listen)
-}
-
-func (c *config) checkAgent() error {
-	if !c.has(roleAgent) {
-		return nil
-	}
-	a := c.Agent
-	if !c.has(roleGateway) && len(a.Gateways) == 0 {
-		return errors.New("agent.gateways: at least one host:port is needed")
-	}
-	if !c.has(roleAuth) && a.Join.CAPin == "" {
-		return errors.New("agent.join.ca_pin: needed to know auth by; sallyctl tokens add prints it")
-	}
-	for i, d := range a.Databases {
-		if d.Protocol != "postgres" {
-			return fmt.Errorf("agent.databases[%d].protocol: %q; this version serves postgres only", i, d.Protocol)
-		}
-		if !slices.Contains([]string{"", "verify-full", "verify-ca", "insecure"}, d.TLS.Mode) {
-			return fmt.Errorf("agent.databases[%d].tls.mode: %q is none of verify-full, verify-ca, insecure", i, d.TLS.Mode)
-		}
-		if err := named(fmt.Sprintf("agent.databases[%d]", i), d.Name, d.Address); err != nil {
-			return err
-		}
-	}
-	for i, t := range a.TCP {
-		if err := named(fmt.Sprintf("agent.tcp[%d]", i), t.Name, t.Address); err != nil {
-			return err
-		}
-	}
-	return addresses("agent.gateways", a.Gateways)
-}
-
-func (c *config) checkRest() error {
-	if !slices.Contains([]string{"", "debug", "info", "warn", "error"}, c.Log.Level) {
-		return fmt.Errorf("log.level: %q is none of debug, info, warn, error", c.Log.Level)
-	}
-	if !slices.Contains([]string{"", "text", "json"}, c.Log.Format) {
-		return fmt.Errorf("log.format: %q is none of text, json", c.Log.Format)
-	}
-	if c.Metrics.Listen == "" {
-		return nil
-	}
-	host, _, err := net.SplitHostPort(c.Metrics.Listen)
-	if ip, perr := netip.ParseAddr(host); err != nil || host != "localhost" && (perr != nil || !ip.IsLoopback()) {
-		return fmt.Errorf("metrics.listen: %q is not host:port on a loopback address", c.Metrics.Listen)
-	}
-	return nil
-}
-
-var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
-func named(where, name, address string) error {
-	if !label.MatchString(name) {
-		return fmt.Errorf("%s.name: %q is not one DNS label in lower case", where, name)
-	}
-	return addresses(where+".address", []string{address})
-}
-
-func validCluster(name string) bool {
-	for part := range strings.SplitSeq(name, ".") {
-		if !label.MatchString(part) {
-			return false
-		}
-	}
-	return len(name) <= 200
-}
-
-func addresses(where string, list []string) error {
-	for _, a := range list {
-		if _, _, err := net.SplitHostPort(a); err != nil {
-			return fmt.Errorf("%s: %q is not host:port", where, a)
-		}
-	}
-	return nil
-}
 
 // complete fills in the defaults.
 func (c *config) complete() {

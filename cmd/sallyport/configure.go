@@ -5,10 +5,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 type configureCmd struct {
@@ -23,11 +28,20 @@ type configureCmd struct {
 	Force   bool     `name:"force" help:"Replace a file that exists."`
 }
 
+// Help shows examples.
+func (*configureCmd) Help() string {
+	return usage.Examples("sallyport configure --cluster=gw.example.com -o /etc/sallyport.yaml",
+		"sallyport configure --roles=agent --gateway=gw.example.com:443 --token-file=/etc/sallyport.token --ca-pin=sha256:…")
+}
+
 // Run writes a configuration that start takes as it is.
 func (c *configureCmd) Run(p *program) error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	text := c.text()
 	if _, err := parseConfig([]byte(text)); err != nil {
-		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "these flags make no configuration:" + strings.TrimPrefix(err.Error(), ":"), Hint: "sallyport configure --help"}
+		return unmade(err)
 	}
 	if c.Output == "" || c.Output == "-" {
 		_, err := fmt.Fprint(p.stdout, text)
@@ -52,6 +66,52 @@ func (c *configureCmd) Run(p *program) error {
 	return nil
 }
 
+// check finds what must not stand in the text at all.
+func (c *configureCmd) check() error {
+	k := &checker{}
+	if c.Cluster != "" && !validCluster(c.Cluster) {
+		k.add("cluster", "%q is not a DNS name in lower case", c.Cluster)
+	}
+	for _, r := range c.Roles {
+		k.oneOf("roles", r, roleAuth, roleGateway, roleAgent)
+	}
+	for _, text := range []string{c.DataDir, c.Auth, c.Gateway, c.CAPin, c.Token} {
+		if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+			k.add("", "%q holds control characters", text)
+		}
+	}
+	if len(k.found) > 0 {
+		return unmade(k.found)
+	}
+	return nil
+}
+
+// unmade tells what is wrong with the flags: the lines of a file that was not
+// written mean nothing to the person who gave them.
+func unmade(err error) error {
+	fact := err.Error()
+	var f faults
+	if errors.As(err, &f) {
+		var all []string
+		for _, x := range f {
+			all = append(all, strings.TrimPrefix(x.path+": "+x.fact, ": "))
+		}
+		fact = strings.Join(all, "; ")
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "these flags make no configuration: " + fact, Hint: "sallyport configure --help"}
+}
+
+// plain is text that YAML reads as itself without quotes.
+var plain = regexp.MustCompile(`^[/a-zA-Z][-_./a-zA-Z0-9]*$`)
+
+// scalar writes text as YAML.
+func scalar(text string) string {
+	if plain.MatchString(text) && !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}, strings.ToLower(text)) {
+		return text
+	}
+	return strconv.Quote(text)
+}
+
 func (c *configureCmd) has(role string) bool { return slices.Contains(c.Roles, role) }
 
 func (c *configureCmd) text() string {
@@ -64,7 +124,7 @@ func (c *configureCmd) text() string {
 	if cluster != "" {
 		fmt.Fprintf(&b, "\n# The cluster's public name. Clients find resources below it: <name>.<kind>.%s.\ncluster: %s\n", cluster, cluster)
 	}
-	fmt.Fprintf(&b, "\n# Keys, certificates, state and the audit log; 0700.\ndata_dir: %s\n\n# What this process runs.\nroles: [%s]\n", c.DataDir, strings.Join(c.Roles, ", "))
+	fmt.Fprintf(&b, "\n# Keys, certificates, state and the audit log; 0700.\ndata_dir: %s\n\n# What this process runs.\nroles: [%s]\n", scalar(c.DataDir), strings.Join(c.Roles, ", "))
 	if c.has(roleAuth) {
 		c.auth(&b)
 	}

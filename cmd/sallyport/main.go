@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,8 +15,8 @@ import (
 	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
 
-	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
 // version is set when the program is built.
@@ -52,33 +51,31 @@ func main() {
 }
 
 func (p *program) run(args []string) error {
-	var c cli
+	ctx, err := parse(args, p.stdout, p.stderr)
+	if err != nil {
+		return err
+	}
+	return ctx.Run(p)
+}
+
+// parse understands a command line.
+func parse(args []string, stdout, stderr io.Writer) (*kong.Context, error) {
 	exited := -1
-	k, err := kong.New(&c,
+	k, err := kong.New(&cli{},
 		kong.Name("sallyport"),
 		kong.Description("One guarded port for SSH, databases, Kubernetes and web."),
-		kong.UsageOnError(),
+		usage.Help(),
 		kong.Exit(func(code int) { exited = code }),
-		kong.Writers(p.stdout, p.stderr),
+		kong.Writers(stdout, stderr),
 	)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(args) == 0 {
-		args = []string{"--help"}
-	}
-	kctx, err := k.Parse(args)
+	ctx, err := k.Parse(usage.Complete(args, "version"))
 	if exited >= 0 {
-		return fail.Exit{Code: exited}
+		return nil, fail.Exit{Code: exited}
 	}
-	if err != nil {
-		var pe *kong.ParseError
-		if errors.As(err, &pe) {
-			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: pe.Error(), Hint: "sallyport --help"}
-		}
-		return err
-	}
-	return kctx.Run(p)
+	return ctx, usage.Explain(err)
 }
 
 // logger writes to standard error: text for people, JSON for machines.

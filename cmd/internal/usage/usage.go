@@ -55,7 +55,7 @@ func DropEmpty() {
 var (
 	strayArgument = regexp.MustCompile(`^unexpected argument (.*?)(?:, did you mean (.*)\?)?$`)
 	unknownFlag   = regexp.MustCompile(`^unknown flag (.*?)(?:, did you mean (.*)\?)?$`)
-	missingValue  = regexp.MustCompile(`^(-\S+): expected .* value but got "EOL"`)
+	missingValue  = regexp.MustCompile(`^(-\S+): (?:expected .* value but got "EOL"|missing value)`)
 	badEnum       = regexp.MustCompile(`^(.*) must be one of (".*") but got (".*")$`)
 )
 

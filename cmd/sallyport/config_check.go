@@ -1,0 +1,260 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// checker collects what the grammar cannot find.
+type checker struct{ found faults }
+
+func (k *checker) add(path, format string, args ...any) {
+	k.found = append(k.found, fault{path: path, fact: fmt.Sprintf(format, args...)})
+}
+
+// check returns faults, or nil.
+func (c *config) check() error {
+	k := &checker{}
+	if c.Version != configVersion {
+		k.add("version", "%d; this program reads version: %d", c.Version, configVersion)
+	}
+	if len(c.Roles) == 0 {
+		k.add("roles", "name at least one of auth, gateway, agent")
+	}
+	for i, r := range c.Roles {
+		k.oneOf(fmt.Sprintf("roles[%d]", i), r, roleAuth, roleGateway, roleAgent)
+		if slices.Contains(c.Roles[:i], r) {
+			k.add(fmt.Sprintf("roles[%d]", i), "%s is named twice", r)
+		}
+	}
+	switch {
+	case c.Cluster == "" && c.has(roleAuth):
+		k.add("cluster", "the public name of the cluster is needed, for example gw.example.com")
+	case c.Cluster != "" && !validCluster(c.Cluster):
+		k.add("cluster", "%q is not a DNS name in lower case", c.Cluster)
+	}
+	k.auth(&c.Auth)
+	k.gateway(c)
+	k.agent(c)
+	k.rest(c)
+	if len(k.found) == 0 {
+		return nil
+	}
+	return k.found
+}
+
+func (k *checker) auth(a *authConfig) {
+	if a.SecondFactor != "" {
+		k.oneOf("auth.second_factor", a.SecondFactor, "off", "optional", "totp")
+	}
+	if a.Etcd.Embedded != nil {
+		switch embedded, endpoints := *a.Etcd.Embedded, len(a.Etcd.Endpoints); {
+		case embedded && endpoints > 0:
+			k.add("auth.etcd", "embedded: true and endpoints exclude each other")
+		case !embedded && endpoints == 0:
+			k.add("auth.etcd", "embedded: false needs endpoints")
+		}
+	}
+	if (a.Etcd.TLS.Cert == "") != (a.Etcd.TLS.Key == "") {
+		k.add("auth.etcd.tls", "cert and key are needed together")
+	}
+	if a.Offline.MaxAge < 0 {
+		k.add("auth.offline.max_age", "less than zero")
+	}
+	k.addresses("auth.listen", a.Listen)
+}
+
+func (k *checker) gateway(c *config) {
+	g := &c.Gateway
+	if c.has(roleGateway) && !c.has(roleAuth) && g.Auth == "" && len(g.Routes) == 0 {
+		k.add("gateway.auth", "the address of auth is needed, or routes to serve without it")
+	}
+	if g.Auth != "" {
+		k.address("gateway.auth", g.Auth)
+		if !c.has(roleAuth) && g.Join.CAPin == "" {
+			k.add("gateway.join.ca_pin", "needed to know auth by; sallyctl status on the auth host prints it")
+		}
+	}
+	if g.PublicAddress != "" {
+		k.address("gateway.public_address", g.PublicAddress)
+	}
+	k.pin("gateway.join.ca_pin", g.Join.CAPin)
+	for i, p := range g.Certificates {
+		if p.Cert == "" || p.Key == "" {
+			k.add(fmt.Sprintf("gateway.certificates[%d]", i), "cert and key are needed together")
+		}
+	}
+	for i, p := range g.ProxyProtocol.Trusted {
+		if _, err := netip.ParsePrefix(p); err != nil {
+			k.add(fmt.Sprintf("gateway.proxy_protocol.trusted[%d]", i), "%q is not a network such as 10.0.0.0/8", p)
+		}
+	}
+	k.addresses("gateway.listen", g.Listen)
+	k.routes(g)
+}
+
+func (k *checker) routes(g *gatewayConfig) {
+	for i, r := range g.Routes {
+		where := fmt.Sprintf("gateway.routes[%d]", i)
+		if _, ok := g.Upstreams[r.Upstream]; !ok {
+			k.add(where+".upstream", "no upstream %q%s", r.Upstream, didYouMean(r.Upstream, g.Upstreams))
+		}
+		switch r.Mode {
+		case "", "passthrough":
+		case "terminate-tcp", "terminate-http":
+			k.add(where+".mode", "this version does not serve %s, only passthrough", r.Mode)
+		default:
+			k.add(where+".mode", "%q is none of passthrough", r.Mode)
+		}
+		if len(r.Match.SNI) == 0 {
+			k.add(where+".match.sni", "at least one name is needed")
+		}
+	}
+	for name, u := range g.Upstreams {
+		where := "gateway.upstreams." + name
+		if len(u.Servers) == 0 {
+			k.add(where+".servers", "at least one is needed")
+		}
+		switch u.Policy {
+		case "", "round_robin":
+		case "least_connections", "power_of_two", "source_hash":
+			k.add(where+".policy", "this version does not serve %s, only round_robin", u.Policy)
+		default:
+			k.add(where+".policy", "%q is none of round_robin", u.Policy)
+		}
+		k.addresses(where+".servers", u.Servers)
+	}
+}
+
+func didYouMean(name string, known map[string]upstream) string {
+	var names []string
+	for k := range known {
+		names = append(names, k)
+	}
+	slices.Sort(names)
+	if near := nearest(name, names); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
+}
+
+func (k *checker) agent(c *config) {
+	a := &c.Agent
+	if c.has(roleAgent) {
+		if !c.has(roleGateway) && len(a.Gateways) == 0 {
+			k.add("agent.gateways", "at least one host:port is needed")
+		}
+		if !c.has(roleAuth) && a.Join.CAPin == "" {
+			k.add("agent.join.ca_pin", "needed to know auth by; sallyctl tokens add prints it")
+		}
+	}
+	k.pin("agent.join.ca_pin", a.Join.CAPin)
+	k.addresses("agent.gateways", a.Gateways)
+	if a.SSH.Name != "" && !label.MatchString(a.SSH.Name) {
+		k.add("agent.ssh.name", "%q is not one DNS label in lower case", a.SSH.Name)
+	}
+	seen := map[string]bool{}
+	for i, d := range a.Databases {
+		where := fmt.Sprintf("agent.databases[%d]", i)
+		if d.Protocol != "postgres" {
+			k.add(where+".protocol", "%q; this version serves postgres only", d.Protocol)
+		}
+		if d.TLS.Mode != "" {
+			k.oneOf(where+".tls.mode", d.TLS.Mode, "verify-full", "verify-ca", "insecure")
+		}
+		k.named(where, d.Name, seen)
+		k.address(where+".address", d.Address)
+	}
+	seen = map[string]bool{}
+	for i, t := range a.TCP {
+		where := fmt.Sprintf("agent.tcp[%d]", i)
+		k.named(where, t.Name, seen)
+		k.address(where+".address", t.Address)
+	}
+}
+
+func (k *checker) rest(c *config) {
+	if c.Log.Level != "" {
+		k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	}
+	if c.Log.Format != "" {
+		k.oneOf("log.format", c.Log.Format, "text", "json")
+	}
+	if c.Metrics.Listen == "" {
+		return
+	}
+	host, _, err := net.SplitHostPort(c.Metrics.Listen)
+	if ip, perr := netip.ParseAddr(host); err != nil || host != "localhost" && (perr != nil || !ip.IsLoopback()) {
+		k.add("metrics.listen", "%q is not host:port on a loopback address", c.Metrics.Listen)
+	}
+}
+
+// oneOf is for words that stand for themselves.
+func (k *checker) oneOf(path, word string, known ...string) {
+	if slices.Contains(known, word) {
+		return
+	}
+	fact := fmt.Sprintf("%q is none of %s", word, strings.Join(known, ", "))
+	if near := nearest(word, known); near != "" {
+		fact += fmt.Sprintf("; did you mean %q?", near)
+	}
+	k.add(path, "%s", fact)
+}
+
+// label is one DNS label in lower case (RFC 1123, section 2.1).
+var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func (k *checker) named(where, name string, seen map[string]bool) {
+	switch {
+	case !label.MatchString(name):
+		k.add(where+".name", "%q is not one DNS label in lower case", name)
+	case seen[name]:
+		k.add(where+".name", "%q is named twice", name)
+	}
+	seen[name] = true
+}
+
+func validCluster(name string) bool {
+	for part := range strings.SplitSeq(name, ".") {
+		if !label.MatchString(part) {
+			return false
+		}
+	}
+	return len(name) <= 200
+}
+
+// pinForm is a CA's pin.
+var pinForm = regexp.MustCompile(`^sha256:[0-9a-fA-F]{64}$`)
+
+func (k *checker) pin(path, pins string) {
+	if pins == "" {
+		return
+	}
+	for pin := range strings.SplitSeq(pins, ",") {
+		if !pinForm.MatchString(pin) {
+			k.add(path, "%q is not sha256: and 64 hex digits", pin)
+		}
+	}
+}
+
+func (k *checker) addresses(where string, list []string) {
+	for i, a := range list {
+		k.address(fmt.Sprintf("%s[%d]", where, i), a)
+	}
+}
+
+func (k *checker) address(where, a string) {
+	_, port, err := net.SplitHostPort(a)
+	if err != nil {
+		k.add(where, "%q is not host:port", a)
+		return
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		k.add(where, "%q has no port from 0 to 65535", a)
+	}
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+)
+
+// good is a configuration that uses every field.
+const good = `version: 1
+cluster: gw.example.com
+data_dir: /var/lib/sallyport
+roles: [auth, gateway, agent]
+auth:
+  etcd: {embedded: false, endpoints: ["https://etcd1:2379"], tls: {ca: ca.pem, cert: c.pem, key: k.pem}}
+  second_factor: totp
+  listen: [":3025"]
+  offline: {max_age: 6h}
+gateway:
+  listen: [":443", "[::1]:8443"]
+  public_address: gw.example.com:443
+  auth: auth.example.com:3025
+  join: {token_file: token, ca_pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
+  certificates: [{cert: a.pem, key: b.pem}]
+  proxy_protocol: {trusted: [10.0.0.0/8, "fd00::/8"]}
+  routes:
+    - match: {sni: [shop.example.com, "*.shop.example.com"], alpn: [h2]}
+      upstream: shop
+      mode: passthrough
+  upstreams:
+    shop: {servers: ["10.0.0.11:443"], policy: round_robin}
+agent:
+  gateways: ["gw.example.com:443"]
+  join: {token_file: token, ca_pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
+  group: db
+  ssh: {enabled: true, name: web-1, labels: {env: prod, n: 1}}
+  databases:
+    - {name: orders, protocol: postgres, address: "localhost:5432", description: Orders, labels: {env: prod}, tls: {mode: verify-ca, ca: ca.pem, server_name: db1}}
+  tcp: [{name: echo, address: "localhost:7", description: Echo, labels: {a: b}}]
+metrics: {socket: admin.sock, listen: "127.0.0.1:9443"}
+log: {level: debug, format: json}
+`
+
+func TestParseConfig(t *testing.T) {
+	c, err := parseConfig([]byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Auth.Offline.MaxAge != duration(6*time.Hour) || c.Gateway.Routes[0].Match.SNI[1] != "*.shop.example.com" || c.Agent.Databases[0].TLS.ServerName != "db1" ||
+		c.Agent.SSH.Labels["n"] != "1" || *c.Auth.Etcd.Embedded || c.Log.Format != "json" {
+		t.Errorf("%+v", c)
+	}
+	// Every field is used above, so that none goes untested.
+	for _, p := range paths(reflect.TypeFor[config](), "") {
+		word := p[strings.LastIndex(p, ".")+1:]
+		if !strings.Contains(good, strings.TrimSuffix(word, "[]")+":") {
+			t.Errorf("%s is not in the example", p)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := parseConfig([]byte("version: 1\ncluster: gw.example.com\nroles: [auth, gateway, agent]\nagent: {databases: [{name: a, protocol: postgres, address: 'a:1'}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DataDir != defaultData || c.Auth.SecondFactor != "optional" || c.Log.Level != "info" || c.Log.Format != "text" || c.Gateway.Listen[0] != ":443" ||
+		c.Gateway.PublicAddress != "gw.example.com:443" || c.Auth.Offline.MaxAge != duration(12*time.Hour) || c.Agent.Databases[0].TLS.Mode != "verify-full" {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestConfigFaults: each fault has its line and column, and words that help.
+func TestConfigFaults(t *testing.T) {
+	const head = "version: 1\ncluster: gw.test\nroles: [auth, gateway, agent]\n"
+	for _, tt := range []struct{ name, in, want string }{
+		{"empty", "", "1:1: the configuration is empty; sallyport configure writes one"},
+		{"comments", "# nothing\n", "1:1: the configuration is empty; sallyport configure writes one"},
+		{"text", "hello\n", `1:1: names with values (name: value) are needed here, not "hello"`},
+		{"list", "- a\n", "1:1: names with values (name: value) are needed here, not a list"},
+		{"syntax", head + "auth: [\n", "4:7: sequence end token ']' not found"},
+		{"tab", head + "\tauth: 1\n", "4:"},
+		{"two documents", head + "---\nlog: {level: debug}\n", "4:1: a second document begins here; a configuration is one"},
+		{"marker first", "---\n" + head + "lgo: {}\n", `5:1: unknown field "lgo"; did you mean "log"?`},
+
+		{"unknown", head + "gatway: {}\n", `4:1: unknown field "gatway"; did you mean "gateway"?`},
+		{"unknown below", head + "gateway:\n  lisen: [\":1\"]\n", `5:3: gateway: unknown field "lisen"; did you mean "listen"?`},
+		{"unknown in a list", head + "agent:\n  tcp:\n    - name: a\n      adress: b:1\n", `7:7: agent.tcp[0]: unknown field "adress"; did you mean "address"?`},
+		{"unknown in a flow", head + "log: {levl: debug}\n", `4:7: log: unknown field "levl"; did you mean "level"?`},
+		{"elsewhere", head + "databases: []\n", `4:1: unknown field "databases" here; there is agent.databases`},
+		{"elsewhere too", head + "agent: {listen: [a]}\n", `4:9: agent: unknown field "listen" here; there is auth.listen`},
+		{"nothing near", head + "log: {zzzzzz: 1}\n", `4:7: log: unknown field "zzzzzz"; known here: level, format`},
+		{"not text", head + "1: 2\n", `4:1: unknown field "1"`},
+		{"later", head + "agent: {kubernetes: [{name: a}]}\n", "4:9: agent: kubernetes: this version does not serve Kubernetes clusters; remove it"},
+		{"later apps", head + "agent:\n  apps: []\n", "5:3: agent: apps: this version does not serve web applications; remove it"},
+		{"later acme", head + "gateway: {acme: {email: a}}\n", "4:11: gateway: acme: this version does not serve ACME certificates; remove it"},
+		{"later health", head + "gateway: {upstreams: {a: {servers: [\"a:1\"], health: {}}}}\n", "4:45: gateway.upstreams.a: health: this version does not serve health checks of upstreams; remove it"},
+		{"twice", head + "cluster: b\n", `4:1: mapping key "cluster" already defined at [2:1]`},
+		{"twice below", head + "log: {level: info, level: debug}\n", `4:20: mapping key "level" already defined at [4:7]`},
+
+		{"number for text", head + "log: {level: [info]}\n", "4:14: log.level: text is needed here, not a list"},
+		{"mapping for text", head + "data_dir: {a: b}\n", "4:11: data_dir: text is needed here, not names with values"},
+		{"text for a number", "version: one\nroles: [agent]\n", `1:10: version: a whole number is needed here, not "one"`},
+		{"fraction", "version: 1.5\n", "1:10: version: a whole number is needed here, not the number 1.5"},
+		{"huge", "version: 99999999999999999999\n", "1:10: version: a whole number is needed here, not "},
+		{"text for a list", "version: 1\nroles: agent\n", `2:8: roles: a list is needed here, not "agent": [agent]`},
+		{"list with nothing", "version: 1\nroles: [agent, null]\n", "2:16: roles[1]: nothing stands here"},
+		{"text for a mapping", head + "auth: yes please\n", `4:7: auth: names with values (name: value) are needed here, not "yes please"`},
+		{"text for a switch", head + "agent: {ssh: {enabled: yess}}\n", `4:24: agent.ssh.enabled: true or false is needed here, not "yess"`},
+		{"list for a mapping of text", head + "agent: {ssh: {labels: [a]}}\n", "4:23: agent.ssh.labels: names with values (name: value) are needed here, not a list"},
+		{"list for a label", head + "agent: {ssh: {labels: {a: [x]}}}\n", "4:27: agent.ssh.labels.a: text is needed here, not a list"},
+		{"duration", head + "auth: {offline: {max_age: soon}}\n", `4:27: auth.offline.max_age: "soon" is not a duration such as 12h or 30s`},
+		{"duration without a unit", head + "auth: {offline: {max_age: 12}}\n", "4:27: auth.offline.max_age: a duration such as 12h or 30s is needed here, not the number 12"},
+		{"server with a weight", head + "gateway: {upstreams: {a: {servers: [{address: \"a:1\", weight: 2}]}}}\n", "4:37: gateway.upstreams.a.servers[0]: text is needed here, not names with values"},
+
+		{"no version", "cluster: a\nroles: [auth]\n", "1:1: version: 0; this program reads version: 1"},
+		{"other version", "version: 2\ncluster: a\nroles: [auth]\n", "1:10: version: 2; this program reads version: 1"},
+		{"no roles", "version: 1\n", "1:1: roles: name at least one of auth, gateway, agent"},
+		{"unknown role", "version: 1\ncluster: a\nroles: [auth, gatewya]\n", `3:15: roles[1]: "gatewya" is none of auth, gateway, agent; did you mean "gateway"?`},
+		{"role twice", "version: 1\ncluster: a\nroles: [auth, auth]\n", "3:15: roles[1]: auth is named twice"},
+		{"no cluster", "version: 1\nroles: [auth]\n", "1:1: cluster: the public name of the cluster is needed, for example gw.example.com"},
+		{"cluster", "version: 1\ncluster: GW.test\nroles: [auth]\n", `2:10: cluster: "GW.test" is not a DNS name in lower case`},
+		{"second factor", head + "auth: {second_factor: topt}\n", `4:23: auth.second_factor: "topt" is none of off, optional, totp; did you mean "totp"?`},
+		{"etcd both", head + "auth:\n  etcd:\n    embedded: true\n    endpoints: [a]\n", "6:5: auth.etcd: embedded: true and endpoints exclude each other"},
+		{"etcd none", head + "auth:\n  etcd:\n    embedded: false\n", "6:5: auth.etcd: embedded: false needs endpoints"},
+		{"negative", head + "auth: {offline: {max_age: -1h}}\n", "4:27: auth.offline.max_age: less than zero"},
+		{"listen", head + "gateway: {listen: [\":443\", localhost]}\n", `4:28: gateway.listen[1]: "localhost" is not host:port`},
+		{"port", head + "gateway: {listen: [\":http\"]}\n", `4:20: gateway.listen[0]: ":http" has no port from 0 to 65535`},
+		{"big port", head + "gateway: {public_address: \"a:70000\"}\n", `4:27: gateway.public_address: "a:70000" has no port from 0 to 65535`},
+		{"network", head + "gateway: {proxy_protocol: {trusted: [10.0.0.1]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0.1" is not a network such as 10.0.0.0/8`},
+		{"no upstream", head + "gateway:\n  routes:\n    - match: {sni: [a]}\n      upstream: shpo\n  upstreams: {shop: {servers: [\"a:1\"]}}\n", `7:17: gateway.routes[0].upstream: no upstream "shpo"; did you mean "shop"?`},
+		{"mode of later", head + "gateway:\n  routes: [{match: {sni: [a]}, upstream: s, mode: terminate-http}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", "5:51: gateway.routes[0].mode: this version does not serve terminate-http, only passthrough"},
+		{"policy of later", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], policy: least_connections}}\n", "5:45: gateway.upstreams.s.policy: this version does not serve least_connections, only round_robin"},
+		{"half a certificate", head + "gateway: {certificates: [{cert: a}]}\n", "4:26: gateway.certificates[0]: cert and key are needed together"},
+		{"gateway alone", "version: 1\nroles: [gateway]\n", "1:1: gateway.auth: the address of auth is needed, or routes to serve without it"},
+		{"gateway without a pin", "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n", "4:3: gateway.join.ca_pin: needed to know auth by"},
+		{"pin", "version: 1\nroles: [agent]\nagent:\n  gateways: [\"a:1\"]\n  join: {ca_pin: abc}\n", `5:18: agent.join.ca_pin: "abc" is not sha256: and 64 hex digits`},
+		{"agent alone", "version: 1\nroles: [agent]\n", "1:1: agent.gateways: at least one host:port is needed\n1:1: agent.join.ca_pin: needed to know auth by"},
+		{"database's protocol", head + "agent: {databases: [{name: a, protocol: mysql, address: \"a:1\"}]}\n", `4:41: agent.databases[0].protocol: "mysql"; this version serves postgres only`},
+		{"database's name", head + "agent: {databases: [{name: A_b, protocol: postgres, address: \"a:1\"}]}\n", `4:28: agent.databases[0].name: "A_b" is not one DNS label in lower case`},
+		{"names twice", head + "agent:\n  tcp:\n    - {name: a, address: \"a:1\"}\n    - {name: a, address: \"a:2\"}\n", `7:14: agent.tcp[1].name: "a" is named twice`},
+		{"log level", head + "log: {level: loud}\n", `4:14: log.level: "loud" is none of debug, info, warn, error`},
+		{"metrics", head + "metrics: {listen: \"0.0.0.0:1\"}\n", `4:19: metrics.listen: "0.0.0.0:1" is not host:port on a loopback address`},
+		{"all at once", "version: 2\ncluster: A\nroles: [x]\n", "1:10: version: 2; this program reads version: 1\n2:10: cluster: \"A\" is not a DNS name in lower case\n3:9: roles[0]: \"x\" is none of auth, gateway, agent"},
+	} {
+		_, err := parseConfig([]byte(tt.in))
+		var f faults
+		if !errors.As(err, &f) || !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("%s:\n got %v\nwant %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestLoadConfig(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.yaml")
+	if _, err := loadConfig(file); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("no file: %v", err)
+	}
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("version: 1\nrolse: [agent]\n")
+	_, err := loadConfig(file)
+	var p *sallyport.Problem
+	if !errors.As(err, &p) || p.Fact != file+`:2:1: unknown field "rolse"; did you mean "roles"?` || !errors.Is(err, sallyport.ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+	write(strings.Replace(good, "data_dir: /var/lib/sallyport", "data_dir: state", 1))
+	c, err := loadConfig(file)
+	if err != nil || c.DataDir != filepath.Join(dir, "state") || c.Gateway.Certificates[0].Key != filepath.Join(dir, "b.pem") || c.Agent.Join.TokenFile != filepath.Join(dir, "token") || c.Auth.Etcd.TLS.CA != filepath.Join(dir, "ca.pem") {
+		t.Errorf("%+v, %v", c, err)
+	}
+	write(strings.Repeat("#", maxConfig+1))
+	if _, err := loadConfig(file); err == nil {
+		t.Error("a huge file was read")
+	}
+}
+
+// FuzzParseConfig: any text is a configuration or has faults with places; what
+// is taken holds its own rules.
+func FuzzParseConfig(f *testing.F) {
+	f.Add(good)
+	f.Add("version: 1\nroles: [agent]\n")
+	f.Add("a: &x [*x]\n<<: *x\n")
+	f.Add("? [a]\n: b\n")
+	f.Add("version: !!str 1\nroles: !x [auth]\n")
+	f.Add("--- \n---\n")
+	f.Add("auth: {offline: {max_age: '1h'}}")
+	f.Fuzz(func(t *testing.T, in string) {
+		if len(in) > 1<<12 {
+			return
+		}
+		c, err := parseConfig([]byte(in))
+		if err == nil {
+			if err := c.check(); err != nil {
+				t.Fatalf("%q was taken, with %v", in, err)
+			}
+			return
+		}
+		var fs faults
+		if !errors.As(err, &fs) || len(fs) == 0 {
+			t.Fatalf("%q: %T %v", in, err, err)
+		}
+		for _, x := range fs {
+			if x.fact == "" {
+				t.Fatalf("%q: a fault without a fact: %+v", in, x)
+			}
+		}
+	})
+}
+
+func TestNearest(t *testing.T) {
+	known := []string{"listen", "listeners", "auth", "log"}
+	for in, want := range map[string]string{"lisen": "listen", "listener": "listeners", "atuh": "auth", "auht": "auth", "htua": "", "aut": "auth", "x": "", "": "", "logs": "log"} {
+		if got := nearest(in, known); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,15 @@
+package main
+
+import "github.com/sallyport/sallyport/cmd/internal/usage"
+
+func (*startCmd) Help() string {
+	return usage.Examples("sallyport start", "sallyport start --config=/etc/sallyport.yaml", "sallyport start --check               # only look for faults")
+}
+
+func (*demoCmd) Help() string {
+	return usage.Examples("sallyport demo", "sallyport demo --listen=127.0.0.1:9443 --data=/tmp/demo")
+}
+
+func (*statusCmd) Help() string { return usage.Examples("sallyport status") }
+
+func (versionCmd) Help() string { return usage.Examples("sallyport version") }
