@@ -133,4 +133,8 @@ func (p *Presence) fill(req *sallyportv1.ReportPresenceRequest) {
 		}
 	}
 	clear(p.pending)
+	select {
+	case <-p.wake: // what it woke for is in this report
+	default:
+	}
 }

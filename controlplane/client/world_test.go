@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -171,6 +172,9 @@ func (w *world) certify() error {
 
 // pages shows what of a visitor's request arrives.
 func (w *world) pages(rw http.ResponseWriter, r *http.Request) {
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		return // the gateway gave up
+	}
 	w.mu.Lock()
 	w.seen = append(w.seen, r.Clone(context.Background()))
 	w.mu.Unlock()
