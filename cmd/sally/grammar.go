@@ -143,7 +143,7 @@ func calledAs(args []string) (name string, rest []string, err error) {
 	case "ssh":
 		return "sally", append([]string{"ssh"}, rest...), nil
 	case "scp":
-		return "", nil, problem(errInvalid, "this version has no scp of its own", "sally config >> ~/.ssh/config, and use the system's scp")
+		return "", nil, problem(errInvalid, "this version has no scp of its own", "sally config >> ~/.ssh/config, and use the system's scp -O")
 	case "tsh":
 	default:
 		name = "sally"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -148,6 +149,10 @@ func (p *program) reachable(kind sallyport.Kind, name string) (*credentials, *sa
 		return nil, nil, err
 	}
 	list, err := cred.list(p.ctx, kind, name)
+	if errors.Is(err, sallyport.ErrUnavailable) {
+		// Sessions need no control plane: the agent decides, and says so.
+		return cred, nil, nil
+	}
 	if err != nil {
 		return nil, nil, err
 	}

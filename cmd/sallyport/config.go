@@ -65,7 +65,7 @@ type gatewayConfig struct {
 	PublicAddress string              `yaml:"public_address"` // The `host:port` that clients use. Default: `cluster` and the port of the first `listen`.
 	Auth          string              `yaml:"auth"`           // The `host:port` of auth, for a gateway without the role auth. Without it and without auth the gateway serves `routes` alone.
 	Join          joinConfig          `yaml:"join"`           // How a gateway on another machine than auth joins.
-	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin, read again when the files change. Default: one of the cluster's own CA.
+	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin, read when the process starts. Default: one of the cluster's own CA.
 	ProxyProtocol proxyConfig         `yaml:"proxy_protocol"` // Load balancers in front of the gateway.
 	Routes        []routeConfig       `yaml:"routes"`         // Names that lead to upstreams without any agent. The strictest match wins.
 	Upstreams     map[string]upstream `yaml:"upstreams"`      // Groups of servers, by a name of your choice, for `routes`.
@@ -139,7 +139,7 @@ type tcpConfig struct {
 }
 
 type metricsConfig struct {
-	Socket string `yaml:"socket"` // Unix socket. Default: `admin.sock` in `data_dir`.
+	Socket string `yaml:"socket"` // The Unix socket in `data_dir` that `sallyport status` asks: `admin.sock`, the only one that this version has.
 	Listen string `yaml:"listen"` // A `host:port` on a loopback address. Default: none.
 }
 

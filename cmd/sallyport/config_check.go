@@ -185,6 +185,9 @@ func (k *checker) rest(c *config) {
 	if c.Log.Format != "" {
 		k.oneOf("log.format", c.Log.Format, "text", "json")
 	}
+	if c.Metrics.Socket != "" && c.Metrics.Socket != adminSocket {
+		k.add("metrics.socket", "%q: this version serves counters on %s in data_dir only", c.Metrics.Socket, adminSocket)
+	}
 	if c.Metrics.Listen == "" {
 		return
 	}

@@ -146,6 +146,7 @@ func TestConfigFaults(t *testing.T) {
 		{"database's name", head + "agent: {databases: [{name: A_b, protocol: postgres, address: \"a:1\"}]}\n", `4:28: agent.databases[0].name: "A_b" is not one DNS label in lower case`},
 		{"names twice", head + "agent:\n  tcp:\n    - {name: a, address: \"a:1\"}\n    - {name: a, address: \"a:2\"}\n", `7:14: agent.tcp[1].name: "a" is named twice`},
 		{"log level", head + "log: {level: loud}\n", `4:14: log.level: "loud" is none of debug, info, warn, error`},
+		{"metrics socket", head + "metrics: {socket: /run/x.sock}\n", `4:19: metrics.socket: "/run/x.sock": this version serves counters on admin.sock in data_dir only`},
 		{"metrics", head + "metrics: {listen: \"0.0.0.0:1\"}\n", `4:19: metrics.listen: "0.0.0.0:1" is not host:port on a loopback address`},
 		{"all at once", "version: 2\ncluster: A\nroles: [x]\n", "1:10: version: 2; this program reads version: 1\n2:10: cluster: \"A\" is not a DNS name in lower case\n3:9: roles[0]: \"x\" is none of auth, gateway, agent"},
 	} {
