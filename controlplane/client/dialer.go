@@ -132,7 +132,7 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 	conn := tls.Client(raw, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("handshake with auth by way of %s: %v", addr, err), Cause: err}
+		return nil, handshakeProblem(addr, err)
 	}
 	return conn, nil
 }
@@ -159,4 +159,14 @@ func (d *Dialer) verify(cs tls.ConnectionState) error {
 		Now:     time.Now(),
 	})
 	return err
+}
+
+// handshakeProblem tells a gateway that cannot reach auth, which answers with
+// the alert internal_error (RFC 8446, section 6.2), from other failures.
+func handshakeProblem(addr string, err error) error {
+	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("handshake with auth by way of %s: %v", addr, err), Cause: err}
+	if strings.Contains(err.Error(), "tls: internal error") {
+		p.Fact, p.Hint = "the control plane behind gateway "+addr+" does not answer", "sessions go on and new ones start; listings and logins wait for it"
+	}
+	return p
 }

@@ -74,13 +74,13 @@ func TestShip(t *testing.T) {
 	emit := func(from, to int) {
 		t.Helper()
 		for i := from; i < to; i++ {
-			e := sallyport.Event{Name: name, Code: "X", Fields: map[string]any{"n": int64(i), "query": strings.Repeat("q", 40<<10)}}
+			e := sallyport.Event{Name: name, Code: "X", Fields: map[string]any{"n": int64(i), "query": strings.Repeat("q", 60<<10)}}
 			if err := spool.Emit(t.Context(), e, i%20 == 19); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	const first, all = 300, 400 // 12 MiB, more than one call may carry
+	const first, all = 40, 60 // MiB, several calls
 	emit(0, first)
 	background(t, func(ctx context.Context) error { return Ship(ctx, spool, h.API(), slog.New(slog.DiscardHandler)) })
 	until(t, "first", func() <-chan struct{} { return tick(t) }, func() bool { return w.log.Acknowledged(spool.ID()) == first })
@@ -90,7 +90,11 @@ func TestShip(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "all", func() <-chan struct{} { return tick(t) }, func() bool { return w.log.Acknowledged(spool.ID()) == all })
-	got := w.events(t, name)
+	var got []sallyport.Event
+	until(t, "found", func() <-chan struct{} { return tick(t) }, func() bool {
+		got = w.events(t, name)
+		return len(got) >= all
+	})
 	for i, e := range got {
 		if e.Fields["n"] != int64(i) && e.Fields["n"] != float64(i) || e.ServerID != h.ID() {
 			t.Fatalf("event %d is %v of %s", i, e.Fields["n"], e.ServerID)
