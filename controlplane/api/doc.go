@@ -7,5 +7,8 @@
 //	gateway's web origin ─ sallyport-auth/1 as the gateway ─▶ public methods and pages
 //
 // The table in methods.go is the only place that says who may call what; a
-// method without a row is refused.
+// method without a row is refused. Before it counts, every call asks whether the
+// caller still stands: locks, removed users and ended certificates hold on open
+// connections too (standing.go). What changes something is recorded before it
+// is done (record.go). docs/api.md has the table.
 package api
