@@ -201,7 +201,7 @@ func TestUnserved(t *testing.T) {
 		"sally ssh -X web":                       "X11",
 		"sally ssh -f web id":                    "background",
 		"sally ssh --invite=bob web":             "--invite",
-		"sally ssh -s web":                       "subsystem",
+		"sally ssh -s web":                       "subsystems",
 		"sally ssh -o ForwardAgent=yes web":      "ForwardAgent=yes",
 		"sally ssh -o ProxyJump=x web":           "ProxyJump=x",
 		"sally ssh -o nonsense web":              "not KEY=VALUE",

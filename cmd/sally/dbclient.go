@@ -152,11 +152,35 @@ func (p *program) dbLogin(d *database) error {
 }
 
 // dbFiles writes what settings name, and leaves the service file alone: it is
-// for commands that only print.
+// for commands that use the database now. User and database that nobody named
+// are those that "db login" chose.
 func (p *program) dbFiles(d *database) error {
-	return p.home.Locked(func() error { return p.dbKeys(d) })
+	return p.home.Locked(func() error {
+		if err := p.dbKeys(d); err != nil {
+			return err
+		}
+		path, err := serviceFile()
+		if err != nil {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil // nobody chose
+		}
+		chosen, _ := libpq.Get(string(text), d.service)
+		for _, s := range chosen {
+			switch s.Key {
+			case "user":
+				d.user = or(d.user, s.Value)
+			case "dbname":
+				d.dbname = or(d.dbname, s.Value)
+			}
+		}
+		return libpq.Check(d.settings())
+	})
 }
 
+// dbKeys puts the login's certificate and key where the settings say.
 func (p *program) dbKeys(d *database) error {
 	for from, to := range map[string]string{p.home.KeyPath(d.cred.Profile, ".crt"): d.cert, p.home.KeyPath(d.cred.Profile, ".key"): d.key} {
 		b, err := os.ReadFile(from)
@@ -182,17 +206,25 @@ func removeService(f profile.Profile, name string) error {
 	return editService(func(text string) string { return libpq.Remove(text, serviceName(f, name)) })
 }
 
-// editService changes libpq's own file (PostgreSQL documentation, 34.17).
+// editService changes the service file.
 func editService(edit func(string) string) error {
-	path := os.Getenv("PGSERVICEFILE")
-	if path == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return problem(errInvalid, "no home directory is known", "set HOME, or PGSERVICEFILE")
-		}
-		path = filepath.Join(home, ".pg_service.conf")
+	path, err := serviceFile()
+	if err != nil {
+		return err
 	}
 	return profile.EditFile(path, edit)
+}
+
+// serviceFile is libpq's own (PostgreSQL documentation, 34.17).
+func serviceFile() (string, error) {
+	if path := os.Getenv("PGSERVICEFILE"); path != "" {
+		return path, nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", problem(errInvalid, "no home directory is known", "set HOME, or PGSERVICEFILE")
+	}
+	return filepath.Join(home, ".pg_service.conf"), nil
 }
 
 // listing finds a name in what the user may reach.

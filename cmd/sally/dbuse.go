@@ -88,14 +88,14 @@ func (c *dbConnectCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
+	if err := p.dbFiles(d); err != nil {
+		return err
+	}
 	if d.user == "" {
 		return problem(errInvalid, fmt.Sprintf("database %q: which user?", d.name), "sally db connect --db-user=USER "+d.name+"; sally db ls shows the users")
 	}
 	if d.dbname == "" {
 		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
-	}
-	if err := p.dbFiles(d); err != nil {
-		return err
 	}
 	cmd := exec.Command(psql, c.Args...)
 	cmd.Env = libpqEnv(os.Environ(), d.settings())

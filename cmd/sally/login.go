@@ -256,7 +256,7 @@ func (c *loginCmd) keep(p *program, f profile.Profile, k keyPair, m *sallyportv1
 	if err := (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p); err != nil {
 		return err
 	}
-	fmt.Fprintf(p.stdout, "\nNext: sally ls, sally ssh NODE, sally db ls\n")
+	fmt.Fprintf(p.stdout, "Next: sally ls, sally ssh NODE, sally db ls\n")
 	return nil
 }
 

@@ -34,7 +34,6 @@ const (
 type sshCmd struct {
 	TTY       bool     `name:"tty" short:"t" help:"Allocate a terminal even for a command."`
 	NoTTY     bool     `name:"no-tty" short:"T" help:"Allocate no terminal."`
-	Subsystem bool     `name:"subsystem" short:"s" help:"The command names a subsystem, such as sftp."`
 	StdinNull bool     `name:"stdin-null" short:"n" help:"Send nothing of standard input."`
 	Quiet     bool     `name:"quiet" short:"q" help:"Do not print banners."`
 	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; RequestTTY, SendEnv and SetEnv are obeyed."`
@@ -69,6 +68,7 @@ type sshRefused struct {
 	X11          bool     `name:"x11-untrusted" short:"X" hidden:""`
 	TrustedX11   bool     `name:"x11-trusted" short:"Y" hidden:""`
 	X11Timeout   string   `name:"x11-untrusted-timeout" hidden:""`
+	Subsystem    bool     `name:"subsystem" short:"s" hidden:""`
 	NoExec       bool     `name:"no-remote-exec" short:"N" hidden:""`
 	Background   bool     `name:"fork-after-authentication" aliases:"fork-after-auth" short:"f" hidden:""`
 	Local        bool     `name:"local" hidden:""`
@@ -127,8 +127,8 @@ func (c *sshCmd) unserved() error {
 		return problem(errInvalid, "this version does not go into the background", "leave out -f, and end the line with &")
 	case c.Local || c.LogDir != "" || len(c.Invite) > 0 || c.Reason != "":
 		return problem(errInvalid, "this version does not serve --local, --log-dir, --invite and --reason", "leave them out")
-	case c.Subsystem && len(c.Command) != 1:
-		return problem(errInvalid, "-s needs the name of one subsystem", "sally ssh -s NODE sftp")
+	case c.Subsystem:
+		return problem(errInvalid, "this version does not serve subsystems", "scp -O copies files without one")
 	}
 	return nil
 }
@@ -292,12 +292,9 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case c.Subsystem:
-		err = s.RequestSubsystem(c.Command[0])
-	case len(c.Command) == 0:
+	if len(c.Command) == 0 {
 		err = s.Shell()
-	default:
+	} else {
 		err = s.Start(strings.Join(c.Command, " "))
 	}
 	if err != nil {
@@ -331,7 +328,7 @@ func (c *sshCmd) input(p *program, sc *ssh.Client) io.Reader {
 }
 
 func (c *sshCmd) wantsTTY(p *program) bool {
-	return !c.NoTTY && !c.Subsystem && (c.TTY || len(c.Command) == 0 && p.terminal())
+	return !c.NoTTY && (c.TTY || len(c.Command) == 0 && p.terminal())
 }
 
 // setenv obeys -o SendEnv and SetEnv, and sends LANG and LC_* as Debian's ssh does.

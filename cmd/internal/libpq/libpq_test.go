@@ -101,9 +101,15 @@ func FuzzZ19_ServiceFile(f *testing.F) {
 		if back := readSection(got, "gw-orders"); !reflect.DeepEqual(back, settings) {
 			t.Fatalf("put %q, read back %q from %q", settings, back, got)
 		}
+		if back, ok := Get(got, "gw-orders"); !ok || !reflect.DeepEqual(back, settings) {
+			t.Fatalf("put %q, got %q from %q", settings, back, got)
+		}
 		for _, name := range sections(text) {
-			if name == "gw-orders" || strings.Contains(name, "\x00") {
+			if name == "" || name == "gw-orders" || strings.Contains(name, "\x00") {
 				continue
+			}
+			if mine, _ := Get(text, name); !reflect.DeepEqual(mine, readSection(text, name)) {
+				t.Fatalf("section %q of %q: %q", name, text, mine)
 			}
 			if before, after := readSection(text, name), readSection(got, name); !reflect.DeepEqual(before, after) {
 				t.Fatalf("section %q: %q became %q in %q", name, before, after, got)

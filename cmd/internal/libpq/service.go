@@ -21,6 +21,27 @@ func Put(text, name string, settings []Setting) string {
 	return rest[:first] + section + rest[first:]
 }
 
+// Get reads the section of that name as libpq does: the first one, without
+// comments. ok is false when there is none.
+func Get(text, name string) (settings []Setting, ok bool) {
+	for line := range strings.Lines(text) {
+		header, is := section(line)
+		switch {
+		case is && ok:
+			return settings, true
+		case is:
+			ok = header == name
+		case ok && !blank(line):
+			key, value, _ := strings.Cut(strings.Trim(line, blanks), "=")
+			settings = append(settings, Setting{key, value})
+		}
+	}
+	return settings, ok
+}
+
+// blanks are what C's isspace takes for one.
+const blanks = " \t\n\v\f\r"
+
 // Remove returns text without the section of that name.
 func Remove(text, name string) string {
 	_, rest := cut(text, name)
@@ -74,7 +95,7 @@ func cut(text, name string) (first int, rest string) {
 // section reads a header as libpq does: blanks before it are skipped, what
 // follows the bracket is ignored, and without one it is nobody's.
 func section(line string) (name string, is bool) {
-	line = strings.TrimLeft(line, " \t\r\n\v\f")
+	line = strings.TrimLeft(line, blanks)
 	if !strings.HasPrefix(line, "[") {
 		return "", false
 	}
@@ -86,6 +107,6 @@ func section(line string) (name string, is bool) {
 }
 
 func blank(line string) bool {
-	line = strings.TrimSpace(line)
+	line = strings.Trim(line, blanks)
 	return line == "" || strings.HasPrefix(line, "#")
 }
