@@ -87,7 +87,7 @@ func logger(w *os.File, c logConfig) *slog.Logger {
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.Fd()) || os.Getenv("NO_COLOR") != ""}))
+	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.Fd()) || os.Getenv("NO_COLOR") != ""}))
 }
 
 type versionCmd struct{}
