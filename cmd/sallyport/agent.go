@@ -43,7 +43,7 @@ func (c *config) resources() []sallyport.Resource {
 	var out []sallyport.Resource
 	a := c.Agent
 	if a.SSH.Enabled {
-		out = append(out, sallyport.Resource{Kind: sallyport.KindNode, Name: a.SSH.Name, Hostname: hostname(), Labels: a.SSH.Labels, Group: a.Group, Version: version})
+		out = append(out, sallyport.Resource{Kind: sallyport.KindNode, Name: a.SSH.Name, Hostname: orText(a.SSH.Name, hostname()), Labels: a.SSH.Labels, Group: a.Group, Version: version})
 	}
 	for _, d := range a.Databases {
 		out = append(out, sallyport.Resource{Kind: sallyport.KindDatabase, Name: d.Name, Protocol: d.Protocol, Address: d.Address, Description: d.Description, Labels: d.Labels, Group: a.Group, Version: version})

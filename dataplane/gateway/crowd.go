@@ -18,7 +18,9 @@ type crowd struct {
 	mu    sync.Mutex
 	half  map[netip.Prefix]int // at most bounds.WaitingGateway entries
 	total int
-	rate  fading[int64] // when the source's next connection is within its rate, Unix nanoseconds
+	ended map[netip.Prefix]int // at most bounds.EndedGateway entries
+	open  int                  // their sum
+	rate  fading[int64]        // when the source's next connection is within its rate, Unix nanoseconds
 	known fading[struct{}]
 }
 
@@ -41,7 +43,7 @@ const (
 
 func newCrowd(b Bounds) *crowd {
 	return &crowd{
-		bounds: b, half: map[netip.Prefix]int{},
+		bounds: b, half: map[netip.Prefix]int{}, ended: map[netip.Prefix]int{},
 		rate:  fading[int64]{period: rateBurst},
 		known: fading[struct{}]{period: knownFor},
 	}
@@ -114,6 +116,40 @@ func (c *crowd) leave(s *slot, good bool, now time.Time) {
 	}
 }
 
+// hold takes a place for a connection whose TLS has ended here and whose client
+// has proved nothing; release gives it back when the connection is closed. Such
+// clients may stay for as long as they talk: what is bounded is how many.
+func (c *crowd) hold(from netip.Addr, now time.Time) (bound outcome, ok bool) {
+	source := sourceOf(from)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	perSource, inAll := c.bounds.EndedSource, c.bounds.EndedGateway
+	if _, known := c.known.get(source, now); known {
+		perSource *= knownFactor
+	} else {
+		inAll -= inAll / reservedPart
+	}
+	switch {
+	case c.open >= inAll:
+		return outcomeGatewayFull, false
+	case c.ended[source] >= perSource:
+		return outcomeSourceFull, false
+	}
+	c.open++
+	c.ended[source]++
+	return 0, true
+}
+
+func (c *crowd) release(from netip.Addr) {
+	source := sourceOf(from)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	if c.ended[source]--; c.ended[source] <= 0 {
+		delete(c.ended, source)
+	}
+}
+
 // prove makes a source known.
 func (c *crowd) prove(from netip.Addr, now time.Time) {
 	c.mu.Lock()
@@ -128,13 +164,13 @@ func (c *crowd) charge(from netip.Addr, now time.Time) bool {
 	return c.chargeLocked(sourceOf(from), now)
 }
 
-// chargeLocked is the generic cell rate algorithm: one number per source. A
-// known source has a larger burst, not a higher rate.
+// chargeLocked is the generic cell rate algorithm: one number per source. The
+// rate is a stranger's: a known source is bounded by its places alone.
 func (c *crowd) chargeLocked(source netip.Prefix, now time.Time) bool {
-	burst := int64(rateBurst)
 	if _, known := c.known.get(source, now); known {
-		burst *= knownFactor
+		return true
 	}
+	burst := int64(rateBurst)
 	next, _ := c.rate.get(source, now)
 	next = max(next, now.UnixNano()) + c.step()
 	if next-now.UnixNano() > burst {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport/alpn"
@@ -67,7 +68,8 @@ type handshake struct {
 // serve ends TLS and gives the connection to the handler of the protocol that
 // was negotiated.
 func (h *handshake) serve() {
-	conn := tls.Server(h.conn, h.end.TLS)
+	under := &endedConn{Conn: h.conn}
+	conn := tls.Server(under, h.end.TLS)
 	// Lifted below, when the handshake is done; the handler sets its own.
 	_ = conn.SetDeadline(time.Now().Add(h.bounds.Stage))
 	if err := conn.HandshakeContext(h.ctx); err != nil {
@@ -83,16 +85,37 @@ func (h *handshake) serve() {
 		h.done(outcomeNoApplicationProtocol, false)
 		return
 	}
-	h.done(outcomeHandshake, true)
-	if len(state.VerifiedChains) > 0 {
+	if len(state.PeerCertificates) > 0 { // the End's configuration has checked it
 		h.crowd.prove(h.peer.Addr(), time.Now())
+	} else if bound, ok := h.crowd.hold(h.peer.Addr(), time.Now()); !ok {
+		conn.Close()
+		h.done(bound, false)
+		return
+	} else {
+		under.closed = sync.OnceFunc(func() { h.crowd.release(h.peer.Addr()) })
 	}
+	h.done(outcomeHandshake, true)
 	handler(h.ctx, conn)
 }
 
 func (h *handshake) done(why outcome, good bool) {
 	h.counts.add(why)
 	h.crowd.leave(&h.slot, good, time.Now())
+}
+
+// endedConn tells when it is closed, whoever owns the connection by then.
+type endedConn struct {
+	net.Conn
+	closed func() // set before the connection is given away; nil for nobody to tell
+}
+
+// Close closes the connection and gives its place back, once.
+func (c *endedConn) Close() error {
+	err := c.Conn.Close()
+	if c.closed != nil {
+		c.closed()
+	}
+	return err
 }
 
 // proxiedConn shows the client's address that a trusted proxy told.

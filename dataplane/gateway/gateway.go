@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
@@ -56,6 +58,11 @@ type Bounds struct {
 	WaitingGateway int // and in all; 4,096
 	SourceRate     int // new ones per source and second; 20
 	LargeHellos    int // hellos of more than 16 KiB at once, per loop; 64
+
+	// Connections whose TLS has ended here and whose client showed no
+	// certificate, until they are closed.
+	EndedSource  int // per source; 64
+	EndedGateway int // and in all; 4,096, and at most a quarter of the descriptors
 }
 
 func (b Bounds) withDefaults() Bounds {
@@ -65,7 +72,25 @@ func (b Bounds) withDefaults() Bounds {
 	def(&b.WaitingGateway, 4096)
 	def(&b.SourceRate, 20)
 	def(&b.LargeHellos, 64)
+	def(&b.EndedSource, 64)
+	def(&b.EndedGateway, 4096)
+	if most := descriptorLimit() / descriptorShare; most > 0 {
+		b.EndedGateway = min(b.EndedGateway, most)
+	}
 	return b
+}
+
+// descriptorShare: strangers whose TLS has ended here hold at most this part of
+// the process's descriptors; agents, relays, the store and the audit log need the rest.
+const descriptorShare = 4
+
+// descriptorLimit is how many the process may have; 0 when that cannot be told.
+func descriptorLimit() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur > 1<<30 {
+		return 0
+	}
+	return int(lim.Cur)
 }
 
 func def[T int | time.Duration](v *T, d T) {

@@ -56,7 +56,7 @@ func (s *strangers) admit(src netip.Addr, attempt int, now time.Time) (admission
 	if s.half[a.source] >= perSource {
 		return a, FailSourceHalfOpen
 	}
-	if attempt == 0 {
+	if attempt == 0 && !a.known { // the rate is a stranger's
 		if !s.charge(a.source, now) {
 			return a, FailSourceRate
 		}

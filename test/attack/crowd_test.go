@@ -237,10 +237,6 @@ func TestA143_Relayed(t *testing.T) {
 	d := target(t)
 	d.leavesNothing(t)
 	for _, row := range []struct{ name, protocol string }{{"join", "sallyport-join/1"}, {"web", "http/1.1"}, {"web by h2", "h2"}} {
-		if row.protocol != "sallyport-join/1" {
-			t.Logf("%s: left out until the gateway bounds, per source, the web connections whose handshake is done", row.name)
-			continue
-		}
 		const tries = 600
 		before := d.figures(t)
 		memory := d.memory(t)
