@@ -73,10 +73,10 @@ func (c *comparison) pair(ctx context.Context, i int) (Pair, error) {
 		}
 	}
 	if errA != nil {
-		errA = fmt.Errorf("A: %w", errA)
+		errA = fmt.Errorf("side A: %w", errA)
 	}
 	if errB != nil {
-		errB = fmt.Errorf("B: %w", errB)
+		errB = fmt.Errorf("side B: %w", errB)
 	}
 	return p, errors.Join(errA, errB)
 }

@@ -27,6 +27,8 @@ import (
 	"github.com/sallyport/sallyport/identity"
 )
 
+//lint:file-ignore SA1019 HTTP/2 is configured as x/net has it, on the server that gets connections whose TLS has ended
+
 // gatewayRole is the gateway in this process.
 type gatewayRole struct {
 	cfg      *config

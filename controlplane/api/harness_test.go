@@ -42,6 +42,8 @@ import (
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
+//lint:file-ignore SA1019 net/http speaks HTTP/2 by the protocol id h2 alone; ours are sallyport-auth/1 and sallyport-join/1
+
 const (
 	cluster  = "gw.example.com"
 	password = "correct horse battery staple"

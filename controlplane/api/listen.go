@@ -20,6 +20,8 @@ import (
 	"github.com/sallyport/sallyport/identity"
 )
 
+//lint:file-ignore SA1019 net/http speaks HTTP/2 by the protocol id h2 alone; ours are sallyport-auth/1 and sallyport-join/1
+
 // Protocol ids of auth's two doors.
 const (
 	protocolAuth = "sallyport-auth/1"

@@ -22,6 +22,8 @@ import (
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
+//lint:file-ignore SA1019 net/http speaks HTTP/2 by the protocol id h2 alone; ours are sallyport-auth/1 and sallyport-join/1
+
 // TestPinnedAddress: a certificate that is bound to an address is good where
 // the address is known and right.
 func TestPinnedAddress(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
-	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -19,8 +18,8 @@ func (d *Dialer) HTTP(protocol string) *http.Client {
 		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 			return d.Dial(ctx, protocol)
 		},
-		ReadIdleTimeout:    15 * time.Second,
-		PingTimeout:        5 * time.Second,
+		ReadIdleTimeout:    pingAfter,
+		PingTimeout:        pingTimeout,
 		DisableCompression: true,
 	}}
 }

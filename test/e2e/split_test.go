@@ -92,6 +92,13 @@ func startCluster(t testing.TB, p *person, agent func(c *cluster) string, reach 
 	c.write("gateway.yaml", fmt.Sprintf("version: 1\ndata_dir: gateway\nroles: [gateway]\ngateway:\n  listen: [%q]\n  public_address: %q\n  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n",
 		c.gateway, c.gateway, c.authAt, c.token(p, "gateway"), c.pin))
 	c.up("gateway")
+	await(t, "the gateway's port", upWait, func() bool {
+		conn, err := net.Dial("tcp", c.gateway)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
 	c.write("agent.yaml", fmt.Sprintf("version: 1\ndata_dir: agent\nroles: [agent]\nagent:\n  gateways: [%q]\n  join: {token_file: %q, ca_pin: %q}\n%s", reach(c), c.token(p, "agent"), c.pin, agent(c)))
 	c.up("agent")
 	return c

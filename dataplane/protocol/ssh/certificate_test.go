@@ -33,9 +33,8 @@ import (
 // certCase is one certificate. Exactly one of fields, change and keygen makes
 // it.
 type certCase struct {
-	name  string
-	want  bool
-	login string // "": the one that exists
+	name string
+	want bool
 
 	fields func(*certFields)
 	change func(*ssh.Certificate)
