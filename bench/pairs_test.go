@@ -44,7 +44,7 @@ func TestPairsKeepWhatWasTaken(t *testing.T) {
 	if err := c.take(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Pairs) != 2 || !strings.Contains(c.Error, "pair 3: B: no more") {
+	if len(c.Pairs) != 2 || !strings.Contains(c.Error, "pair 3: side B: no more") {
 		t.Errorf("%d pairs, %q", len(c.Pairs), c.Error)
 	}
 }

@@ -188,7 +188,7 @@ func unreachable(name string, err error) *refusal {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		why = "closed the connection before the session began"
 	}
-	return refuse(stateUnableToConnect, sallyport.ErrUnavailable, fmt.Sprintf("database %s %s", name, why), "ask whether the database server is up").because(err)
+	return refuse(stateUnableToConnect, sallyport.ErrUnavailable, fmt.Sprintf("database %s %s", name, why), "ask whether the database server is up and trusts the cluster's database CA; its log says").because(err)
 }
 
 // greetingMax bounds what a server may send before ReadyForQuery.
