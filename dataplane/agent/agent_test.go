@@ -29,6 +29,7 @@ type control struct {
 	changed chan struct{}
 	deny    string
 	events  []sallyport.Event
+	ended   chan sallyport.Event // each session's end
 	certs   map[string]*tls.Certificate
 }
 
@@ -54,6 +55,9 @@ func (c *control) Emit(_ context.Context, e sallyport.Event, _ bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.events = append(c.events, e)
+	if e.Code == "T2011I" {
+		c.ended <- e
+	}
 	return nil
 }
 
@@ -108,7 +112,7 @@ func newHouse(t *testing.T, services ...Service) *house {
 		{Kind: sallyport.KindTCP, Name: "other", AgentID: agentID},
 		{Kind: sallyport.KindTCP, Name: "unconfigured", AgentID: agentID},
 	}
-	c := &control{changed: make(chan struct{}), certs: map[string]*tls.Certificate{}, trust: &sallyport.Trust{
+	c := &control{changed: make(chan struct{}), ended: make(chan sallyport.Event, 16), certs: map[string]*tls.Certificate{}, trust: &sallyport.Trust{
 		Cluster: cluster, Revision: 1, IssuedAt: time.Now(),
 		UserCAs: []*x509.Certificate{userCA.cert}, HostCAs: []*x509.Certificate{hostCA.cert}}}
 	self := sallyport.Identity{Kind: sallyport.KindAgent, Name: agentID, Cluster: cluster}
@@ -197,6 +201,7 @@ func TestEndToEnd(t *testing.T) {
 		t.Fatalf("%q %v", b, err)
 	}
 	conn.Close()
+	receive(t, h.control.ended) // of itself: an agent that stops first would end it
 	h.stop()
 	receive(t, h.done)
 	h.done <- context.Canceled
