@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -275,6 +276,9 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
+	taken := make(chan os.Signal, 1) // a process started with SIGHUP ignored would pass that on
+	signal.Notify(taken, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(taken) })
 	h := newHost(t, nil)
 	for _, name := range []ssh.Signal{ssh.SIGHUP, ssh.SIGINT, ssh.SIGTERM, ssh.SIGKILL, ssh.SIGUSR1, ssh.SIGUSR2, ssh.SIGQUIT, ssh.SIGALRM} {
 		t.Run(string(name), func(t *testing.T) {
