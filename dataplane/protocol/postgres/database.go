@@ -219,8 +219,10 @@ func (l *live) login(ctx context.Context, db *database) error {
 // server's messages up to ReadyForQuery, with a BackendKeyData of our own.
 func (l *live) greet(db *database) ([]byte, error) {
 	name := l.sess.Resource.Name
+	// A server that refuses our certificate says so and closes, perhaps before
+	// this arrives. Its reset fails the write, and the alert still waits to be read.
 	if _, err := db.conn.Write(l.first.append(nil)); err != nil {
-		return nil, rejected(name, err)
+		return nil, rejected(name, db.lastWords(err))
 	}
 	hello, err := l.negotiate()
 	if err != nil {
@@ -251,6 +253,22 @@ func (l *live) greet(db *database) ([]byte, error) {
 		}
 		hello = append(hello, message...)
 	}
+}
+
+// lastWords returns what a server said before a write to it failed: the alert
+// with which it closed, otherwise the write's own error.
+func (db *database) lastWords(failed error) error {
+	_, err := db.r.Peek(1)
+	if _, ok := remoteAlert(err); ok {
+		return err
+	}
+	return failed
+}
+
+// remoteAlert finds the alert with which a peer ended TLS; close_notify is none.
+func remoteAlert(err error) (*net.OpError, bool) {
+	op, ok := errors.AsType[*net.OpError](err)
+	return op, ok && op.Op == "remote error"
 }
 
 // negotiate answers a client that wants a newer minor version of the protocol
@@ -330,7 +348,7 @@ func (l *live) refusedBy(message []byte) error {
 // rejected explains the loss of the connection during the login. With TLS 1.3
 // a server says only then that it does not like our certificate.
 func rejected(name string, err error) error {
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+	if op, ok := remoteAlert(err); ok {
 		return refuse(stateNotAuthorized, sallyport.ErrDenied,
 			fmt.Sprintf("database %s: the server rejected the agent's certificate: %s", name, op.Err.Error()),
 			"the server's ssl_ca_file needs the cluster's database CA").because(err)
