@@ -52,6 +52,8 @@ func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
 	if err != nil {
 		return nil, err
 	}
+	curves, learn := s.groups.offer()
+	config.CurvePreferences = curves
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Target.Address)
 	if err != nil {
 		return nil, unreachable(name, err)
@@ -68,6 +70,9 @@ func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
 	if err != nil {
 		raw.Close()
 		return nil, err
+	}
+	if learn {
+		s.groups.learn(conn.ConnectionState().CurveID)
 	}
 	return conn, nil
 }

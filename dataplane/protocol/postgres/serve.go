@@ -44,6 +44,7 @@ type Server struct {
 	Log    *slog.Logger // nil: nothing is logged
 
 	sessions registry
+	groups   groups
 }
 
 // Target is where the database is.
