@@ -119,7 +119,7 @@ func (h *Hello) message(b []byte) (body []byte, need int, err error) {
 			if err := checkRecord(b[pos:]); err != nil {
 				return nil, 0, err
 			}
-			return h.more(pos + recordHeader + want - got)
+			return nil, pos + recordHeader + want - got, nil
 		}
 		if err := checkRecord(b[pos:]); err != nil {
 			return nil, 0, err
@@ -138,14 +138,18 @@ func (h *Hello) message(b []byte) (body []byte, need int, err error) {
 				want = handshakeHeader + (int(head[1])<<16 | int(head[2])<<8 | int(head[3]))
 			}
 		}
+		end := start + want - got // of the message, if it ends in this record
+		if got+size < want {
+			end += recordHeader // of one more record at least
+		}
+		if end > MaxHello {
+			return nil, 0, FaultLarge // before anything behind is looked at
+		}
 		if got == 0 && len(seen) >= want {
 			return seen[handshakeHeader:want], 0, nil
 		}
 		if len(seen) < size && got+len(seen) < want {
-			if got+size >= want {
-				return h.more(start + want - got)
-			}
-			return h.more(pos + recordHeader + want - got - size)
+			return nil, end, nil
 		}
 		seen = seen[:min(len(seen), want-got)]
 		h.whole = append(h.whole, seen...)
@@ -153,13 +157,6 @@ func (h *Hello) message(b []byte) (body []byte, need int, err error) {
 			return h.whole[handshakeHeader:], 0, nil
 		}
 	}
-}
-
-func (h *Hello) more(need int) ([]byte, int, error) {
-	if need > MaxHello {
-		return nil, 0, FaultLarge
-	}
-	return nil, need, nil
 }
 
 // checkRecord looks at as much of a record's header as is there: handshake(22),
