@@ -11,12 +11,23 @@ import (
 	"github.com/sallyport/sallyport"
 )
 
+// decode reads one document. The YAML library is not ours: what it panics about
+// is bad input too.
+func decode(text string, v *any) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errors.New("this is not YAML that can be read here: leave out tags (!) and aliases (*)")
+		}
+	}()
+	return yaml.Unmarshal([]byte(text), v)
+}
+
 // documents splits a YAML stream into JSON documents; empty ones are left out.
 func documents(text []byte) ([]string, error) {
 	var out []string
 	for _, c := range chunks(string(text)) {
 		var v any
-		if err := yaml.Unmarshal([]byte(c.text), &v); err != nil {
+		if err := decode(c.text, &v); err != nil {
 			return nil, misplaced(err, c.line)
 		}
 		if v == nil {

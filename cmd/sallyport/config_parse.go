@@ -57,7 +57,18 @@ func located(file string, err error) error {
 }
 
 // parseConfig reads, checks and completes a configuration. Its errors are faults.
-func parseConfig(data []byte) (*config, error) {
+func parseConfig(data []byte) (c *config, err error) {
+	// The YAML library is not ours: what it panics about, such as a tag that it
+	// does not know, is bad input too.
+	defer func() {
+		if p := recover(); p != nil {
+			c, err = nil, faults{{fact: "this is not YAML that can be read here: leave out tags (!) and aliases (*)"}}
+		}
+	}()
+	return readConfig(data)
+}
+
+func readConfig(data []byte) (*config, error) {
 	file, err := parser.ParseBytes(data, 0)
 	if err != nil {
 		return nil, faults{syntax(err)}

@@ -194,6 +194,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add("a: &x [*x]\n<<: *x\n")
 	f.Add("? [a]\n: b\n")
 	f.Add("version: !!str 1\nroles: !x [auth]\n")
+	f.Add("version: !!str 1\nroles: !x9[auth]\n") // the library panics
 	f.Add("--- \n---\n")
 	f.Add("auth: {offline: {max_age: '1h'}}")
 	f.Fuzz(func(t *testing.T, in string) {
