@@ -148,9 +148,9 @@ func overlap(a, b rule) (id string, clash bool) {
 	return "", false
 }
 
-// Route decides. The strictest name wins: an exact static route, a static
-// wildcard, the cluster's names, the static default; and who owns a name decides
-// alone, so a protocol that it does not speak is refused and never falls to a
+// Route decides. The strictest name wins: an exact static route and the
+// cluster's own name, a static wildcard, the names below the cluster, the static
+// default; and who owns a name decides alone, so a protocol that it does not speak is refused and never falls to a
 // wider rule.
 func (t *Table) Route(h *Hello) Route {
 	name := h.ServerName()
@@ -160,13 +160,13 @@ func (t *Table) Route(h *Hello) Route {
 	if rules, ok := t.exact[string(name)]; ok {
 		return static(rules, h)
 	}
+	if t.cluster != "" && string(name) == t.cluster {
+		return own(h)
+	}
 	if rest, ok := parent(name); ok {
 		if rules, ok := t.wildcard[string(rest)]; ok {
 			return static(rules, h)
 		}
-	}
-	if t.cluster != "" && string(name) == t.cluster {
-		return own(h)
 	}
 	if rest, ok := under(name, t.cluster); ok {
 		return below(rest, h)

@@ -204,6 +204,31 @@ func TestRouteStaticAlone(t *testing.T) {
 	}
 }
 
+// TestRouteClusterUnderWildcard: a wildcard for the names beside the cluster
+// took the cluster's own name too, and with it the API and every tunnel.
+func TestRouteClusterUnderWildcard(t *testing.T) {
+	table, err := NewTable("gw.example.com", []Match{{SNI: []string{"*.example.com"}}, {SNI: []string{"*.com", "*"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ name, offer, want string }{
+		{"gw.example.com", "h2", "web"},
+		{"GW.example.com", Tunnel1, "tunnel"},
+		{"gw.example.com", Auth1, "auth"},
+		{"gw.example.com", "imap", "alert 120"},
+		{"shop.example.com", "h2", "static 0"},
+		{"example.com", "h2", "static 1"},
+		{"grafana.gw.example.com", "h2", "web app/grafana"},
+		{"www.gw.example.com", "h2", "alert 112"},
+		{"other.test", "h2", "static 1"},
+	}
+	for _, tt := range tests {
+		if got := show(routed(t, table, tt.name, tt.offer)); got != tt.want {
+			t.Errorf("%s with %q: %s, want %s", tt.name, tt.offer, got, tt.want)
+		}
+	}
+}
+
 // TestA34_Conflicts: rules that could both claim a hello refuse to start.
 func TestA34_Conflicts(t *testing.T) {
 	tests := []struct {
