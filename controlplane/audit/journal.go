@@ -89,7 +89,7 @@ type hooks struct {
 	opening func(b []byte, c *chain) ([]byte, error)
 	// closing adds frames at the end of a batch; seal says that the segment ends.
 	closing func(b []byte, c *chain, seal bool) ([]byte, error)
-	// committed is called with what is durable now.
+	// committed is called with what is durable now and can be read.
 	committed func(batch []entry)
 	// failing is called when writing fails and before each new attempt; it may
 	// free space and returns what to write first.
@@ -384,11 +384,9 @@ func (j *journal) create(c chain) (*segment, error) {
 	return s, nil
 }
 
-// succeed makes a commit visible.
+// succeed makes a commit visible: first to readers, then to whoever asks what
+// was taken. So what is acknowledged is found.
 func (j *journal) succeed(batch []entry, s *segment, size int64, c chain) {
-	if j.hooks.committed != nil {
-		j.hooks.committed(batch)
-	}
 	j.mu.Lock()
 	s.size, s.last = size, c.seq
 	j.head = c
@@ -396,6 +394,9 @@ func (j *journal) succeed(batch []entry, s *segment, size int64, c chain) {
 	close(j.changed)
 	j.changed = make(chan struct{})
 	j.mu.Unlock()
+	if j.hooks.committed != nil {
+		j.hooks.committed(batch)
+	}
 	tell(batch, nil)
 }
 

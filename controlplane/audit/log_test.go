@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
@@ -255,4 +256,27 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestLogFindsWhatItAcknowledged: for a moment, which was as long as the head
+// file took, events were acknowledged and not yet found.
+func TestLogFindsWhatItAcknowledged(t *testing.T) {
+	l := openLog(t, t.TempDir(), 2<<10) // several segments
+	committed := l.j.hooks.committed
+	misses := make(chan string, 100)
+	l.j.hooks.committed = func(batch []entry) { // the journal rests: this is the only thing it waits for
+		committed(batch)
+		acknowledged := l.Acknowledged("h/1")
+		found, err := l.Search(context.Background(), Query{Names: []string{"session.start"}, Limit: 1000})
+		if err != nil || uint64(len(found)) != acknowledged {
+			misses <- fmt.Sprintf("%d acknowledged, %d found, %v", acknowledged, len(found), err)
+		}
+	}
+	for n := range uint64(20) {
+		appendTo(t, l, "h/1", records(n+1, 1), n+1)
+	}
+	close(misses)
+	for m := range misses {
+		t.Error(m)
+	}
 }
