@@ -167,7 +167,11 @@ func (c *conn) http(b []byte) (need int) {
 	if need > 0 {
 		return need
 	}
-	c.answer(h.Redirect(c.cfg.Cluster), outcomeRedirected)
+	local := c.local
+	if !local.IsValid() {
+		local = relay.LocalAddr(c.fd)
+	}
+	c.answer(h.Redirect(c.cfg.Cluster, local.Port()), outcomeRedirected)
 	return 0
 }
 
