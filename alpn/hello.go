@@ -7,6 +7,7 @@ const (
 	maxExtensions = 128      // about twice as many as are registered
 	maxProtocols  = 32       // ids in an ALPN list; browsers send two
 	maxProtoBytes = 512      // the list's length on the wire
+	maxID         = 255      // of one id (RFC 7301, section 3.1)
 
 	recordHeader    = 5
 	handshakeHeader = 4

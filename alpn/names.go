@@ -1,7 +1,5 @@
 package alpn
 
-import "strings"
-
 // kinds are the labels under the cluster's name that resources live below.
 var kinds = [...]string{"node", "db", "kube", "tcp", "app", "desktop"}
 
@@ -153,9 +151,4 @@ func normalName(dst, name []byte) (n int, ok bool) {
 		return 0, false
 	}
 	return len(name), true
-}
-
-// trimWildcard cuts "*." off a route's pattern.
-func trimWildcard(s string) (rest string, wildcard bool) {
-	return strings.CutPrefix(s, "*.")
 }

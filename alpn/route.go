@@ -1,6 +1,11 @@
 package alpn
 
-import "fmt"
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+)
 
 // Class is where a connection goes.
 type Class uint8
@@ -45,25 +50,28 @@ type Match struct {
 }
 
 // Table routes hellos: the cluster's own names and the static routes. It is
-// read-only and may be shared.
+// read-only and may be shared; a reload builds another.
+//
+// Static routes are found by pattern: a name itself, ".a.test" for "*.a.test",
+// which is a part of every name that it covers, and "" for "*".
 type Table struct {
-	cluster  string
-	exact    map[string][]rule
-	wildcard map[string][]rule // by what follows "*."
-	rest     []rule
+	cluster string
+	owners  map[string]owner
 }
 
-// rule is one static route under one name.
-type rule struct {
-	alpn  []string // empty: any offer
-	index int
+// owner is what static routes want of one pattern.
+type owner struct {
+	any int32            // the route for any offer, or noRoute
+	ids map[string]int32 // the routes for single ids
 }
+
+const noRoute = -1
 
 // NewTable builds the table. cluster may be empty: then there are only static
 // routes. Two routes that could claim the same hello are an error, and so is one
 // that claims a name of the cluster's own.
 func NewTable(cluster string, static []Match) (*Table, error) {
-	t := &Table{exact: map[string][]rule{}, wildcard: map[string][]rule{}}
+	t := &Table{owners: make(map[string]owner, len(static))}
 	if cluster != "" {
 		name, ok := NormalName(cluster)
 		if !ok {
@@ -72,48 +80,74 @@ func NewTable(cluster string, static []Match) (*Table, error) {
 		t.cluster = name
 	}
 	for i, m := range static {
-		if len(m.SNI) == 0 {
-			return nil, fmt.Errorf("route %d: no server name to match", i)
-		}
-		for _, sni := range m.SNI {
-			if err := t.add(sni, rule{alpn: m.ALPN, index: i}); err != nil {
-				return nil, fmt.Errorf("route %d: %w", i, err)
-			}
+		if err := t.addRoute(int32(i), m); err != nil {
+			return nil, fmt.Errorf("route %d: %w", i, err)
 		}
 	}
 	return t, nil
 }
 
-func (t *Table) add(sni string, r rule) error {
-	var rules []rule
-	pattern, wildcard := trimWildcard(sni)
-	name, ok := NormalName(pattern)
-	switch {
-	case sni == "*":
-		rules = t.rest
-	case !ok:
-		return fmt.Errorf("server name %q: not a host name", sni)
-	case t.owns(name, wildcard):
-		return fmt.Errorf("server name %q: belongs to the cluster", sni)
-	case wildcard:
-		rules = t.wildcard[name]
-	default:
-		rules = t.exact[name]
+func (t *Table) addRoute(i int32, m Match) error {
+	if len(m.SNI) == 0 {
+		return errors.New("no server name to match")
 	}
-	for _, other := range rules {
-		if id, clash := overlap(other, r); clash {
-			return fmt.Errorf("server name %q with protocol %q: route %d has it too", sni, id, other.index)
+	for _, id := range m.ALPN {
+		if len(id) == 0 || len(id) > maxID {
+			return fmt.Errorf("protocol %q: an id has 1 to %d bytes", id, maxID)
 		}
 	}
-	rules = append(rules, r)
-	switch {
-	case sni == "*":
-		t.rest = rules
-	case wildcard:
-		t.wildcard[name] = rules
-	default:
-		t.exact[name] = rules
+	for _, sni := range m.SNI {
+		pattern, err := t.pattern(sni)
+		if err != nil {
+			return err
+		}
+		if err := t.add(pattern, i, m.ALPN); err != nil {
+			return fmt.Errorf("server name %q with %w", sni, err)
+		}
 	}
+	return nil
+}
+
+// pattern is the key of a server name as the configuration writes it.
+func (t *Table) pattern(sni string) (string, error) {
+	if sni == "*" {
+		return "", nil
+	}
+	rest, wildcard := strings.CutPrefix(sni, "*.")
+	name, ok := NormalName(rest)
+	if !ok {
+		return "", fmt.Errorf("server name %q: not a host name", sni)
+	}
+	if t.owns(name, wildcard) {
+		return "", fmt.Errorf("server name %q: belongs to the cluster", sni)
+	}
+	if wildcard {
+		return "." + name, nil
+	}
+	return name, nil
+}
+
+func (t *Table) add(pattern string, i int32, alpn []string) error {
+	o, found := t.owners[pattern]
+	if !found {
+		o.any = noRoute
+	}
+	if len(alpn) == 0 {
+		if o.any != noRoute && o.any != i {
+			return fmt.Errorf("any protocol: route %d has it too", o.any)
+		}
+		o.any = i
+	}
+	if len(alpn) > 0 && o.ids == nil {
+		o.ids = make(map[string]int32, len(alpn))
+	}
+	for _, id := range alpn {
+		if other, taken := o.ids[id]; taken && other != i {
+			return fmt.Errorf("protocol %q: route %d has it too", id, other)
+		}
+		o.ids[id] = i
+	}
+	t.owners[pattern] = o
 	return nil
 }
 
@@ -134,59 +168,80 @@ func (t *Table) owns(name string, wildcard bool) bool {
 	return kind != "" || isReserved(rest) || wildcard
 }
 
-func overlap(a, b rule) (id string, clash bool) {
-	if len(a.alpn) == 0 || len(b.alpn) == 0 {
-		return "any", len(a.alpn) == len(b.alpn)
-	}
-	for _, x := range a.alpn {
-		for _, y := range b.alpn {
-			if x == y {
-				return x, true
-			}
-		}
-	}
-	return "", false
-}
-
 // Route decides. The strictest name wins: an exact static route and the
 // cluster's own name, a static wildcard, the names below the cluster, the static
 // default; and who owns a name decides alone, so a protocol that it does not speak is refused and never falls to a
 // wider rule.
 func (t *Table) Route(h *Hello) Route {
-	name := h.ServerName()
-	if len(name) == 0 {
-		return t.nameless(h)
+	s := search{table: t, hello: h}
+	return s.route()
+}
+
+// search is one use of a table. Invariant: how many probes it makes depends on
+// the hello alone, at most three for the name and one for each offered id, and
+// never on how many routes there are.
+type search struct {
+	table  *Table
+	hello  *Hello
+	probes int // of the table's maps
+}
+
+func (s *search) route() Route {
+	name, cluster := s.hello.ServerName(), s.table.cluster
+	if len(name) == 0 && cluster != "" {
+		return own(s.hello) // no name, or an IP literal: the cluster itself
 	}
-	if rules, ok := t.exact[string(name)]; ok {
-		return static(rules, h)
-	}
-	if t.cluster != "" && string(name) == t.cluster {
-		return own(h)
-	}
-	if rest, ok := parent(name); ok {
-		if rules, ok := t.wildcard[string(rest)]; ok {
-			return static(rules, h)
+	if len(name) > 0 {
+		if o, ok := s.owner(name); ok {
+			return s.static(o)
+		}
+		if cluster != "" && string(name) == cluster {
+			return own(s.hello)
+		}
+		if above := above(name); len(above) > 0 {
+			if o, ok := s.owner(above); ok {
+				return s.static(o)
+			}
+		}
+		if rest, ok := under(name, cluster); ok {
+			return below(rest, s.hello)
 		}
 	}
-	if rest, ok := under(name, t.cluster); ok {
-		return below(rest, h)
-	}
-	if t.rest != nil {
-		return static(t.rest, h)
+	if o, ok := s.owner(nil); ok {
+		return s.static(o)
 	}
 	return refuse(UnrecognizedName)
 }
 
-// nameless is a hello without a name, or with an IP literal: the cluster itself,
-// or where there is no cluster the static default.
-func (t *Table) nameless(h *Hello) Route {
-	if t.cluster != "" {
-		return own(h)
+func (s *search) owner(pattern []byte) (o owner, ok bool) {
+	s.probes++
+	o, ok = s.table.owners[string(pattern)]
+	return o, ok
+}
+
+// static picks among the routes of one pattern: the client's first id that one
+// of them lists, else the one for any offer.
+func (s *search) static(o owner) Route {
+	if len(o.ids) > 0 {
+		for list := s.hello.list(); len(list.rest) > 0; {
+			s.probes++
+			if i, ok := o.ids[string(list.vector8())]; ok {
+				return Route{Class: Static, Index: int(i)}
+			}
+		}
 	}
-	if t.rest != nil {
-		return static(t.rest, h)
+	if o.any != noRoute {
+		return Route{Class: Static, Index: int(o.any)}
 	}
-	return refuse(UnrecognizedName)
+	return refuse(NoApplicationProtocol)
+}
+
+// above is the part of a name that a wildcard is found by: from the first dot on.
+func above(name []byte) []byte {
+	if i := bytes.IndexByte(name, '.'); i >= 0 {
+		return name[i:]
+	}
+	return nil
 }
 
 // own routes the cluster's own name by protocol. Exactly one thing must be
@@ -255,37 +310,6 @@ func speaks(kind string, offers ids) bool {
 // package is in may.
 func only(offers, need, may ids) bool {
 	return offers&need != 0 && offers&^(may|idOther) == 0
-}
-
-// static picks among the rules of one name: the client's first id that a rule
-// lists, else the rule for any offer.
-func static(rules []rule, h *Hello) Route {
-	for list := h.list(); len(list.rest) > 0; {
-		id := list.vector8()
-		for _, r := range rules {
-			for _, a := range r.alpn {
-				if string(id) == a {
-					return Route{Class: Static, Index: r.index}
-				}
-			}
-		}
-	}
-	for _, r := range rules {
-		if len(r.alpn) == 0 {
-			return Route{Class: Static, Index: r.index}
-		}
-	}
-	return refuse(NoApplicationProtocol)
-}
-
-// parent cuts the first label off.
-func parent(name []byte) (rest []byte, ok bool) {
-	for i, c := range name {
-		if c == '.' {
-			return name[i+1:], true
-		}
-	}
-	return nil, false
 }
 
 func refuse(a Alert) Route { return Route{Class: Refuse, Alert: a} }

@@ -249,6 +249,8 @@ func TestA34_Conflicts(t *testing.T) {
 		{"gw.test", []Match{{SNI: []string{"10.0.0.1"}}}, "not a host name"},
 		{"gw.test", []Match{{SNI: []string{"a.test"}}, {SNI: []string{"A.test"}}}, "route 0 has it too"},
 		{"gw.test", []Match{{SNI: []string{"*"}}, {SNI: []string{"*"}}}, "route 0 has it too"},
+		{"gw.test", []Match{{SNI: []string{"a.test"}, ALPN: []string{""}}}, "1 to 255 bytes"},
+		{"gw.test", []Match{{SNI: []string{"a.test"}, ALPN: []string{"h2", strings.Repeat("a", 256)}}}, "1 to 255 bytes"},
 		{"gw.test", []Match{{SNI: []string{"*.a.test"}, ALPN: []string{"h2"}}, {SNI: []string{"*.a.test"}, ALPN: []string{"x", "h2"}}}, "route 0 has it too"},
 	}
 	for _, tt := range tests {
@@ -256,6 +258,163 @@ func TestA34_Conflicts(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q %v: %v, want %q", tt.cluster, tt.static, err, tt.want)
 		}
+	}
+}
+
+// TestRouteRepeats: a route that says a thing twice conflicts with nobody.
+func TestRouteRepeats(t *testing.T) {
+	table, err := NewTable("", []Match{
+		{SNI: []string{"a.test", "A.test"}, ALPN: []string{"h2", "h2"}},
+		{SNI: []string{"a.test", "a.test"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := show(routed(t, table, "a.test", "h2")) + ", " + show(routed(t, table, "a.test")); got != "static 0, static 1" {
+		t.Error(got)
+	}
+}
+
+// manyRoutes are n routes: half exact, half wildcards, all with two ids, and a
+// default; and n more for ids of one name.
+func manyRoutes(n int) []Match {
+	static := make([]Match, 0, 2*n+1)
+	for i := range n {
+		sni := fmt.Sprintf("n%d.example.com", i)
+		if i%2 == 1 {
+			sni = "*." + sni
+		}
+		static = append(static, Match{SNI: []string{sni}, ALPN: []string{"h2", "http/1.1"}})
+	}
+	for i := range n {
+		static = append(static, Match{SNI: []string{"ids.example.com"}, ALPN: []string{fmt.Sprint("id/", i)}})
+	}
+	return append(static, Match{SNI: []string{"*"}})
+}
+
+// manyHellos are what finds and what does not find something among manyRoutes.
+func manyHellos(t testing.TB, n int) map[string]*Hello {
+	t.Helper()
+	last := (n - 1) / 2 * 2
+	hellos := map[string]*Hello{}
+	for what, b := range map[string][]byte{
+		"exact":         hello(t, fmt.Sprintf("n%d.example.com", last), "h2"),
+		"exact, second": hello(t, fmt.Sprintf("n%d.example.com", last), "other", "http/1.1"),
+		"exact, none":   hello(t, fmt.Sprintf("n%d.example.com", last), "other"),
+		"wildcard":      hello(t, fmt.Sprintf("x.n%d.example.com", last+1), "h2"),
+		"default":       hello(t, "other.example.com", "h2"),
+		"one of ids":    hello(t, "ids.example.com", fmt.Sprint("id/", n-1)),
+		"none of ids":   hello(t, "ids.example.com", "id/x", "id/y"),
+		"cluster":       hello(t, "orders.db.gw.test", "postgresql"),
+	} {
+		hellos[what] = &Hello{}
+		if need, err := hellos[what].Parse(b); need != 0 || err != nil {
+			t.Fatal(need, err)
+		}
+	}
+	return hellos
+}
+
+// TestRouteProbes: with 100,000 routes of each kind a search takes the steps
+// that it takes with 10, and allocates nothing.
+func TestRouteProbes(t *testing.T) {
+	want := map[string]struct {
+		probes int
+		route  string
+	}{
+		"exact":         {2, "static"},
+		"exact, second": {3, "static"},
+		"exact, none":   {2, "alert 120"},
+		"wildcard":      {3, "static"},
+		"default":       {3, "static"},
+		"one of ids":    {2, "static"},
+		"none of ids":   {3, "alert 120"},
+		"cluster":       {2, "db/orders"},
+	}
+	for _, n := range []int{10, 100_000} {
+		table, err := NewTable("gw.test", manyRoutes(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, h := range manyHellos(t, n) {
+			s := search{table: table, hello: h}
+			got := s.route()
+			if w := want[what]; s.probes != w.probes || !strings.HasPrefix(show(got), w.route) {
+				t.Errorf("%d routes, %s: %d probes to %s, want %d to %s", n, what, s.probes, show(got), w.probes, w.route)
+			}
+			if allocs := testing.AllocsPerRun(10, func() { table.Route(h) }); allocs != 0 {
+				t.Errorf("%d routes, %s: %v allocations", n, what, allocs)
+			}
+		}
+	}
+}
+
+// TestTableCost: a table costs a few allocations for each name and id, so that
+// a reload of 10,000 routes is nothing to notice.
+func TestTableCost(t *testing.T) {
+	const n = 10_000
+	static := manyRoutes(n)
+	allocs := testing.AllocsPerRun(1, func() {
+		if _, err := NewTable("gw.test", static); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if names, ids := 2.0*n+1, 3.0*n; allocs > 2*names+ids {
+		t.Errorf("%v allocations for %v names and %v ids", allocs, names, ids)
+	}
+}
+
+func BenchmarkRoute(b *testing.B) {
+	for _, n := range []int{10, 1000, 100_000} {
+		table, err := NewTable("gw.test", manyRoutes(n))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for what, h := range manyHellos(b, n) {
+			b.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(what, ", ", "-"), n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					table.Route(h)
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkRouteSpread asks for another name each time, so that a large table
+// does not sit in the cache.
+func BenchmarkRouteSpread(b *testing.B) {
+	for _, n := range []int{10, 100_000} {
+		table, err := NewTable("", manyRoutes(n))
+		if err != nil {
+			b.Fatal(err)
+		}
+		hellos := make([]Hello, 1024)
+		for i := range hellos {
+			if _, err := hellos[i].Parse(hello(b, fmt.Sprintf("n%d.example.com", i*7919%n/2*2), "h2")); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				table.Route(&hellos[i%len(hellos)])
+			}
+		})
+	}
+}
+
+func BenchmarkNewTable(b *testing.B) {
+	for _, n := range []int{10, 10_000} {
+		static := manyRoutes(n)
+		b.Run(fmt.Sprint(len(static)), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := NewTable("gw.test", static); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
