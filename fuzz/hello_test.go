@@ -28,7 +28,10 @@ func (s script) SetDeadline(time.Time) error      { return nil }
 func (s script) SetReadDeadline(time.Time) error  { return nil }
 func (s script) SetWriteDeadline(time.Time) error { return nil }
 
-var errRead = errors.New("the hello has been read")
+var (
+	errRead  = errors.New("the hello has been read")
+	errShort = errors.New("the hello is not whole")
+)
 
 // theirs is what crypto/tls reads from the same bytes; ok is false when it reads
 // no hello.
