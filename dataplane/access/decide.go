@@ -55,39 +55,20 @@ func appendField(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-// generation is how many decisions one half of the cache holds; both take some
-// 2 MiB.
-const generation = 4096
-
-// cache keeps decisions in two halves: a full one becomes the old one, and the
-// old one is forgotten. Entries in use move over.
+// cache keeps decisions: two generations of them take some 2 MiB.
 type cache struct {
-	mu       sync.Mutex
-	new, old map[key]sallyport.Decision
+	mu        sync.Mutex
+	decisions generations[key, sallyport.Decision]
 }
 
 func (c *cache) get(k key) (sallyport.Decision, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if dec, ok := c.new[k]; ok {
-		return dec, true
-	}
-	dec, ok := c.old[k]
-	if ok {
-		c.putLocked(k, dec)
-	}
-	return dec, ok
+	return c.decisions.get(k)
 }
 
 func (c *cache) put(k key, dec sallyport.Decision) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.putLocked(k, dec)
-}
-
-func (c *cache) putLocked(k key, dec sallyport.Decision) {
-	if c.new == nil || len(c.new) >= generation {
-		c.new, c.old = make(map[key]sallyport.Decision), c.new
-	}
-	c.new[k] = dec
+	c.decisions.put(k, dec)
 }

@@ -66,6 +66,7 @@ type Door struct {
 	waiting  atomic.Int64
 	refused  counters
 	decided  cache
+	known    known
 	sessions table
 }
 

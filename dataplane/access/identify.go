@@ -51,8 +51,12 @@ func (d *Door) identify(chain []*x509.Certificate, r sallyport.Resource, open Op
 // user takes a chain to a user CA. Time is not judged here: a certificate that
 // was ours an hour ago is still ours, and its holder is told why it is refused.
 func (d *Door) user(chain []*x509.Certificate, trust *sallyport.Trust) (sallyport.Identity, error) {
-	leaf := chain[0]
-	if err := verify(chain, trust.UserCAs, within(d.Now(), leaf)); err != nil {
+	leaf, now := chain[0], d.Now()
+	if id, ok := d.known.find(leaf, trust.UserCAs, now); ok {
+		return id, nil
+	}
+	path, err := verify(chain, trust.UserCAs, within(now, leaf))
+	if err != nil {
 		return sallyport.Identity{}, err
 	}
 	id, err := identity.FromX509(leaf)
@@ -65,13 +69,14 @@ func (d *Door) user(chain []*x509.Certificate, trust *sallyport.Trust) (sallypor
 	if id.Cluster != d.Cluster {
 		return sallyport.Identity{}, fmt.Errorf("user of cluster %q", id.Cluster)
 	}
+	d.known.add(path, trust.UserCAs, id)
 	return id, nil
 }
 
 // gateway takes a chain to a host CA that names the very gateway whose tunnel
 // carries the stream.
 func (d *Door) gateway(chain []*x509.Certificate, trust *sallyport.Trust, open Opening) (sallyport.Identity, error) {
-	if err := verify(chain, trust.HostCAs, d.Now()); err != nil {
+	if _, err := verify(chain, trust.HostCAs, d.Now()); err != nil {
 		return sallyport.Identity{}, err
 	}
 	id, err := identity.FromX509(chain[0])
@@ -84,13 +89,13 @@ func (d *Door) gateway(chain []*x509.Certificate, trust *sallyport.Trust, open O
 	return id, nil
 }
 
-// verify checks a chain to one of the CAs of one role, for client use. The leaf
-// must say that it is for clients: one without any purpose is for everything,
-// and ours are not.
-func verify(chain, cas []*x509.Certificate, at time.Time) error {
+// verify checks a chain to one of the CAs of one role, for client use, and
+// returns it with that CA. The leaf must say that it is for clients: one without
+// any purpose is for everything, and ours are not.
+func verify(chain, cas []*x509.Certificate, at time.Time) (path []*x509.Certificate, err error) {
 	leaf := chain[0]
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
-		return errors.New("certificate is not for clients")
+		return nil, errors.New("certificate is not for clients")
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, ca := range cas {
@@ -99,11 +104,14 @@ func verify(chain, cas []*x509.Certificate, at time.Time) error {
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	paths, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return paths[0], nil
 }
 
 // within is now, or the nearest moment at which the certificate was valid.

@@ -470,7 +470,7 @@ func TestCacheIsBounded(t *testing.T) {
 	var c cache
 	for i := range 5 * generation {
 		c.put(key{byte(i), byte(i >> 8), byte(i >> 16)}, sallyport.Decision{})
-		if n := len(c.new) + len(c.old); n > 2*generation {
+		if n := len(c.decisions.new) + len(c.decisions.old); n > 2*generation {
 			t.Fatalf("%d decisions kept", n)
 		}
 		c.get(key{}) // in use: must survive
