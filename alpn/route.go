@@ -67,9 +67,32 @@ type owner struct {
 
 const noRoute = -1
 
+// MatchError is what a static route claims and cannot have.
+type MatchError struct {
+	Route int  // its position
+	Name  int  // the position in Match.SNI, or in Match.ALPN
+	ALPN  bool // the fault is an id's
+	Fact  string
+}
+
+// Error names the route by its position.
+func (e *MatchError) Error() string { return fmt.Sprintf("route %d: %s", e.Route, e.Fact) }
+
+// MatchErrors are all such claims, in the order of the routes.
+type MatchErrors []*MatchError
+
+// Error has a line for each.
+func (e MatchErrors) Error() string {
+	lines := make([]string, len(e))
+	for i, x := range e {
+		lines[i] = x.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
 // NewTable builds the table. cluster may be empty: then there are only static
 // routes. Two routes that could claim the same hello are an error, and so is one
-// that claims a name of the cluster's own.
+// that claims a name of the cluster's own: MatchErrors says which.
 func NewTable(cluster string, static []Match) (*Table, error) {
 	t := &Table{owners: make(map[string]owner, len(static))}
 	if cluster != "" {
@@ -79,33 +102,35 @@ func NewTable(cluster string, static []Match) (*Table, error) {
 		}
 		t.cluster = name
 	}
+	var faults MatchErrors
 	for i, m := range static {
-		if err := t.addRoute(int32(i), m); err != nil {
-			return nil, fmt.Errorf("route %d: %w", i, err)
-		}
+		faults = t.addRoute(int32(i), m, faults)
+	}
+	if len(faults) > 0 {
+		return nil, faults
 	}
 	return t, nil
 }
 
-func (t *Table) addRoute(i int32, m Match) error {
+func (t *Table) addRoute(i int32, m Match, faults MatchErrors) MatchErrors {
 	if len(m.SNI) == 0 {
-		return errors.New("no server name to match")
+		return append(faults, &MatchError{Route: int(i), Fact: "no server name to match"})
 	}
-	for _, id := range m.ALPN {
+	for j, id := range m.ALPN {
 		if len(id) == 0 || len(id) > maxID {
-			return fmt.Errorf("protocol %q: an id has 1 to %d bytes", id, maxID)
+			return append(faults, &MatchError{Route: int(i), Name: j, ALPN: true, Fact: fmt.Sprintf("protocol %q: an id has 1 to %d bytes", id, maxID)})
 		}
 	}
-	for _, sni := range m.SNI {
+	for j, sni := range m.SNI {
 		pattern, err := t.pattern(sni)
-		if err != nil {
-			return err
+		if err == nil {
+			err = t.add(pattern, i, m.ALPN)
 		}
-		if err := t.add(pattern, i, m.ALPN); err != nil {
-			return fmt.Errorf("server name %q with %w", sni, err)
+		if err != nil {
+			faults = append(faults, &MatchError{Route: int(i), Name: j, Fact: fmt.Sprintf("server name %q: %v", sni, err)})
 		}
 	}
-	return nil
+	return faults
 }
 
 // pattern is the key of a server name as the configuration writes it.
@@ -116,10 +141,10 @@ func (t *Table) pattern(sni string) (string, error) {
 	rest, wildcard := strings.CutPrefix(sni, "*.")
 	name, ok := NormalName(rest)
 	if !ok {
-		return "", fmt.Errorf("server name %q: not a host name", sni)
+		return "", errors.New("not a host name")
 	}
 	if t.owns(name, wildcard) {
-		return "", fmt.Errorf("server name %q: belongs to the cluster", sni)
+		return "", errors.New("belongs to the cluster")
 	}
 	if wildcard {
 		return "." + name, nil

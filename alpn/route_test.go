@@ -1,7 +1,9 @@
 package alpn
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -415,6 +417,30 @@ func BenchmarkNewTable(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestMatchErrors: all faults are found at once, each with its place.
+func TestMatchErrors(t *testing.T) {
+	_, err := NewTable("gw.test", []Match{
+		{SNI: []string{"a.test", "b..test"}}, {}, {SNI: []string{"c.test", "a.test"}}, {SNI: []string{"x.db.gw.test"}},
+		{SNI: []string{"d.test"}, ALPN: []string{"h2", ""}},
+	})
+	var faults MatchErrors
+	if !errors.As(err, &faults) {
+		t.Fatalf("%T %v", err, err)
+	}
+	var got []string
+	for _, f := range faults {
+		got = append(got, fmt.Sprint(f.Route, ".", f.Name, " ", f.ALPN, " ", f.Fact))
+	}
+	want := []string{
+		`0.1 false server name "b..test": not a host name`, "1.0 false no server name to match",
+		`2.1 false server name "a.test": any protocol: route 0 has it too`, `3.0 false server name "x.db.gw.test": belongs to the cluster`,
+		`4.1 true protocol "": an id has 1 to 255 bytes`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
 	}
 }
 
