@@ -1,7 +1,12 @@
 package alpn
 
+import "slices"
+
 // kinds are the labels under the cluster's name that resources live below.
 var kinds = [...]string{"node", "db", "kube", "tcp", "app", "desktop"}
+
+// Kinds are the labels that resources live below, as Route.Kind has them.
+func Kinds() []string { return slices.Clone(kinds[:]) }
 
 // reserved are the one-label names that no app may have.
 var reserved = [...]string{"node", "db", "kube", "tcp", "app", "desktop", "auth", "api", "www"}

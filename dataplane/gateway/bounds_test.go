@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -316,6 +317,117 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("%d sources are remembered", n)
 		}
 	})
+}
+
+// TestA143_Ended: places of clients whose TLS has ended here, by a clock of the
+// test's own: per source, in all with a part kept for known sources, and given
+// back one by one.
+func TestA143_Ended(t *testing.T) {
+	now := time.Unix(1000, 0)
+	addr := netip.MustParseAddr
+	const granted = outcomeAccepted
+	c := newCrowd(Bounds{EndedSource: 2, EndedGateway: 8}.withDefaults())
+	hold := func(a string, want outcome) {
+		t.Helper()
+		bound, ok := c.hold(addr(a), now)
+		if ok {
+			bound = granted
+		}
+		if bound != want {
+			t.Errorf("%s with %d held: %v, want %v", a, c.holding(), bound, want)
+		}
+	}
+	hold("2001:db8::1", granted)
+	hold("2001:db8::2", granted)
+	hold("2001:db8::3", outcomeSourceFull) // the third of a /64
+	hold("::ffff:192.0.2.1", granted)
+	hold("192.0.2.1", granted)
+	hold("192.0.2.1", outcomeSourceFull) // the same address, written otherwise
+
+	c.prove(addr("192.0.2.200"), now)
+	hold("192.0.2.200", granted)
+	hold("192.0.2.200", granted)
+	hold("192.0.2.3", outcomeGatewayFull) // the rest is for known sources
+	hold("192.0.2.200", granted)          // which may hold more each
+	hold("192.0.2.200", granted)
+	hold("192.0.2.200", outcomeGatewayFull)
+
+	c.release(addr("192.0.2.200"))
+	hold("192.0.2.200", granted)
+	c.release(addr("2001:db8::ffff")) // by source, not by address
+	c.release(addr("192.0.2.1"))
+	c.release(addr("192.0.2.1"))
+	if n := c.ended[sourceOf(addr("2001:db8::1"))]; n != 1 || c.holding() != 5 {
+		t.Errorf("%d held by a source that had two and gave one back, %d in all", n, c.holding())
+	}
+	if _, there := c.ended[sourceOf(addr("192.0.2.1"))]; there || len(c.ended) != 2 {
+		t.Errorf("a source that holds nothing is remembered: %v", c.ended)
+	}
+	hold("192.0.2.3", granted)
+	if c.size() != 0 {
+		t.Errorf("%d places of those who wait were taken", c.size())
+	}
+
+	c.bound(Bounds{EndedSource: 1, EndedGateway: 100}.withDefaults())
+	hold("2001:db8::1", outcomeSourceFull) // a lower bound holds for the next
+	hold("192.0.2.9", granted)
+}
+
+// TestSourceRateOfRoutes: joining is charged to its source's rate even when it
+// says everything at once, and auth's answer does not pay it back; calls to auth
+// are charged until auth answers; a static route's clients are not charged.
+func TestSourceRateOfRoutes(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		b := newBackend(t, "tcp", "127.0.0.1:0", echoTLS(ca.server(t, alpn.Auth1, alpn.Join1)))
+		const some = 20
+		start := func(t *testing.T) *rig {
+			return newRig(t, loops, func(c *Config) {
+				c.Auth = Upstream{Address: b.Addr().String()}
+				c.Static = []StaticRoute{{Match: alpn.Match{SNI: []string{"shop.example.com"}}, Upstreams: []string{b.Addr().String()}}}
+				c.Bounds = Bounds{WaitingSource: some, SourceRate: 1}
+			})
+		}
+		config := map[string]*tls.Config{
+			"join": ca.client(cluster, alpn.Join1), "auth": ca.client(cluster, alpn.Auth1), "static": ca.client("shop.example.com"),
+		}
+		for name, refuses := range map[string]bool{"join": true, "static": false} {
+			t.Run(name, func(t *testing.T) {
+				r := start(t)
+				hello := helloBytes(t, config[name])
+				release := stop(loops) // so that all bytes are there when the connection is accepted
+				for range some {
+					r.say(hello)
+				}
+				release()
+				eventually(t, "all were served or refused", func() bool { return r.count(outcomeRelayed)+r.count(outcomeSourceRate) == some })
+				if refused := r.count(outcomeSourceRate); refuses != (refused > 0) {
+					t.Errorf("%d of %d at once were refused", refused, some)
+				}
+			})
+		}
+		t.Run("auth", func(t *testing.T) {
+			r := start(t)
+			for range some {
+				echoes(t, tls.Client(r.dial(), config["auth"]))
+			}
+			if refused := r.count(outcomeSourceRate); refused > 0 {
+				t.Errorf("%d of %d, one after the other, were refused", refused, some)
+			}
+		})
+	})
+}
+
+// stop keeps loops busy until release is called.
+func stop(loops []relay.Loop) (release func()) {
+	gate := make(chan struct{})
+	var stopped sync.WaitGroup
+	for _, l := range loops {
+		stopped.Add(1)
+		l.Post(func() { stopped.Done(); <-gate })
+	}
+	stopped.Wait()
+	return func() { close(gate) }
 }
 
 // TestOutcomesHaveNames: a metric without a name would be lost.

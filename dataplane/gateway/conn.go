@@ -18,6 +18,8 @@ import (
 type conn struct {
 	*lane
 	fd    int
+	since time.Time      // when it was accepted
+	asked time.Time      // when a far end was asked for
 	peer  netip.AddrPort // the client, as the socket or a trusted proxy tells
 	local netip.AddrPort // told by a trusted proxy; else the socket's
 
@@ -36,7 +38,8 @@ type conn struct {
 	id      [16]byte // connection id, the same for each attempt
 	attempt int
 	up      *upstream
-	turn    uint32 // which of the upstream's addresses is the first
+	acct    *account // of the route, once there is one
+	turn    uint32   // which of the upstream's addresses is the first
 	routed  alpn.Class
 	route   uint32
 	cancel  func() // of the lease that is waited for
@@ -269,7 +272,7 @@ func (c *conn) abandon(why outcome) {
 	if c.stage == gone {
 		return
 	}
-	c.counts.add(why)
+	c.count(why)
 	c.log.Debug("connection closed", "why", why, "peer", c.peer)
 	if c.bye != nil {
 		c.bye.Abort() // calls farewell
@@ -286,7 +289,7 @@ func (c *conn) answer(b []byte, why outcome) {
 		c.abandon(why)
 		return
 	}
-	c.counts.add(why)
+	c.count(why)
 	c.log.Debug("connection answered", "why", why, "peer", c.peer)
 	c.stage = lingering
 	c.dropFar()

@@ -2,7 +2,12 @@
 
 package gateway
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+)
 
 // outcome is what became of a connection, or of a part of its way. Each is a
 // counter.
@@ -74,21 +79,148 @@ func (o outcome) String() string {
 	}[o]
 }
 
-// counters are written by all loops and read by anybody.
+// refusal says that the outcome is a connection that was turned away, or that
+// came to nothing by what its client did.
+func (o outcome) refusal() bool { return o >= outcomeEmpty && o <= outcomeInternal }
+
+// counters belong to one loop, which alone writes them but for outside's;
+// anybody reads them.
 type counters struct {
 	outcomes [outcomes]atomic.Uint64
 	relays   atomic.Int64 // that run
 	bytesIn  atomic.Uint64
 	bytesOut atomic.Uint64
+
+	firstByte timings // from accept to the far end's first byte
+	lease     timings // from the question to the data connection
+	connect   timings // from the route to an upstream's connection
 }
 
 func (c *counters) add(o outcome) { c.outcomes[o].Add(1) }
 
-// Snapshot is what an operator may see of a gateway.
-type Snapshot struct {
-	Waiting  int               // connections that are not routed yet
-	Relays   int               // that run
-	BytesIn  uint64            // from clients, of relays that have ended
-	BytesOut uint64            // to clients, of relays that have ended
-	Outcomes map[string]uint64 // since the start, by name; all names are there
+// timings is a histogram of durations.
+type timings struct {
+	buckets [timingBuckets + 1]atomic.Uint64 // the last is for all that is longer
+	sum     atomic.Int64                     // nanoseconds
+}
+
+// timingBuckets is the number of bounds.
+const timingBuckets = 15
+
+// timingBounds are the upper bounds of the buckets: from a loop's round to a
+// stage's deadline.
+func timingBounds() [timingBuckets]time.Duration {
+	const us, ms = time.Microsecond, time.Millisecond
+	return [...]time.Duration{
+		100 * us, 250 * us, 500 * us, 1 * ms, 2500 * us, 5 * ms, 10 * ms, 25 * ms, 50 * ms, 100 * ms, 250 * ms, 500 * ms,
+		time.Second, 2500 * ms, 10 * time.Second,
+	}
+}
+
+func (t *timings) observe(d time.Duration) {
+	i := 0
+	for _, bound := range timingBounds() {
+		if d <= bound {
+			break
+		}
+		i++
+	}
+	t.buckets[i].Add(1)
+	t.sum.Add(int64(d))
+}
+
+// account is what has come of the connections of one route.
+type account struct {
+	name    string
+	results [results]atomic.Uint64
+	relays  atomic.Int64
+	in, out atomic.Uint64 // bytes of relays that have ended
+}
+
+// result is an outcome as a route's account has it.
+type result uint8
+
+const (
+	resultNone result = iota
+	resultRelayed
+	resultServed      // its TLS ends here
+	resultUnreachable // no upstream, no agent
+	resultRefused     // by a bound, or for its protocol
+	resultEnded       // before it got anywhere
+
+	results // their number
+)
+
+// String names the result as metrics do.
+func (r result) String() string {
+	return [...]string{
+		resultNone: "", resultRelayed: "relayed", resultServed: "served", resultUnreachable: "unreachable", resultRefused: "refused", resultEnded: "ended_early",
+	}[r]
+}
+
+// result is what an outcome of a routed connection is to its route. What is no
+// end of it (another try) is nothing.
+func (o outcome) result() result {
+	switch o {
+	case outcomeRelayed:
+		return resultRelayed
+	case outcomeHandedOff:
+		return resultServed
+	case outcomeNoUpstream, outcomeLeaseFailed:
+		return resultUnreachable
+	case outcomeSourceFull, outcomeGatewayFull, outcomeSourceRate, outcomeLargeHellos, outcomeUnrecognizedName, outcomeNoApplicationProtocol:
+		return resultRefused
+	case outcomeReset, outcomeTimeout, outcomeEndedEarly, outcomeInternal, outcomeClosed:
+		return resultEnded
+	}
+	return resultNone
+}
+
+// add counts an outcome. A connection that is not routed has no account.
+func (a *account) add(o outcome) {
+	if a == nil {
+		return
+	}
+	if r := o.result(); r != resultNone {
+		a.results[r].Add(1)
+	}
+}
+
+// classes are the accounts of what no static route leads to: as many as there
+// are classes and kinds of resources. Read-only.
+type classes struct {
+	other     [alpn.Static]*account
+	resources map[string]*account // by kind
+}
+
+func newClasses() classes {
+	c := classes{resources: map[string]*account{}}
+	for i := range c.other {
+		c.other[i] = &account{name: clusterPrefix + alpn.Class(i).String()}
+	}
+	for _, kind := range alpn.Kinds() {
+		c.resources[kind] = &account{name: clusterPrefix + kind}
+	}
+	return c
+}
+
+// clusterPrefix tells the cluster's own routes from static ones, in whose names
+// no colon can be.
+const clusterPrefix = "cluster:"
+
+// of is the account of a route that is not static; nil for a refusal.
+func (c *classes) of(r alpn.Route) *account {
+	switch r.Class {
+	case alpn.Refuse, alpn.Static:
+		return nil
+	case alpn.Resource:
+		return c.resources[r.Kind]
+	}
+	return c.other[r.Class]
+}
+
+// count counts what has become of a connection.
+func (c *conn) count(why outcome) {
+	c.counts.add(why)
+	c.acct.add(why)
 }

@@ -13,15 +13,14 @@ import (
 // quarter of all places is for such sources alone: a flood does not lock agents
 // and users out.
 type crowd struct {
+	mu     sync.Mutex
 	bounds Bounds
-
-	mu    sync.Mutex
-	half  map[netip.Prefix]int // at most bounds.WaitingGateway entries
-	total int
-	ended map[netip.Prefix]int // at most bounds.EndedGateway entries
-	open  int                  // their sum
-	rate  fading[int64]        // when the source's next connection is within its rate, Unix nanoseconds
-	known fading[struct{}]
+	half   map[netip.Prefix]int // at most bounds.WaitingGateway entries
+	total  int
+	ended  map[netip.Prefix]int // at most bounds.EndedGateway entries
+	open   int                  // their sum
+	rate   fading[int64]        // when the source's next connection is within its rate, Unix nanoseconds
+	known  fading[struct{}]
 }
 
 const (
@@ -47,6 +46,13 @@ func newCrowd(b Bounds) *crowd {
 		rate:  fading[int64]{period: rateBurst},
 		known: fading[struct{}]{period: knownFor},
 	}
+}
+
+// bound replaces the bounds. Who has a place keeps it.
+func (c *crowd) bound(b Bounds) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bounds = b
 }
 
 // slot is a connection's place in the crowd. The zero value has none.
@@ -182,10 +188,18 @@ func (c *crowd) chargeLocked(source netip.Prefix, now time.Time) bool {
 
 func (c *crowd) step() int64 { return int64(rateBurst) / int64(c.bounds.SourceRate) }
 
+// size is how many are not routed yet.
 func (c *crowd) size() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.total
+}
+
+// holding is how many have places by hold.
+func (c *crowd) holding() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open
 }
 
 // sourceOf is what counts as one source: a /32 or a /64. What has no address

@@ -12,7 +12,7 @@ import (
 
 // dispatch sends a connection whose hello has been read on its way.
 func (c *conn) dispatch(r alpn.Route) {
-	c.routed = r.Class
+	c.routed, c.acct = r.Class, c.classes.of(r)
 	if !c.afterPostgres(r) {
 		c.refuseRoute(alpn.NoApplicationProtocol)
 		return
@@ -28,7 +28,9 @@ func (c *conn) dispatch(r alpn.Route) {
 		c.toUpstream(c.auth, alpn.NoApplicationProtocol)
 	case alpn.Static:
 		c.route = uint32(r.Index) + 1
-		c.toUpstream(c.static[r.Index], alpn.UnrecognizedName)
+		up := c.static[r.Index]
+		c.acct = up.acct
+		c.toUpstream(up, alpn.UnrecognizedName)
 	default:
 		c.handOff(r.Class)
 	}
@@ -72,6 +74,7 @@ func (c *conn) lease() {
 		return
 	}
 	attempt := c.attempt
+	c.asked = c.loop.Now()
 	c.stage = leasing
 	cancel := c.cfg.Tunnels.Lease(c.loop, tunnel.LeaseRequest{
 		Kind: c.kind, Name: c.name, Source: c.peer, ConnectionID: c.id, Attempt: c.attempt,
@@ -104,6 +107,7 @@ func (c *conn) LeaseFailed(reason string) {
 func (c *conn) Leased(s Stream) {
 	c.cancel = nil
 	c.counts.add(outcomeLeased)
+	c.counts.lease.observe(c.loop.Now().Sub(c.asked))
 	if c.slot.held {
 		c.crowd.leave(&c.slot, true, c.loop.Now())
 	}

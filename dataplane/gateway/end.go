@@ -26,14 +26,14 @@ func (c *conn) handOff(class alpn.Class) {
 		c.abandon(bound)
 		return
 	}
-	h := &handshake{Gateway: c.Gateway, end: end, peer: c.peer, slot: c.slot}
+	h := &handshake{Gateway: c.Gateway, end: end, peer: c.peer, slot: c.slot, within: c.bounds.Stage}
 	var prefix []byte
 	if c.buf != nil {
 		prefix = append(prefix, c.buf...)
 	}
 	proxied := c.said&saidProxy != 0
 	c.slot = slot{} // the handshake's now
-	c.counts.add(outcomeHandedOff)
+	c.count(outcomeHandedOff)
 	conn, err := relay.NetConn(c.release(), prefix)
 	if err != nil {
 		h.done(outcomeInternal, false)
@@ -63,6 +63,8 @@ type handshake struct {
 	conn net.Conn
 	peer netip.AddrPort
 	slot slot
+
+	within time.Duration
 }
 
 // serve ends TLS and gives the connection to the handler of the protocol that
@@ -71,7 +73,7 @@ func (h *handshake) serve() {
 	under := &endedConn{Conn: h.conn}
 	conn := tls.Server(under, h.end.TLS)
 	// Lifted below, when the handshake is done; the handler sets its own.
-	_ = conn.SetDeadline(time.Now().Add(h.bounds.Stage))
+	_ = conn.SetDeadline(time.Now().Add(h.within))
 	if err := conn.HandshakeContext(h.ctx); err != nil {
 		h.conn.Close()
 		h.log.Debug("handshake failed", "peer", h.peer, "err", err)
@@ -99,7 +101,7 @@ func (h *handshake) serve() {
 }
 
 func (h *handshake) done(why outcome, good bool) {
-	h.counts.add(why)
+	h.outside.add(why)
 	h.crowd.leave(&h.slot, good, time.Now())
 }
 

@@ -122,17 +122,19 @@ type StaticRoute struct {
 
 // Gateway is a running gateway.
 type Gateway struct {
-	cfg    Config
-	bounds Bounds
-	log    *slog.Logger
-	table  *alpn.Table
-	auth   *upstream
-	static []*upstream
-	crowd  *crowd
-	lanes  []*lane
-	addrs  []netip.AddrPort
-	ids    atomic.Uint64 // of relays
-	counts counters
+	cfg     Config
+	log     *slog.Logger
+	auth    *upstream
+	crowd   *crowd
+	lanes   []*lane
+	addrs   []netip.AddrPort
+	ids     atomic.Uint64 // of relays
+	classes classes
+	outside counters // of what happens on no loop
+
+	reloading sync.Mutex // held while settings are replaced
+	current   atomic.Pointer[settings]
+	renamed   chan struct{} // the settings have other names to resolve
 
 	ctx    context.Context // done when the gateway closes
 	stop   context.CancelFunc
@@ -164,41 +166,32 @@ func prepare(cfg Config) (*Gateway, error) {
 			return nil, fmt.Errorf("gateway: %v: %w", class, err)
 		}
 	}
-	matches := make([]alpn.Match, len(cfg.Static))
-	for i, s := range cfg.Static {
-		matches[i] = s.Match
-	}
-	table, err := alpn.NewTable(cfg.Cluster, matches)
-	if err != nil {
-		return nil, fmt.Errorf("gateway: %w", err)
-	}
-	g := &Gateway{cfg: cfg, bounds: cfg.Bounds.withDefaults(), log: cfg.Log, table: table}
+	g := &Gateway{cfg: cfg, log: cfg.Log, classes: newClasses(), renamed: make(chan struct{}, 1)}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
-	g.crowd = newCrowd(g.bounds)
-	g.ctx, g.stop = context.WithCancel(context.Background())
-	if err := g.upstreams(); err != nil {
-		g.stop()
+	s, _, err := g.settle(Settings{Static: cfg.Static, TrustedProxies: cfg.TrustedProxies, Idle: cfg.Idle, Bounds: cfg.Bounds}, nil)
+	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
+	if err := g.toAuth(); err != nil {
+		return nil, fmt.Errorf("gateway: auth: %w", err)
+	}
+	g.current.Store(s)
+	g.crowd = newCrowd(s.bounds)
+	g.ctx, g.stop = context.WithCancel(context.Background())
 	return g, nil
 }
 
-func (g *Gateway) upstreams() (err error) {
-	if g.cfg.Auth.Address != "" {
-		if g.auth, err = newUpstream([]string{g.cfg.Auth.Address}, g.cfg.Auth.Proxy); err != nil {
-			return fmt.Errorf("auth: %w", err)
-		}
+func (g *Gateway) toAuth() error {
+	if g.cfg.Auth.Address == "" {
+		return nil
 	}
-	for i, s := range g.cfg.Static {
-		u, err := newUpstream(s.Upstreams, s.Proxy)
-		if err != nil {
-			return fmt.Errorf("route %d: %w", i, err)
-		}
-		g.static = append(g.static, u)
+	s, err := newServer(g.cfg.Auth.Address)
+	if err == nil {
+		g.auth = &upstream{servers: []*server{s}, proxy: g.cfg.Auth.Proxy}
 	}
-	return nil
+	return err
 }
 
 func (e End) check() error {

@@ -20,6 +20,8 @@ import (
 // lane is a gateway's part on one loop. All of it belongs to the loop's thread.
 type lane struct {
 	*Gateway
+	*settings // replaced by Reload
+	counts    counters
 	loop      relay.Loop
 	listeners []*listener
 	conns     map[*conn]struct{} // not yet routed, or lingering
@@ -61,7 +63,7 @@ func tuning() relay.Tuning {
 func (g *Gateway) listen() error {
 	for _, l := range g.cfg.Loops {
 		w := &lane{
-			Gateway: g, loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
+			Gateway: g, settings: g.current.Load(), loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
 			view: make([]byte, prefixRoom+viewSize),
 		}
 		w.reserve, _ = os.Open(os.DevNull) // without it nothing is shed, only delayed
@@ -256,14 +258,14 @@ func (l *listener) close() {
 // admit begins a connection. Most clients have sent their first bytes by now.
 func (w *lane) admit(fd int, peer netip.AddrPort) {
 	w.counts.add(outcomeAccepted)
-	c := &conn{lane: w, fd: fd, other: -1, peer: peer, lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
+	c := &conn{lane: w, fd: fd, other: -1, peer: peer, since: w.loop.Now(), lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
 	w.conns[c] = struct{}{}
 	c.look()
 }
 
 // trusts says that the address is a proxy's that may speak for others.
 func (w *lane) trusts(a netip.Addr) bool {
-	for _, p := range w.cfg.TrustedProxies {
+	for _, p := range w.trusted {
 		if p.Contains(a.WithZone("")) {
 			return true
 		}

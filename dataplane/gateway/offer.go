@@ -15,6 +15,9 @@ const (
 	// maxAttempts is how many far ends get to see a client's first flight.
 	maxAttempts = 3
 
+	// maxAddresses of an upstream are tried for one client.
+	maxAddresses = 8
+
 	// turnMask keeps turn plus attempt positive in an int of any size.
 	turnMask = 1<<30 - 1
 )
@@ -39,20 +42,41 @@ func (c *conn) toUpstream(u *upstream, unserved alpn.Alert) {
 		c.refuseRoute(unserved)
 		return
 	}
-	if _, ok := c.crowd.enter(&c.slot, c.peer.Addr(), false, c.loop.Now()); !ok {
-		c.abandon(outcomeGatewayFull)
+	if bound, ok := c.crowd.enter(&c.slot, c.peer.Addr(), c.charged(), c.loop.Now()); !ok {
+		c.abandon(bound)
 		return
 	}
-	c.up, c.turn = u, u.turns.Add(1)&turnMask
+	c.up, c.turn, c.asked = u, u.turns.Add(1)&turnMask, c.loop.Now()
 	c.connect()
 }
 
-// connect tries the upstream's next address. The whole stage has one deadline;
-// an address has less while there are others.
+// charged says whether the connection counts towards its source's rate, even if
+// it has said at once what it wants. Auth's time is everybody's, so what comes
+// to it counts; a static route's upstream has bounds of its own, and many people
+// may reach it from one address: only the places of those who wait are bounded.
+func (c *conn) charged() bool { return c.routed == alpn.Auth || c.routed == alpn.Join }
+
+// repaid says whether the far end's first byte makes up for what the source was
+// charged. Not for joining: a host joins once, and auth ends TLS with anybody
+// before it can look at a token.
+func (c *conn) repaid() bool { return c.routed != alpn.Join }
+
+// tries is how many far ends see the flight: of an upstream's addresses, each
+// that there is time for, up to a bound.
+func (c *conn) tries() int {
+	if c.up == nil {
+		return maxAttempts
+	}
+	return min(max(c.up.size(), maxAttempts), maxAddresses)
+}
+
+// connect tries the upstream's next address. All of them together have one
+// stage's time; an address has less while there are others.
 func (c *conn) connect() {
-	for c.attempt < maxAttempts {
+	for c.attempt < c.tries() {
 		to, others, ok := c.up.pick(c.turn, c.attempt)
-		if !ok {
+		left := c.bounds.Stage - c.loop.Now().Sub(c.asked)
+		if !ok || left <= 0 {
 			break
 		}
 		fd, err := to.connect()
@@ -65,8 +89,8 @@ func (c *conn) connect() {
 			c.abandon(outcomeInternal)
 			return
 		}
-		limit := c.bounds.Stage
-		if others && c.attempt < maxAttempts-1 {
+		limit := left
+		if others && c.attempt < c.tries()-1 {
 			limit = min(limit, c.bounds.Connect)
 		}
 		c.await()
@@ -85,6 +109,7 @@ func (c *conn) connected() {
 	case ok:
 		_ = relay.Tune(c.other, relay.Tuning{NoDelay: true}) // a Unix socket has no such option
 		c.stage = offering
+		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
 		c.loop.Arm(c, c.bounds.Stage)
 		c.progress(0)
 	}
@@ -172,9 +197,9 @@ func (c *conn) tryNext(why outcome) {
 	c.dropFar()
 	c.attempt++
 	switch {
-	case c.attempt >= maxAttempts && c.up != nil:
+	case c.up != nil && c.attempt >= c.tries():
 		c.refuse(alpn.InternalError, outcomeNoUpstream)
-	case c.attempt >= maxAttempts:
+	case c.attempt >= c.tries():
 		c.refuse(alpn.UnrecognizedName, why)
 	case c.up != nil:
 		c.connect()
@@ -209,9 +234,10 @@ func (c *conn) join() {
 		c.abandon(outcomeReset)
 		return
 	}
-	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed}
+	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
+	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed, acct: c.acct}
 	state := relay.State{
-		ID: c.ids.Add(1), Route: c.route, Idle: c.cfg.Idle, Started: c.loop.Now(),
+		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
 		A: relay.End{FD: c.fd},
 		B: relay.End{FD: c.other, Pending: rest, Written: uint64(c.sent)},
 	}
@@ -221,7 +247,7 @@ func (c *conn) join() {
 	c.loop.Disarm(c)
 	c.disown()
 	if c.slot.held {
-		c.crowd.leave(&c.slot, true, c.loop.Now())
+		c.crowd.leave(&c.slot, c.repaid(), c.loop.Now())
 	}
 	delete(c.conns, c)
 	l.start(state)
@@ -250,11 +276,14 @@ type link struct {
 	peer   netip.AddrPort
 	ends   func()
 	routed alpn.Class
+	acct   *account
 }
 
 func (l *link) start(s relay.State) {
 	l.counts.add(outcomeRelayed)
 	l.counts.relays.Add(1)
+	l.acct.add(outcomeRelayed)
+	l.acct.relays.Add(1)
 	l.links[l] = struct{}{}
 	l.relay = relay.Start(l.loop, s, l)
 }
@@ -265,6 +294,9 @@ func (l *link) Ended(s relay.State, why relay.Reason) {
 	l.counts.relays.Add(-1)
 	l.counts.bytesOut.Add(s.A.Written)
 	l.counts.bytesIn.Add(s.B.Written)
+	l.acct.relays.Add(-1)
+	l.acct.out.Add(s.A.Written)
+	l.acct.in.Add(s.B.Written)
 	if l.ends != nil {
 		l.ends()
 	}

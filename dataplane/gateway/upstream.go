@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sallyport/sallyport/dataplane/preamble"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
@@ -28,14 +30,17 @@ type upstream struct {
 	servers []*server
 	proxy   bool
 	turns   atomic.Uint32
+	acct    *account // of the route; nil for auth
 }
 
-// server is one configured address and what it stands for now.
+// server is one configured address and what it stands for now. All upstreams
+// that have the address share it.
 type server struct {
 	path  string // of a Unix socket
 	host  string // a name; "" for a literal
 	port  uint16
 	addrs atomic.Pointer[[]netip.AddrPort]
+	lost  atomic.Bool // its name could not be resolved the last time
 }
 
 // target is one place to connect to.
@@ -49,21 +54,6 @@ func (t target) connect() (fd int, err error) {
 		return relay.ConnectUnix(t.path)
 	}
 	return relay.Connect(t.addr)
-}
-
-func newUpstream(addresses []string, proxy bool) (*upstream, error) {
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("no upstream address")
-	}
-	u := &upstream{proxy: proxy}
-	for _, a := range addresses {
-		s, err := newServer(a)
-		if err != nil {
-			return nil, err
-		}
-		u.servers = append(u.servers, s)
-	}
-	return u, nil
 }
 
 func newServer(address string) (*server, error) {
@@ -92,26 +82,49 @@ func newServer(address string) (*server, error) {
 // pick gives the address for an attempt: the first is the turn's, further ones
 // are what follows it. others says that there is more than one.
 func (u *upstream) pick(turn uint32, attempt int) (t target, others, ok bool) {
-	var all []target
-	for _, s := range u.servers {
-		all = s.targets(all)
-	}
-	if len(all) == 0 {
+	n := u.size()
+	if n == 0 {
 		return t, false, false
 	}
-	return all[(int(turn)+attempt)%len(all)], len(all) > 1, true
+	at := (int(turn) + attempt) % n
+	for _, s := range u.servers {
+		if k := s.size(); at >= k {
+			at -= k
+			continue
+		}
+		t, ok = s.target(at)
+		return t, n > 1, ok
+	}
+	return t, false, false // a name has lost addresses just now
 }
 
-func (s *server) targets(all []target) []target {
+// size is the number of addresses.
+func (u *upstream) size() (n int) {
+	for _, s := range u.servers {
+		n += s.size()
+	}
+	return n
+}
+
+func (s *server) size() int {
 	if s.path != "" {
-		return append(all, target{path: s.path})
+		return 1
 	}
 	if addrs := s.addrs.Load(); addrs != nil {
-		for _, a := range *addrs {
-			all = append(all, target{addr: a})
-		}
+		return len(*addrs)
 	}
-	return all
+	return 0
+}
+
+func (s *server) target(i int) (t target, ok bool) {
+	if s.path != "" {
+		return target{path: s.path}, true
+	}
+	addrs := s.addrs.Load()
+	if addrs == nil || i >= len(*addrs) {
+		return t, false
+	}
+	return target{addr: (*addrs)[i]}, true
 }
 
 // head is what an upstream gets before the client's bytes.
@@ -130,38 +143,67 @@ const (
 	resolveEvery = 30 * time.Second
 	resolveWait  = 5 * time.Second
 	resolveSoon  = time.Second // after a name that could not be resolved
+
+	// resolveMost names are looked up at once.
+	resolveMost = 16
 )
 
 // resolve keeps the addresses of names up to date until the gateway closes. A
 // name that cannot be resolved keeps the addresses it had.
 func (g *Gateway) resolve() {
-	all := g.static
-	if g.auth != nil {
-		all = append([]*upstream{g.auth}, all...)
-	}
 	for {
-		wait, names := resolveEvery, false
-		for _, u := range all {
-			for _, s := range u.servers {
-				if s.host == "" {
-					continue
-				}
-				names = true
-				if err := s.resolve(g.ctx); err != nil {
-					g.log.Warn("upstream not resolved", "host", s.host, "err", err)
-					wait = resolveSoon
-				}
-			}
-		}
-		if !names {
-			return
+		wait := resolveEvery
+		if !g.resolveAll(g.ctx, g.named()) {
+			wait = resolveSoon
 		}
 		select {
 		case <-g.ctx.Done():
 			return
+		case <-g.renamed:
 		case <-time.After(wait):
 		}
 	}
+}
+
+// named are the servers that have names.
+func (g *Gateway) named() (out []*server) {
+	if g.auth != nil && g.auth.servers[0].host != "" {
+		out = append(out, g.auth.servers[0])
+	}
+	for _, s := range g.current.Load().servers {
+		if s.host != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// resolveAll reports whether all could be resolved.
+func (g *Gateway) resolveAll(ctx context.Context, servers []*server) bool {
+	var failed atomic.Bool
+	var tasks errgroup.Group
+	tasks.SetLimit(resolveMost)
+	for _, s := range servers {
+		tasks.Go(func() error {
+			err := s.resolve(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				failed.Store(true)
+			}
+			switch lost := err != nil; {
+			case s.lost.Swap(lost) == lost: // said before
+			case lost:
+				g.log.Warn("upstream not resolved", "host", s.host, "err", err)
+			default:
+				g.log.Info("upstream resolved again", "host", s.host)
+			}
+			return nil
+		})
+	}
+	_ = tasks.Wait() // they return none
+	return !failed.Load()
 }
 
 func (s *server) resolve(ctx context.Context) error {

@@ -1,0 +1,341 @@
+//go:build unix
+
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+// named is a backend that says its name to whoever connects, after TLS.
+func named(t testing.TB, ca *authority, name string) string {
+	t.Helper()
+	config := ca.server(t)
+	b := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+		c := tls.Server(conn, config)
+		if _, err := c.Write([]byte(name)); err == nil {
+			_, _ = io.Copy(c, c)
+		}
+	})
+	return b.Addr().String()
+}
+
+// meets opens a connection and checks which backend it reaches.
+func (r *rig) meets(ca *authority, server, want string) *tls.Conn {
+	r.Helper()
+	conn := tls.Client(r.dial(), ca.client(server))
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+		r.Fatalf("%s reaches %q, %v, not %q", server, got, err, want)
+	}
+	return conn
+}
+
+func to(name string, addresses ...string) StaticRoute {
+	return StaticRoute{Match: alpn.Match{SNI: []string{name}}, Upstreams: addresses}
+}
+
+// TestReload: a route that changes, one that goes and one that comes; relays
+// and routes that stay are not touched.
+func TestReload(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		one, two := named(t, ca, "one"), named(t, ca, "two")
+		old := []StaticRoute{to("a.example.com", one), to("b.example.com", one), to("c.example.com", one)}
+		r := newRig(t, loops, func(c *Config) { c.Static = old })
+		running := map[string]*tls.Conn{}
+		for _, name := range []string{"a.example.com", "b.example.com", "c.example.com"} {
+			running[name] = r.meets(ca, name, "one")
+		}
+		kept := r.current.Load().static[0]
+
+		d, err := r.Reload(t.Context(), Settings{Bounds: generous(), Static: []StaticRoute{
+			to("d.example.com", two), to("c.example.com", two), to("a.example.com", one),
+		}})
+		check(t, err)
+		if d != (Difference{Added: 1, Changed: 1, Removed: 1, Kept: 1}) {
+			t.Errorf("%+v", d)
+		}
+		if r.current.Load().static[2] != kept {
+			t.Error("a route that has not changed is another one")
+		}
+		r.meets(ca, "a.example.com", "one")
+		r.meets(ca, "c.example.com", "two")
+		r.meets(ca, "d.example.com", "two")
+		want := alpn.UnrecognizedName.Record()
+		if got := readAll(t, r.say(helloBytes(t, ca.client("b.example.com")))); string(got) != string(want[:]) {
+			t.Errorf("a route that is gone: %v", got)
+		}
+		for name, conn := range running {
+			_, err := conn.Write([]byte("still"))
+			check(t, err)
+			got := make([]byte, 5)
+			if _, err := io.ReadFull(conn, got); err != nil || string(got) != "still" {
+				t.Errorf("%s, from before: %q, %v", name, got, err)
+			}
+		}
+		results := map[string]uint64{}
+		for _, route := range r.Snapshot().Routes {
+			results[route.Name] = route.Results["relayed"]
+		}
+		if results["a.example.com"] != 2 || results["c.example.com"] != 2 || results["d.example.com"] != 1 {
+			t.Errorf("counters over the reload: %v", results)
+		}
+		if _, there := results["b.example.com"]; there {
+			t.Error("a route that is gone has counters")
+		}
+	})
+}
+
+// TestReloadRefused: what is wrong in one place has no effect in any.
+func TestReloadRefused(t *testing.T) {
+	ca := newAuthority(t)
+	one, two := named(t, ca, "one"), named(t, ca, "two")
+	r := newRig(t, newLoops(t, relay.NewDefault, 2), func(c *Config) { c.Static = []StaticRoute{to("a.example.com", one)} })
+	before := r.current.Load()
+	for name, bad := range map[string][]StaticRoute{
+		"twice":       {to("a.example.com", two), to("A.example.com", two)},
+		"cluster":     {to("a.example.com", two), to("x.db."+cluster, two)},
+		"no name":     {to("a.example.com", two), {Upstreams: []string{two}}},
+		"no upstream": {to("a.example.com", two), to("b.example.com")},
+		"no port":     {to("a.example.com", two), to("b.example.com", "127.0.0.1")},
+	} {
+		if _, err := r.Reload(t.Context(), Settings{Static: bad, Bounds: generous()}); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+		if r.current.Load() != before {
+			t.Errorf("%s: refused, with an effect", name)
+		}
+	}
+	r.meets(ca, "a.example.com", "one")
+	r.Close()
+	if _, err := r.Reload(t.Context(), Settings{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a gateway that is closed: %v", err)
+	}
+}
+
+// TestReloadBounds: bounds and trusted proxies hold from the next connection on.
+func TestReloadBounds(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, nil)
+		first, second := r.dial(), r.dial()
+		r.waiting(2)
+		trusted := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		_, err := r.Reload(t.Context(), Settings{Bounds: Bounds{WaitingSource: 2, SourceRate: 1e6}})
+		check(t, err)
+		closes(t, r.dial())
+		r.reaches(outcomeSourceFull, 1)
+		closes(t, r.say(proxyLine)) // not trusted yet: refused, or for want of a place
+		_, err = r.Reload(t.Context(), Settings{Bounds: generous(), TrustedProxies: trusted})
+		check(t, err)
+		r.say(join(proxyLine, helloBytes(t, r.ca.client("orders.db.gw.test"))))
+		if got := r.tunnels.agent().request.Source.Addr().String(); got != "192.0.2.7" {
+			t.Errorf("source %s", got)
+		}
+		first.Close()
+		second.Close()
+	})
+}
+
+// TestReloadByName: a name that a reload brings has its addresses before the
+// first client, and one that is there already is not asked for again.
+func TestReloadByName(t *testing.T) {
+	ca := newAuthority(t)
+	_, port, err := net.SplitHostPort(named(t, ca, "one"))
+	check(t, err)
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), nil)
+	_, err = r.Reload(t.Context(), Settings{Bounds: generous(), Static: []StaticRoute{to("a.example.com", "localhost:"+port)}})
+	check(t, err)
+	r.meets(ca, "a.example.com", "one")
+	server := r.current.Load().servers["localhost:"+port]
+	_, err = r.Reload(t.Context(), Settings{Bounds: generous(), Static: []StaticRoute{to("b.example.com", "127.0.0.1:1", "localhost:"+port)}})
+	check(t, err)
+	if r.current.Load().servers["localhost:"+port] != server {
+		t.Error("a server that stays is another one")
+	}
+	r.meets(ca, "b.example.com", "one")
+}
+
+// TestReloadMany: of 10,000 routes one changes; the others are the same objects,
+// and nothing is done for them but a look.
+func TestReloadMany(t *testing.T) {
+	const many = 10_000
+	routes := make([]StaticRoute, many)
+	for i := range routes {
+		routes[i] = to(fmt.Sprintf("r%d.example.com", i), fmt.Sprintf("10.0.%d.%d:443", i/250, i%250+1))
+	}
+	r := newRig(t, newLoops(t, relay.NewDefault, 2), func(c *Config) { c.Static = routes })
+	before := r.current.Load()
+	changed := append([]StaticRoute(nil), routes...)
+	changed[many/2] = to(routes[many/2].Match.SNI[0], "10.9.9.9:443")
+	d, err := r.Reload(t.Context(), Settings{Static: changed, Bounds: generous()})
+	check(t, err)
+	if d != (Difference{Changed: 1, Kept: many - 1}) {
+		t.Errorf("%+v", d)
+	}
+	after := r.current.Load()
+	for i := range routes {
+		if same := before.static[i] == after.static[i]; same == (i == many/2) {
+			t.Fatalf("route %d: the same object: %v", i, same)
+		}
+	}
+}
+
+func BenchmarkReload(b *testing.B) {
+	const many = 10_000
+	routes := make([]StaticRoute, many)
+	for i := range routes {
+		routes[i] = to(fmt.Sprintf("r%d.example.com", i), fmt.Sprintf("10.0.%d.%d:443", i/250, i%250+1))
+	}
+	r := newRig(b, newLoops(b, relay.NewDefault, 2), func(c *Config) { c.Static = routes })
+	for i := range b.N {
+		routes[many/2].Upstreams = []string{fmt.Sprintf("10.9.9.9:%d", i%60000+1)}
+		if _, err := r.Reload(b.Context(), Settings{Static: routes, Bounds: generous()}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestManyAddresses: five addresses that refuse do not hide the sixth.
+func TestManyAddresses(t *testing.T) {
+	ca := newAuthority(t)
+	good := named(t, ca, "good")
+	addresses := make([]string, 6)
+	for i := range addresses {
+		addresses[i] = "127.0.0.1:1"
+	}
+	addresses[5] = good
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Static = []StaticRoute{to("a.example.com", addresses...)} })
+	for range len(addresses) {
+		r.meets(ca, "a.example.com", "good").Close()
+	}
+}
+
+// TestPickAllocates: choosing an address takes no memory.
+func TestPickAllocates(t *testing.T) {
+	u := &upstream{}
+	for _, a := range []string{"10.0.0.1:1", "10.0.0.2:1", "unix:/x"} {
+		s, err := newServer(a)
+		check(t, err)
+		u.servers = append(u.servers, s)
+	}
+	seen := map[target]int{}
+	for turn := range 6 {
+		to, others, ok := u.pick(uint32(turn), 1)
+		if !ok || !others {
+			t.Fatal(to, others, ok)
+		}
+		seen[to]++
+	}
+	if len(seen) != 3 || seen[target{path: "/x"}] != 2 {
+		t.Errorf("%v", seen)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _, _ = u.pick(1, 0) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestSnapshot: what is measured of a relay, by route and in all.
+func TestSnapshot(t *testing.T) {
+	ca := newAuthority(t)
+	addr := named(t, ca, "one")
+	r := newRig(t, newLoops(t, relay.NewDefault, 2), func(c *Config) {
+		c.Static = []StaticRoute{
+			to("A.example.com", addr),
+			{Match: alpn.Match{SNI: []string{"a.example.com"}, ALPN: []string{"h2", "x"}}, Upstreams: []string{"127.0.0.1:1"}},
+		}
+	})
+	conn := r.meets(ca, "a.example.com", "one")
+	_, err := tls.Dial("tcp", r.addr, ca.client("a.example.com", "h2"))
+	if err == nil {
+		t.Error("nobody answers, and TLS is done")
+	}
+	client := r.say(helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL)))
+	agent := r.tunnels.agent()
+	agent.answers(client)
+
+	s := r.Snapshot()
+	var got []string
+	for _, x := range s.Routes {
+		got = append(got, fmt.Sprintf("%s: %d relays, %d relayed, %d unreachable", x.Name, x.Relays, x.Results["relayed"], x.Results["unreachable"]))
+	}
+	want := []string{
+		"a.example.com: 1 relays, 1 relayed, 0 unreachable", "a.example.com h2,x: 0 relays, 0 relayed, 1 unreachable",
+		"cluster:db: 1 relays, 1 relayed, 0 unreachable",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	if s.FirstByte.Count != 2 || s.Lease.Count != 1 || s.Connect.Count != 1 || s.FirstByte.Sum <= 0 {
+		t.Errorf("first byte %+v, lease %+v, connect %+v", s.FirstByte, s.Lease, s.Connect)
+	}
+	if s.Refusals["no_upstream"] != 1 || s.Outcomes["relayed"] != 2 || s.Static != 2 {
+		t.Errorf("%+v", s)
+	}
+	if _, there := s.Refusals["relayed"]; there {
+		t.Error("a relay is a refusal")
+	}
+	relays := 0
+	for i, l := range r.Loops(patience) {
+		if !l.Answered || l.Delay <= 0 {
+			t.Errorf("loop %d: %+v", i, l)
+		}
+		relays += l.Relays
+	}
+	if relays != 2 {
+		t.Errorf("%d relays on the loops", relays)
+	}
+	check(t, conn.Close())
+	agent.Close()
+	client.Close()
+	eventually(t, "bytes are counted", func() bool { s = r.Snapshot(); return s.Relays == 0 })
+	for _, x := range s.Routes {
+		if x.Relays != 0 || x.Results["relayed"] > 0 && (x.BytesOut == 0 || x.BytesIn == 0) {
+			t.Errorf("%+v", x)
+		}
+	}
+}
+
+// TestLoopsStuck: a loop that does not answer is told as such, in bounded time.
+func TestLoopsStuck(t *testing.T) {
+	loops := newLoops(t, relay.NewDefault, 2)
+	r := newRig(t, loops, nil)
+	release, stuck := make(chan struct{}), make(chan struct{})
+	loops[0].Post(func() { close(stuck); <-release })
+	<-stuck
+	got := r.Loops(time.Millisecond)
+	close(release)
+	if got[0].Answered || got[0].Delay < time.Millisecond {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestTimings(t *testing.T) {
+	var c timings
+	for _, d := range []time.Duration{0, 100 * time.Microsecond, 101 * time.Microsecond, time.Second, 10 * time.Second, time.Hour} {
+		c.observe(d)
+	}
+	got := newTimings()
+	got.add(&c)
+	count := map[time.Duration]uint64{}
+	for i, b := range got.Buckets {
+		count[b.Most] = b.Count
+		if i > 0 && (b.Most <= got.Buckets[i-1].Most || b.Count < got.Buckets[i-1].Count) {
+			t.Errorf("bucket %d: %+v after %+v", i, b, got.Buckets[i-1])
+		}
+	}
+	if got.Count != 6 || count[100*time.Microsecond] != 2 || count[250*time.Microsecond] != 3 || count[time.Second] != 4 || count[10*time.Second] != 5 {
+		t.Errorf("%+v", got)
+	}
+}
