@@ -447,7 +447,7 @@ func TestListen(t *testing.T) {
 		for _, a := range r.Addrs() {
 			conn, err := net.Dial("tcp", a.String())
 			check(t, err)
-			_, err = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+			_, err = conn.Write([]byte("GET / HTTP/1.1\r\nHost: gw.test\r\n\r\n"))
 			check(t, err)
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
 			if got := readAll(t, conn); !strings.HasPrefix(string(got), "HTTP/1.1 308") {
@@ -508,7 +508,7 @@ func TestA142_Descriptors(t *testing.T) {
 	check(t, err)
 	defer conn.Close()
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	_, err = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+	_, err = conn.Write([]byte("GET / HTTP/1.1\r\nHost: gw.test\r\n\r\n"))
 	check(t, err)
 	if got := readAll(t, conn); !strings.HasPrefix(string(got), "HTTP/1.1 308") {
 		t.Errorf("%q", got)
