@@ -7,6 +7,13 @@ import "time"
 type Bounds struct {
 	PoolFloor   int // parked connections that a tunnel always has; 4
 	PoolCeiling int // and at most; 256
+	PoolGateway int // of all tunnels; 65,536, and at most half of the descriptors
+
+	// ParkedFor is how old a parked connection gets. Keep-alive refreshes what
+	// counts packets; this is for what counts from the first one, or does not
+	// count empty packets: below the 4 minutes after which the shortest of the
+	// clouds' translators forget. 3 min 30 s.
+	ParkedFor time.Duration
 
 	HalfOpenSource  int // half-open streams per source (/32, /64); 16
 	HalfOpenAgent   int // per agent; 64
@@ -46,6 +53,11 @@ func (b Bounds) withDefaults() Bounds {
 	def(&b.PoolFloor, 4)
 	def(&b.PoolCeiling, 256)
 	b.PoolCeiling = max(b.PoolCeiling, b.PoolFloor)
+	def(&b.PoolGateway, 65536)
+	if most := descriptorLimit() / 2; most > 0 {
+		b.PoolGateway = min(b.PoolGateway, most)
+	}
+	def(&b.ParkedFor, 3*time.Minute+30*time.Second)
 	def(&b.HalfOpenSource, 16)
 	def(&b.HalfOpenAgent, 64)
 	def(&b.HalfOpenGateway, 4096)

@@ -75,6 +75,8 @@ type Hub struct {
 	strangers *strangers
 	queue     queue
 	counters  counters
+	parking   *budget // of all pools
+	waits     waits
 	draining  atomic.Bool
 	presence  sync.Mutex // held round a change of agents and the report of it
 
@@ -84,6 +86,7 @@ type Hub struct {
 	names     map[resourceName][]*tunnel // slices are never changed in place
 	tags      map[uint16]*tunnel
 	revisions map[string]revision
+	swept     time.Time // when revisions were last looked through
 }
 
 // resourceName is the key under which clients ask.
@@ -136,8 +139,10 @@ func NewHub(cfg HubConfig) *Hub {
 		cfg.Presence = func(Presence) {}
 	}
 	b := cfg.Bounds.withDefaults()
+	c := newCounters()
 	return &Hub{
-		cfg: cfg, bounds: b, strangers: newStrangers(b), counters: newCounters(),
+		cfg: cfg, bounds: b, strangers: newStrangers(b), counters: c,
+		parking: &budget{most: int64(b.PoolGateway), refused: c.m["pool_gateway_full"]},
 		tunnels: map[ID]*tunnel{}, agents: map[string]*tunnel{}, names: map[resourceName][]*tunnel{},
 		tags: map[uint16]*tunnel{}, revisions: map[string]revision{},
 	}

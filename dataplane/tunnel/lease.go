@@ -83,7 +83,8 @@ func (h *Hub) Lease(l relay.Loop, r LeaseRequest, w Waiter) (cancel func()) {
 		q.fail(reason)
 		return q.cancel
 	}
-	q.deadline = l.Now().Add(h.bounds.LeaseWait)
+	q.began = l.Now()
+	q.deadline = q.began.Add(h.bounds.LeaseWait)
 	q.seek()
 	return q.cancel
 }
@@ -119,6 +120,7 @@ type request struct {
 	name      resourceName
 	admission admission
 	admitted  bool // holds a half-open slot of source and gateway
+	began     time.Time
 	deadline  time.Time
 	armed     bool
 	done      bool // answered or cancelled
@@ -242,6 +244,7 @@ func (q *request) answer(e *entry, lease *Lease) {
 	lease.FD, lease.Frame = e.fd, frame
 	e.tunnel.streams.Add(1)
 	q.hub.counters.add("leased")
+	q.hub.waits.add(q.loop.Now().Sub(q.began))
 	q.waiter.Leased(lease)
 }
 

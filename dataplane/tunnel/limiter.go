@@ -30,7 +30,7 @@ type counters struct{ m map[string]*atomic.Uint64 }
 // The words are fixed: nothing that a peer says becomes one.
 func newCounters() counters {
 	words := []string{
-		"parked", "leased", "lease_cancelled", "stream_up", "stream_refused", "retired", "replaced",
+		"parked", "leased", "lease_cancelled", "stream_up", "stream_refused", "retired", "replaced", "need_lost", "pool_gateway_full",
 		"park_malformed", "park_unknown_tunnel", "park_forged", "park_replayed", "park_pool_full",
 		"parked_byte", "parked_end", "parked_reset", "tunnel_ended",
 		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "upsert_refused",

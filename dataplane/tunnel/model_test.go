@@ -154,7 +154,7 @@ func newModel(t *testing.T) *model {
 func (m *model) connect(n int) {
 	agent := []string{agentID, agent2ID}[n]
 	t := &tunnel{
-		id: newID(), agent: agent, pool: newPool(m.hub.bounds), talk: &talk{out: make(chan *tunnelv1.Control, outbox), wake: make(chan struct{}, 1)},
+		id: newID(), agent: agent, pool: newPool(m.hub.bounds, m.hub.parking), talk: &talk{out: make(chan *tunnelv1.Control, outbox), wake: make(chan struct{}, 1)},
 		keys: keys{Key{1, byte(n)}, Key{2, byte(n)}}, end: func(error) {},
 	}
 	t.names.Store(&map[resourceName]bool{})
@@ -310,7 +310,7 @@ func (m *model) check() {
 		p := t.pool
 		n := 0
 		for _, s := range p.shelves {
-			n += len(s.entries)
+			n += s.length
 		}
 		if n != p.parked || n > p.ceiling+len(m.clients) || p.halfCount < len(p.half) || p.halfCount > p.halfMax {
 			m.t.Fatalf("%d entries, parked %d, half-open %d of %d", n, p.parked, len(p.half), p.halfCount)

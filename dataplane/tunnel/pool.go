@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"slices"
 	"sync"
 	"time"
 
@@ -27,27 +26,53 @@ type pool struct {
 	floor, ceiling int
 	halfMax        int
 
+	parkedFor time.Duration
+	all       *budget // of all pools
+
 	mu         sync.Mutex
 	closed     bool
-	shelves    []shelf
+	shelves    []shelf // one per loop
 	parked     int
 	generation uint64
 	seen       window
-
-	target  int // parked connections wanted
-	pending int // asked of the agent and not yet here
-	asked   time.Time
-	unsent  int // to be asked by the tunnel's writer
-	taken   int // claims since the last tick
+	demand     // size.go
 
 	half      map[ID]*Lease // leased, not settled
 	halfCount int           // claimed or leased, not settled
 }
 
-// shelf holds the entries that one loop watches, oldest first.
+// shelf holds the entries that one loop watches, in the order of their parking.
+// To add one and to take any one out costs the same however many there are.
 type shelf struct {
-	loop    relay.Loop
-	entries []*entry
+	loop           relay.Loop
+	oldest, newest *entry
+	length         int
+}
+
+func (s *shelf) push(e *entry) {
+	e.older, e.newer = s.newest, nil
+	if s.newest != nil {
+		s.newest.newer = e
+	} else {
+		s.oldest = e
+	}
+	s.newest = e
+	s.length++
+}
+
+func (s *shelf) unlink(e *entry) {
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		s.oldest = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		s.newest = e.older
+	}
+	e.older, e.newer = nil, nil
+	s.length--
 }
 
 // entryState is where in the drawing above an entry is.
@@ -69,12 +94,15 @@ type entry struct {
 	state      entryState
 	loop       relay.Loop // whose epoll set fd is in
 	generation uint64     // one per parking: a stale event names an old one
+	since      time.Time  // of the first parking
+	older      *entry     // on its shelf
+	newer      *entry
 }
 
-func newPool(b Bounds) *pool {
+func newPool(b Bounds, all *budget) *pool {
 	return &pool{
-		floor: b.PoolFloor, ceiling: b.PoolCeiling, halfMax: b.HalfOpenAgent,
-		target: b.PoolFloor, half: map[ID]*Lease{},
+		floor: b.PoolFloor, ceiling: b.PoolCeiling, halfMax: b.HalfOpenAgent, parkedFor: b.ParkedFor, all: all,
+		demand: demand{target: b.PoolFloor}, half: map[ID]*Lease{},
 	}
 }
 
@@ -89,10 +117,9 @@ func (p *pool) accept(counter uint64) error {
 	if !p.seen.use(counter) {
 		return ErrReplayed
 	}
-	if p.parked >= p.ceiling {
+	if p.parked >= p.ceiling || !p.arrived() {
 		return ErrPoolFull
 	}
-	p.pending = max(p.pending-1, 0)
 	return nil
 }
 
@@ -107,9 +134,12 @@ func (p *pool) park(e *entry, l relay.Loop) (generation uint64, ok bool) {
 	}
 	p.generation++
 	e.state, e.loop, e.generation = entryParked, l, p.generation
-	s := p.shelf(l)
-	s.entries = append(s.entries, e)
+	if e.since.IsZero() {
+		e.since = l.Now()
+	}
+	p.shelf(l).push(e)
 	p.parked++
+	p.all.add(1)
 	return p.generation, true
 }
 
@@ -146,21 +176,18 @@ func (p *pool) claim(l relay.Loop, known, first bool) (*entry, string) {
 	e := p.take(l)
 	p.taken++
 	p.halfCount++
-	p.refill(0)
+	p.refill()
 	return e, ""
 }
 
 // take removes the best entry. There is one.
 func (p *pool) take(l relay.Loop) *entry {
 	s := p.shelf(l)
-	if len(s.entries) == 0 {
+	if s.length == 0 {
 		s = p.fullest()
 	}
-	last := len(s.entries) - 1
-	e := s.entries[last]
-	s.entries[last] = nil
-	s.entries = s.entries[:last]
-	p.parked--
+	e := s.newest
+	p.remove(e)
 	e.state = entryClaimed
 	return e
 }
@@ -168,7 +195,7 @@ func (p *pool) take(l relay.Loop) *entry {
 func (p *pool) fullest() *shelf {
 	best := &p.shelves[0]
 	for i := range p.shelves {
-		if len(p.shelves[i].entries) > len(best.entries) {
+		if p.shelves[i].length > best.length {
 			best = &p.shelves[i]
 		}
 	}
@@ -184,32 +211,37 @@ func (p *pool) lose(e *entry, generation uint64) bool {
 		return false
 	}
 	p.remove(e)
-	p.refill(0)
+	p.refill()
 	return true
 }
 
+// remove takes a parked entry off its shelf.
 func (p *pool) remove(e *entry) {
-	s := p.shelf(e.loop)
-	if i := slices.Index(s.entries, e); i >= 0 {
-		s.entries = slices.Delete(s.entries, i, i+1)
-		p.parked--
-	}
+	p.shelf(e.loop).unlink(e)
+	p.parked--
+	p.all.add(-1)
 	e.state = entryGone
 }
 
 // byCounter takes parked entries out that the agent asks to be rid of.
 func (p *pool) byCounter(counters []uint64) (out []*entry) {
+	named := make(map[uint64]bool, len(counters))
+	for _, c := range counters {
+		named[c] = true
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.shelves {
-		for _, e := range slices.Clone(p.shelves[i].entries) {
-			if slices.Contains(counters, e.counter) {
+		for e := p.shelves[i].oldest; e != nil; {
+			next := e.newer
+			if named[e.counter] {
 				p.remove(e)
 				out = append(out, e)
 			}
+			e = next
 		}
 	}
-	p.refill(0)
+	p.refill()
 	return out
 }
 
@@ -221,12 +253,13 @@ func (p *pool) close() (parked []*entry, half []*Lease) {
 	defer p.mu.Unlock()
 	p.closed = true
 	for i := range p.shelves {
-		for _, e := range p.shelves[i].entries {
-			e.state = entryGone
+		for e := p.shelves[i].oldest; e != nil; e = p.shelves[i].oldest {
+			p.remove(e)
 			parked = append(parked, e)
 		}
 	}
-	p.shelves, p.parked, p.unsent, p.pending = nil, 0, 0, 0
+	p.shelves = nil
+	p.forget()
 	for _, l := range p.half {
 		half = append(half, l)
 	}
@@ -264,76 +297,4 @@ func (p *pool) leased(id ID) *Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.half[id]
-}
-
-// Size: fast up, slow down.
-
-// decayPart is how much of its excess a pool gives up per tick.
-const decayPart = 32
-
-// pendingFor is how long a connection that was asked for may take; after that
-// it is asked for again.
-const pendingFor = 3 * time.Second
-
-// begin asks for the first connections.
-func (p *pool) begin() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.refill(0)
-}
-
-// grow answers a client that found nothing: a quarter more from now on.
-func (p *pool) grow() {
-	p.target = min(p.target+max(p.target/4, 1), p.ceiling)
-	p.refill(1)
-}
-
-// refill asks for what is missing, and for at least as much as stated.
-func (p *pool) refill(least int) {
-	n := p.target - p.parked - p.pending
-	if p.pending == 0 {
-		n = max(n, least)
-	}
-	n = min(n, p.ceiling-p.parked-p.pending)
-	if n <= 0 || p.closed {
-		return
-	}
-	p.pending += n
-	p.unsent += n
-}
-
-// need returns how many connections to ask for now; its caller sends them.
-func (p *pool) need(now time.Time) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := p.unsent
-	p.unsent = 0
-	if n > 0 {
-		p.asked = now
-	}
-	return n
-}
-
-// tick runs once a second: it follows the demand and returns the connections
-// that are too many.
-func (p *pool) tick(now time.Time) (retired []*entry) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	want := min(max(p.taken, p.floor), p.ceiling)
-	p.taken = 0
-	if want >= p.target {
-		p.target = want
-	} else {
-		p.target -= max((p.target-want)/decayPart, 1)
-	}
-	if p.pending > 0 && p.unsent == 0 && now.Sub(p.asked) > pendingFor {
-		p.pending = 0
-	}
-	p.refill(0)
-	for p.parked > p.target {
-		e := p.fullest().entries[0]
-		p.remove(e)
-		retired = append(retired, e)
-	}
-	return retired
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sallyport/sallyport"
 )
@@ -105,11 +106,23 @@ func (h *Hub) left(t *tunnel) bool {
 		return false
 	}
 	delete(h.agents, t.agent)
+	h.sweepLocked()
+	return true
+}
+
+// sweepEvery is the least time between two looks at all revisions: an agent
+// that leaves does not cost what all agents do.
+const sweepEvery = time.Minute
+
+func (h *Hub) sweepLocked() {
 	now := h.cfg.Now()
+	if now.Sub(h.swept) < sweepEvery {
+		return
+	}
+	h.swept = now
 	maps.DeleteFunc(h.revisions, func(_ string, r revision) bool {
 		return !r.notAfter.IsZero() && now.After(r.notAfter)
 	})
-	return true
 }
 
 // unroute stops leading names to the tunnel until its next assignment.

@@ -96,7 +96,7 @@ func (h *Hub) hello(conn *tls.Conn, agent string) (*tunnel, error) {
 	}
 	t := &tunnel{
 		id: newID(), agent: agent, version: word(hello.GetVersion()), since: h.cfg.Now(),
-		pool: newPool(h.bounds), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter, h.cfg.Now),
+		pool: newPool(h.bounds, h.parking), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter, h.cfg.Now),
 	}
 	t.names.Store(&map[resourceName]bool{})
 	t.talk.pull = func() []*tunnelv1.Control { return h.needs(t) }
@@ -243,7 +243,7 @@ func (t *tunnel) leased(id []byte) *Lease {
 
 // needs is what the writer says when it was poked.
 func (h *Hub) needs(t *tunnel) []*tunnelv1.Control {
-	n := t.pool.need(h.cfg.Now())
+	n := t.pool.need()
 	if n == 0 {
 		return nil
 	}
@@ -252,7 +252,9 @@ func (h *Hub) needs(t *tunnel) []*tunnelv1.Control {
 
 // tick follows the demand, and stops serving what has expired.
 func (h *Hub) tick(t *tunnel) {
-	h.drop(t, t.pool.tick(h.cfg.Now()))
+	retired, lost := t.pool.tick(h.cfg.Now())
+	h.counters.m["need_lost"].Add(uint64(lost))
+	h.drop(t, retired)
 	if a := t.assignment.Load(); h.expired(a.Assignment) && len(*t.names.Load()) > 0 {
 		h.cfg.Log.Warn("assignment expired", "agent", t.agent)
 		h.setNames(t, map[resourceName]bool{})

@@ -29,6 +29,15 @@ func peek(fd int) (why string) {
 	}
 }
 
+// descriptorLimit is how many the process may have; 0 when that cannot be told.
+func descriptorLimit() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur > 1<<30 {
+		return 0
+	}
+	return int(lim.Cur)
+}
+
 // closeFD closes a descriptor that no loop watches. There is nobody to tell of
 // an error, and nothing to lose: no byte of a client has been written to it.
 func closeFD(fd int) { _ = unix.Close(fd) }

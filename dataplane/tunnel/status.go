@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
@@ -16,6 +17,56 @@ type Status struct {
 	Waiting  int            // clients in the queue
 	Draining bool
 	Counters map[string]uint64
+	Waits    Waits // of the clients that got a connection
+
+	// Of all tunnels: connections ready for clients, those asked for and not yet
+	// here, and the bound of both together.
+	Parked, Pending, PoolLimit int
+}
+
+// Waits says how long clients have waited for a connection, since the start.
+type Waits struct {
+	Count  uint64
+	Sum    time.Duration
+	Within []WaitsWithin // by Most, each including those before it
+}
+
+// WaitsWithin is how many waited no longer than Most.
+type WaitsWithin struct {
+	Most  time.Duration
+	Count uint64
+}
+
+// waitSteps are the borders of Waits. The first is a connection that was there.
+var waitSteps = [...]time.Duration{
+	0, time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second,
+}
+
+// waits counts without a lock. A reader may see a wait in one field and not yet
+// in another.
+type waits struct {
+	sum   atomic.Int64
+	steps [len(waitSteps) + 1]atomic.Uint64
+}
+
+func (w *waits) add(d time.Duration) {
+	w.sum.Add(int64(d))
+	i := 0
+	for i < len(waitSteps) && d > waitSteps[i] {
+		i++
+	}
+	w.steps[i].Add(1)
+}
+
+func (w *waits) snapshot() Waits {
+	out := Waits{Sum: time.Duration(w.sum.Load())}
+	for i := range w.steps {
+		out.Count += w.steps[i].Load()
+		if i < len(waitSteps) {
+			out.Within = append(out.Within, WaitsWithin{waitSteps[i], out.Count})
+		}
+	}
+	return out
 }
 
 // TunnelStatus is one agent's tunnel.
@@ -41,9 +92,13 @@ func (h *Hub) Status() Status {
 		Waiting:  int(h.queue.length.Load()),
 		Draining: h.draining.Load(),
 		Counters: h.counters.snapshot(),
+		Waits:    h.waits.snapshot(), PoolLimit: h.bounds.PoolGateway,
 	}
 	for _, t := range h.all() {
-		s.Tunnels = append(s.Tunnels, t.status())
+		u := t.status()
+		s.Parked += u.Parked
+		s.Pending += u.Pending
+		s.Tunnels = append(s.Tunnels, u)
 	}
 	slices.SortFunc(s.Tunnels, func(a, b TunnelStatus) int { return cmp.Compare(a.AgentID, b.AgentID) })
 	return s

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -91,7 +92,8 @@ func TestSourcesAreBounded(t *testing.T) {
 
 // TestPoolSize: fast up, slow down, and what does not come is asked for again.
 func TestPoolSize(t *testing.T) {
-	p := newPool(Bounds{PoolFloor: 4, PoolCeiling: 64}.withDefaults())
+	all := &budget{most: 1000, refused: new(atomic.Uint64)}
+	p := newPool(Bounds{PoolFloor: 4, PoolCeiling: 64}.withDefaults(), all)
 	now := time.Unix(1e9, 0)
 	loop := newScriptLoop(&now)
 	come := func(n int) {
@@ -110,30 +112,36 @@ func TestPoolSize(t *testing.T) {
 		return got
 	}
 	p.begin()
-	if n := p.need(now); n != 4 {
+	if n := p.need(); n != 4 {
 		t.Fatalf("at first: need %d, want the floor", n)
 	}
 	come(4)
 	if n := claim(20); n != 4 {
 		t.Errorf("%d of 20 clients found a connection", n)
 	}
-	burst := p.need(now)
+	burst := p.need()
 	if burst < 20 {
 		t.Errorf("after 20 clients at once: need %d", burst)
 	}
-	if n := p.need(now); n != 0 {
+	if n := p.need(); n != 0 {
 		t.Errorf("asked twice: %d", n)
 	}
-	now = now.Add(pendingFor + time.Second)
-	p.tick(now)
-	if n := p.need(now); n != burst-1 && n != burst {
-		t.Errorf("nothing came: need %d again, not %d", n, burst)
+	asked := 0
+	for range 2 * askTicks {
+		_, lost := p.tick(now)
+		asked += lost
+	}
+	if asked != burst {
+		t.Errorf("%d given up of %d", asked, burst)
+	}
+	if n := p.need(); n < 4 || n > burst {
+		t.Errorf("nothing came: need %d again of %d", n, burst)
 	}
 	come(burst)
 	high := p.parked
 	seconds := 0
-	for p.target > p.floor {
-		if retired := p.tick(now); len(retired) > high/4 {
+	for p.target > p.floor || p.parked > p.floor {
+		if retired, _ := p.tick(now); len(retired) > high/4 {
 			t.Fatalf("%d of %d retired at once", len(retired), high)
 		}
 		if seconds++; seconds > 600 {
@@ -144,7 +152,136 @@ func TestPoolSize(t *testing.T) {
 		t.Errorf("after %d s: %d parked", seconds, p.parked)
 	}
 	claim(1000)
-	if p.target != 64 || p.parked+p.pending > 64 {
-		t.Errorf("above the ceiling: target %d, pending %d", p.target, p.pending)
+	if p.target > 2*p.floor || p.parked+p.pending != 64 {
+		t.Errorf("1,000 clients at once: target %d, pending %d; want what the ceiling allows, once", p.target, p.pending)
+	}
+	come(p.need())
+	p.tick(now)
+	p.close()
+	if n := all.used.Load(); n != 0 {
+		t.Errorf("%d left in the budget", n)
+	}
+}
+
+// TestPoolForgetsNothing: what was asked for and is lost is asked for again
+// while others are asked for and come: their coming hid it for as long as they did.
+func TestPoolForgetsNothing(t *testing.T) {
+	all := &budget{most: 1000, refused: new(atomic.Uint64)}
+	p := newPool(Bounds{PoolFloor: 4, PoolCeiling: 64}.withDefaults(), all)
+	now := time.Unix(1e9, 0)
+	loop := newScriptLoop(&now)
+	p.begin()
+	if n := p.need(); n != 4 {
+		t.Fatalf("need %d", n)
+	}
+	// One of the four never comes. Each second a client takes one, and it is
+	// replaced.
+	come := 3
+	for second := range 2 * askTicks {
+		for range come {
+			check0(t, p.accept(p.generation+1))
+			p.park(&entry{}, loop)
+		}
+		p.tick(now)
+		if e, _ := p.claim(loop, true, true); e == nil {
+			t.Fatalf("second %d: nothing parked", second)
+		}
+		p.release(&Lease{holds: true})
+		come = p.need()
+	}
+	if p.parked+come != 4 {
+		t.Errorf("%d parked and %d on the way, want 4", p.parked, come)
+	}
+}
+
+// TestPoolAge: a connection is retired before something on the way may have
+// forgotten it, a few at a time, and replaced.
+func TestPoolAge(t *testing.T) {
+	all := &budget{most: 1000, refused: new(atomic.Uint64)}
+	p := newPool(Bounds{PoolFloor: 16, PoolCeiling: 64, ParkedFor: time.Minute}.withDefaults(), all)
+	now := time.Unix(1e9, 0)
+	loop := newScriptLoop(&now)
+	p.begin()
+	gone := 0
+	var born time.Time
+	for second := range 80 {
+		for range p.need() {
+			check0(t, p.accept(p.generation+1))
+			p.park(&entry{}, loop)
+		}
+		retired, _ := p.tick(now)
+		if len(retired) > 2 {
+			t.Fatalf("second %d: %d of 16 retired at once", second, len(retired))
+		}
+		for _, e := range retired {
+			if born = e.since; now.Sub(born) <= time.Minute {
+				t.Fatalf("retired at the age of %v", now.Sub(born))
+			}
+		}
+		gone += len(retired)
+		now = now.Add(time.Second)
+	}
+	if gone != 16 || p.parked+p.pending != 16 {
+		t.Errorf("%d retired, %d left", gone, p.parked)
+	}
+}
+
+// TestPoolsTogether: all pools have one bound, a part of which is for those
+// that have next to nothing.
+func TestPoolsTogether(t *testing.T) {
+	all := &budget{most: 40, refused: new(atomic.Uint64)}
+	b := Bounds{PoolFloor: 2, PoolCeiling: 64}.withDefaults()
+	now := time.Unix(1e9, 0)
+	loop := newScriptLoop(&now)
+	busy := newPool(b, all)
+	for range 64 {
+		busy.claim(loop, true, true)
+	}
+	if n := busy.need(); n != 30 || all.refused.Load() == 0 {
+		t.Errorf("one agent was asked for %d of 40 connections, %d refusals", n, all.refused.Load())
+	}
+	got := 0
+	for range 10 {
+		quiet := newPool(b, all)
+		quiet.begin()
+		got += quiet.need()
+	}
+	if got != 10 || all.used.Load() != 40 {
+		t.Errorf("others were asked for %d, in all %d", got, all.used.Load())
+	}
+	busy.close()
+	if n := all.used.Load(); n != 10 {
+		t.Errorf("%d left when the busy one has gone", n)
+	}
+	if err := newPool(b, &budget{most: 0, refused: new(atomic.Uint64)}).accept(1); err != ErrPoolFull {
+		t.Errorf("what nobody asked for: %v", err)
+	}
+}
+
+// TestShelfCost: taking one connection out touches its neighbours, however many
+// there are: what a new connection costs does not depend on the parked ones.
+func TestShelfCost(t *testing.T) {
+	for _, n := range []int{4, 15_000} {
+		all := &budget{most: 1 << 20, refused: new(atomic.Uint64)}
+		p := newPool(Bounds{PoolFloor: 4, PoolCeiling: 1 << 20}.withDefaults(), all)
+		now := time.Unix(1e9, 0)
+		loop := newScriptLoop(&now)
+		for range n {
+			p.park(&entry{}, loop)
+		}
+		allocs := testing.AllocsPerRun(1000, func() {
+			e, _ := p.claim(loop, true, true)
+			p.release(&Lease{holds: true})
+			p.park(e, loop)
+		})
+		if allocs > 1 { // the test's own lease
+			t.Errorf("%d parked: %v allocations", n, allocs)
+		}
+		mid := p.shelves[0].oldest.newer
+		older, newer := mid.older, mid.newer
+		p.lose(mid, mid.generation)
+		if older.newer != newer || newer.older != older || p.parked != n-1 || p.shelves[0].length != n-1 {
+			t.Errorf("%d parked: %d are left, the neighbours are not", n, p.parked)
+		}
 	}
 }

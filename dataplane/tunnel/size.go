@@ -1,0 +1,171 @@
+package tunnel
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// The size of a pool: fast up, slow down.
+
+// demand is what a pool knows of how many connections are wanted. It is guarded
+// by the pool's lock.
+type demand struct {
+	target int // parked connections wanted
+	taken  int // claims since the last tick
+	short  int // clients that found nothing, and for whom nothing has come since
+
+	pending int // asked of the agent and not yet here
+	unsent  int // of those, what the tunnel's writer has still to say
+	low     int // the least that pending has been in the present round
+	ticks   int // of the present round
+}
+
+const (
+	// askTicks are a round: 3 s. A connection that was asked for comes within
+	// one, so what pending did not fall below in all of it has been lost, however
+	// many others were asked for and came meanwhile. It is asked for again.
+	askTicks = 3
+
+	// decayPart is how much of its excess a pool gives up per tick.
+	decayPart = 32
+
+	// retirePart is how much of a pool is retired per tick, so that neither a
+	// pool that was filled at once nor one that is too large comes down at once.
+	retirePart = 8
+)
+
+// begin asks for the first connections.
+func (p *pool) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refill()
+}
+
+// grow answers a client that found nothing: one more is asked for than those
+// before it have asked for, and the first of them makes the pool larger by a
+// quarter. So a crowd gets what it waits for, and no more.
+func (p *pool) grow() {
+	if p.short == 0 {
+		p.target = min(p.target+max(p.target/4, 1), p.ceiling)
+	}
+	p.short = min(p.short+1, p.ceiling)
+	p.refill()
+}
+
+// refill asks for what is missing: what is wanted, and what those who wait will
+// take of it.
+func (p *pool) refill() {
+	n := p.target - p.parked + p.short - p.pending
+	n = min(n, p.ceiling-p.parked-p.pending)
+	if n <= 0 || p.closed {
+		return
+	}
+	n = p.all.take(n, p.parked+p.pending < p.floor)
+	p.pending += n
+	p.unsent += n
+}
+
+// need returns how many connections to ask for now; its caller sends them.
+func (p *pool) need() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.unsent
+	p.unsent = 0
+	return n
+}
+
+// arrived counts a connection that has come. It reports false for one that
+// nobody asked for when all pools together are full.
+func (p *pool) arrived() bool {
+	p.short = max(p.short-1, 0)
+	if p.pending == 0 {
+		return p.all.room()
+	}
+	p.pending--
+	p.unsent = min(p.unsent, p.pending)
+	p.low = min(p.low, p.pending)
+	p.all.add(-1) // until it is parked
+	return true
+}
+
+// forget gives back what was asked for: the pool is closed.
+func (p *pool) forget() {
+	p.all.add(-p.pending)
+	p.pending, p.unsent, p.low = 0, 0, 0
+}
+
+// tick runs once a second: it follows the demand, asks again for what has not
+// come, and returns the connections that are too many or too old.
+func (p *pool) tick(now time.Time) (retired []*entry, lost int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	want := min(max(p.taken, p.floor), p.ceiling)
+	p.taken = 0
+	if want >= p.target {
+		p.target = want
+	} else {
+		p.target -= max((p.target-want)/decayPart, 1)
+	}
+	lost = p.expire()
+	retired = p.retire(now)
+	p.refill()
+	return retired, lost
+}
+
+// expire gives up what was asked for and does not come.
+func (p *pool) expire() (lost int) {
+	if p.ticks++; p.ticks >= askTicks {
+		lost = min(p.low, p.pending-p.unsent)
+		p.pending -= lost
+		p.all.add(-lost)
+		p.low, p.ticks = p.pending, 0
+	}
+	if p.pending == 0 {
+		p.short = 0 // whoever waited has been served, or has gone
+	}
+	return lost
+}
+
+// retire takes out what is above the target, and what is older than anything on
+// the way may remember: the oldest, a part of the pool at a time.
+func (p *pool) retire(now time.Time) (out []*entry) {
+	most := max(p.parked/retirePart, 1)
+	for len(out) < most && p.parked > p.target {
+		e := p.fullest().oldest
+		p.remove(e)
+		out = append(out, e)
+	}
+	for i := range p.shelves {
+		for e := p.shelves[i].oldest; e != nil && len(out) < most && now.Sub(e.since) > p.parkedFor; e = p.shelves[i].oldest {
+			p.remove(e)
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// budget bounds the connections of all pools together, those asked for included.
+type budget struct {
+	most    int64
+	used    atomic.Int64
+	refused *atomic.Uint64 // how often there was less than was asked for
+}
+
+// take grants as much of n as there is room for. A quarter is kept for pools
+// that are below their floor, so that one busy agent does not lock another out.
+func (b *budget) take(n int, belowFloor bool) int {
+	most := int64(open(int(b.most), belowFloor))
+	for {
+		used := b.used.Load()
+		got := min(int64(n), max(most-used, 0))
+		if got < int64(n) {
+			b.refused.Add(1)
+		}
+		if got == 0 || b.used.CompareAndSwap(used, used+got) {
+			return int(got)
+		}
+	}
+}
+
+func (b *budget) add(n int)  { b.used.Add(int64(n)) }
+func (b *budget) room() bool { return b.used.Load() < b.most }
