@@ -234,7 +234,7 @@ func (ch *channel) start(command string) bool {
 func (ch *channel) launch() launch {
 	return launch{
 		account: ch.conn.account, command: ch.command, env: ch.environment(),
-		tty: ch.tty, grace: ch.conn.server.killGrace(), switchUser: accounts{}.privileged(),
+		tty: ch.tty, grace: ch.conn.server.killGrace(), switchUser: accounts{}.privileged(), parent: &ch.conn.server.parent,
 	}
 }
 

@@ -3,6 +3,7 @@ package ssh
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ type launch struct {
 	tty        *terminal // nil: three pipes
 	grace      time.Duration
 	switchUser bool // become account; otherwise it is who we are
+	parent     *parent
 }
 
 // process is a program in a session and process group of its own. It is reaped
@@ -28,6 +30,7 @@ type launch struct {
 //	   └─hangUp─▶ SIGHUP ──exit or grace──▶ SIGKILL ─┘
 type process struct {
 	os      *os.Process
+	parent  *parent
 	account account
 	grace   time.Duration
 	// stdin is the terminal's master when there is one.
@@ -60,7 +63,7 @@ func startProcess(l launch) (p *process, warning string, err error) {
 
 func (l launch) startIn(dir string) (*process, error) {
 	p := &process{
-		account: l.account, grace: l.grace, tty: l.tty,
+		parent: l.parent, account: l.account, grace: l.grace, tty: l.tty,
 		exited: make(chan struct{}), done: make(chan struct{}), hangup: make(chan struct{}),
 	}
 	theirs, err := p.files(l.tty)
@@ -68,8 +71,11 @@ func (l launch) startIn(dir string) (*process, error) {
 		return nil, err
 	}
 	sys := l.attributes()
-	sealDescriptors()
-	p.os, err = os.StartProcess(l.account.shell, l.argv(), &os.ProcAttr{Dir: dir, Env: l.env, Files: theirs, Sys: sys})
+	err = l.parent.bear(func() (err error) {
+		sealDescriptors()
+		p.os, err = os.StartProcess(l.account.shell, l.argv(), &os.ProcAttr{Dir: dir, Env: l.env, Files: theirs, Sys: sys})
+		return err
+	})
 	if l.tty == nil {
 		closeAll(theirs)
 	}
@@ -102,6 +108,7 @@ func (l launch) attributes() *syscall.SysProcAttr {
 		sys.Credential = &syscall.Credential{Uid: l.account.uid, Gid: l.account.gid, Groups: l.account.groups}
 	}
 	prepareWatch(sys)
+	tie(sys)
 	return sys
 }
 
@@ -166,6 +173,7 @@ func (p *process) supervise() {
 		// exitMessage takes for a failure.
 		p.state, _ = p.os.Wait()
 	}
+	p.parent.buried()
 	p.own.close()
 }
 
@@ -237,6 +245,20 @@ func (p *process) signal(sig syscall.Signal) error {
 		return os.ErrProcessDone
 	}
 	return killAs(p.account.uid, -p.os.Pid, sig)
+}
+
+// catchIgnored has programs start with SIGHUP and SIGINT at their defaults. When
+// this process was started with them ignored, as by nohup(1) or by a shell's &,
+// they would stay so across exec (execve(2)): no Ctrl-C in any session. One that
+// is caught does not, and nothing else comes of it. Go catches all others that
+// matter by itself.
+func catchIgnored() {
+	nobody := make(chan os.Signal, 1)
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(sig) {
+			signal.Notify(nobody, sig)
+		}
+	}
 }
 
 // signals of RFC 4254 section 6.10.

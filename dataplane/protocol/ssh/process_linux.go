@@ -22,6 +22,19 @@ func prepareWatch(sys *syscall.SysProcAttr) {
 	sys.PidFD = &none
 }
 
+// tie has the program hang up when this process dies: nobody else would tell
+// one that has no terminal. See parent.
+func tie(sys *syscall.SysProcAttr) { sys.Pdeathsig = syscall.SIGHUP }
+
+// deliver starts children on one thread.
+func deliver(births <-chan func()) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for birth := range births {
+		birth()
+	}
+}
+
 // sealDescriptors keeps from programs what this process was itself started
 // with: its parent may have left descriptors open across exec. All others are
 // close-on-exec already. Before Linux 5.11 there is no such call, and the error

@@ -44,6 +44,8 @@ type Server struct {
 	KeepAlive        time.Duration // between questions whether the client lives; 0: 1 min
 	KillGrace        time.Duration // from SIGHUP to SIGKILL; 0: 2 s
 
+	parent parent // of all programs
+
 	// etc stands for /etc in tests.
 	etc string
 }
