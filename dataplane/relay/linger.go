@@ -117,14 +117,14 @@ func (g *Linger) tell() bool {
 		return true
 	}
 	g.shut = true
-	return unix.Shutdown(g.fd, unix.SHUT_WR) == nil
+	return shutdownWrite(g.fd) == nil
 }
 
 func (g *Linger) finish() {
 	g.over = true
 	g.loop.Unwatch(g.fd)
 	g.loop.Disarm(g)
-	unix.Close(g.fd)
+	closeFD(g.fd)
 	g.fd = -1
 	if g.closed != nil {
 		g.closed()

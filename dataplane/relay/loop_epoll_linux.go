@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -176,8 +177,8 @@ func (l *epollLoop) Watch(fd int, h Handler) error {
 	}
 	l.last++
 	ev := unix.EpollEvent{Events: epollInterest, Fd: int32(fd), Pad: int32(l.last)}
-	if err := unix.EpollCtl(l.set, op, fd, &ev); err != nil {
-		return os.NewSyscallError("epoll_ctl", err)
+	if errno := l.control(op, fd, &ev); errno != 0 {
+		return os.NewSyscallError("epoll_ctl", errno)
 	}
 	w.handler, w.gen = h, l.last
 	return nil
@@ -189,7 +190,13 @@ func (l *epollLoop) Unwatch(fd int) {
 	}
 	l.watches[fd] = watch{}
 	// An error means that it is not in the set, which is what is asked for.
-	_ = unix.EpollCtl(l.set, unix.EPOLL_CTL_DEL, fd, nil)
+	_ = l.control(unix.EPOLL_CTL_DEL, fd, nil)
+}
+
+func (l *epollLoop) control(op, fd int, ev *unix.EpollEvent) syscall.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.set), uintptr(op), uintptr(fd),
+		uintptr(unsafe.Pointer(ev)), 0, 0)
+	return errno
 }
 
 func (l *epollLoop) Arm(t Timer, after time.Duration) { l.timers.arm(t, after) }

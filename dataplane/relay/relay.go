@@ -2,11 +2,7 @@
 
 package relay
 
-import (
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "time"
 
 // Relay is one running relay. All its methods belong to the loop's thread.
 type Relay struct {
@@ -184,7 +180,7 @@ func (r *Relay) finish(why Reason, how closing) {
 		if how == resetBoth {
 			ResetClose(s.fd)
 		} else {
-			unix.Close(s.fd)
+			closeFD(s.fd)
 		}
 		s.fd = -1
 	}

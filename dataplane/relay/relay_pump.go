@@ -87,7 +87,7 @@ func (r *Relay) closeWrite(from, to *side) {
 		return
 	}
 	// An error means that the connection is gone: an event says how.
-	_ = unix.Shutdown(to.fd, unix.SHUT_WR)
+	_ = shutdownWrite(to.fd)
 }
 
 func (r *Relay) move(from, to *side) int {

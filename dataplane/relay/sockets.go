@@ -81,10 +81,10 @@ func bindListen(fd int, addr netip.AddrPort) error {
 // try again after a pause.
 func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
 	for {
-		fd, sa, err := accept(listener)
+		fd, peer, err := accept(listener)
 		switch err {
 		case nil:
-			return fd, addrPort(sa), nil
+			return fd, peer, nil
 		case unix.EAGAIN:
 			return -1, netip.AddrPort{}, ErrAgain
 		case unix.EINTR, unix.ECONNABORTED:
@@ -98,24 +98,24 @@ func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
 // Connect begins a connection and does not wait for it: watch fd, and ask
 // Connected when it is writable.
 func Connect(to netip.AddrPort) (fd int, err error) {
-	return connect(family(to), sockaddr(to))
+	return connect(family(to), func(fd int) error { return connectTo(fd, to) })
 }
 
 // ConnectUnix is Connect to a Unix stream socket.
 func ConnectUnix(path string) (fd int, err error) {
-	return connect(unix.AF_UNIX, &unix.SockaddrUnix{Name: path})
+	return connect(unix.AF_UNIX, func(fd int) error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
 }
 
-func connect(family int, to unix.Sockaddr) (fd int, err error) {
+func connect(family int, begin func(fd int) error) (fd int, err error) {
 	fd, err = newSocket(family)
 	if err != nil {
 		return -1, err
 	}
-	switch err := unix.Connect(fd, to); err {
+	switch err := begin(fd); err {
 	case nil, unix.EINPROGRESS, unix.EINTR:
 		return fd, nil
 	default:
-		unix.Close(fd)
+		closeFD(fd)
 		return -1, os.NewSyscallError("connect", err)
 	}
 }
@@ -178,25 +178,23 @@ func Write(fd int, b []byte) (int, error) {
 // SetRcvLowat makes fd readable only when n bytes are queued, or no more will
 // come. A relay wants 1.
 func SetRcvLowat(fd, n int) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, n))
+	return os.NewSyscallError("setsockopt", setOption(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, n))
 }
 
 // ShutdownWrite sends the end of the stream.
 func ShutdownWrite(fd int) error {
-	return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_WR))
+	return os.NewSyscallError("shutdown", shutdownWrite(fd))
 }
 
 // Close closes a descriptor in order. What is written is delivered, unless
 // unread input is queued: then the kernel resets the connection (RFC 1122
 // section 4.2.2.13). See LingerClose.
-func Close(fd int) {
-	unix.Close(fd)
-}
+func Close(fd int) { closeFD(fd) }
 
 // ResetClose closes fd with a reset: SO_LINGER on, with no time.
 func ResetClose(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	unix.Close(fd)
+	closeFD(fd)
 }
 
 // PeerAddr is the other end's address; the zero value for a Unix socket or one
@@ -237,7 +235,7 @@ const keepAliveProbes = 3
 // Tune applies t to a TCP socket.
 func Tune(fd int, t Tuning) error {
 	if t.NoDelay {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		if err := setOption(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return os.NewSyscallError("setsockopt", err)
 		}
 	}
@@ -254,7 +252,7 @@ func Tune(fd int, t Tuning) error {
 
 // socketError takes the pending error of a socket.
 func socketError(fd int) error {
-	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	errno, err := option(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
 		return err
 	}
@@ -299,11 +297,15 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
 	case *unix.SockaddrInet6:
-		ip := netip.AddrFrom16(sa.Addr).Unmap()
-		if ip.Is6() && sa.ZoneId != 0 {
-			ip = ip.WithZone(strconv.FormatUint(uint64(sa.ZoneId), 10))
-		}
-		return netip.AddrPortFrom(ip, uint16(sa.Port))
+		return netip.AddrPortFrom(ip6(sa.Addr, sa.ZoneId), uint16(sa.Port))
 	}
 	return netip.AddrPort{}
+}
+
+func ip6(addr [16]byte, zone uint32) netip.Addr {
+	ip := netip.AddrFrom16(addr).Unmap()
+	if ip.Is6() && zone != 0 {
+		return ip.WithZone(strconv.FormatUint(uint64(zone), 10))
+	}
+	return ip
 }

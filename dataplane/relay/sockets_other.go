@@ -3,6 +3,7 @@
 package relay
 
 import (
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -24,18 +25,20 @@ func newSocket(family int) (int, error) {
 	return fd, nil
 }
 
-func accept(listener int) (int, unix.Sockaddr, error) {
+func accept(listener int) (int, netip.AddrPort, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	fd, sa, err := unix.Accept(listener)
 	if err != nil {
-		return -1, nil, err
+		return -1, netip.AddrPort{}, err
 	}
 	if err := own(fd); err != nil {
-		return -1, nil, err
+		return -1, netip.AddrPort{}, err
 	}
-	return fd, sa, nil
+	return fd, addrPort(sa), nil
 }
+
+func connectTo(fd int, to netip.AddrPort) error { return unix.Connect(fd, sockaddr(to)) }
 
 func own(fd int) error {
 	unix.CloseOnExec(fd)

@@ -7,8 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// recv and send never block (MSG_DONTWAIT, whatever the descriptor's mode) and
-// last some microseconds: they do not tell the scheduler.
+// The calls of this file never block: recv and send by MSG_DONTWAIT, the others
+// because sockets here are non-blocking and none lingers. They last some
+// microseconds and do not tell the scheduler, which would give the loop's
+// processor away and wake another thread for it.
 
 func recv(fd int, b []byte) (int, error) {
 	return recvFlags(fd, b, unix.MSG_DONTWAIT)
@@ -49,7 +51,7 @@ func send(fd int, b []byte) (int, error) {
 
 func result(n uintptr, errno syscall.Errno) (int, error) {
 	if errno != 0 {
-		return 0, errno
+		return 0, failure(errno)
 	}
 	return int(n), nil
 }
@@ -57,7 +59,7 @@ func result(n uintptr, errno syscall.Errno) (int, error) {
 // unsent is the number of bytes that the peer has not acknowledged: what a
 // reset would take away. On a Unix socket a reset takes nothing away.
 func unsent(fd int) int {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	domain, err := option(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil || domain == unix.AF_UNIX {
 		return 0
 	}
@@ -66,4 +68,36 @@ func unsent(fd int) int {
 		return 0
 	}
 	return n
+}
+
+func closeFD(fd int) {
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+}
+
+func shutdownWrite(fd int) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+	return failure(errno)
+}
+
+func setOption(fd, level, name, value int) error {
+	v := int32(value)
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+	return failure(errno)
+}
+
+func option(fd, level, name int) (int, error) {
+	var v int32
+	size := uint32(unsafe.Sizeof(v))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&size)), 0)
+	return int(v), failure(errno)
+}
+
+// failure keeps a nil error from becoming an Errno of 0.
+func failure(errno syscall.Errno) error {
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

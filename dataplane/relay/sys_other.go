@@ -32,3 +32,11 @@ func retry(call func() (int, error)) (int, error) {
 
 // unsent is unknown here: a reset is passed on at once.
 func unsent(int) int { return 0 }
+
+func closeFD(fd int) { unix.Close(fd) }
+
+func shutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
+
+func setOption(fd, level, name, value int) error { return unix.SetsockoptInt(fd, level, name, value) }
+
+func option(fd, level, name int) (int, error) { return unix.GetsockoptInt(fd, level, name) }
