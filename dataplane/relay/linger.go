@@ -122,9 +122,8 @@ func (g *Linger) tell() bool {
 
 func (g *Linger) finish() {
 	g.over = true
-	g.loop.Unwatch(g.fd)
 	g.loop.Disarm(g)
-	closeFD(g.fd)
+	Discard(g.loop, g.fd)
 	g.fd = -1
 	if g.closed != nil {
 		g.closed()

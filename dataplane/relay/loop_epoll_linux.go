@@ -35,6 +35,7 @@ type epollLoop struct {
 type watch struct {
 	handler Handler
 	gen     uint32
+	past    Readiness // of it, what lasts
 }
 
 const (
@@ -139,11 +140,13 @@ func (l *epollLoop) dispatch(ev *unix.EpollEvent) {
 	if fd == l.bell {
 		return
 	}
-	w := l.watches[fd]
+	w := &l.watches[fd]
 	if w.handler == nil || w.gen != uint32(ev.Pad) {
 		return
 	}
-	w.handler.Ready(epollReadiness(ev.Events))
+	r := epollReadiness(ev.Events)
+	w.past |= r & lasting
+	w.handler.Ready(r)
 }
 
 func epollReadiness(events uint32) Readiness {
@@ -180,8 +183,29 @@ func (l *epollLoop) Watch(fd int, h Handler) error {
 	if errno := l.control(op, fd, &ev); errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
 	}
-	w.handler, w.gen = h, l.last
+	*w = watch{handler: h, gen: l.last}
 	return nil
+}
+
+// hand keeps the generation: events that were fetched for the last handler are
+// the next one's.
+func (l *epollLoop) hand(fd int, h Handler) (Readiness, error) {
+	if fd < 0 || fd >= len(l.watches) || l.watches[fd].handler == nil {
+		return 0, l.Watch(fd, h)
+	}
+	w := &l.watches[fd]
+	w.handler = h
+	return w.past, nil
+}
+
+// discard leaves it to the kernel to take the descriptor out of the set: with
+// its last reference it goes. A child between fork and exec may hold one for a
+// moment; the events of that moment have an old generation.
+func (l *epollLoop) discard(fd int) {
+	if fd >= 0 && fd < len(l.watches) {
+		l.watches[fd] = watch{}
+	}
+	closeFD(fd)
 }
 
 func (l *epollLoop) Unwatch(fd int) {

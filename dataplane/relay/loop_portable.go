@@ -33,7 +33,8 @@ type observed struct {
 	loop    *portableLoop
 	file    *os.File // the duplicate
 	handler Handler  // the loop's; nil after Unwatch
-	tell    func()   // deliver, made once
+	past    Readiness // of it, what lasts; the loop's
+	tell    func()    // deliver, made once
 
 	seen    atomic.Uint32 // Readiness not yet delivered; the one who finds 0 posts
 	waiters sync.WaitGroup
@@ -91,7 +92,7 @@ func (l *portableLoop) wait(clock *time.Timer) {
 
 func (l *portableLoop) Watch(fd int, h Handler) error {
 	if o := l.watches[fd]; o != nil {
-		o.handler = h
+		o.handler, o.past = h, 0
 		o.note(pollNow(fd))
 		return nil
 	}
@@ -162,9 +163,25 @@ func (o *observed) note(r Readiness) {
 // deliver runs on the loop.
 func (o *observed) deliver() {
 	r := Readiness(o.seen.Swap(0))
+	o.past |= r & lasting
 	if o.handler != nil {
 		o.handler.Ready(r)
 	}
+}
+
+func (l *portableLoop) hand(fd int, h Handler) (Readiness, error) {
+	o := l.watches[fd]
+	if o == nil {
+		return 0, l.Watch(fd, h)
+	}
+	o.handler = h
+	return o.past, nil
+}
+
+// discard goes the long way: the poller has a duplicate.
+func (l *portableLoop) discard(fd int) {
+	l.Unwatch(fd)
+	closeFD(fd)
 }
 
 // pollNow asks for the present state without waiting.

@@ -95,10 +95,18 @@ func (s *side) open(r *Relay, e End) {
 }
 
 func (r *Relay) watch() error {
-	if err := r.loop.Watch(r.a.fd, &r.a); err != nil {
+	if err := r.a.watch(); err != nil {
 		return err
 	}
-	return r.loop.Watch(r.b.fd, &r.b)
+	return r.b.watch()
+}
+
+// watch takes note of what was reported before: the end of the stream may be
+// queued already, and is not announced again.
+func (s *side) watch() error {
+	past, err := Hand(s.relay.loop, s.fd, s)
+	s.ending = past&lasting != 0
+	return err
 }
 
 // ID is State.ID.
@@ -173,22 +181,24 @@ const (
 )
 
 func (r *Relay) finish(why Reason, how closing) {
-	r.leave()
-	r.a.drop()
-	r.b.drop()
-	for _, s := range []*side{&r.a, &r.b} {
-		if how == resetBoth {
-			ResetClose(s.fd)
-		} else {
-			closeFD(s.fd)
-		}
-		s.fd = -1
-	}
+	r.over = true
+	r.loop.Disarm((*deadline)(r))
+	r.a.close(how)
+	r.b.close(how)
 	s := r.state()
 	if r.starting && r.loop.Post(func() { r.owner.Ended(s, why) }) {
 		return
 	}
 	r.owner.Ended(s, why)
+}
+
+func (s *side) close(how closing) {
+	s.drop()
+	if how == resetBoth {
+		setReset(s.fd)
+	}
+	Discard(s.relay.loop, s.fd)
+	s.fd = -1
 }
 
 // deadline is the relay as a Timer: for idleness, and for a reset that waits.

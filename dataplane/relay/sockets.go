@@ -193,8 +193,13 @@ func Close(fd int) { closeFD(fd) }
 
 // ResetClose closes fd with a reset: SO_LINGER on, with no time.
 func ResetClose(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	setReset(fd)
 	closeFD(fd)
+}
+
+// setReset makes the close that follows a reset.
+func setReset(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
 // PeerAddr is the other end's address; the zero value for a Unix socket or one
