@@ -127,12 +127,18 @@ func (c *conn) see() ([]byte, error) {
 	if c.buf != nil {
 		return c.buf, c.fill()
 	}
-	view := c.view[prefixRoom:]
-	n, err := relay.Peek(c.fd, view)
+	n, err := c.peek(viewSize)
 	if errors.Is(err, relay.ErrAgain) {
 		return nil, nil
 	}
-	return view[:n], err
+	return c.view[prefixRoom : prefixRoom+n], err
+}
+
+// peek looks at up to size bytes of the queue, in the lane's view.
+func (c *conn) peek(size int) (int, error) {
+	n, err := relay.Peek(c.fd, c.view[prefixRoom:prefixRoom+size])
+	c.viewed, c.views = c, n
+	return n, err
 }
 
 // fill reads into the connection's own buffer what has come.
@@ -172,6 +178,9 @@ func (c *conn) wait(have, need int) (again bool) {
 	missing := need
 	if c.buf != nil {
 		missing = need - have
+	}
+	if have == 0 {
+		missing = 1 // most hellos come whole: moving the mark would cost two calls
 	}
 	return c.setLowat(min(missing, viewSize))
 }
@@ -251,6 +260,7 @@ func (c *conn) consume(n int) bool {
 		c.buf = c.buf[:copy(c.buf, c.buf[n:])]
 		return true
 	}
+	c.viewed = nil
 	for n > 0 {
 		got, err := relay.Read(c.fd, c.view[prefixRoom:prefixRoom+n])
 		if err != nil {
@@ -273,13 +283,13 @@ func (c *conn) abandon(why outcome) {
 		return
 	}
 	c.count(why)
-	c.log.Debug("connection closed", "why", why, "peer", c.peer)
+	c.debug("connection closed", why, c.peer)
 	if c.bye != nil {
 		c.bye.Abort() // calls farewell
 		return
 	}
 	c.leave(false)
-	relay.Close(c.fd)
+	relay.Discard(c.loop, c.fd)
 }
 
 // answer says b to the client and closes; why is counted. When there is no
@@ -290,7 +300,7 @@ func (c *conn) answer(b []byte, why outcome) {
 		return
 	}
 	c.count(why)
-	c.log.Debug("connection answered", "why", why, "peer", c.peer)
+	c.debug("connection answered", why, c.peer)
 	c.stage = lingering
 	c.dropFar()
 	c.disown()
@@ -316,6 +326,7 @@ func (c *conn) refuse(a alpn.Alert, why outcome) {
 func (c *conn) release() (fd int) {
 	c.resetLowat()
 	c.leave(true)
+	c.loop.Unwatch(c.fd)
 	return c.fd
 }
 
@@ -328,12 +339,12 @@ func (c *conn) resetLowat() {
 	}
 }
 
-// leave forgets the connection: loop, crowd, far end, buffer.
+// leave forgets the connection: timer, crowd, far end, buffer. Its descriptor is
+// the caller's.
 func (c *conn) leave(good bool) {
 	c.stage = gone
 	c.dropFar()
 	c.loop.Disarm(c)
-	c.loop.Unwatch(c.fd)
 	c.disown()
 	if c.slot.held || c.slot.paid {
 		c.crowd.leave(&c.slot, good, c.loop.Now())

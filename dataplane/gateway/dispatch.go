@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"crypto/rand"
+	"time"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
@@ -83,16 +84,15 @@ func (c *conn) lease() {
 		return // answered from within, and perhaps asked again from within that
 	}
 	c.cancel = cancel
-	c.await()
+	c.await(c.bounds.Stage)
 }
 
-// await waits for somebody else: the client is watched for its end only.
-func (c *conn) await() {
+// await waits for somebody else: the client is watched for its end only. It is
+// false when the connection is over.
+func (c *conn) await(limit time.Duration) bool {
 	c.resetLowat()
-	c.loop.Arm(c, c.bounds.Stage)
-	if !c.watched {
-		c.watch()
-	}
+	c.loop.Arm(c, limit)
+	return c.watched || c.watch()
 }
 
 // LeaseFailed implements Waiter.

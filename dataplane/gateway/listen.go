@@ -5,6 +5,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -27,6 +28,8 @@ type lane struct {
 	conns     map[*conn]struct{} // not yet routed, or lingering
 	links     map[*link]struct{} // relays
 	view      []byte             // room for a far end's prefix, then for what is peeked
+	viewed    *conn              // whose queue the view shows
+	views     int                // how many bytes of it
 	hello     alpn.Hello         // of the connection that is looked at
 	large     int                // hellos in buffers of their own
 	spare     [][]byte
@@ -271,4 +274,13 @@ func (w *lane) trusts(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// debugs: what a log line is made of is not free.
+func (w *lane) debugs() bool { return w.log.Enabled(w.ctx, slog.LevelDebug) }
+
+func (w *lane) debug(event string, why outcome, peer netip.AddrPort) {
+	if w.debugs() {
+		w.log.Debug(event, "why", why, "peer", peer)
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
@@ -28,10 +30,7 @@ type far conn
 // Ready implements relay.Handler.
 func (f *far) Ready(r relay.Readiness) {
 	c := (*conn)(f)
-	switch c.stage {
-	case connecting:
-		c.connected()
-	case offering:
+	if c.stage == connecting || c.stage == offering {
 		c.progress(r)
 	}
 }
@@ -71,7 +70,8 @@ func (c *conn) tries() int {
 }
 
 // connect tries the upstream's next address. All of them together have one
-// stage's time; an address has less while there are others.
+// stage's time; an address has less while there are others. A near one is
+// connected by the time the call returns, so what it is to get is written at once.
 func (c *conn) connect() {
 	for c.attempt < c.tries() {
 		to, others, ok := c.up.pick(c.turn, c.attempt)
@@ -93,26 +93,13 @@ func (c *conn) connect() {
 		if others && c.attempt < c.tries()-1 {
 			limit = min(limit, c.bounds.Connect)
 		}
-		c.await()
-		c.loop.Arm(c, limit)
+		_ = relay.Tune(fd, relay.Tuning{NoDelay: true}) // a Unix socket has no such option
+		if c.await(limit) {
+			c.progress(0)
+		}
 		return
 	}
 	c.refuse(alpn.InternalError, outcomeNoUpstream)
-}
-
-// connected goes on when the connection to an upstream has been made.
-func (c *conn) connected() {
-	ok, err := relay.Connected(c.other)
-	switch {
-	case err != nil:
-		c.tryNext(outcomeNoUpstream)
-	case ok:
-		_ = relay.Tune(c.other, relay.Tuning{NoDelay: true}) // a Unix socket has no such option
-		c.stage = offering
-		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
-		c.loop.Arm(c, c.bounds.Stage)
-		c.progress(0)
-	}
 }
 
 // offer gives a connected far end the head and the client's first flight.
@@ -126,14 +113,26 @@ func (c *conn) offer(fd int, head []byte) {
 	c.progress(0)
 }
 
-// progress writes what is left to write, and looks for the far end's first byte
-// when there may be one.
+// progress writes what is left to write, and joins when the far end's first byte
+// has come.
 func (c *conn) progress(r relay.Readiness) {
 	if err := c.send(); err != nil {
-		c.tryNext(outcomeReset)
+		c.tryNext(c.whySilent())
 		return
 	}
-	if r&^relay.Writable == 0 {
+	if c.stage == connecting {
+		if c.sent == 0 {
+			return
+		}
+		c.stage = offering
+		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
+		c.loop.Arm(c, c.bounds.Stage)
+	}
+	switch r &^ relay.Writable {
+	case 0:
+		return
+	case relay.Readable: // and not the end of the stream: a byte
+		c.join()
 		return
 	}
 	var first [1]byte
@@ -146,8 +145,17 @@ func (c *conn) progress(r relay.Readiness) {
 	}
 }
 
+// whySilent says why a far end takes nothing.
+func (c *conn) whySilent() outcome {
+	if c.stage == connecting {
+		return outcomeNoUpstream
+	}
+	return outcomeReset
+}
+
 // send writes head and flight from where it stopped. In the kernel's queue or
-// in the connection's buffer, the flight stays where it is.
+// in the connection's buffer, the flight stays where it is. While the far end
+// is not connected yet there is no room.
 func (c *conn) send() error {
 	total := len(c.head) + c.flight
 	for c.sent < total {
@@ -156,7 +164,7 @@ func (c *conn) send() error {
 			return err
 		}
 		n, err := relay.Write(c.other, b)
-		if errors.Is(err, relay.ErrAgain) {
+		if errors.Is(err, relay.ErrAgain) || c.stage == connecting && errors.Is(err, unix.ENOTCONN) {
 			return nil
 		}
 		if err != nil {
@@ -178,12 +186,14 @@ func (c *conn) outgoing() ([]byte, error) {
 	}
 	start := prefixRoom - len(c.head)
 	copy(c.view[start:], c.head)
-	n, err := relay.Peek(c.fd, c.view[prefixRoom:prefixRoom+c.flight])
-	if err != nil {
-		return nil, err
-	}
-	if n < c.flight {
-		return nil, errShort
+	if c.viewed != c || c.views < c.flight {
+		n, err := c.peek(c.flight)
+		if err != nil {
+			return nil, err
+		}
+		if n < c.flight {
+			return nil, errShort
+		}
 	}
 	return c.view[start+c.sent : prefixRoom+c.flight], nil
 }
@@ -216,8 +226,7 @@ func (c *conn) dropFar() {
 		c.cancel = nil
 	}
 	if c.other >= 0 {
-		c.loop.Unwatch(c.other)
-		relay.Close(c.other)
+		relay.Discard(c.loop, c.other)
 		c.other = -1
 	}
 	if c.ends != nil {
@@ -299,6 +308,9 @@ func (l *link) Ended(s relay.State, why relay.Reason) {
 	l.acct.in.Add(s.B.Written)
 	if l.ends != nil {
 		l.ends()
+	}
+	if !l.debugs() {
+		return
 	}
 	l.log.Debug("relay ended", "peer", l.peer, "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
 		"lasted", time.Since(s.Started).Round(time.Millisecond))
