@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -51,7 +50,7 @@ func startGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log
 			opened.close()
 		}
 	}()
-	if r.loops, err = relay.New(runtime.GOMAXPROCS(0)); err != nil {
+	if r.loops, err = relay.New(loopCount()); err != nil {
 		return nil, err
 	}
 	gc := gateway.Config{Cluster: cfg.Cluster, Listen: cfg.Gateway.Listen, Loops: r.loops, Auth: authAddr, Log: log, Idle: 0}

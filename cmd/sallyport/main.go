@@ -38,11 +38,16 @@ type program struct {
 	stderr *os.File
 }
 
+// spareProcessors of the runtime's are without a loop. When none is idle the
+// runtime takes a loop's away each time that it blocks, and to get it back
+// costs more than the wait.
+const spareProcessors = 1
+
+// loopCount is one per core that may be used.
+func loopCount() int { return max(runtime.GOMAXPROCS(0)-spareProcessors, 1) }
+
 func main() {
-	// One processor makes the runtime take it away from a loop that blocks.
-	if runtime.GOMAXPROCS(0) < 2 {
-		runtime.GOMAXPROCS(2)
-	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spareProcessors)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &program{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr}
 	code := fail.Report(os.Stderr, p.run(os.Args[1:]))
