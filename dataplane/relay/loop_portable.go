@@ -31,8 +31,8 @@ type portableLoop struct {
 // may close: the descriptor itself stays the handler's.
 type observed struct {
 	loop    *portableLoop
-	file    *os.File // the duplicate
-	handler Handler  // the loop's; nil after Unwatch
+	file    *os.File  // the duplicate
+	handler Handler   // the loop's; nil after Unwatch
 	past    Readiness // of it, what lasts; the loop's
 	tell    func()    // deliver, made once
 
