@@ -63,12 +63,13 @@ type offlineConfig struct {
 type gatewayConfig struct {
 	Listen        []string            `yaml:"listen"`         // Addresses of the public port. Default: `[":443"]`.
 	PublicAddress string              `yaml:"public_address"` // The `host:port` that clients use. Default: `cluster` and the port of the first `listen`.
-	Auth          string              `yaml:"auth"`           // The `host:port` of auth, for a gateway without the role auth. Without it and without auth the gateway serves `routes` alone.
+	Auth          string              `yaml:"auth"`           // The `host:port` of auth, for a gateway without the role auth. Without it and without auth the gateway serves `routes` alone: no cluster, no certificates.
 	Join          joinConfig          `yaml:"join"`           // How a gateway on another machine than auth joins.
-	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin, read when the process starts. Default: one of the cluster's own CA.
+	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin. Read again at each reload. Default: one of the cluster's own CA.
 	ProxyProtocol proxyConfig         `yaml:"proxy_protocol"` // Load balancers in front of the gateway.
-	Routes        []routeConfig       `yaml:"routes"`         // Names that lead to upstreams without any agent. The strictest match wins.
+	Routes        []routeConfig       `yaml:"routes"`         // Names that lead to upstreams without any agent. The strictest match wins; docs/static-routes.md has examples.
 	Upstreams     map[string]upstream `yaml:"upstreams"`      // Groups of servers, by a name of your choice, for `routes`.
+	Limits        limitsConfig        `yaml:"limits"`         // What strangers and agents may take.
 }
 
 type certificateConfig struct {
@@ -81,19 +82,47 @@ type proxyConfig struct {
 }
 
 type routeConfig struct {
-	Match    matchConfig `yaml:"match"`    // Which connections.
-	Upstream string      `yaml:"upstream"` // A name from `upstreams`.
-	Mode     string      `yaml:"mode"`     // What is done with TLS: `passthrough`, it is not ended here. Default: `passthrough`.
+	Names     []string    `yaml:"names"`      // Server names: `shop.example.com`; `*.shop.example.com` for one label more; `*` for every name that nothing else has, a missing one included. Required, here or in `match`.
+	ALPN      []string    `yaml:"alpn"`       // Protocol ids, such as `h2`. Of several routes with a name, the one with the client's first id is taken. Default: any.
+	To        []string    `yaml:"to"`         // Servers, `host:port` or `unix:/path`, taken in turn; one that does not answer is passed over. Required, unless there is an `upstream`.
+	SendProxy string      `yaml:"send_proxy"` // Tell the servers of `to` the client's address by PROXY protocol: `v2`. Default: do not.
+	Match     matchConfig `yaml:"match"`      // `names` and `alpn` written as one.
+	Upstream  string      `yaml:"upstream"`   // A name from `upstreams`, instead of `to`.
+	Mode      string      `yaml:"mode"`       // What is done with TLS: `passthrough`, it is not ended here. Default: `passthrough`.
 }
 
 type matchConfig struct {
-	SNI  []string `yaml:"sni"`  // Server names: `shop.example.com`, `*.shop.example.com`. Required.
-	ALPN []string `yaml:"alpn"` // Protocol ids, such as `h2`. Default: any.
+	SNI  []string `yaml:"sni"`  // As `names`.
+	ALPN []string `yaml:"alpn"` // As `alpn` of the route.
 }
 
 type upstream struct {
-	Servers []string `yaml:"servers"` // Addresses, `host:port`. Required.
-	Policy  string   `yaml:"policy"`  // Which server is next: `round_robin`. Default: `round_robin`.
+	Servers   []string `yaml:"servers"`    // Addresses, `host:port` or `unix:/path`. Required.
+	Policy    string   `yaml:"policy"`     // Which server is next: `round_robin`. Default: `round_robin`.
+	SendProxy string   `yaml:"send_proxy"` // Tell the servers the client's address by PROXY protocol: `v2`. Default: do not.
+}
+
+// limitsConfig: nil is the default; ranges has what is allowed.
+type limitsConfig struct {
+	Handshake        *duration `yaml:"handshake"`          // How long a client may take for each step until it is served, and its upstream or agent for the first byte: `1s` to `5m`. Default: `10s`.
+	Connect          *duration `yaml:"connect"`            // How long one server of a route may take to answer while there are others: `100ms` to `1m`. Default: `3s`.
+	Idle             *duration `yaml:"idle"`               // A connection through the gateway in which no byte has moved for so long is closed: `10s` or more. Default: never.
+	WaitingPerSource *int      `yaml:"waiting_per_source"` // Connections that are not served yet, per source (an IPv4 address or an IPv6 /64): 1 to 1000000. Sources of agents may have 16 times as many. Default: 16; 1024 where `routes` are all that is served.
+	Waiting          *int      `yaml:"waiting"`            // The same for all sources together; a quarter is kept for sources of agents: 16 to 1000000. Default: 4096.
+	RatePerSource    *int      `yaml:"rate_per_source"`    // New connections per source and second that do not say at once what they want, or that want to join: 1 to 1000000. Default: 20; 1000 where `routes` are all that is served.
+	LargeHellos      *int      `yaml:"large_hellos"`       // ClientHellos of more than 16 KiB at once, for each processor: 1 to 65536. Default: 64.
+	WebPerSource     *int      `yaml:"web_per_source"`     // Open web connections per source: 1 to 1000000. Default: 64.
+	Web              *int      `yaml:"web"`                // The same for all sources together, and never more than a quarter of the descriptors that the process may have: 16 to 1000000. Default: 4096.
+
+	HalfOpenPerSource *int      `yaml:"half_open_per_source"` // Streams to agents whose client has not proved itself yet, per source: 1 to 1000000. Takes effect at the next start. Default: 16.
+	HalfOpenPerAgent  *int      `yaml:"half_open_per_agent"`  // The same per agent: 4 to 1000000. Takes effect at the next start. Default: 64.
+	HalfOpen          *int      `yaml:"half_open"`            // The same in all: 16 to 1000000. Takes effect at the next start. Default: 4096.
+	StreamsPerSource  *int      `yaml:"stream_rate"`          // New streams to agents per source and second: 1 to 1000000. Takes effect at the next start. Default: 20.
+	ParkedMin         *int      `yaml:"parked_min"`           // Data connections that each agent always keeps ready: 1 to 1024. Takes effect at the next start. Default: 4.
+	ParkedPerAgent    *int      `yaml:"parked_per_agent"`     // Data connections that each agent keeps ready at most: 1 to 16384, not less than `parked_min`. Takes effect at the next start. Default: 256.
+	LeaseWait         *duration `yaml:"lease_wait"`           // How long a client waits for an agent that has no data connection ready: `10ms` to `1m`. Takes effect at the next start. Default: `2s`.
+	Agents            *int      `yaml:"agents"`               // Agents that may be connected: 1 to 1000000. Takes effect at the next start. Default: 16384.
+	ResourcesPerAgent *int      `yaml:"resources_per_agent"`  // Resources that one agent may serve: 1 to 1000000. Takes effect at the next start. Default: 16384.
 }
 
 type agentConfig struct {
@@ -164,7 +193,11 @@ func (d *duration) UnmarshalYAML(b []byte) error {
 
 // loadConfig reads, checks and completes the file. Every fault is reported
 // with its place; none has an effect.
-func loadConfig(path string) (*config, error) {
+func loadConfig(path string) (*config, error) { return loadConfigOf(path, "") }
+
+// loadConfigOf is loadConfig where the cluster is known already, as it is once a
+// gateway or an agent has joined; "" when it is not.
+func loadConfigOf(path, cluster string) (*config, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "sallyport configure -o " + path + " writes one"}
@@ -176,7 +209,7 @@ func loadConfig(path string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := parseConfig(data)
+	c, err := parseConfigOf(data, cluster)
 	if err != nil {
 		return nil, located(path, err)
 	}

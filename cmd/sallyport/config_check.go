@@ -11,15 +11,21 @@ import (
 )
 
 // checker collects what the grammar cannot find.
-type checker struct{ found faults }
+type checker struct {
+	cluster string // "" when it is not known
+	found   faults
+}
 
 func (k *checker) add(path, format string, args ...any) {
 	k.found = append(k.found, fault{path: path, fact: fmt.Sprintf(format, args...)})
 }
 
 // check returns faults, or nil.
-func (c *config) check() error {
-	k := &checker{}
+func (c *config) check() error { return c.checkOf("") }
+
+// checkOf is check where the cluster is known although it is not written down.
+func (c *config) checkOf(cluster string) error {
+	k := &checker{cluster: orText(c.Cluster, cluster)}
 	if c.Version != configVersion {
 		k.add("version", "%d; this program reads version: %d", c.Version, configVersion)
 	}
@@ -71,7 +77,7 @@ func (k *checker) auth(a *authConfig) {
 
 func (k *checker) gateway(c *config) {
 	g := &c.Gateway
-	if c.has(roleGateway) && !c.has(roleAuth) && g.Auth == "" && len(g.Routes) == 0 {
+	if c.routesAlone() && len(g.Routes) == 0 {
 		k.add("gateway.auth", "the address of auth is needed, or routes to serve without it")
 	}
 	if g.Auth != "" {
@@ -84,6 +90,9 @@ func (k *checker) gateway(c *config) {
 		k.address("gateway.public_address", g.PublicAddress)
 	}
 	k.pin("gateway.join.ca_pin", g.Join.CAPin)
+	if len(g.Certificates) > 0 && c.routesAlone() {
+		k.add("gateway.certificates", "nothing here ends TLS: routes pass it through, and the web origin needs auth")
+	}
 	for i, p := range g.Certificates {
 		if p.Cert == "" || p.Key == "" {
 			k.add(fmt.Sprintf("gateway.certificates[%d]", i), "cert and key are needed together")
@@ -96,39 +105,8 @@ func (k *checker) gateway(c *config) {
 	}
 	k.addresses("gateway.listen", g.Listen)
 	k.routes(g)
-}
-
-func (k *checker) routes(g *gatewayConfig) {
-	for i, r := range g.Routes {
-		where := fmt.Sprintf("gateway.routes[%d]", i)
-		if _, ok := g.Upstreams[r.Upstream]; !ok {
-			k.add(where+".upstream", "no upstream %q%s", r.Upstream, didYouMean(r.Upstream, g.Upstreams))
-		}
-		switch r.Mode {
-		case "", "passthrough":
-		case "terminate-tcp", "terminate-http":
-			k.add(where+".mode", "this version does not serve %s, only passthrough", r.Mode)
-		default:
-			k.add(where+".mode", "%q is none of passthrough", r.Mode)
-		}
-		if len(r.Match.SNI) == 0 {
-			k.add(where+".match.sni", "at least one name is needed")
-		}
-	}
-	for name, u := range g.Upstreams {
-		where := "gateway.upstreams." + name
-		if len(u.Servers) == 0 {
-			k.add(where+".servers", "at least one is needed")
-		}
-		switch u.Policy {
-		case "", "round_robin":
-		case "least_connections", "power_of_two", "source_hash":
-			k.add(where+".policy", "this version does not serve %s, only round_robin", u.Policy)
-		default:
-			k.add(where+".policy", "%q is none of round_robin", u.Policy)
-		}
-		k.addresses(where+".servers", u.Servers)
-	}
+	k.upstreams(g)
+	k.limits(&g.Limits)
 }
 
 func didYouMean(name string, known map[string]upstream) string {

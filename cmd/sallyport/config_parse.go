@@ -57,7 +57,10 @@ func located(file string, err error) error {
 }
 
 // parseConfig reads, checks and completes a configuration. Its errors are faults.
-func parseConfig(data []byte) (c *config, err error) {
+func parseConfig(data []byte) (*config, error) { return parseConfigOf(data, "") }
+
+// parseConfigOf is parseConfig where the cluster is known already.
+func parseConfigOf(data []byte, cluster string) (c *config, err error) {
 	// The YAML library is not ours: what it panics about, such as a tag that it
 	// does not know, is bad input too.
 	defer func() {
@@ -65,10 +68,10 @@ func parseConfig(data []byte) (c *config, err error) {
 			c, err = nil, faults{{fact: "this is not YAML that can be read here: leave out tags (!) and aliases (*)"}}
 		}
 	}()
-	return readConfig(data)
+	return readConfig(data, cluster)
 }
 
-func readConfig(data []byte) (*config, error) {
+func readConfig(data []byte, cluster string) (*config, error) {
 	file, err := parser.ParseBytes(data, 0)
 	if err != nil {
 		return nil, faults{syntax(err)}
@@ -87,7 +90,7 @@ func readConfig(data []byte) (*config, error) {
 		return nil, faults{syntax(err)}
 	}
 	var f faults
-	if err := c.check(); errors.As(err, &f) {
+	if err := c.checkOf(cluster); errors.As(err, &f) {
 		return nil, placed(f, root)
 	}
 	c.complete()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/gateway"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
 )
 
 // good is a configuration that uses every field.
@@ -33,8 +37,13 @@ gateway:
     - match: {sni: [shop.example.com, "*.shop.example.com"], alpn: [h2]}
       upstream: shop
       mode: passthrough
+    - {names: [mail.example.com], alpn: [imap], to: ["10.0.0.12:993", "unix:/run/mail.sock"], send_proxy: v2}
   upstreams:
-    shop: {servers: ["10.0.0.11:443"], policy: round_robin}
+    shop: {servers: ["10.0.0.11:443"], policy: round_robin, send_proxy: v2}
+  limits:
+    {handshake: 20s, connect: 1s, idle: 1h, waiting_per_source: 32, waiting: 8192, rate_per_source: 40, large_hellos: 8, web_per_source: 9, web: 100,
+     half_open_per_source: 17, half_open_per_agent: 65, half_open: 4097, stream_rate: 21, parked_min: 2, parked_per_agent: 300, lease_wait: 3s,
+     agents: 100, resources_per_agent: 200}
 agent:
   gateways: ["gw.example.com:443"]
   join: {token_file: token, ca_pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
@@ -137,6 +146,27 @@ func TestConfigFaults(t *testing.T) {
 		{"no upstream", head + "gateway:\n  routes:\n    - match: {sni: [a]}\n      upstream: shpo\n  upstreams: {shop: {servers: [\"a:1\"]}}\n", `7:17: gateway.routes[0].upstream: no upstream "shpo"; did you mean "shop"?`},
 		{"mode of later", head + "gateway:\n  routes: [{match: {sni: [a]}, upstream: s, mode: terminate-http}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", "5:51: gateway.routes[0].mode: this version does not serve terminate-http, only passthrough"},
 		{"policy of later", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], policy: least_connections}}\n", "5:45: gateway.upstreams.s.policy: this version does not serve least_connections, only round_robin"},
+		{"server with port 0", head + "gateway:\n  upstreams: {s: {servers: [\"a:0\"]}}\n", `5:29: gateway.upstreams.s.servers[0]: "a:0" has no port from 1 to 65535`},
+		{"server without a host", head + "gateway:\n  routes: [{names: [a], to: [\":443\"]}]\n", `5:30: gateway.routes[0].to[0]: ":443" is not host:port`},
+		{"socket", head + "gateway:\n  routes: [{names: [a], to: [\"unix:run/x\"]}]\n", `5:30: gateway.routes[0].to[0]: "unix:run/x" is not unix: and an absolute path`},
+		{"nowhere to", head + "gateway:\n  routes:\n    - names: [a]\n", `6:7: gateway.routes[0].to: at least one server is needed, or an upstream`},
+		{"no name", head + "gateway:\n  routes:\n    - to: [\"a:1\"]\n", `6:7: gateway.routes[0].names: at least one name is needed; "*" is`},
+		{"two ways to name", head + "gateway:\n  routes: [{names: [a], match: {sni: [b]}, to: [\"a:1\"]}]\n", `5:32: gateway.routes[0].match: names and match say the same`},
+		{"ids beside match", head + "gateway:\n  routes: [{alpn: [h2], match: {sni: [b]}, to: [\"a:1\"]}]\n", `5:19: gateway.routes[0].alpn: the route's names are in match`},
+		{"two ways to go", head + "gateway:\n  routes: [{names: [a], to: [\"a:1\"], upstream: s}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", `5:48: gateway.routes[0].upstream: to and upstream exclude each other`},
+		{"proxy beside upstream", head + "gateway:\n  routes: [{names: [a], upstream: s, send_proxy: v2}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", `5:50: gateway.routes[0].send_proxy: belongs to the upstream: gateway.upstreams.s.send_proxy`},
+		{"proxy version", head + "gateway:\n  routes: [{names: [a], to: [\"a:1\"], send_proxy: v3}]\n", `5:50: gateway.routes[0].send_proxy: "v3" is none of v2; did you mean "v2"?`},
+		{"proxy version 1", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], send_proxy: v1}}\n", `5:49: gateway.upstreams.s.send_proxy: this version sends v2 only`},
+		{"name twice", head + "gateway:\n  routes:\n    - {names: [a.example.com], to: [\"a:1\"]}\n    - {names: [b.example.com, A.example.com], to: [\"a:2\"]}\n", `7:31: gateway.routes[1].names[1]: server name "A.example.com": any protocol: route 0 has it too`},
+		{"the cluster's name", head + "gateway:\n  routes:\n    - {match: {sni: [x.db.gw.test]}, to: [\"a:1\"]}\n", `6:22: gateway.routes[0].match.sni[0]: server name "x.db.gw.test": belongs to the cluster`},
+		{"no host name", head + "gateway:\n  routes:\n    - {names: [a_b.example.com, a..b], to: [\"a:1\"]}\n", `6:33: gateway.routes[0].names[1]: server name "a..b": not a host name`},
+		{"route's field", head + "gateway:\n  routes:\n    - {nmaes: [a], to: [\"a:1\"]}\n", `6:8: gateway.routes[0]: unknown field "nmaes"; did you mean "names"?`},
+		{"limit", head + "gateway: {limits: {waiting: 3}}\n", `4:29: gateway.limits.waiting: 3; from 16 to 1000000`},
+		{"limit of nothing", head + "gateway: {limits: {waiting_per_source: 0}}\n", `4:40: gateway.limits.waiting_per_source: 0; from 1 to 1000000`},
+		{"limit of time", head + "gateway: {limits: {handshake: 1h}}\n", `4:31: gateway.limits.handshake: 1h0m0s; from 1s to 5m0s`},
+		{"limit without an end", head + "gateway: {limits: {idle: 1s}}\n", `4:26: gateway.limits.idle: 1s; 10s or more`},
+		{"limits that differ", head + "gateway: {limits: {parked_min: 300, parked_per_agent: 200}}\n", `4:55: gateway.limits.parked_per_agent: 200; from 300 to 16384`},
+		{"certificates for nobody", "version: 1\nroles: [gateway]\ngateway:\n  certificates: [{cert: a, key: b}]\n  routes: [{names: [a], to: [\"a:1\"]}]\n", "4:17: gateway.certificates: nothing here ends TLS"},
 		{"half a certificate", head + "gateway: {certificates: [{cert: a}]}\n", "4:26: gateway.certificates[0]: cert and key are needed together"},
 		{"gateway alone", "version: 1\nroles: [gateway]\n", "1:1: gateway.auth: the address of auth is needed, or routes to serve without it"},
 		{"gateway without a pin", "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n", "4:3: gateway.join.ca_pin: needed to know auth by"},
@@ -186,6 +216,66 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
+// TestKnownCluster: routes are checked against a cluster that the host knows
+// and the file does not name.
+func TestKnownCluster(t *testing.T) {
+	const in = "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n  join: {ca_pin: \"sha256:0000000000000000000000000000000000000000000000000000000000000000\"}\n" +
+		"  routes: [{names: [x.db.gw.test], to: [\"a:1\"]}]\n"
+	if _, err := parseConfig([]byte(in)); err != nil {
+		t.Errorf("before the host has joined: %v", err)
+	}
+	if _, err := parseConfigOf([]byte(in), "gw.test"); err == nil || !strings.Contains(err.Error(), `6:21: gateway.routes[0].names[0]: server name "x.db.gw.test": belongs to the cluster`) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestLimits: every limit reaches what it bounds, and the defaults are those of
+// the documentation.
+func TestLimits(t *testing.T) {
+	c, err := parseConfig([]byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := gateway.Bounds{
+		Stage: 20 * time.Second, Connect: time.Second, WaitingSource: 32, WaitingGateway: 8192, SourceRate: 40, LargeHellos: 8, EndedSource: 9, EndedGateway: 100,
+	}
+	if got := c.bounds(); got != want {
+		t.Errorf("%+v", got)
+	}
+	tunnels := tunnel.Bounds{
+		PoolFloor: 2, PoolCeiling: 300, HalfOpenSource: 17, HalfOpenAgent: 65, HalfOpenGateway: 4097, SourceRate: 21,
+		LeaseWait: 3 * time.Second, Tunnels: 100, Resources: 200,
+	}
+	if got := c.tunnelBounds(); got != tunnels {
+		t.Errorf("%+v", got)
+	}
+	if s, err := c.settings(); err != nil || s.Idle != time.Hour || len(s.TrustedProxies) != 2 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	alone, err := parseConfig([]byte("version: 1\nroles: [gateway]\ngateway: {routes: [{names: [a], to: [\"a:1\"]}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := alone.bounds(); got != (gateway.Bounds{WaitingSource: 1024, SourceRate: 1000}) || alone.tunnelBounds() != (tunnel.Bounds{}) {
+		t.Errorf("routes alone: %+v", got)
+	}
+}
+
+// TestStaticRoutes: both ways to write a route come to the same.
+func TestStaticRoutes(t *testing.T) {
+	c, err := parseConfig([]byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []gateway.StaticRoute{
+		{Match: alpn.Match{SNI: []string{"shop.example.com", "*.shop.example.com"}, ALPN: []string{"h2"}}, Upstreams: []string{"10.0.0.11:443"}, Proxy: true},
+		{Match: alpn.Match{SNI: []string{"mail.example.com"}, ALPN: []string{"imap"}}, Upstreams: []string{"10.0.0.12:993", "unix:/run/mail.sock"}, Proxy: true},
+	}
+	if got := c.Gateway.staticRoutes(); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
+	}
+}
+
 // FuzzParseConfig: any text is a configuration or has faults with places; what
 // is taken holds its own rules.
 func FuzzParseConfig(f *testing.F) {
@@ -225,6 +315,26 @@ func TestNearest(t *testing.T) {
 	for in, want := range map[string]string{"lisen": "listen", "listener": "listeners", "atuh": "auth", "auht": "auth", "htua": "", "aut": "auth", "x": "", "": "", "logs": "log"} {
 		if got := nearest(in, known); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// manyRoutes is a configuration of static routes alone.
+func manyRoutes(n int) []byte {
+	var b strings.Builder
+	b.WriteString("version: 1\nroles: [gateway]\ngateway:\n  routes:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "    - {names: [r%d.example.com], to: [\"10.0.%d.%d:443\"]}\n", i, i/250%250, i%250+1)
+	}
+	return []byte(b.String())
+}
+
+// BenchmarkParseConfig: a reload of 10,000 routes is this and gateway.Reload.
+func BenchmarkParseConfig(b *testing.B) {
+	in := manyRoutes(10_000)
+	for b.Loop() {
+		if _, err := parseConfig(in); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

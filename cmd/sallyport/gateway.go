@@ -53,12 +53,13 @@ func startGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log
 	if r.loops, err = relay.New(loopCount()); err != nil {
 		return nil, err
 	}
-	gc := gateway.Config{Cluster: cfg.Cluster, Listen: cfg.Gateway.Listen, Loops: r.loops, Auth: authAddr, Log: log, Idle: 0}
-	if gc.TrustedProxies, err = prefixes(cfg.Gateway.ProxyProtocol.Trusted); err != nil {
+	set, err := cfg.settings()
+	if err != nil {
 		return nil, err
 	}
-	for _, route := range cfg.Gateway.Routes {
-		gc.Static = append(gc.Static, gateway.StaticRoute{Match: alpn.Match{SNI: route.Match.SNI, ALPN: route.Match.ALPN}, Upstreams: cfg.Gateway.Upstreams[route.Upstream].Servers})
+	gc := gateway.Config{
+		Cluster: cfg.Cluster, Listen: cfg.Gateway.Listen, Loops: r.loops, Auth: authAddr, Log: log,
+		Static: set.Static, TrustedProxies: set.TrustedProxies, Idle: set.Idle, Bounds: set.Bounds,
 	}
 	if host != nil {
 		if err := r.withCluster(&gc); err != nil {
@@ -95,7 +96,7 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	r.presence = &client.Presence{API: r.host.API(), Gateway: r.host.ID(), Address: r.cfg.Gateway.PublicAddress, Log: r.log}
 	keeper := r.host.Keeper()
 	r.hub = tunnel.NewHub(tunnel.HubConfig{
-		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Log: r.log,
+		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Bounds: r.cfg.tunnelBounds(), Log: r.log,
 		Verify: func(assignment []byte, agentID string) (tunnel.Assignment, error) {
 			a, err := client.VerifyAssignment(keeper, assignment, agentID)
 			if err != nil {
