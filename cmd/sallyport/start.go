@@ -116,13 +116,13 @@ func openNode(ctx context.Context, cfg *config, log *slog.Logger) (n *node, err 
 
 // prepareDir makes the data directory and keeps a second process out of it.
 func (n *node) prepareDir() error {
-	if err := os.MkdirAll(n.cfg.DataDir, 0o700); err != nil {
+	if err := ownDir(n.cfg.DataDir); err != nil {
 		return err
 	}
 	path := filepath.Join(n.cfg.DataDir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return err
+		return unusable(n.cfg.DataDir, err)
 	}
 	n.lock = f
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
