@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +29,7 @@ import (
 
 const (
 	postgresReady = 15 * time.Second
+	postgresRetry = 100 * time.Millisecond // while another has the files
 	postgresStop  = 5 * time.Second
 
 	demoDatabase = "demo"
@@ -69,7 +72,7 @@ func findPostgres() string {
 // certificate of the db CA, and starts it on a free loopback port: clients'
 // certificates of the same CA are the only way in.
 func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []string, log *slog.Logger) (*demoPostgres, error) {
-	p := &demoPostgres{bin: findPostgres(), dir: dir, log: log, done: make(chan struct{})}
+	p := &demoPostgres{bin: findPostgres(), dir: dir, log: log}
 	if p.bin == "" {
 		return nil, errors.New("no postgres binary was found")
 	}
@@ -84,7 +87,8 @@ func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []strin
 }
 
 func (p *demoPostgres) chooseUser() error {
-	p.as = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	p.as = &syscall.SysProcAttr{Setpgid: true}
+	tieToUs(p.as)
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -236,6 +240,8 @@ func (p *demoPostgres) command(ctx context.Context, name string, args ...string)
 }
 
 func (p *demoPostgres) run(ctx context.Context, input, name string, args ...string) error {
+	runtime.LockOSThread() // as supervise does
+	defer runtime.UnlockOSThread()
 	cmd := p.command(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.CombinedOutput()
@@ -245,23 +251,62 @@ func (p *demoPostgres) run(ctx context.Context, input, name string, args ...stri
 	return nil
 }
 
+// start starts the server. One of an earlier demo that was killed may take a
+// moment to let go of the files: its own end has begun, since it was tied too.
 func (p *demoPostgres) start(ctx context.Context) error {
-	p.cmd = p.command(context.WithoutCancel(ctx), "postgres", "-D", inChild("data"))
-	out, err := os.OpenFile(filepath.Join(p.dir, "server.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	late := time.Now().Add(postgresReady)
+	for {
+		if err := p.launch(ctx); err != nil {
+			return err
+		}
+		err := p.await(ctx)
+		if !errors.Is(err, errPostgresStopped) || !p.held() || time.Now().After(late) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(postgresRetry):
+		}
+	}
+}
+
+func (p *demoPostgres) launch(ctx context.Context) error {
+	cmd := p.command(context.WithoutCancel(ctx), "postgres", "-D", inChild("data"))
+	out, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	go func() {
-		p.cmd.Wait()
-		close(p.done)
-	}()
-	return p.await(ctx)
+	cmd.Stdout, cmd.Stderr = out, out
+	p.cmd, p.done = cmd, make(chan struct{})
+	started := make(chan error, 1)
+	go supervise(cmd, started, p.done)
+	return <-started
 }
+
+// supervise starts the server and waits for its end. It stays on the thread
+// that started it: the kernel takes that thread's death for ours (tieToUs).
+func supervise(cmd *exec.Cmd, started chan<- error, done chan<- struct{}) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(done)
+	err := cmd.Start()
+	started <- err
+	if err == nil {
+		cmd.Wait()
+	}
+}
+
+func (p *demoPostgres) logFile() string { return filepath.Join(p.dir, "server.log") }
+
+// held says that the server stopped because another has the files.
+func (p *demoPostgres) held() bool {
+	text, err := os.ReadFile(p.logFile())
+	return err == nil && bytes.Contains(text, []byte("postmaster.pid"))
+}
+
+var errPostgresStopped = errors.New("postgres stopped at once")
 
 // await returns when the port takes connections.
 func (p *demoPostgres) await(ctx context.Context) error {
@@ -274,9 +319,9 @@ func (p *demoPostgres) await(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			p.stop()
-			return errors.New("postgres did not start in time; see " + filepath.Join(p.dir, "server.log"))
+			return errors.New("postgres did not start in time; see " + p.logFile())
 		case <-p.done:
-			return errors.New("postgres stopped at once; see " + filepath.Join(p.dir, "server.log"))
+			return fmt.Errorf("%w; see %s", errPostgresStopped, p.logFile())
 		case <-time.After(25 * time.Millisecond):
 		}
 	}

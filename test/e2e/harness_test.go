@@ -191,8 +191,14 @@ type demo struct {
 
 func startDemo(t testing.TB) *demo {
 	t.Helper()
-	dir := shortDir(t)
+	return startDemoIn(t, shortDir(t))
+}
+
+// startDemoIn starts a demo in a directory that may hold one's data.
+func startDemoIn(t testing.TB, dir string) *demo {
+	t.Helper()
 	file := filepath.Join(dir, "ready.json")
+	os.Remove(file)
 	d := &demo{data: filepath.Join(dir, "data")}
 	d.process = start(t, "sallyport", "demo", "--listen", "127.0.0.1:0", "--data", d.data, "--ready-json", file)
 	await(t, "demo", upWait, func() bool {
