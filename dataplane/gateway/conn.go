@@ -48,6 +48,7 @@ type conn struct {
 	head    []byte // what goes to it before the client's bytes
 	flight  int    // how many of the client's bytes have been offered
 	sent    int    // of head and flight
+	more    bool   // the client may have sent something behind its flight
 	bye     *relay.Linger
 }
 
@@ -79,10 +80,16 @@ func (c *conn) Ready(r relay.Readiness) {
 		c.ending = c.ending || r&(relay.Ending|relay.HungUp) != 0
 		c.look()
 	case leasing, connecting, offering:
-		// What the client sends now stays queued for the far end. Only a
-		// connection that is gone in both directions needs nobody any more.
+		// What the client sends now stays queued for the far end. A connection
+		// that is gone in both directions needs nobody any more.
 		if r&(relay.HungUp|relay.Failed) != 0 {
 			c.abandon(outcomeReset)
+			return
+		}
+		c.ending = c.ending || r&relay.Ending != 0
+		c.more = c.more || r&relay.Readable != 0
+		if c.stage == offering && c.more {
+			c.unanswered()
 		}
 	}
 }
@@ -95,7 +102,7 @@ func (c *conn) Due(time.Time) {
 	case leasing:
 		c.refuse(alpn.UnrecognizedName, outcomeTimeout)
 	case connecting, offering:
-		c.tryNext(outcomeTimeout)
+		c.overdue()
 	}
 }
 

@@ -130,9 +130,12 @@ func (c *conn) progress(r relay.Readiness) {
 	}
 	switch r &^ relay.Writable {
 	case 0:
+		if c.more {
+			c.unanswered()
+		}
 		return
 	case relay.Readable: // and not the end of the stream: a byte
-		c.join()
+		c.answered()
 		return
 	}
 	var first [1]byte
@@ -141,8 +144,40 @@ func (c *conn) progress(r relay.Readiness) {
 	case err != nil:
 		c.tryNext(outcomeEndedEarly)
 	default:
-		c.join()
+		c.answered()
 	}
+}
+
+// answered joins: the far end's first byte has come.
+func (c *conn) answered() {
+	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
+	c.join(c.repaid())
+}
+
+// unanswered joins without the far end's first byte when the client has gone on
+// behind its first flight, or has ended. The servers of a static route may wait
+// for that; behind a hello to an agent or to auth there is nothing to wait for.
+func (c *conn) unanswered() {
+	if c.routed != alpn.Static || c.sent < len(c.head)+c.flight {
+		return
+	}
+	kept := c.flight
+	if c.buf != nil {
+		kept = 0
+	}
+	if c.ending || c.ended || relay.Queued(c.fd) > kept {
+		c.join(false)
+	}
+}
+
+// overdue: the far end has not answered in time. A static route's server that
+// has got the whole flight may take longer than that.
+func (c *conn) overdue() {
+	if c.stage == offering && c.routed == alpn.Static && c.sent == len(c.head)+c.flight {
+		c.join(false)
+		return
+	}
+	c.tryNext(outcomeTimeout)
 }
 
 // whySilent says why a far end takes nothing.
@@ -235,15 +270,15 @@ func (c *conn) dropFar() {
 	}
 }
 
-// join makes the relay: the far end has answered, so the flight is consumed
-// here. What was not written of it yet goes along.
-func (c *conn) join() {
+// join makes the relay, and consumes the flight here: no other far end will get
+// it. What was not written of it yet goes along. good is what the source has
+// shown itself to be.
+func (c *conn) join(good bool) {
 	rest, ok := c.unsent()
 	if !ok {
 		c.abandon(outcomeReset)
 		return
 	}
-	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
 	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed, acct: c.acct}
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
@@ -256,7 +291,7 @@ func (c *conn) join() {
 	c.loop.Disarm(c)
 	c.disown()
 	if c.slot.held {
-		c.crowd.leave(&c.slot, c.repaid(), c.loop.Now())
+		c.crowd.leave(&c.slot, good, c.loop.Now())
 	}
 	delete(c.conns, c)
 	l.start(state)

@@ -144,6 +144,10 @@ func Peek(fd int, b []byte) (int, error) {
 	return received("peek", n, err)
 }
 
+// Queued is the number of bytes that have come and were not read; 0 when that
+// cannot be told.
+func Queued(fd int) int { return queued(fd) }
+
 // Read takes what is queued. Errors are as with Peek.
 func Read(fd int, b []byte) (int, error) {
 	n, err := recv(fd, b)

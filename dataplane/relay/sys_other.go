@@ -33,6 +33,18 @@ func retry(call func() (int, error)) (int, error) {
 // unsent is unknown here: a reset is passed on at once.
 func unsent(int) int { return 0 }
 
+// fionread is the same number on all of these systems: _IOR('f', 127, int).
+const fionread = 0x4004667f
+
+// queued is the number of bytes that have come and were not read.
+func queued(fd int) int {
+	n, err := unix.IoctlGetInt(fd, fionread)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 func closeFD(fd int) { unix.Close(fd) }
 
 func shutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
