@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
 
-.PHONY: build run test check bench fuzz gen fmt lint help peers
+.PHONY: build run test check bench bench-quick fuzz gen fmt lint help peers
 
 build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
 	@mkdir -p bin
@@ -31,8 +31,13 @@ test: ## all tests, with the race detector and real peers
 check: ## what CI runs, besides the tests: format, vet, import policy, generated files
 	@tools/check
 
-bench: build ## measure; keeps raw results in bench/results and writes BENCHMARKS.md
+bench: ## measure, about two hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
+	@tools/peers/install
 	$(GO) run ./bench
+
+bench-quick: ## the same with small loads, under 5 minutes: tries the harness, the figures mean little
+	@tools/peers/install
+	$(GO) run ./bench -quick
 
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@tools/fuzz $(FUZZTIME)
@@ -44,4 +49,4 @@ fmt: ## format
 	gofmt -w $$(git ls-files '*.go' | grep -v '^wire/')
 
 help: ## this text
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20

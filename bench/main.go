@@ -5,8 +5,10 @@
 //	go run ./bench -quick     the same with small loads: for trying the harness
 //	go run ./bench -report    only write BENCHMARKS.md from the results kept
 //
-// Everything happens on the loopback of one machine: auth, gateway and agent
-// are processes of their own, so that each one's CPU and memory can be read.
+// Everything happens on the loopback of one machine: auth, gateway, agent and
+// the peers are processes of their own, so that each one's CPU and memory can
+// be read. What is measured as a relay has a core for itself; its clients and
+// servers have another.
 package main
 
 import (
@@ -35,6 +37,15 @@ type options struct {
 }
 
 func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if isRole(os.Args) {
+		if err := play(ctx, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "small loads: tries the harness, the figures mean little")
 	flag.BoolVar(&o.report, "report", false, "measure nothing; write the report from the results kept")
@@ -45,9 +56,6 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "leave the directory with configurations and logs")
 	flag.IntVar(&o.pairs, "pairs", 0, "pairs of each measure; 15, or 9 with -quick")
 	flag.Parse()
-
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if err := bench(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "ERROR: "+err.Error())
 		os.Exit(1)
@@ -102,30 +110,52 @@ func measure(ctx context.Context, o options) (run *Run, err error) {
 	run = &Run{Schema: schema, Started: time.Now().UTC().Truncate(time.Second), Quick: o.quick, Command: os.Args[1:], Programs: o.bin == filepath.Join(dir, "bin")}
 	run.Commit, run.Dirty = commit(ctx)
 	run.Machine = machine()
-	w, err := openWorld(ctx, dir, o.bin)
-	if err != nil {
-		return nil, err
-	}
-	defer w.close()
-	run.Peers = w.peers(ctx)
-	for _, m := range measures(w, sizesFor(o)) {
-		if !wanted(o.only, m.Name) {
+	settings, restore := prepareSystem("/proc/sys")
+	run.Settings = settings
+	defer func() { err = errors.Join(err, restore()) }()
+	for _, g := range groups() {
+		if !g.wanted(o.only) {
 			continue
 		}
-		fmt.Printf("%s: %s\n", m.Name, m.A)
-		if err := m.take(ctx); err != nil {
+		if err := takeGroup(ctx, o, g, run, dir); err != nil {
 			return nil, err
 		}
-		if m.Error != "" {
-			fmt.Println("  not measured to its end:", m.Error)
-		}
-		run.Measures = append(run.Measures, m.Measure)
 	}
 	run.Ended = time.Now().UTC().Truncate(time.Second)
 	if len(run.Measures) == 0 {
 		return nil, errors.New("no measure has such a name")
 	}
 	return run, ctx.Err()
+}
+
+// takeGroup starts what a group needs, takes its measures and ends all of it.
+func takeGroup(ctx context.Context, o options, g group, run *Run, dir string) error {
+	dir = filepath.Join(dir, strings.TrimRight(g.prefixes[0], "-/"))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	up, err := g.open(ctx, &rig{dir: dir, bin: o.bin, sizes: sizesFor(o)})
+	if err != nil {
+		return err
+	}
+	defer up.close()
+	run.Peers, run.Settings = append(run.Peers, up.peers...), append(run.Settings, up.settings...)
+	for _, m := range up.measures {
+		if !wanted(o.only, m.Name) {
+			continue
+		}
+		z := sizesFor(o)
+		m.pairs, m.within = z.pairs, z.within
+		fmt.Printf("%s: %s\n", m.Name, m.A)
+		if err := m.take(ctx); err != nil {
+			return err
+		}
+		if m.Error != "" {
+			fmt.Println("  not measured to its end:", m.Error)
+		}
+		run.Measures = append(run.Measures, m.Measure)
+	}
+	return nil
 }
 
 func wanted(only, name string) bool {

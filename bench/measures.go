@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"slices"
+	"strings"
 	"time"
 )
 
 // sizes are how much one sample does.
 type sizes struct {
+	quick         bool
 	pairs         int
 	workers       int // at a time, where several are
 	execs         int
@@ -16,15 +19,22 @@ type sizes struct {
 	idle          int
 	runs          int
 	within        time.Duration // for one measure
+
+	warm, window time.Duration // of a sample of relays
+	relays       int           // idle ones
+	pings        float64       // per second, moderate load
+	crowdPings   float64       // per second, over up to 9,000 connections
 }
 
 // leastPairs is how many pairs a median is taken of, at least.
 const leastPairs = 9
 
 func sizesFor(o options) sizes {
-	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, megabytes: 200, idle: 100, runs: 10, within: 15 * time.Minute}
+	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, megabytes: 200, idle: 100, runs: 10, within: 15 * time.Minute,
+		warm: 300 * time.Millisecond, window: time.Second, relays: 3000, pings: 10000, crowdPings: 5000}
 	if o.quick {
-		z = sizes{pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, megabytes: 20, idle: 20, runs: 3, within: 6 * time.Minute}
+		z = sizes{quick: true, pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, megabytes: 20, idle: 20, runs: 3, within: 2 * time.Minute,
+			warm: 50 * time.Millisecond, window: 150 * time.Millisecond, relays: 300, pings: 5000, crowdPings: 5000}
 	}
 	if o.pairs > 0 {
 		z.pairs = o.pairs
@@ -32,11 +42,63 @@ func sizesFor(o options) sizes {
 	return z
 }
 
-// measures are all there are, in the order of the report.
-func measures(w *world, z sizes) []comparison {
-	out := slices.Concat(w.sshMeasures(z), w.sessionMeasures(z), w.copyMeasures(z), w.bulkMeasures(z), w.cliMeasures(z), w.idleMeasures(z))
-	for i := range out {
-		out[i].pairs, out[i].within = z.pairs, z.within
+// group is measures that need the same things running.
+type group struct {
+	prefixes []string // of the names of its measures
+	open     func(ctx context.Context, r *rig) (opened, error)
+}
+
+// opened is a group whose things run.
+type opened struct {
+	measures []comparison
+	peers    []Peer
+	settings []Setting
+	close    func()
+}
+
+// rig is what a run has for all groups.
+type rig struct {
+	dir, bin string
+	sizes    sizes
+}
+
+// groups are all there are, in the order of the report.
+func groups() []group {
+	return []group{
+		{prefixes: []string{"relay-"}, open: openRelays},
+		{prefixes: []string{"ssh-", "db-", "copy", "cli/"}, open: openAccess},
 	}
-	return out
+}
+
+func openRelays(ctx context.Context, r *rig) (opened, error) {
+	w, err := openRelayWorld(ctx, r.dir, r.bin)
+	if err != nil {
+		return opened{}, err
+	}
+	return opened{measures: w.relayMeasures(r.sizes), peers: relayVersions(ctx), close: w.close}, nil
+}
+
+func openAccess(ctx context.Context, r *rig) (opened, error) {
+	w, err := openWorld(ctx, r.dir, r.bin)
+	if err != nil {
+		return opened{}, err
+	}
+	z := r.sizes
+	all := slices.Concat(w.sshMeasures(z), w.sessionMeasures(z), w.copyMeasures(z), w.bulkMeasures(z), w.cliMeasures(z), w.idleMeasures(z))
+	return opened{measures: all, peers: w.peers(ctx), settings: []Setting{w.setting}, close: w.close}, nil
+}
+
+// wanted says that some measure of the group may be wanted.
+func (g group) wanted(only string) bool {
+	if only == "" {
+		return true
+	}
+	for prefix := range strings.SplitSeq(only, ",") {
+		for _, own := range g.prefixes {
+			if strings.HasPrefix(prefix, own) || strings.HasPrefix(own, prefix) {
+				return true
+			}
+		}
+	}
+	return false
 }

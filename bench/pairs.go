@@ -18,6 +18,9 @@ type comparison struct {
 	pairs  int
 	within time.Duration // for all of it
 	a, b   side
+
+	open  func(ctx context.Context) (closed func(), err error) // before the first sample; nil when nothing is to be opened
+	holdA func(n int)                                          // connections that side A holds open meanwhile; of relays only
 }
 
 // take warms both sides up by a sample that is not kept, then takes the pairs.
@@ -32,7 +35,7 @@ func (c *comparison) take(ctx context.Context) error {
 	others := watchOthers()
 	within, cancel := context.WithTimeout(ctx, c.within)
 	defer cancel()
-	err := c.takePairs(within)
+	err := c.opened(within)
 	c.Seconds, c.LoadAfter = time.Since(began).Seconds(), loadAverage()
 	c.Others = others()
 	if ctx.Err() != nil {
@@ -42,6 +45,18 @@ func (c *comparison) take(ctx context.Context) error {
 		c.Error = err.Error()
 	}
 	return nil
+}
+
+// opened takes the pairs while what they need is open.
+func (c *comparison) opened(ctx context.Context) error {
+	if c.open != nil {
+		closed, err := c.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer closed()
+	}
+	return c.takePairs(ctx)
 }
 
 func (c *comparison) takePairs(ctx context.Context) error {

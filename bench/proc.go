@@ -144,22 +144,34 @@ func loadAverage() float64 {
 	return v
 }
 
-// machineTimes are the machine's busy and whole CPU time in ticks, from the
-// first line of /proc/stat. Guests are within user.
-func machineTimes() (busy, whole float64) {
+// machineTimes are the machine's busy and whole CPU time in ticks.
+func machineTimes() (busy, whole float64) { return coreTimes("cpu") }
+
+// coreTimes are those of one line of /proc/stat: "cpu" is all of them.
+func coreTimes(name string) (busy, whole float64) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, 0
 	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	for i, f := range strings.Fields(line) {
-		if i == 0 || i > 8 { // user nice system idle iowait irq softirq steal
+	return parseTimes(b, name)
+}
+
+// parseTimes adds up a line of /proc/stat (proc_stat(5)). Guests are within user.
+func parseTimes(b []byte, name string) (busy, whole float64) {
+	for line := range bytes.Lines(b) {
+		f := strings.Fields(string(line))
+		if len(f) == 0 || f[0] != name {
 			continue
 		}
-		v, _ := strconv.ParseFloat(f, 64)
-		whole += v
-		if i != 4 && i != 5 {
-			busy += v
+		for i, field := range f {
+			if i == 0 || i > 8 { // user nice system idle iowait irq softirq steal
+				continue
+			}
+			v, _ := strconv.ParseFloat(field, 64)
+			whole += v
+			if i != 4 && i != 5 {
+				busy += v
+			}
 		}
 	}
 	return busy, whole

@@ -70,7 +70,22 @@ func writeMachine(b *bytes.Buffer, r *Run) {
 		}
 		fmt.Fprintf(b, "| %s | %s |\n", cell(p.Name), version)
 	}
+	for _, s := range r.Settings {
+		fmt.Fprintf(b, "| %s | %s |\n", cell(s.Name), s.text())
+	}
 	b.WriteString("\n")
+}
+
+// text is what the setting was while it was measured, and why, where that is not what
+// was wanted.
+func (s Setting) text() string {
+	switch {
+	case s.Error != "":
+		return fmt.Sprintf("%s; %s was wanted: %s", cell(s.Was), cell(s.Wanted), cell(s.Error))
+	case s.Was == s.Wanted:
+		return cell(s.Wanted)
+	}
+	return fmt.Sprintf("%s (%s before and after)", cell(s.Wanted), cell(s.Was))
 }
 
 func writeMethod(b *bytes.Buffer) {
@@ -87,31 +102,39 @@ interval's lower end is below it.
 `)
 }
 
-// writeBars lists what has a bar.
+// writeBars lists what has a bar: of A itself, or of its ratio to B.
 func writeBars(b *bytes.Buffer, r *Run) {
 	b.WriteString("## Bars\n\n| what | measured | 95 % interval | bar | |\n|---|---:|---:|---:|---|\n")
 	for _, m := range r.Measures {
 		for _, q := range m.Quantities {
-			e := estimateMedian(values(m.Pairs, sideA, q.Key))
-			if q.Bar == 0 || e.N == 0 {
-				continue
+			if e := estimateMedian(values(m.Pairs, sideA, q.Key)); q.Bar != 0 && e.N > 0 {
+				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), number(q.Bar), q.Unit, met(e, q.Bar))
 			}
-			verdict := "met"
-			if e.Low >= q.Bar {
-				verdict = "**not met**"
-			} else if e.High >= q.Bar {
-				verdict = "met, not surely"
+			if e := estimateMedian(ratios(m.Pairs, q.Key)); q.Ratio != 0 && e.N > 0 {
+				fmt.Fprintf(b, "| %s: %s, to %s | %s | %s to %s | %s | %s |\n", m.Title, q.Title, m.B, times(e.Median), times(e.Low), times(e.High), times(q.Ratio), met(e, q.Ratio))
 			}
-			fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), number(q.Bar), q.Unit, verdict)
 		}
 	}
 	b.WriteString("\n")
+}
+
+// met says whether a bar is, by the interval's lower end.
+func met(e estimate, bar float64) string {
+	switch {
+	case e.Low >= bar:
+		return "**not met**"
+	case e.High >= bar:
+		return "met, not surely"
+	}
+	return "met"
 }
 
 // verdict of a ratio: worse, better or neither, by the whole interval.
 func verdict(q Quantity, e estimate) string {
 	below, above := e.High < 1, e.Low > 1
 	switch {
+	case q.Note:
+		return ""
 	case below && q.More, above && !q.More:
 		return "worse"
 	case below, above:

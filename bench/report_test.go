@@ -20,7 +20,8 @@ func made(n int, rate float64) Run {
 	}
 	return Run{
 		Schema: schema, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Commit: "abc", Programs: true,
-		Peers: []Peer{{Name: "sshd", Version: "OpenSSH_9.2"}, {Name: "postgres", Missing: true}}, Measures: []Measure{m},
+		Settings: []Setting{{Name: "somaxconn", Was: "1", Wanted: "2"}},
+		Peers:    []Peer{{Name: "sshd", Version: "OpenSSH_9.2"}, {Name: "postgres", Missing: true}}, Measures: []Measure{m},
 	}
 }
 
@@ -68,6 +69,22 @@ func TestReportChoosesFull(t *testing.T) {
 	}
 	if got := chosen([]Run{quick}); !got.Quick {
 		t.Error("no run was chosen")
+	}
+}
+
+// TestReportRatios: a bar to a peer counts as met when the interval's lower end
+// is below it.
+func TestReportRatios(t *testing.T) {
+	r := made(9, 50)
+	r.Measures[0].Quantities = []Quantity{
+		{Key: "rate", Title: "met", Ratio: 0.6}, {Key: "rate", Title: "missed", Ratio: 0.5},
+		{Key: "rate", Title: "noted", Note: true},
+	}
+	got := string(report([]Run{r}))
+	for _, want := range []string{"| Thing: met, to theirs | 0.50× | 0.50× to 0.50× | 0.60× | met |", "| Thing: missed, to theirs | 0.50× | 0.50× to 0.50× | 0.50× | **not met** |", "| somaxconn | 2 (1 before and after) |", "| noted | 50.0 | 100 | 0.50× | 0.50× to 0.50× |  |"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("not in the report: %s\n%s", want, got)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ type Run struct {
 	Programs bool      `json:"programs"` // built by this run; else given by -bin
 	Machine  Machine   `json:"machine"`
 	Peers    []Peer    `json:"peers"`
+	Settings []Setting `json:"settings,omitempty"`
 	Measures []Measure `json:"measures"`
 }
 
@@ -71,8 +72,10 @@ type Quantity struct {
 	Key   string  `json:"key"`
 	Title string  `json:"title"`
 	Unit  string  `json:"unit"`
-	More  bool    `json:"more"`          // more is better
-	Bar   float64 `json:"bar,omitempty"` // A must not be above; 0: none
+	More  bool    `json:"more"`            // more is better
+	Bar   float64 `json:"bar,omitempty"`   // A must not be above; 0: none
+	Ratio float64 `json:"ratio,omitempty"` // A must not be above so many times B; 0: none
+	Note  bool    `json:"note,omitempty"`  // no merit of either side
 }
 
 // Pair is one sample of each side, taken one after the other.

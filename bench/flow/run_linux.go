@@ -1,0 +1,215 @@
+package flow
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	openWait   = 30 * time.Second // for one connection; the machine may be busy
+	opensAtOne = 16               // connections that are opened at a time
+)
+
+// Run does a job and returns what it found.
+func Run(ctx context.Context, j Job, m Meter) (Result, error) {
+	if err := j.check(); err != nil {
+		return Result{}, err
+	}
+	r := &runner{Job: j, meter: m}
+	if j.Held > 0 {
+		held, err := r.openAll(ctx, EchoName, j.To.Echo, j.Held)
+		defer closeAll(held)
+		if err != nil {
+			return Result{}, fmt.Errorf("held connections: %w", err)
+		}
+	}
+	switch j.Kind {
+	case Up, Down:
+		return r.bulk(ctx)
+	case Connect:
+		return r.connect(ctx)
+	case Ping:
+		return r.ping(ctx)
+	case Idle:
+		return r.idle(ctx)
+	}
+	return Result{}, fmt.Errorf("no kind of job %q", j.Kind)
+}
+
+type runner struct {
+	Job
+	meter Meter
+}
+
+// window is what is read at its two ends.
+type window struct {
+	began time.Time
+	cpu   map[string]time.Duration
+	units float64
+
+	busy, whole time.Duration // of the core
+}
+
+func (r *runner) begin(units float64) (w window, err error) {
+	w.units = units
+	w.cpu, err = r.meter.CPU()
+	w.busy, w.whole = r.meter.Core()
+	w.began = time.Now()
+	return w, err
+}
+
+func (r *runner) end(w window, units float64) (Result, error) {
+	cpu, err := r.meter.CPU()
+	res := Result{Seconds: time.Since(w.began).Seconds(), Units: units - w.units, CPU: spent(w.cpu, cpu)}
+	busy, whole := r.meter.Core()
+	if whole -= w.whole; whole > 0 {
+		own := time.Duration(0)
+		for _, d := range res.CPU {
+			own += d
+		}
+		res.Others = max(0, (busy-w.busy-own).Seconds()/whole.Seconds())
+	}
+	return res, err
+}
+
+// open makes one connection and says the preface. answer is how many bytes the
+// server gives for it before anything else.
+func (r *runner) open(ctx context.Context, name, addr string, source, answer int) (*net.TCPConn, error) {
+	preface, err := r.preface(name)
+	if err != nil {
+		return nil, err
+	}
+	if answer < 0 {
+		answer = len(preface)
+	}
+	d := net.Dialer{Timeout: openWait, LocalAddr: r.source(source)}
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := c.(*net.TCPConn)
+	conn.SetDeadline(time.Now().Add(openWait))
+	if _, err = conn.Write(preface); err == nil {
+		_, err = io.ReadFull(conn, make([]byte, answer))
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("the first answer: %w", err)
+	}
+	conn.SetDeadline(time.Time{}) // a sample ends with its context
+	return conn, nil
+}
+
+// source is the i-th address that clients come from: a relay that bounds each
+// source sees many of them, as it does in the world.
+func (r *runner) source(i int) net.Addr {
+	if r.Sources == 0 {
+		return nil
+	}
+	return &net.TCPAddr{IP: r.sourceIP(i)}
+}
+
+func (r *runner) sourceIP(i int) net.IP { return net.IPv4(127, 0, 0, byte(2+i%r.Sources)) }
+
+// openAll opens n connections. What it returns is the caller's to close, with
+// an error too.
+func (r *runner) openAll(ctx context.Context, name, addr string, n int) ([]*net.TCPConn, error) {
+	answer := 1
+	switch name {
+	case EchoName:
+		answer = -1
+	case SourceName:
+		answer = 0
+	}
+	conns := make([]*net.TCPConn, n)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(opensAtOne)
+	for i := range n {
+		g.Go(func() (err error) {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if conns[i], err = r.open(ctx, name, addr, i, answer); err != nil {
+				return fmt.Errorf("connection %d of %d: %w", i+1, n, err)
+			}
+			return nil
+		})
+	}
+	return conns, g.Wait()
+}
+
+// closeAll resets: thousands of closes need no one's time.
+func closeAll(conns []*net.TCPConn) {
+	for _, c := range conns {
+		if c != nil {
+			c.SetLinger(0)
+			c.Close()
+		}
+	}
+}
+
+// taken asks the sink what it has taken.
+func (r *runner) taken() (float64, error) {
+	conn, err := net.DialTimeout("tcp", r.Count, openWait)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(openWait))
+	var b [8]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return 0, fmt.Errorf("the sink's count: %w", err)
+	}
+	return float64(binary.BigEndian.Uint64(b[:])), nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// idle reads what the processes grow by.
+func (r *runner) idle(ctx context.Context) (Result, error) {
+	first, err := r.openAll(ctx, EchoName, r.To.Echo, 1) // what the first connection costs is not of each
+	closeAll(first)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := pause(ctx, r.Warm); err != nil {
+		return Result{}, err
+	}
+	before, err := r.meter.Held()
+	if err != nil {
+		return Result{}, err
+	}
+	conns, err := r.openAll(ctx, EchoName, r.To.Echo, r.Conns)
+	defer closeAll(conns)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := pause(ctx, r.Window); err != nil {
+		return Result{}, err
+	}
+	after, err := r.meter.Held()
+	if err != nil {
+		return Result{}, err
+	}
+	grown := map[string]Footprint{}
+	for name, f := range after {
+		b := before[name]
+		grown[name] = Footprint{RSS: f.RSS - b.RSS, FDs: f.FDs - b.FDs, Pipes: f.Pipes - b.Pipes}
+	}
+	return Result{Seconds: r.Window.Seconds(), Units: float64(r.Conns), Grown: grown}, nil
+}
