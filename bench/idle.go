@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -51,7 +50,7 @@ func (w *world) idleAgent(ctx context.Context, n int) (Sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return idle(ctx, to, n, func() (memory, error) { return memoryWithChildren(w.agent.pid(), filepath.Base(w.agent.cmd.Path)) })
+	return idle(ctx, to, n, func() (memory, error) { return memoryWithChildren(w.agent.pid(), "sallyport") })
 }
 
 func (w *world) idleSSHD(ctx context.Context, n int) (Sample, error) {

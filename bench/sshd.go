@@ -47,7 +47,7 @@ func (w *world) startSSHD(ctx context.Context) error {
 			return err
 		}
 	}
-	s.process, err = startProcess(w.dir, "sshd", exec.Command(path, "-D", "-e", "-f", w.path("sshd_config")))
+	s.process, err = startProcess(w.dir, "sshd", w.bare.wrap(exec.Command(path, "-D", "-e", "-f", w.path("sshd_config"))))
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,8 @@ const (
 type world struct {
 	dir, bin string
 	login    string // the OS user that sessions run as
+	bare     login  // how the servers that run shells are started
+	setting  Setting
 	node     string // the name that the agent's machine got
 
 	authAddr, proxy string
@@ -52,6 +54,7 @@ func openWorld(ctx context.Context, dir, bin string) (*world, error) {
 		return nil, err
 	}
 	w.login = me.Username
+	w.bare, w.setting = bareLogin(ctx, dir, w.login)
 	for _, step := range []func(context.Context) error{
 		w.startAuth, w.startGateway, w.startDatabases, w.configureAgent, w.startAgent, w.startSSHD, w.logIn, w.awaitResources,
 	} {
@@ -88,7 +91,11 @@ func (w *world) write(name, text string) error {
 
 // role starts one process with one role.
 func (w *world) role(name string) (*process, error) {
-	return startProcess(w.dir, name, exec.Command(filepath.Join(w.bin, "sallyport"), "start", "-c", w.path(name+".yaml")))
+	return startProcess(w.dir, name, w.roleCommand(name))
+}
+
+func (w *world) roleCommand(name string) *exec.Cmd {
+	return exec.Command(filepath.Join(w.bin, "sallyport"), "start", "-c", w.path(name+".yaml"))
 }
 
 // ctl runs sallyctl on auth's machine.
@@ -198,7 +205,7 @@ agent:
 }
 
 func (w *world) startAgent(context.Context) (err error) {
-	w.agent, err = w.role("agent")
+	w.agent, err = startProcess(w.dir, "agent", w.bare.wrap(w.roleCommand("agent")))
 	return err
 }
 
