@@ -55,7 +55,7 @@ var house = []struct{ pkg, may string }{
 	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/..."},
 	{"cmd/internal/...", ". identity"},
 
-	{"bench/...", ". alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
+	{"bench/...", "bench/... . alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
 	{"fuzz/...", ". alpn identity wire/... dataplane/..."},
 	{"test/...", ". alpn identity wire/... dataplane/... controlplane/..."},
 	{"tools/...", ""},
