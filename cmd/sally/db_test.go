@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -189,5 +190,29 @@ func TestDestination(t *testing.T) {
 	p.LoginName = ""
 	if _, _, err := p.destination(&credentials{c}, "root@"); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Errorf("no node: %v", err)
+	}
+}
+
+// TestDatabaseJSON: the port is a number, as in tsh's "db config -f json".
+func TestDatabaseJSON(t *testing.T) {
+	d := someDatabase(t, newProgram(t))
+	d.user = "writer"
+	j, err := d.json()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := encode(&out, "json", j); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Name, Host, User, CA, Cert, Key string
+		Port                            int
+	}
+	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	if got.Port != 8443 || got.Host != d.host || got.Name != "orders" || got.User != "writer" || got.CA != d.ca || got.Cert != d.cert || got.Key != d.key {
+		t.Errorf("%+v", got)
 	}
 }

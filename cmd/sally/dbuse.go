@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -140,7 +141,7 @@ type dbConfigJSON struct {
 	Name     string `json:"name"`
 	Host     string `json:"host"`
 	Hostaddr string `json:"hostaddr,omitempty"`
-	Port     string `json:"port"`
+	Port     int    `json:"port"`
 	User     string `json:"user,omitempty"`
 	Database string `json:"database,omitempty"`
 	CA       string `json:"ca"`
@@ -159,7 +160,11 @@ func (c *dbConfigCmd) Run(p *program) error {
 	}
 	switch c.Format {
 	case "json", "yaml":
-		return encode(p.stdout, c.Format, dbConfigJSON{d.name, d.host, d.hostaddr, d.port, d.user, d.dbname, d.ca, d.cert, d.key})
+		j, err := d.json()
+		if err != nil {
+			return err
+		}
+		return encode(p.stdout, c.Format, j)
 	case "cmd":
 		_, err := fmt.Fprintln(p.stdout, "psql "+shell.Word(libpq.Conninfo(d.settings())))
 		return err
@@ -168,6 +173,11 @@ func (c *dbConfigCmd) Run(p *program) error {
 		fmt.Fprintf(p.stdout, "%-11s%s\n", row[0]+":", row[1])
 	}
 	return nil
+}
+
+func (d *database) json() (dbConfigJSON, error) {
+	port, err := strconv.Atoi(d.port)
+	return dbConfigJSON{d.name, d.host, d.hostaddr, port, d.user, d.dbname, d.ca, d.cert, d.key}, err
 }
 
 type dbEnvCmd struct {

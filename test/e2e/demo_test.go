@@ -236,7 +236,8 @@ func testPsql(t *testing.T, d *demo, p *person) {
 // testDirectTLS is what libpq 17 does with sslnegotiation=direct.
 func testDirectTLS(t *testing.T, d *demo, p *person) {
 	var c struct {
-		Host, Hostaddr, Port, CA, Cert, Key string
+		Host, Hostaddr, CA, Cert, Key string
+		Port                          int
 	}
 	service := filepath.Join(p.home, ".pg_service.conf")
 	before, err := os.ReadFile(service)
@@ -259,7 +260,7 @@ func testDirectTLS(t *testing.T, d *demo, p *person) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	cfg, err := pgx.ParseConfig("host=" + c.Host + " port=" + c.Port + " user=reader dbname=demo sslmode=disable")
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%d user=reader dbname=demo sslmode=disable", c.Host, c.Port))
 	if err != nil {
 		t.Fatal(err)
 	}
