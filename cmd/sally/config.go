@@ -25,10 +25,20 @@ Host *.%[2]s %[3]s
 # Flags for all %[2]s hosts except the proxy
 Host *.%[2]s !%[3]s
     Port %[7]d
-    ProxyCommand %[8]s proxy ssh --cluster=%[2]s --proxy=%[1]s %%r@%%h:%%p
+    ProxyCommand %[8]s%[9]s proxy ssh --cluster=%[2]s --proxy=%[1]s %%r@%%h:%%p
 # End generated Teleport configuration
-`, f.WebProxyAddr, f.Cluster, f.Name(), sshPath(p.home.KnownHosts()), sshPath(p.home.KeyPath(f, "")), sshPath(p.home.SSHCertPath(f)), c.Port, sshProgram(p.self))
+`, f.WebProxyAddr, f.Cluster, f.Name(), sshPath(p.home.KnownHosts()), sshPath(p.home.KeyPath(f, "")), sshPath(p.home.SSHCertPath(f)), c.Port, p.sshEnvironment(), shellWord(p.self))
 	return err
+}
+
+// sshEnvironment comes before the program in ProxyCommand: ssh may be started
+// where SALLY_HOME is not what it is here, and would find no login. ssh puts
+// "exec" before the command, so an assignment alone will not do.
+func (p *program) sshEnvironment() string {
+	if p.home.Usual() {
+		return ""
+	}
+	return "env SALLY_HOME=" + shellWord(string(p.home)) + " "
 }
 
 // sshPath is a file's name in ssh_config(5): quoted, and no token for it to expand.
@@ -36,8 +46,8 @@ func sshPath(path string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%").Replace(path) + `"`
 }
 
-// sshProgram is a program's name in ProxyCommand, which ssh hands to a shell
-// after it has expanded tokens.
-func sshProgram(path string) string {
+// shellWord is a word of ProxyCommand, which ssh hands to a shell after it has
+// expanded tokens.
+func shellWord(path string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`", "%", "%%").Replace(path) + `"`
 }

@@ -40,11 +40,22 @@ func Home() (Dir, error) {
 			return Dir(path), err
 		}
 	}
+	return usualHome()
+}
+
+func usualHome() (Dir, error) {
 	dir, err := os.UserHomeDir()
 	if err != nil {
 		return "", problem(sallyport.ErrInvalid, "no home directory is known", "set SALLY_HOME")
 	}
 	return Dir(filepath.Join(dir, ".sally")), nil
+}
+
+// Usual says that d is where a program without SALLY_HOME and TELEPORT_HOME
+// looks.
+func (d Dir) Usual() bool {
+	usual, err := usualHome()
+	return err == nil && d == usual
 }
 
 // Profile is one gateway that the user has logged in to: <proxyhost>.yaml, with
