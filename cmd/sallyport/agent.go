@@ -180,6 +180,7 @@ func (r *agentRole) tls(string) (*tls.Config, error) {
 // run serves until ctx is done; then sessions end and the spool is closed.
 func (r *agentRole) run(ctx context.Context) error {
 	defer r.close()
+	defer newHeapFloor().release()
 	assignments := make(chan []byte)
 	r.agent.Tunnel.Assignments = assignments
 	g, ctx := errgroup.WithContext(ctx)
