@@ -151,7 +151,7 @@ func (r *relay) copyUp(audit *auditor) error {
 func (r *relay) pumpDown() { r.down <- r.copyDown() }
 
 func (r *relay) copyDown() error {
-	buf := make([]byte, bufferSize)
+	buf := make([]byte, firstSize)
 	for {
 		n, readErr := r.db.r.Read(buf)
 		if n > 0 {
@@ -165,6 +165,9 @@ func (r *relay) copyDown() error {
 		}
 		if readErr != nil {
 			return &lost{dbServer, readErr}
+		}
+		if n == len(buf) && n < bufferSize {
+			buf = make([]byte, bufferSize)
 		}
 	}
 }

@@ -204,32 +204,38 @@ type splitter struct {
 	limit uint32 // longest message that is held, its length included
 
 	buf        []byte
-	head, tail int // buf[head:tail] has been read and has not passed
-	stream     int // bytes of a CopyData that pass before the next header
+	full       bool // the last read filled it
+	head, tail int  // buf[head:tail] has been read and has not passed
+	stream     int  // bytes of a CopyData that pass before the next header
 }
 
 // bufferSize is what one direction of a session reads at once: a TLS record is
 // at most 16 KiB, and a message may hang over from the last.
 const bufferSize = 32 << 10
 
+// firstSize is what a direction reads at once until a read fills it: most
+// sessions never do.
+const firstSize = 4 << 10
+
 // space returns the room to read into; it is never empty. A held message gets
 // room as its bytes arrive, never by what its header promises.
 func (s *splitter) space() []byte {
-	if s.head == s.tail {
-		s.head, s.tail = 0, 0
-		if len(s.buf) > bufferSize {
-			s.buf = nil
-		}
+	size := len(s.buf)
+	switch {
+	case size == 0:
+		size = firstSize
+	case size < bufferSize && s.full, size > bufferSize && s.head == s.tail:
+		size = bufferSize
+	case s.tail-s.head == size:
+		size *= 2
 	}
-	if s.buf == nil {
-		s.buf = make([]byte, bufferSize)
-	}
-	if s.head > 0 {
+	if size != len(s.buf) {
+		buf := make([]byte, size)
+		s.tail = copy(buf, s.buf[s.head:s.tail])
+		s.buf, s.head = buf, 0
+	} else if s.head > 0 {
 		s.tail = copy(s.buf, s.buf[s.head:s.tail])
 		s.head = 0
-	}
-	if s.tail == len(s.buf) {
-		s.buf = append(s.buf, make([]byte, len(s.buf))...)
 	}
 	return s.buf[s.tail:]
 }
@@ -241,6 +247,7 @@ func (s *splitter) space() []byte {
 // then begins with the message at fault.
 func (s *splitter) take(n int, see func(kind byte, body []byte) error) ([]byte, error) {
 	s.tail += n
+	s.full = s.tail == len(s.buf)
 	at := s.head
 	for at < s.tail {
 		rest := s.buf[at:s.tail]

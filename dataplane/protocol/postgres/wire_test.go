@@ -154,6 +154,47 @@ func TestSplitterGivesBack(t *testing.T) {
 	}
 }
 
+// TestBufferFollowsTraffic: small talk stays with a small buffer, bulk gets a
+// large one at its second read, and a message that comes in pieces stays whole.
+func TestBufferFollowsTraffic(t *testing.T) {
+	s := splitter{limit: 1 << 20}
+	var heard int
+	hear := func(_ byte, body []byte) error { heard += len(body); return nil }
+	feed := func(b []byte) {
+		t.Helper()
+		for len(b) > 0 {
+			n := copy(s.space(), b)
+			b = b[n:]
+			if _, err := s.take(n, hear); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	small := must((&pgproto3.Query{String: "select 1"}).Encode(nil))
+	for range 1000 {
+		feed(small)
+	}
+	if len(s.buf) != firstSize {
+		t.Errorf("%d bytes for small talk", len(s.buf))
+	}
+	heard = 0
+	feed(bytes.Repeat(small, 2*firstSize/len(small)))
+	if len(s.buf) != bufferSize {
+		t.Errorf("%d bytes for bulk", len(s.buf))
+	}
+	if want := 2 * firstSize / len(small) * (len(small) - headerSize); heard != want {
+		t.Errorf("%d bytes of bodies, want %d", heard, want)
+	}
+	query := must((&pgproto3.Query{String: strings.Repeat("x", 3*firstSize)}).Encode(nil))
+	s, heard = splitter{limit: 1 << 20}, 0
+	for i := 0; i < len(query); i += 1000 {
+		feed(query[i:min(i+1000, len(query))])
+	}
+	if heard != len(query)-headerSize {
+		t.Errorf("%d bytes of a message of %d", heard, len(query)-headerSize)
+	}
+}
+
 // TestNoAllocation: bulk costs none, whatever the size of its messages.
 func TestNoAllocation(t *testing.T) {
 	rows := bytes.Repeat(must((&pgproto3.CopyData{Data: []byte("a row of some length\n")}).Encode(nil)), 2000)
