@@ -42,8 +42,10 @@ bench-quick: ## the same with small loads, under 5 minutes: tries the harness, t
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@tools/fuzz $(FUZZTIME)
 
-gen: ## generated files: API code
+gen: ## generated files: API code, docs of commands, configuration and API
 	$(GO) run ./tools/gen
+	$(GO) run ./tools/docs
+	$(GO) test -count=1 ./controlplane/api -run TestDocs -update
 
 fmt: ## format
 	gofmt -w $$(git ls-files '*.go' | grep -v '^wire/')
