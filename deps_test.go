@@ -67,6 +67,12 @@ var unlinked = map[string]string{
 	"cmd/sallyctl": "controlplane/ca controlplane/store controlplane/api dataplane/relay",
 }
 
+// testOnly lists modules of others that no program may contain, and what tests
+// want of them.
+var testOnly = map[string]string{
+	"github.com/refraction-networking/utls": "the hellos of browsers (BSD-3-Clause); it brings brotli (MIT)",
+}
+
 // pkg is what "go list -json" says of a package.
 type pkg struct {
 	ImportPath, Doc string
@@ -93,6 +99,20 @@ func TestLinks(t *testing.T) {
 				if d == module+"/"+b {
 					t.Errorf("%s contains %s", prog, b)
 				}
+			}
+		}
+	}
+}
+
+func TestTestOnly(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "./cmd/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	for _, d := range strings.Fields(string(out)) {
+		for m := range testOnly {
+			if d == m || strings.HasPrefix(d, m+"/") {
+				t.Errorf("a program contains %s", d)
 			}
 		}
 	}

@@ -1,6 +1,10 @@
 package fuzz
 
-import "github.com/sallyport/sallyport/alpn"
+import (
+	"bytes"
+
+	"github.com/sallyport/sallyport/alpn"
+)
 
 // extension is one of a hello built by hand.
 type extension struct {
@@ -32,13 +36,7 @@ func handHello(extensions ...extension) []byte {
 	body = append(body, vec8(nil)...)
 	body = append(body, vec16([]byte{0xc0, 0x2b, 0xc0, 0x2f})...)
 	body = append(body, vec8([]byte{0})...)
-	var all []byte
-	for _, e := range extensions {
-		all = append(all, byte(e.kind>>8), byte(e.kind))
-		all = append(all, vec16(e.data)...)
-	}
-	body = append(body, vec16(all)...)
-	return append([]byte{1, byte(len(body) >> 16), byte(len(body) >> 8), byte(len(body))}, body...)
+	return withExtensions(append([]byte{1, 0, 0, 0}, body...), extensions)
 }
 
 // askFor is a hello that asks for a name and offers protocols, as records.
@@ -65,6 +63,49 @@ func cutAt(message []byte, size int) []byte {
 		message = message[n:]
 	}
 	return out
+}
+
+// messageOf takes the handshake message out of its records, as far as it is
+// there, and whatever follows it.
+func messageOf(b []byte) (message []byte) {
+	for len(b) >= 5 {
+		n := min(5+int(b[3])<<8+int(b[4]), len(b))
+		message, b = append(message, b[5:n]...), b[n:]
+	}
+	return message
+}
+
+// extensionsOf takes a whole hello apart: what stands before the extensions, the
+// message's header included, and the extensions.
+func extensionsOf(message []byte) (head []byte, all []extension) {
+	at := 4 + 2 + 32
+	at += 1 + int(message[at])
+	at += 2 + int(message[at])<<8 + int(message[at+1])
+	at += 1 + int(message[at])
+	head = message[:at]
+	for rest := message[min(at+2, len(message)):]; len(rest) >= 4; {
+		n := 4 + int(rest[2])<<8 + int(rest[3])
+		all = append(all, extension{uint16(rest[0])<<8 | uint16(rest[1]), rest[4:n]})
+		rest = rest[n:]
+	}
+	return head, all
+}
+
+// withExtensions puts a hello together again.
+func withExtensions(head []byte, all []extension) []byte {
+	var list []byte
+	for _, e := range all {
+		list = append(list, byte(e.kind>>8), byte(e.kind))
+		list = append(list, vec16(e.data)...)
+	}
+	return counted(append(bytes.Clone(head), vec16(list)...))
+}
+
+// counted writes a handshake message's length into its header.
+func counted(message []byte) []byte {
+	n := len(message) - 4
+	message[1], message[2], message[3] = byte(n>>16), byte(n>>8), byte(n)
+	return message
 }
 
 // parsed is what alpn reads of a whole hello.

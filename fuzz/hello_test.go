@@ -45,7 +45,7 @@ func theirs(b []byte) (name string, protocols []string, ok bool) {
 }
 
 // goHello is what crypto/tls sends first.
-func goHello(f *testing.F, config *tls.Config) []byte {
+func goHello(f testing.TB, config *tls.Config) []byte {
 	f.Helper()
 	var sent bytes.Buffer
 	_ = tls.Client(writerConn{script{strings.NewReader("")}, &sent}, config).Handshake()
@@ -69,14 +69,17 @@ func (c writerConn) Write(b []byte) (int, error) { return c.w.Write(b) }
 // end reads: the same name, the same protocols. What we refuse and it reads is
 // one of the strictnesses named in refusedOnPurpose.
 func FuzzClientHello(f *testing.F) {
-	for _, name := range []string{"orders.db.gw.test", "GW.test", "", "xn--bcher-kva.example"} {
+	for _, b := range clientHellos(f) {
+		f.Add(b, uint16(0))
+		f.Add(b, uint16(16))
+	}
+	for _, name := range []string{"orders.db.gw.test", "GW.test", "", "xn--bcher-kva.example", "a.b.", "10.0.0.1", "::1"} {
 		for _, protocols := range [][]string{nil, {"h2", "http/1.1"}, {"postgresql"}, {alpn.Auth1}} {
-			f.Add(goHello(f, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: protocols}), uint16(0))
+			f.Add(askFor(name, protocols), uint16(0))
 		}
 	}
 	short := goHello(f, &tls.Config{ServerName: "a.gw.test", MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}})
 	f.Add(short, uint16(1))
-	f.Add(short, uint16(16))
 	for i := range 40 { // the lengths and types at the front, bent
 		b := bytes.Clone(short)
 		b[i%len(b)] ^= 1
@@ -84,104 +87,133 @@ func FuzzClientHello(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, size uint16) {
 		if size > 0 {
-			b = recorded(b, int(size))
+			b = cutAt(messageOf(b), int(size))
 		}
-		var h alpn.Hello
-		need, err := h.Parse(b)
-		name, protocols, ok := theirs(b)
-		switch {
-		case err != nil:
-			if ok && !refusedOnPurpose(name, protocols, b) {
-				t.Fatalf("%v, crypto/tls reads %q %q", err, name, protocols)
-			}
-		case need > 0:
-			if ok {
-				t.Fatalf("needs %d of %d, crypto/tls reads %q", need, len(b), name)
-			}
-		case ok:
-			got := string(h.ServerName())
-			if !h.Address() && got != strings.ToLower(name) {
-				t.Fatalf("name %q, crypto/tls %q", got, name)
-			}
-			if h.Address() {
-				if _, err := netip.ParseAddr(name); err != nil || got != "" {
-					t.Fatalf("an address, crypto/tls %q", name)
-				}
-			}
-			if !slices.Equal(h.Protocols(), protocols) {
-				t.Fatalf("protocols %q, crypto/tls %q", h.Protocols(), protocols)
-			}
-		}
+		checkHello(t, b)
 	})
 }
 
-// refusedOnPurpose names what crypto/tls reads and we refuse: names that are no
-// host names, records that a client has no reason to send before its hello, and
-// more of anything than the bounds.
-func refusedOnPurpose(name string, protocols []string, b []byte) bool {
-	if _, ok := alpn.NormalName(name); !ok && name != "" {
-		if _, err := netip.ParseAddr(name); err != nil || strings.Contains(name, "%") {
-			return true
+// FuzzHelloFields is FuzzClientHello with inputs that choose the fields of a
+// hello instead of its bytes, and so get deeper.
+func FuzzHelloFields(f *testing.F) {
+	f.Add([]byte("\x00\x01\x00\x02\x01\x00"))
+	f.Add([]byte("\x03\x01\x00\x02\x01\x00\x00\x05\x00\x04"))
+	f.Fuzz(func(t *testing.T, in []byte) { checkHello(t, chosenHello(&dice{in})) })
+}
+
+// TestRandomHellos is FuzzHelloFields without coverage, for many more inputs.
+func TestRandomHellos(t *testing.T) {
+	atRandom(t, 64, func(t *testing.T, in []byte) { checkHello(t, chosenHello(&dice{in})) })
+}
+
+// checkHello holds our reading of b against crypto/tls's.
+func checkHello(t *testing.T, b []byte) {
+	t.Helper()
+	var h alpn.Hello
+	need, err := h.Parse(b)
+	name, protocols, ok := theirs(b)
+	switch {
+	case err != nil:
+		var fault alpn.Fault
+		if !errors.As(err, &fault) {
+			t.Fatalf("%v is not a fault", err)
+		}
+		if ok && !refusedOnPurpose(fault, name, protocols, b) {
+			t.Fatalf("%v, crypto/tls reads %q %q", err, name, protocols)
+		}
+	case need > 0:
+		if ok {
+			t.Fatalf("needs %d of %d, crypto/tls reads %q", need, len(b), name)
+		}
+	default:
+		sameAsTheirs(t, &h, b)
+	}
+}
+
+// sameAsTheirs: what we read, crypto/tls reads too. Where it refuses the hello
+// for what does not concern routes, it is asked again with the two extensions
+// that do and nothing else.
+func sameAsTheirs(t *testing.T, h *alpn.Hello, b []byte) {
+	t.Helper()
+	name, protocols, ok := theirs(b)
+	if !ok {
+		name, protocols, ok = theirs(bare(b))
+	}
+	if !ok {
+		t.Fatalf("read %q %q, crypto/tls nothing", h.ServerName(), h.Protocols())
+	}
+	switch got := string(h.ServerName()); {
+	case h.Address():
+		if addr, err := netip.ParseAddr(name); err != nil || addr.Zone() != "" || got != "" {
+			t.Fatalf("an address and %q, crypto/tls %q", got, name)
+		}
+	case got != strings.ToLower(name):
+		t.Fatalf("name %q, crypto/tls %q", got, name)
+	}
+	if !slices.Equal(h.Protocols(), protocols) {
+		t.Fatalf("protocols %q, crypto/tls %q", h.Protocols(), protocols)
+	}
+	for _, id := range protocols {
+		if !h.Offers(id) || h.Offers(id+"x") != slices.Contains(protocols, id+"x") {
+			t.Fatalf("protocols %q, and offers other ones", protocols)
 		}
 	}
-	total := 0
-	for _, p := range protocols {
-		total += 1 + len(p)
-	}
-	if len(protocols) > 32 || total > 512 || len(b) > alpn.MaxHello {
-		return true
-	}
-	odd := false
-	rest := b
-	for len(rest) >= 5 {
-		n := 5 + int(rest[3])<<8 + int(rest[4])
-		odd = odd || rest[0] != 22 || rest[1] != 3
-		rest = rest[min(n, len(rest)):]
-	}
-	return odd || oddHello(b)
 }
 
-// oddHello: what crypto/tls does not look at in a hello, or bounds otherwise: a
-// session id of more than 32 bytes, no compression method, too many extensions.
-func oddHello(b []byte) bool {
-	var message []byte
-	for len(b) >= 5 {
+// bare is a hello with the same server name and protocol list, as they are
+// written, and nothing else that a server could refuse.
+func bare(b []byte) []byte {
+	_, all := extensionsOf(wholeOf(messageOf(b)))
+	ours := slices.DeleteFunc(all, func(e extension) bool { return e.kind != 0 && e.kind != 16 })
+	return cutAt(handHello(ours...), maxRecord)
+}
+
+// sizeOf is the length of a handshake message, its header included.
+func sizeOf(message []byte) int {
+	return 4 + (int(message[1])<<16 | int(message[2])<<8 | int(message[3]))
+}
+
+// wholeOf cuts off what stands behind a handshake message.
+func wholeOf(message []byte) []byte { return message[:sizeOf(message)] }
+
+// refusedOnPurpose says that crypto/tls reads a hello that we have a reason to
+// refuse for: a name that is no host name; more of anything than the bounds;
+// records of other kinds before the hello, which no client sends; a session id
+// longer than TLS allows, or no compression method at all.
+func refusedOnPurpose(why alpn.Fault, name string, protocols []string, b []byte) bool {
+	switch why {
+	case alpn.FaultName:
+		addr, err := netip.ParseAddr(name)
+		_, host := alpn.NormalName(name)
+		return !host && (err != nil || addr.Zone() != "")
+	case alpn.FaultRecord:
+		return otherRecords(b)
+	}
+	if why == alpn.FaultLarge && len(b) > alpn.MaxHello {
+		return true
+	}
+	head, all := extensionsOf(wholeOf(messageOf(b)))
+	if why == alpn.FaultLarge {
+		return len(protocols) > 32 || len(strings.Join(protocols, "x")) >= 512 || len(all) > 128
+	}
+	session := int(head[4+2+32])
+	suites := head[4+2+32+1+session:]
+	compression := suites[2+int(suites[0])<<8+int(suites[1]):]
+	return session > 32 || compression[0] == 0
+}
+
+// otherRecords says that something else than a handshake record of TLS stands
+// before the end of the hello.
+func otherRecords(b []byte) bool {
+	for message := []byte(nil); len(message) < 4 || len(message) < sizeOf(message); {
+		if len(b) < 5 {
+			return false
+		}
+		if b[0] != 22 || b[1] != 3 {
+			return true
+		}
 		n := min(5+int(b[3])<<8+int(b[4]), len(b))
-		message = append(message, b[5:n]...)
-		b = b[n:]
+		message, b = append(message, b[5:n]...), b[n:]
 	}
-	if len(message) < 39 {
-		return true
-	}
-	session := int(message[38])
-	rest := message[min(39+session, len(message)):]
-	if session > 32 || len(rest) < 2 {
-		return true
-	}
-	suites := int(rest[0])<<8 | int(rest[1])
-	rest = rest[min(2+suites, len(rest)):]
-	if len(rest) == 0 || rest[0] == 0 {
-		return true
-	}
-	rest = rest[min(1+int(rest[0]), len(rest)):]
-	count := 0
-	for rest = rest[min(2, len(rest)):]; len(rest) >= 4; count++ {
-		rest = rest[min(4+(int(rest[2])<<8|int(rest[3])), len(rest)):]
-	}
-	return count > 128
-}
-
-// recorded takes one record's message and cuts it into records of size bytes.
-func recorded(b []byte, size int) []byte {
-	if len(b) < 5 {
-		return b
-	}
-	var out []byte
-	for message := b[5:]; len(message) > 0; {
-		n := min(size, len(message), 1<<14)
-		out = append(out, b[0], b[1], b[2], byte(n>>8), byte(n))
-		out = append(out, message[:n]...)
-		message = message[n:]
-	}
-	return out
+	return false
 }
