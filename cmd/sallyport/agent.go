@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -34,7 +35,7 @@ type agentRole struct {
 	log       *slog.Logger
 	host      *client.Host
 	spool     *audit.Spool
-	databases map[string]*postgres.Server
+	databases atomic.Pointer[databases]
 	agent     *agent.Agent
 }
 
@@ -64,15 +65,17 @@ func hostname() string {
 
 // openAgent makes the agent; nothing is dialed yet.
 func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logger) (*agentRole, error) {
-	r := &agentRole{cfg: cfg, log: log, host: host, databases: map[string]*postgres.Server{}}
+	r := &agentRole{cfg: cfg, log: log, host: host}
 	var err error
 	if r.spool, err = audit.OpenSpool(audit.SpoolConfig{Dir: filepath.Join(agentDir(cfg), "spool"), Host: host.ID(), Log: log}); err != nil {
 		return nil, err
 	}
-	if err := r.openDatabases(); err != nil {
+	all, err := new(databases).change(cfg.Agent.Databases, r.openDatabase)
+	if err != nil {
 		r.close()
 		return nil, err
 	}
+	r.databases.Store(all)
 	keeper := host.Keeper()
 	shell := &sshserver.Server{
 		HostSigner: func() (ssh.Signer, error) { return host.SSHSigner() },
@@ -112,34 +115,31 @@ func dialTarget(ctx context.Context, network, address string) (net.Conn, error) 
 	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
-// openDatabases makes one server per database: each has a target of its own.
-func (r *agentRole) openDatabases() error {
-	for _, d := range r.cfg.Agent.Databases {
-		s := &postgres.Server{
-			Cluster: r.host.Cluster(), CancelTag: r.host.CancelTag, Certificate: r.host.DatabaseCertificate, Log: r.log,
-			Target: postgres.Target{Address: d.Address, TLS: postgres.TLSMode(d.TLS.Mode), ServerName: d.TLS.ServerName},
-			Roots: func() *x509.CertPool {
-				t, _ := r.host.Keeper().Trust()
-				if t == nil {
-					return nil
-				}
-				return client.Pool(t.DatabaseCAs)
-			},
-		}
-		if d.TLS.CA != "" {
-			pool, err := certPool(d.TLS.CA)
-			if err != nil {
-				return fmt.Errorf("agent.databases %s: %w", d.Name, err)
+// openDatabase makes the server of one database: each has a target of its own.
+func (r *agentRole) openDatabase(d databaseConfig) (*postgres.Server, error) {
+	s := &postgres.Server{
+		Cluster: r.host.Cluster(), CancelTag: r.host.CancelTag, Certificate: r.host.DatabaseCertificate, Log: r.log,
+		Target: postgres.Target{Address: d.Address, TLS: postgres.TLSMode(d.TLS.Mode), ServerName: d.TLS.ServerName},
+		Roots: func() *x509.CertPool {
+			t, _ := r.host.Keeper().Trust()
+			if t == nil {
+				return nil
 			}
-			s.Target.Roots = pool
-		}
-		r.databases[d.Name] = s
+			return client.Pool(t.DatabaseCAs)
+		},
 	}
-	return nil
+	if d.TLS.CA != "" {
+		pool, err := certPool(d.TLS.CA)
+		if err != nil {
+			return nil, fmt.Errorf("agent.databases %s: %w", d.Name, err)
+		}
+		s.Target.Roots = pool
+	}
+	return s, nil
 }
 
 func (r *agentRole) database(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	s := r.databases[c.Resource.Name]
+	s := r.databases.Load().servers[c.Resource.Name]
 	if s == nil {
 		return fmt.Errorf("%w: database %s is not configured here", session.ErrCut, c.Resource.Name)
 	}
@@ -152,7 +152,11 @@ func (r *agentRole) cancel(_ context.Context, processID uint32, secretKey []byte
 		return
 	}
 	key := uint32(secretKey[0])<<24 | uint32(secretKey[1])<<16 | uint32(secretKey[2])<<8 | uint32(secretKey[3])
-	for _, s := range r.databases {
+	all := r.databases.Load()
+	for _, s := range all.servers {
+		s.Cancel(processID, key)
+	}
+	for _, s := range all.retired {
 		s.Cancel(processID, key)
 	}
 }

@@ -10,6 +10,11 @@ func (*demoCmd) Help() string {
 	return usage.Examples("sallyport demo", "sallyport demo --listen=127.0.0.1:9443 --data=/tmp/demo")
 }
 
+func (*reloadCmd) Help() string {
+	return usage.Examples("sallyport reload", "sallyport reload --config=/etc/sallyport.yaml",
+		"sallyport reload --format=json              # what has changed, and what needs a restart")
+}
+
 func (*statusCmd) Help() string { return usage.Examples("sallyport status") }
 
 func (versionCmd) Help() string { return usage.Examples("sallyport version") }

@@ -5,13 +5,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -38,7 +38,7 @@ type gatewayRole struct {
 	loops    []relay.Loop
 	gateway  *gateway.Gateway
 	web      *webServer
-	certs    []tls.Certificate
+	certs    atomic.Pointer[[]tls.Certificate] // of the web origin; replaced by a reload
 }
 
 // startGateway opens the port. From then on connections are served.
@@ -86,13 +86,14 @@ func prefixes(list []string) ([]netip.Prefix, error) {
 
 // withCluster adds tunnels and what ends TLS here.
 func (r *gatewayRole) withCluster(gc *gateway.Config) error {
-	for _, c := range r.cfg.Gateway.Certificates {
-		cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-		if err != nil {
-			return fmt.Errorf("gateway.certificates: %w", err)
-		}
-		r.certs = append(r.certs, cert)
+	certs, err := loadCertificates(r.cfg.Gateway.Certificates)
+	if err != nil {
+		return err
 	}
+	if err := current(r.cfg.Gateway.Certificates, certs, time.Now()); err != nil {
+		r.log.Warn("clients will refuse a certificate", "reason", err)
+	}
+	r.certs.Store(&certs)
 	r.presence = &client.Presence{API: r.host.API(), Gateway: r.host.ID(), Address: r.cfg.Gateway.PublicAddress, Log: r.log}
 	keeper := r.host.Keeper()
 	r.hub = tunnel.NewHub(tunnel.HubConfig{
@@ -146,9 +147,10 @@ func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
 
 // webCertificate is a public one that is good for the name, else the cluster's own.
 func (r *gatewayRole) webCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	for i := range r.certs {
-		if h.SupportsCertificate(&r.certs[i]) == nil {
-			return &r.certs[i], nil
+	certs := *r.certs.Load()
+	for i := range certs {
+		if h.SupportsCertificate(&certs[i]) == nil {
+			return &certs[i], nil
 		}
 	}
 	return r.host.Certificate()

@@ -27,6 +27,7 @@ type cli struct {
 	Start     startCmd     `cmd:"" help:"Run the roles that the configuration names."`
 	Demo      demoCmd      `cmd:"" help:"Run everything in one process, with resources to try."`
 	Configure configureCmd `cmd:"" help:"Write a commented configuration."`
+	Reload    reloadCmd    `cmd:"" help:"Make a running sallyport on this machine read its configuration again."`
 	Status    statusCmd    `cmd:"" help:"Show what a running sallyport on this machine does."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
@@ -84,11 +85,18 @@ func parse(args []string, stdout, stderr io.Writer) (*kong.Context, error) {
 }
 
 // logger writes to standard error: text for people, JSON for machines.
-func logger(w *os.File, c logConfig) *slog.Logger {
+func logger(w *os.File, c logConfig) *slog.Logger { return leveled(w, c, levelOf(c)) }
+
+func levelOf(c logConfig) slog.Level {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		level = slog.LevelInfo
 	}
+	return level
+}
+
+// leveled is a logger whose level may change.
+func leveled(w *os.File, c logConfig, level slog.Leveler) *slog.Logger {
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}

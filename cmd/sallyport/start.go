@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +38,10 @@ type startCmd struct {
 
 // Run runs until it is told to stop.
 func (c *startCmd) Run(p *program) error {
+	// A SIGHUP waits until the process is up.
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP)
+	defer signal.Stop(hangUp)
 	cfg, err := loadConfig(c.Config)
 	if err != nil {
 		return err
@@ -44,12 +50,19 @@ func (c *startCmd) Run(p *program) error {
 		_, err := fmt.Fprintln(p.stdout, "The configuration is good.")
 		return err
 	}
-	log := logger(p.stderr, cfg.Log)
-	n, err := openNode(p.ctx, cfg, log)
+	file, err := filepath.Abs(c.Config)
 	if err != nil {
 		return err
 	}
+	level := new(slog.LevelVar)
+	level.Set(levelOf(cfg.Log))
+	log := leveled(p.stderr, cfg.Log, level)
+	n := newNode(cfg, log)
+	n.reloads.file, n.reloads.level, n.hangUp = file, level, hangUp
 	defer n.close()
+	if err := n.open(p.ctx); err != nil {
+		return err
+	}
 	log.Info("sallyport is up", "version", version, "roles", strings.Join(cfg.Roles, ","), "cluster", cfg.Cluster)
 	return n.run(p.ctx)
 }
@@ -72,6 +85,9 @@ type node struct {
 	stopAdmin context.CancelFunc
 	adminDone chan struct{}
 
+	reloads reloader
+	hangUp  <-chan os.Signal // nil: never
+
 	// What the admin socket shows, as the roles open.
 	api          atomic.Pointer[http.Handler]
 	shownGateway atomic.Pointer[gatewayRole]
@@ -82,36 +98,30 @@ func newNode(cfg *config, log *slog.Logger) *node {
 	return &node{cfg: cfg, log: log, since: time.Now(), started: make(chan error, 2)}
 }
 
-// openNode opens the roles in the order in which they need each other: auth,
-// which the gateway joins; the gateway, through which an agent reaches auth.
-func openNode(ctx context.Context, cfg *config, log *slog.Logger) (n *node, err error) {
-	n = newNode(cfg, log)
-	opened := n // n is nil once an error is returned
-	defer func() {
-		if err != nil {
-			opened.close()
-		}
-	}()
+// open opens the roles in the order in which they need each other: auth, which
+// the gateway joins; the gateway, through which an agent reaches auth. What was
+// opened before an error is for close.
+func (n *node) open(ctx context.Context) error {
 	if err := n.prepareDir(); err != nil {
-		return nil, err
+		return err
 	}
 	n.serveAdmin()
-	if cfg.has(roleAuth) {
+	if n.cfg.has(roleAuth) {
 		if err := n.startAuth(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if cfg.has(roleGateway) {
+	if n.cfg.has(roleGateway) {
 		if err := n.openGateway(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if cfg.has(roleAgent) {
+	if n.cfg.has(roleAgent) {
 		if err := n.openAgent(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // prepareDir makes the data directory and keeps a second process out of it.
@@ -317,6 +327,8 @@ func (n *node) run(ctx context.Context) error {
 			return nil
 		}
 	})
+	n.reloads.up.Store(true)
+	g.Go(func() error { return n.reloadOn(ctx, n.hangUp) })
 	if n.cfg.Metrics.Listen != "" {
 		g.Go(func() error { return n.runMetrics(ctx) })
 	}

@@ -7,19 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/goccy/go-yaml"
-
-	"github.com/sallyport/sallyport"
-	"github.com/sallyport/sallyport/cmd/internal/sock"
 )
 
 const statusTimeout = 5 * time.Second
@@ -32,6 +25,7 @@ type nodeStatus struct {
 	Roles      []string       `json:"roles"`
 	Cluster    string         `json:"cluster"`
 	Goroutines int            `json:"goroutines"`
+	Reload     *reloadReport  `json:"reload,omitempty"` // the last one
 	Gateway    *gatewayStatus `json:"gateway,omitempty"`
 	Agent      *agentStatus   `json:"agent,omitempty"`
 }
@@ -79,6 +73,7 @@ type spoolStatus struct {
 
 func (n *node) status() nodeStatus {
 	s := nodeStatus{Version: version, PID: os.Getpid(), Since: n.since, Roles: n.cfg.Roles, Cluster: n.cfg.Cluster, Goroutines: runtime.NumGoroutine()}
+	s.Reload = n.reloads.last.Load()
 	if g := n.shownGateway.Load(); g != nil {
 		s.Gateway = g.status()
 	}
@@ -129,6 +124,7 @@ func (n *node) serveStatus(api http.Handler) http.Handler {
 		json.NewEncoder(w).Encode(n.status())
 	})
 	mux.HandleFunc("GET /metrics", n.serveMetrics)
+	mux.HandleFunc("POST /reload", n.serveReload)
 	if api != nil {
 		mux.Handle("/", api)
 	}
@@ -210,54 +206,18 @@ type statusCmd struct {
 
 // Run asks the process on its admin socket.
 func (c *statusCmd) Run(p *program) error {
-	dir := c.DataDir
-	if dir == "" {
-		cfg, err := loadConfig(c.Config)
-		if err != nil {
-			return err
-		}
-		dir = cfg.DataDir
-	}
-	socket, err := sock.Path(dir, adminSocket)
+	dir, err := dataDir(c.Config, c.DataDir)
 	if err != nil {
 		return err
 	}
-	s, err := askStatus(p.ctx, socket)
-	if err != nil {
-		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport answers on " + filepath.Join(dir, adminSocket), Hint: "is it running? sallyport start", Cause: err}
+	var s nodeStatus
+	if err := askAdmin(p.ctx, dir, question{method: http.MethodGet, path: "/status", within: statusTimeout}, &s); err != nil {
+		return err
 	}
 	if c.Format == "text" {
 		return s.print(p.stdout)
 	}
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err == nil && c.Format == "yaml" {
-		b, err = yaml.JSONToYAML(b)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(p.stdout, strings.TrimRight(string(b), "\n"))
-	return err
-}
-
-func askStatus(ctx context.Context, socket string) (*nodeStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
-	defer hc.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := hc.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	var s nodeStatus
-	return &s, json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&s)
+	return printAs(p.stdout, c.Format, &s)
 }
 
 func (s *nodeStatus) print(w io.Writer) error {
@@ -266,7 +226,17 @@ func (s *nodeStatus) print(w io.Writer) error {
 	}
 	row("Version", "%s, process %d, up since %s", s.Version, s.PID, s.Since.Local().Format(time.DateTime))
 	row("Roles", "%s", strings.Join(s.Roles, ", "))
-	row("Cluster", "%s", s.Cluster)
+	row("Cluster", "%s", orText(s.Cluster, "none"))
+	if r := s.Reload; r != nil {
+		switch {
+		case r.Problem != "":
+			row("Reload", "REFUSED at %s: %s", r.Time.Local().Format(time.DateTime), r.Problem)
+		case len(r.NeedsRestart) > 0:
+			row("Reload", "%s; these need a restart: %s", r.Time.Local().Format(time.DateTime), strings.Join(r.NeedsRestart, ", "))
+		default:
+			row("Reload", "%s", r.Time.Local().Format(time.DateTime))
+		}
+	}
 	if g := s.Gateway; g != nil {
 		row("Gateway", "listens on %s; %d relays, %d waiting, %d half-open", strings.Join(g.Listen, ", "), g.Relays, g.Waiting, g.HalfOpen)
 		for _, t := range g.Tunnels {

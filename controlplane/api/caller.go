@@ -37,6 +37,13 @@ func callerOf(ctx context.Context) Caller {
 // VisitorAddr is where a visitor of the web origin comes from.
 func VisitorAddr(ctx context.Context) netip.Addr { return callerOf(ctx).Addr.Addr().Unmap() }
 
+// LocalAdmin is the user id of who calls by the admin socket; ok is false for
+// everybody else.
+func LocalAdmin(ctx context.Context) (uid string, ok bool) {
+	c := callerOf(ctx)
+	return c.Identity.Name, c.Identity.Kind == sallyport.KindLocalAdmin
+}
+
 // name is how the audit log calls the caller.
 func (c Caller) name() string {
 	switch c.Identity.Kind {

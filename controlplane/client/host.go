@@ -42,7 +42,7 @@ type HostConfig struct {
 	Kind      sallyport.IdentityKind // KindAgent or KindGateway
 	Name      string                 // the machine's host name
 	Addresses func() []string        // ways to auth, see Dialer
-	Resources []sallyport.Resource   // agents: what to announce
+	Resources []sallyport.Resource   // agents: what to announce, until SetResources
 	Public    []string               // gateways: public names and addresses, host or host:port
 	Log       *slog.Logger
 }
@@ -60,7 +60,10 @@ type Host struct {
 	keys     keys
 	standing standing
 	served   served
-	changed  chan struct{} // closed at each change of served
+	changed  chan struct{}        // closed at each change of served
+	serves   []sallyport.Resource // what to announce
+
+	announced chan struct{} // what to announce has changed
 
 	database databaseCertificates
 }
@@ -198,7 +201,7 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{})}
+	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{}), serves: cfg.Resources, announced: make(chan struct{}, 1)}
 	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
 	h.http = h.dialer.HTTP(ProtocolAuth)
 	h.api = sallyportv1connect.NewHostServiceClient(h.http, BaseURL, connect.WithReadMaxBytes(maxSnapshot))

@@ -483,6 +483,44 @@ func TestRefusalsAreAskedAgain(t *testing.T) {
 	}
 }
 
+// TestSetResources: what an agent asks for anew it is assigned soon, and what it
+// asks for no more is taken away.
+func TestSetResources(t *testing.T) {
+	w := the()
+	name := "set-" + uuid.NewString()[:8]
+	one, two := sallyport.Resource{Kind: sallyport.KindTCP, Name: name + "-1"}, sallyport.Resource{Kind: sallyport.KindTCP, Name: name + "-2"}
+	h := w.host(t, w.config(t, sallyport.KindAgent, one))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	served := func(want ...string) {
+		t.Helper()
+		deadline := time.After(time.Minute)
+		for {
+			changed := h.AssignmentChanged()
+			var got []string
+			for _, r := range h.Resources() {
+				got = append(got, r.Name)
+			}
+			slices.Sort(got)
+			if slices.Equal(got, want) {
+				return
+			}
+			select {
+			case <-changed:
+			case <-deadline:
+				t.Fatalf("serves %q, want %q", got, want)
+			}
+		}
+	}
+	served(one.Name)
+	h.SetResources([]sallyport.Resource{one, two})
+	served(one.Name, two.Name)
+	h.SetResources([]sallyport.Resource{two})
+	served(two.Name)
+}
+
 // TestResourceWire: nothing of a resource is lost on the way.
 func TestResourceWire(t *testing.T) {
 	r := sallyport.Resource{Kind: "db", Name: "a", ID: "b", Description: "c", Protocol: "d", Address: "e", Hostname: "f", Labels: map[string]string{"g": "h"}, AgentID: "i", Group: "j", Version: "k"}

@@ -80,7 +80,26 @@ func (h *Host) ServerCertificate(serverName string) (*tls.Certificate, error) {
 	return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "this agent has no certificate for that name"}
 }
 
-// announce tells auth what there is to serve: at once, then twice a day.
+// SetResources replaces what an agent asks to serve; auth is told soon. It may
+// be called before Run.
+func (h *Host) SetResources(resources []sallyport.Resource) {
+	h.mu.Lock()
+	h.serves = resources
+	h.mu.Unlock()
+	select {
+	case h.announced <- struct{}{}:
+	default: // it will be told all of it
+	}
+}
+
+func (h *Host) asked() []sallyport.Resource {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.serves
+}
+
+// announce tells auth what there is to serve: at once, then twice a day, and
+// when it has changed.
 func (h *Host) announce(ctx context.Context) error {
 	return retrying(ctx, h.cfg.Log, "announce resources", func(ctx context.Context, progress func()) error {
 		for {
@@ -93,8 +112,11 @@ func (h *Host) announce(ctx context.Context) error {
 			if refused {
 				wait = refusedEvery
 			}
-			if err := sleepUntil(ctx, time.Now().Add(jitter(wait))); err != nil {
-				return err
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-h.announced:
+			case <-time.After(jitter(wait)):
 			}
 		}
 	})
@@ -106,7 +128,7 @@ func (h *Host) announceOnce(ctx context.Context) (refused bool, err error) {
 		return false, err
 	}
 	req := &sallyportv1.AnnounceRequest{TlsPublicKey: tlsPub, SshPublicKey: sshPub}
-	for _, r := range h.cfg.Resources {
+	for _, r := range h.asked() {
 		req.Resources = append(req.Resources, ResourceToWire(r))
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

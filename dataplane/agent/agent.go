@@ -34,8 +34,8 @@ type Agent struct {
 	// Services is the table of what this program can serve.
 	Services []Service
 
-	// Resources is the agent's own configuration. A node has no name of its
-	// own: auth gives it one; it is known by ID.
+	// Resources is the agent's own configuration, until SetResources. A node
+	// has no name of its own: auth gives it one; it is known by ID.
 	Resources []sallyport.Resource
 
 	// Assigned are the resources of the newest assignment by auth. It must
@@ -45,6 +45,7 @@ type Agent struct {
 	Log *slog.Logger // nil: none
 
 	running atomic.Int64
+	changed atomic.Pointer[[]sallyport.Resource] // nil while Resources holds
 }
 
 // Run keeps the tunnels and serves their streams until ctx is done; then it
@@ -73,8 +74,30 @@ func (a *Agent) check() error {
 	if a.Door.Resources == nil {
 		a.Door.Resources = a.resolve
 	}
+	return a.Check(a.Resources)
+}
+
+// SetResources replaces the agent's own configuration, or says what is wrong
+// with it. Streams that are being served go on as they began.
+func (a *Agent) SetResources(resources []sallyport.Resource) error {
+	if err := a.Check(resources); err != nil {
+		return err
+	}
+	a.changed.Store(&resources)
+	return nil
+}
+
+func (a *Agent) configured() []sallyport.Resource {
+	if r := a.changed.Load(); r != nil {
+		return *r
+	}
+	return a.Resources
+}
+
+// Check says what is wrong with a configuration of resources.
+func (a *Agent) Check(resources []sallyport.Resource) error {
 	seen := make(map[[2]string]bool)
-	for _, r := range a.Resources {
+	for _, r := range resources {
 		if a.service(r) == nil {
 			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Hint: "see the list of protocols in the reference of the configuration",
 				Fact: fmt.Sprintf("resource %s: this version does not serve %s %s", r.Name, r.Kind, r.Protocol)}
@@ -155,7 +178,7 @@ func (a *Agent) resolve(kind sallyport.Kind, name string) (sallyport.Resource, b
 
 // own finds the configuration of an assigned resource. There is one node.
 func (a *Agent) own(assigned sallyport.Resource) (sallyport.Resource, bool) {
-	for _, r := range a.Resources {
+	for _, r := range a.configured() {
 		if r.Kind == assigned.Kind && (r.Name == assigned.Name || r.Kind == sallyport.KindNode) {
 			return r, true
 		}

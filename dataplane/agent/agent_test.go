@@ -382,3 +382,36 @@ func TestResolve(t *testing.T) {
 		t.Errorf("a database by an id: %+v", r)
 	}
 }
+
+// TestSetResources: a configuration that is good replaces the old one, and one
+// that is not changes nothing.
+func TestSetResources(t *testing.T) {
+	a := &Agent{
+		Services:  []Service{{Kind: sallyport.KindTCP}},
+		Resources: []sallyport.Resource{{Kind: sallyport.KindTCP, Name: "echo", Address: "a:1"}},
+		Assigned:  func() []sallyport.Resource { return []sallyport.Resource{{Kind: sallyport.KindTCP, Name: "echo"}} },
+	}
+	reaches := func(want string) {
+		t.Helper()
+		if r, ok := a.resolve(sallyport.KindTCP, "echo"); ok != (want != "") || r.Address != want {
+			t.Errorf("echo is at %q, want %q", r.Address, want)
+		}
+	}
+	reaches("a:1")
+	echo := sallyport.Resource{Kind: sallyport.KindTCP, Name: "echo", Address: "a:2"}
+	if err := a.SetResources([]sallyport.Resource{echo, echo}); !errors.Is(err, sallyport.ErrInvalid) {
+		t.Errorf("twice: %v", err)
+	}
+	if err := a.SetResources([]sallyport.Resource{echo, {Kind: sallyport.KindDatabase}}); !errors.Is(err, sallyport.ErrInvalid) {
+		t.Errorf("not served: %v", err)
+	}
+	reaches("a:1")
+	if err := a.SetResources([]sallyport.Resource{echo}); err != nil {
+		t.Error(err)
+	}
+	reaches("a:2")
+	if err := a.SetResources(nil); err != nil {
+		t.Error(err)
+	}
+	reaches("")
+}

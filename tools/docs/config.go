@@ -16,6 +16,22 @@ const configHead = `# Configuration
 One file, ` + "`/etc/sallyport.yaml`" + ` unless ` + "`--config`" + ` or ` + "`SALLY_CONFIG_FILE`" + ` says otherwise, for every process of a cluster: ` + "`roles`" + ` says
 what a process runs, and sections of other roles are left alone. ` + "`sallyport configure`" + ` writes one to start from, ` + "`sallyport start\n--check`" + ` finds its faults, each with line and column. Unknown fields are faults. File names are relative to the file that names
 them. Resources such as roles and users are not configuration: ` + "`sallyctl create`" + ` takes those.
+
+## Changes
+
+` + "`sallyport reload`" + `, or SIGHUP, makes a running process read its file again. A file with any fault is refused as a whole and
+changes nothing; the command, the log and ` + "`sallyport status`" + ` say why. Otherwise what has changed takes effect, and nothing else is
+touched: connections that are there go on as they were, also those of a route that is gone. A reload takes:
+
+- ` + "`gateway.routes`, `gateway.upstreams`, `gateway.proxy_protocol`" + `
+- ` + "`gateway.certificates`" + `: the files are read again even when their names are the same, and new handshakes get what is in them. A
+  certificate that is not good now is refused.
+- ` + "`gateway.limits`" + `, but for those that say otherwise below: they hold from the next connection on.
+- ` + "`agent.ssh`, `agent.databases`, `agent.tcp`, `agent.group`" + `: auth is told, and new sessions find what it has granted.
+- ` + "`log.level`" + `
+
+Everything else, such as ` + "`roles`, `data_dir` and `gateway.listen`" + `, needs a restart: the reload says which of these fields have changed
+and have no effect yet.
 `
 
 // configuration is the page of all fields.
