@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/sallyport/sallyport/bench/flow"
@@ -18,6 +19,16 @@ type place struct {
 
 // relays is how many connections fit the descriptors, two each, with some left.
 func (p place) relays() int { return max(100, min(9500, (p.files-500)/2)) }
+
+// sallyportConfig is what a user writes: everything else is the default.
+func sallyportConfig(p place) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: 1\nroles: [gateway]\ndata_dir: %s\ngateway:\n  listen: [%q]\n  routes:\n", filepath.Join(p.dir, "data"), p.listen)
+	for _, r := range p.routes {
+		fmt.Fprintf(&b, "    - {names: [%s], to: [%q]}\n", r.Name, r.Address)
+	}
+	return b.String() + "log: {level: warn}\n"
+}
 
 // haproxyConfig is for one thread. "default" is what most configurations have;
 // "tuned" always splices, with pipes as large as the best of the field use.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ func TestConfigs(t *testing.T) {
 		text      string
 		want, not []string
 	}{
+		"sallyport":        {sallyportConfig(p), []string{"roles: [gateway]\n", fmt.Sprintf("listen: [%q]", p.listen), `    - {names: [b.test], to: ["127.0.0.1:9002"]}` + "\n"}, nil},
 		"haproxy, default": {haproxyConfig("default", p), []string{"option splice-auto", "tune.pipesize 65536", "bind " + p.listen, "use_backend b1 if { req.ssl_sni -i b.test }", "server s 127.0.0.1:9002", "maxconn 1798"}, []string{"splice-request", "busy"}},
 		"haproxy, tuned":   {haproxyConfig("tuned", p), []string{"option splice-request", "option splice-response", "tune.pipesize 262144"}, []string{"splice-auto", "busy"}},
 		"haproxy, busy":    {haproxyConfig("busy", p), []string{"    busy-polling\n", "option splice-request"}, nil},

@@ -323,7 +323,7 @@ func (w *relayWorld) traffic(ctx context.Context, r *running, j flow.Job) (res f
 	role := w.role(roleTraffic)
 	cmd := exec.CommandContext(ctx, role.Path, role.Args[1:]...)
 	var out, says bytes.Buffer
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = role.Env, bytes.NewReader(b), &out, &says
+	cmd.SysProcAttr, cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = role.SysProcAttr, role.Env, bytes.NewReader(b), &out, &says
 	if err := pinned(w.cores.traffic, cmd.Start); err != nil {
 		return res, err
 	}

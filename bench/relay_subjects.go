@@ -141,8 +141,14 @@ func (w *relayWorld) serving(ctx context.Context) error {
 func (w *relayWorld) role(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(w.self, append([]string{name}, args...)...)
 	cmd.Env = bareEnv(w.dir, "GOMAXPROCS=2")
+	apart(cmd)
 	return cmd
 }
+
+// apart gives a process a session of its own. Where the scheduler shares time
+// by sessions (sched_autogroup_enabled of sched(7)), the clients' load would
+// otherwise be held against the relay, and more so the fewer threads it has.
+func apart(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} }
 
 // startRelay starts one program that listens at one address for all names.
 func (w *relayWorld) startRelay(ctx context.Context, name string, make func(place) (*exec.Cmd, error)) (*running, error) {
@@ -157,6 +163,7 @@ func (w *relayWorld) startRelay(ctx context.Context, name string, make func(plac
 	if cmd.Env == nil {
 		cmd.Env = bareEnv(p.dir, "GOMAXPROCS=2")
 	}
+	apart(cmd)
 	var proc *process
 	err = pinned(w.cores.relay, func() (err error) {
 		proc, err = startProcess(p.dir, "relay", cmd)
@@ -238,7 +245,13 @@ func (w *relayWorld) direct() subject {
 // ours is the gateway with static routes and nothing else.
 func (w *relayWorld) ours() subject {
 	return subject{name: "sallyport", title: "Sallyport's gateway, static routes", start: func(ctx context.Context) (*running, error) {
-		return w.startRelay(ctx, "sallyport", func(p place) (*exec.Cmd, error) { return w.relayRole(roleGateway, p) })
+		return w.startRelay(ctx, "sallyport", func(p place) (*exec.Cmd, error) {
+			file := filepath.Join(p.dir, "sallyport.yaml")
+			if err := os.WriteFile(file, []byte(sallyportConfig(p)), 0o600); err != nil {
+				return nil, err
+			}
+			return exec.Command(filepath.Join(w.bin, "sallyport"), "start", "-c", file), nil
+		})
 	}}
 }
 

@@ -10,30 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/bench/flow"
-	"github.com/sallyport/sallyport/dataplane/gateway"
-	"github.com/sallyport/sallyport/dataplane/relay"
 )
-
-// plainGateway is our gateway with static routes, on one loop: a relay's core is
-// one.
-func plainGateway(ctx context.Context, listen string, routes []flow.Route) error {
-	loops, err := relay.New(1)
-	if err != nil {
-		return err
-	}
-	defer loops[0].Close()
-	cfg := gateway.Config{Listen: []string{listen}, Loops: loops}
-	for _, r := range routes {
-		cfg.Static = append(cfg.Static, gateway.StaticRoute{Match: alpn.Match{SNI: []string{r.Name}}, Upstreams: []string{r.Address}})
-	}
-	g, err := gateway.Start(cfg)
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	<-ctx.Done()
-	return nil
-}
 
 // copyProxy is what one writes in Go on an afternoon: read the hello, dial, and
 // io.Copy both ways, which splices between TCP connections.

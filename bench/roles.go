@@ -17,7 +17,6 @@ import (
 const (
 	roleServers = "@servers" // ADDRESSES
 	roleTraffic = "@traffic" // an order on standard input, a result on standard output
-	roleGateway = "@gateway" // LISTEN ROUTES: our gateway
 	roleCopy    = "@copy"    // LISTEN ROUTES: a plain Go proxy
 )
 
@@ -35,15 +34,12 @@ func play(ctx context.Context, args []string) error {
 		return flow.Serve(ctx, to)
 	case role == roleTraffic && len(args) == 1:
 		return makeTraffic(ctx, os.Stdin, os.Stdout)
-	case role == roleGateway && len(args) == 3, role == roleCopy && len(args) == 3:
+	case role == roleCopy && len(args) == 3:
 		var routes []flow.Route
 		if err := json.Unmarshal([]byte(args[2]), &routes); err != nil {
 			return err
 		}
-		if role == roleCopy {
-			return copyProxy(ctx, args[1], routes)
-		}
-		return plainGateway(ctx, args[1], routes)
+		return copyProxy(ctx, args[1], routes)
 	default:
 		return fmt.Errorf("no role %q with %d arguments", role, len(args)-1)
 	}

@@ -14,57 +14,51 @@ import (
 	"github.com/sallyport/sallyport/bench/flow"
 )
 
-// TestRelays: each relay of ours brings a hello where its name leads, and the
-// bytes both ways.
-func TestRelays(t *testing.T) {
-	onLinux(t)
-	for name, serve := range map[string]func(context.Context, string, []flow.Route) error{"gateway": plainGateway, "copy": copyProxy} {
-		t.Run(name, func(t *testing.T) {
-			server, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer server.Close()
-			addr, err := freeAddress()
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- serve(ctx, addr, []flow.Route{{Name: "a.test", Address: server.Addr().String()}}) }()
-			defer func() {
-				cancel()
-				if err := <-done; err != nil {
-					t.Error(err)
-				}
-			}()
-			hello, err := flow.HelloFor("a.test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			client := dialWhenUp(t, addr)
-			defer client.Close()
-			client.SetDeadline(time.Now().Add(time.Minute))
-			if _, err := client.Write(hello); err != nil {
-				t.Fatal(err)
-			}
-			far, err := server.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer far.Close()
-			got := make([]byte, len(hello))
-			if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, hello) {
-				t.Fatalf("the hello came as %d bytes: %v", len(got), err)
-			}
-			if _, err := far.Write([]byte("answer")); err != nil {
-				t.Fatal(err)
-			}
-			far.(*net.TCPConn).CloseWrite()
-			if b, err := io.ReadAll(client); err != nil || string(b) != "answer" {
-				t.Errorf("%q, %v", b, err)
-			}
-		})
+// TestCopyProxy: it brings a hello where its name leads, and the bytes both ways.
+func TestCopyProxy(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	addr, err := freeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- copyProxy(ctx, addr, []flow.Route{{Name: "a.test", Address: server.Addr().String()}}) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	hello, err := flow.HelloFor("a.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := dialWhenUp(t, addr)
+	defer client.Close()
+	client.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := client.Write(hello); err != nil {
+		t.Fatal(err)
+	}
+	far, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	got := make([]byte, len(hello))
+	if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, hello) {
+		t.Fatalf("the hello came as %d bytes: %v", len(got), err)
+	}
+	if _, err := far.Write([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	far.(*net.TCPConn).CloseWrite()
+	if b, err := io.ReadAll(client); err != nil || string(b) != "answer" {
+		t.Errorf("%q, %v", b, err)
 	}
 }
 
