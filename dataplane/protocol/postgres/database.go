@@ -41,7 +41,7 @@ func (l *live) connect(ctx context.Context) (*database, error) {
 }
 
 // dial is the part of connect that a cancel request needs too.
-func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
+func (l *live) dial(ctx context.Context) (*tls.Conn, error) {
 	s := l.server
 	name := l.sess.Resource.Name
 	cert, err := s.Certificate(ctx, name, l.first.user)
@@ -52,8 +52,26 @@ func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	curves, learn := s.groups.offer()
-	config.CurvePreferences = curves
+	config.CurvePreferences = s.groups.offer()
+	conn, err := s.secure(ctx, config, name)
+	if _, alert := remoteAlert(err); alert && config.CurvePreferences != nil {
+		// The server may take other groups by now.
+		s.groups.forget()
+		config = config.Clone()
+		config.CurvePreferences = nil
+		conn, err = s.secure(ctx, config, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if config.CurvePreferences == nil {
+		s.groups.learn(conn.ConnectionState().CurveID)
+	}
+	return conn, nil
+}
+
+// secure makes a connection and agrees on TLS.
+func (s *Server) secure(ctx context.Context, config *tls.Config, name string) (*tls.Conn, error) {
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Target.Address)
 	if err != nil {
 		return nil, unreachable(name, err)
@@ -70,9 +88,6 @@ func (l *live) dial(ctx context.Context) (_ *tls.Conn, err error) {
 	if err != nil {
 		raw.Close()
 		return nil, err
-	}
-	if learn {
-		s.groups.learn(conn.ConnectionState().CurveID)
 	}
 	return conn, nil
 }
