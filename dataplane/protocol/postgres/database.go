@@ -168,15 +168,30 @@ func (s *Server) checker(host string) (func(tls.ConnectionState) error, error) {
 		pools = append(pools, s.Roots())
 	}
 	pools = append(pools, s.Target.Roots)
-	return func(cs tls.ConnectionState) error { return verify(cs.PeerCertificates, host, pools) }, nil
+	return func(cs tls.ConnectionState) error { return s.trusts(cs.PeerCertificates, host, pools) }, nil
 }
 
-// verify checks a chain against the first of the pools that has its issuer.
-// A pool that is nil is skipped: to the library it would mean the system's.
-func verify(chain []*x509.Certificate, host string, pools []*x509.CertPool) error {
+// trusts checks a server's chain, unless it was checked and nothing has changed.
+func (s *Server) trusts(chain []*x509.Certificate, host string, pools []*x509.CertPool) error {
 	if len(chain) == 0 {
 		return errors.New("the server has no certificate")
 	}
+	now := time.Now()
+	if s.checked.holds(chain[0], host, pools, now) {
+		return nil
+	}
+	path, err := verify(chain, x509.VerifyOptions{DNSName: host, CurrentTime: now}, pools)
+	if err != nil {
+		return err
+	}
+	s.checked.keep(path, host, pools)
+	return nil
+}
+
+// verify checks a chain against the first of the pools that has its issuer, and
+// returns it with that issuer. A pool that is nil is skipped: to the library it
+// would mean the system's.
+func verify(chain []*x509.Certificate, o x509.VerifyOptions, pools []*x509.CertPool) ([]*x509.Certificate, error) {
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)
@@ -186,11 +201,14 @@ func verify(chain []*x509.Certificate, host string, pools []*x509.CertPool) erro
 		if pool == nil {
 			continue
 		}
-		if _, err = chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, DNSName: host}); err == nil {
-			return nil
+		o.Roots, o.Intermediates = pool, between
+		paths, failed := chain[0].Verify(o)
+		if failed == nil {
+			return paths[0], nil
 		}
+		err = failed
 	}
-	return &tls.CertificateVerificationError{UnverifiedCertificates: chain, Err: err}
+	return nil, &tls.CertificateVerificationError{UnverifiedCertificates: chain, Err: err}
 }
 
 // unreachable says why a server could not be reached, without its address.

@@ -45,6 +45,7 @@ type Server struct {
 
 	sessions registry
 	groups   groups
+	checked  checked
 }
 
 // Target is where the database is.
