@@ -5,10 +5,11 @@ VERSION  := $(shell git describe --tags --exact-match 2>/dev/null || git rev-par
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 PROGRAMS := sallyport sally sallyctl
 FUZZTIME ?= 20s
+SOAK     ?= 10m
 
 .DEFAULT_GOAL := help
 
-.PHONY: build run test check bench bench-quick fuzz gen fmt lint help peers
+.PHONY: build run test check bench bench-quick fuzz soak gen fmt lint help peers
 
 build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
 	@mkdir -p bin
@@ -41,6 +42,9 @@ bench-quick: ## the same with small loads, under 5 minutes: tries the harness, t
 
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@tools/fuzz $(FUZZTIME)
+
+soak: ## load a gateway with everything right and wrong for SOAK (10m), and see that it is as before
+	$(GO) test ./test/soak -count=1 -v -timeout 2h -soak $(SOAK)
 
 gen: ## generated files: API code, docs of commands, configuration and API
 	$(GO) run ./tools/gen
