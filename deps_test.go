@@ -50,7 +50,7 @@ var house = []struct{ pkg, may string }{
 	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/ca/signed controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
 
 	// Programs join the two.
-	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client cmd/internal/..."},
+	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client controlplane/rbac cmd/internal/..."}, // rbac: the language of --query
 	{"cmd/sallyctl", ". identity wire/... dataplane/dial controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
 	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/..."},
 	{"cmd/internal/...", ". identity"},

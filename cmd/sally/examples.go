@@ -17,7 +17,7 @@ func (*statusCmd) Help() string {
 }
 
 func (*lsCmd) Help() string {
-	return usage.Examples("sally ls", "sally ls env=prod,team=web", "sally ls --search=web --format=names", "sally ls -v")
+	return usage.Examples("sally ls", "sally ls env=prod,team=web", "sally ls --search=web --format=names", `sally ls --query='hasPrefix(name, "web-")'`, "sally ls -v")
 }
 
 func (*sshCmd) Help() string {

@@ -12,6 +12,8 @@ import (
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
+	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/controlplane/rbac"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -23,8 +25,9 @@ type filter struct {
 	Labels []string `arg:"" optional:"" help:"Labels to match: key=value,key2=value2."`
 	Search []string `name:"search" placeholder:"WORDS" help:"Words that name, labels or description must all hold."`
 
-	Query string `name:"query" hidden:""`                      // not served
-	All   bool   `name:"all" short:"R" hidden:"" negatable:""` // there is one cluster
+	Query string `name:"query" placeholder:"PREDICATE" help:"A condition, for example labels[\"env\"] == \"prod\" && hasPrefix(name, \"web-\")."`
+
+	All bool `name:"all" short:"R" hidden:"" negatable:""` // there is one cluster
 }
 
 type lsCmd struct {
@@ -100,14 +103,19 @@ func nodesJSON(list []*sallyportv1.AccessibleResource) []nodeJSON {
 
 // listed asks for a kind, narrows, and keeps what is online.
 func (p *program) listed(kind sallyport.Kind, f filter) ([]*sallyportv1.AccessibleResource, error) {
-	if f.Query != "" {
-		return nil, problem(errInvalid, "this version does not serve --query", "use labels, such as env=prod, or --search")
-	}
-	c, err := p.loadValid()
+	want, err := parseLabels(f.Labels)
 	if err != nil {
 		return nil, err
 	}
-	want, err := parseLabels(f.Labels)
+	among := func(*sallyportv1.Resource) bool { return true }
+	if f.Query != "" {
+		query, err := rbac.ParseFilter(f.Query)
+		if err != nil {
+			return nil, err
+		}
+		among = func(r *sallyportv1.Resource) bool { return query.Match(client.ResourceFromWire(r)) }
+	}
+	c, err := p.loadValid()
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +124,7 @@ func (p *program) listed(kind sallyport.Kind, f filter) ([]*sallyportv1.Accessib
 		return nil, err
 	}
 	return slices.DeleteFunc(list, func(a *sallyportv1.AccessibleResource) bool {
-		return !a.GetOnline() || !matches(a.GetResource(), want, f.Search)
+		return !a.GetOnline() || !matches(a.GetResource(), want, f.Search) || !among(a.GetResource())
 	}), nil
 }
 

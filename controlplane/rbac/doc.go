@@ -19,6 +19,9 @@
 //	func (*Policy) Logins(id sallyport.Identity) []string
 //	func (*Policy) DatabaseUsers(users []UserRoles, databases []sallyport.Resource) map[string][]string
 //
+//	func ParseFilter(query string) (*Filter, error) // of listings
+//	func (*Filter) Match(r sallyport.Resource) bool
+//
 // A decision is made in this order; the first that holds ends it:
 //
 //	a role that the identity holds is unknown or expired         deny

@@ -34,6 +34,8 @@ type term struct {
 	typ  typ
 	lit  *string // a string literal's value
 	eval func(*scope) (result, error)
+
+	present func(*scope) bool // whether there is such a label or field; nil where that is no question
 }
 
 // result is the value of a term; which field holds it follows from the type.
@@ -52,8 +54,8 @@ func (r result) values(t typ) []string {
 	return []string{r.s}
 }
 
-// dialect is one of the three places where expressions are written: labels,
-// rules, templates.
+// dialect is one of the four places where expressions are written: labels,
+// rules, templates, queries.
 type dialect struct {
 	// variable resolves a dotted path with an optional ["key"] behind it.
 	variable func(path string, key *string) (term, error)

@@ -31,6 +31,8 @@ type scope struct {
 	id     *sallyport.Identity
 	labels map[string]string // of the resource
 	rule   *RuleRequest      // of an API call
+
+	resource *sallyport.Resource // of a query
 	value  string            // that a matcher in a template tests
 }
 

@@ -135,6 +135,11 @@ func testListings(t *testing.T, d *demo, p *person) {
 	if out := p.run("sally", "ls", "env=none", "-f", "json"); strings.TrimSpace(out) != "[]" {
 		t.Errorf("a label that none has: %s", out)
 	}
+	for query, want := range map[string]string{`labels["env"] == "demo" && hasPrefix(name, "` + d.name("node") + `")`: d.name("node") + "\n", `!exists(labels.env)`: ""} {
+		if out := p.run("sally", "ls", "-f", "names", "--query", query); out != want {
+			t.Errorf("ls --query %s: %q", query, out)
+		}
+	}
 	if out := p.run("sally", "ls"); !strings.Contains(out, "⟵ Tunnel") {
 		t.Errorf("ls:\n%s", out)
 	}
