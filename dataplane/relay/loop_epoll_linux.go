@@ -23,6 +23,8 @@ type epollLoop struct {
 
 	watches []watch // by descriptor
 	last    uint32  // the last generation given out
+	credit  credit
+	bulk    int // bytes spliced since the last message
 	events  []unix.EpollEvent
 	now     time.Time
 	scratch []byte
@@ -83,10 +85,11 @@ func NewEpoll() (Loop, error) {
 // run is the loop. Its thread is never unlocked, and so ends with it.
 func (l *epollLoop) run() {
 	runtime.LockOSThread()
+	sharpen()
 	defer close(l.done)
 	var spare []func()
-	for closed := false; !closed; {
-		n := l.wait()
+	for n, closed := 0, false; !closed; {
+		n = l.wait(n)
 		l.now = time.Now()
 		for i := range n {
 			l.dispatch(&l.events[i])
@@ -99,19 +102,33 @@ func (l *epollLoop) run() {
 	unix.Close(l.bell)
 }
 
-// wait fetches events. It looks first without blocking and without telling the
-// scheduler; only when there is nothing it blocks, as an ordinary system call:
-// otherwise the garbage collector would wait for the network.
-func (l *epollLoop) wait() int {
+// wait fetches events, after a round of n. It looks first without blocking and
+// without telling the scheduler; only when there is nothing it blocks, as an
+// ordinary system call: otherwise the garbage collector would wait for the
+// network.
+func (l *epollLoop) wait(n int) int {
+	t := l.take()
 	if n := l.look(); n > 0 {
 		return n
 	}
-	timeout := l.timers.wait(time.Now())
+	begin := time.Now()
+	timeout := l.timers.wait(begin)
 	if timeout == 0 || !l.doze() {
 		return 0
 	}
+	defer l.awake()
+	next := l.lull(n, t)
+	if next == 0 {
+		next = l.block(timeout)
+	}
+	if t.talked(n) {
+		l.credit.note(time.Since(begin))
+	}
+	return next
+}
+
+func (l *epollLoop) block(timeout time.Duration) int {
 	n, err := unix.EpollWait(l.set, l.events, millis(timeout))
-	l.awake()
 	if err != nil && err != unix.EINTR {
 		panic(fmt.Sprintf("relay: epoll_wait: %v", err))
 	}

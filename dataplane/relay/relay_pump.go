@@ -110,6 +110,9 @@ func (r *Relay) copy(from, to *side) int {
 	} else if !from.ending {
 		from.readable = false // a short read has emptied the queue
 	}
+	if n < len(b) && !r.starting {
+		r.stores.turn.copied++
+	}
 	m, err := send(to.fd, b[:n])
 	to.wrote(m)
 	switch {
@@ -159,6 +162,7 @@ func (r *Relay) splice(from, to *side) int {
 		to.splicing, to.small = false, 0
 	}
 	to.inPipe = n
+	r.stores.turn.spliced += n
 	r.flush(to)
 	return n
 }

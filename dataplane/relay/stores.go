@@ -12,6 +12,13 @@ type stores struct {
 	pipes   []*pipe  // empty ones, the last used on top
 	open    int      // pipes that exist, lent or not
 	retry   time.Time
+	turn    turn
+}
+
+// turn is what the relays of a loop have done since it last waited.
+type turn struct {
+	spliced int // bytes
+	copied  int // messages that fitted the buffer, in relays that run
 }
 
 // pipe is a kernel buffer between two sockets.

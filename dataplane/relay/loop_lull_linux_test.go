@@ -1,0 +1,126 @@
+package relay
+
+import (
+	"testing"
+	"time"
+)
+
+func TestCredit(t *testing.T) {
+	const short, long = spinFor / 2, 2 * spinFor
+	repeat := func(n int, d time.Duration) []time.Duration {
+		out := make([]time.Duration, n)
+		for i := range out {
+			out[i] = d
+		}
+		return out
+	}
+	for _, c := range []struct {
+		name  string
+		from  credit
+		waits []time.Duration
+		spins bool
+	}{
+		{"a new loop", 0, nil, false},
+		{"one short wait is no conversation", 0, repeat(1, short), false},
+		{"a conversation", 0, repeat(int(creditEnough), short), true},
+		{"a long one goes on over a pause", 0, append(repeat(100, short), long), true},
+		{"silence ends it soon", creditMost, repeat(3, long), false},
+		{"silence costs no more than that", creditMost, repeat(1000, long), false},
+		{"half of the answers are late", 0, append(repeat(50, long), repeat(3, short)...), false},
+		{"the core is wanted", creditCrowded, repeat(-int(creditCrowded), short), false},
+		{"silence does not make up for that", creditCrowded, repeat(1000, long), false},
+		{"no longer wanted", creditCrowded, repeat(int(creditEnough-creditCrowded), short), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			have := c.from
+			for _, d := range c.waits {
+				have.note(d)
+			}
+			if spins := have >= creditEnough; spins != c.spins {
+				t.Errorf("credit %d, spins: %v", have, spins)
+			}
+		})
+	}
+}
+
+func TestTurn(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		turns  []turn
+		events int // of the last round
+		talked bool
+		bulk   int // bytes, at the end
+	}{
+		{"nothing", []turn{{}}, 0, false, 0},
+		{"connections come and go", []turn{{}}, 5, false, 0},
+		{"one message", []turn{{copied: 1}}, 1, true, 0},
+		{"one message among connections", []turn{{copied: 1}}, 3, false, 0},
+		{"messages", []turn{{copied: 8}}, 16, true, 0},
+		{"bulk", []turn{{spliced: 100}, {spliced: 200}}, 2, false, 300},
+		{"a message beside bulk", []turn{{spliced: 100}, {spliced: 10, copied: 1}}, 2, true, 0},
+		{"bulk after a message", []turn{{spliced: 100, copied: 1}, {spliced: 7}}, 1, false, 7},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var l epollLoop
+			var last turn
+			for _, did := range c.turns {
+				l.stores.turn = did
+				last = l.take()
+			}
+			if l.stores.turn != (turn{}) {
+				t.Errorf("the next round begins with %+v", l.stores.turn)
+			}
+			if got := last.talked(c.events); got != c.talked {
+				t.Errorf("talked: %v", got)
+			}
+			if l.bulk != c.bulk {
+				t.Errorf("%d bytes in bulk, want %d", l.bulk, c.bulk)
+			}
+		})
+	}
+}
+
+// A loop that spins hears of what is posted from elsewhere, and of its end.
+func TestSpinEnds(t *testing.T) {
+	l := testEpoll(t)
+	k := tcp(t)
+	defer Close(k.fd)
+	on(t, l, func() { l.credit = creditMost })
+	for range 100 {
+		on(t, l, func() { l.stores.turn.copied = 1 })
+	}
+	on(t, l, func() {
+		if n := l.spin(); n != 0 {
+			t.Errorf("%d events out of nothing", n)
+		}
+		if err := l.Watch(k.fd, ready(func(Readiness) {})); err != nil {
+			t.Error(err)
+		}
+		if n := l.spin(); n != 1 {
+			t.Errorf("%d events of a writable descriptor", n)
+		}
+		l.Unwatch(k.fd)
+	})
+	on(t, l, func() { l.credit, l.stores.turn.copied = creditMost, 1 }) // it spins when it is closed
+}
+
+// A nap is one round's, and loses no event.
+func TestGather(t *testing.T) {
+	l := testEpoll(t)
+	r := startRelay(t, l, 0)
+	for range 100 {
+		on(t, l, func() { l.bulk, l.stores.turn = gatherAfter, turn{spliced: gatherLeast} })
+		say(t, r.left, "x")
+		want(t, r.right, "x")
+	}
+}
+
+func testEpoll(t *testing.T) *epollLoop {
+	t.Helper()
+	l, err := NewEpoll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.(*epollLoop)
+}
