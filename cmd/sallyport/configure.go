@@ -23,6 +23,7 @@ type configureCmd struct {
 	Auth    string   `name:"auth" placeholder:"HOST:PORT" help:"Where auth is, for a gateway without the role auth."`
 	Gateway string   `name:"gateway" placeholder:"HOST:PORT" help:"Where the gateway is, for an agent without the role gateway."`
 	CAPin   string   `name:"ca-pin" placeholder:"sha256:HEX" help:"Pin of the cluster's host CA; sallyctl status prints it."`
+	Route   []string `name:"route" sep:"none" placeholder:"NAME=HOST:PORT,…" help:"A static route of the gateway; may be repeated. With --roles=gateway and no --auth, routes are all that is served."`
 	Token   string   `name:"token-file" placeholder:"FILE" help:"File with the join token."`
 	Output  string   `name:"output" short:"o" placeholder:"FILE" help:"Where to write; standard output without."`
 	Force   bool     `name:"force" help:"Replace a file that exists."`
@@ -31,6 +32,7 @@ type configureCmd struct {
 // Help shows examples.
 func (*configureCmd) Help() string {
 	return usage.Examples("sallyport configure --cluster=gw.example.com -o /etc/sallyport.yaml",
+		"sallyport configure --roles=gateway --route=shop.example.com=10.0.0.11:443,10.0.0.12:443",
 		"sallyport configure --roles=agent --gateway=gw.example.com:443 --token-file=/etc/sallyport.token --ca-pin=sha256:…")
 }
 
@@ -75,7 +77,12 @@ func (c *configureCmd) check() error {
 	for _, r := range c.Roles {
 		k.oneOf("roles", r, roleAuth, roleGateway, roleAgent)
 	}
-	for _, text := range []string{c.DataDir, c.Auth, c.Gateway, c.CAPin, c.Token} {
+	for _, r := range c.Route {
+		if name, to, ok := strings.Cut(r, "="); !ok || name == "" || to == "" {
+			k.add("", "--route=%s is not NAME=HOST:PORT", r)
+		}
+	}
+	for _, text := range append([]string{c.DataDir, c.Auth, c.Gateway, c.CAPin, c.Token}, c.Route...) {
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
 			k.add("", "%q holds control characters", text)
 		}
@@ -152,14 +159,27 @@ auth:
 
 func (c *configureCmd) gateway(b *strings.Builder) {
 	b.WriteString("\ngateway:\n  listen: [\":443\"]\n  # public_address: gw.example.com:443      # when clients use another port than listen's\n")
-	if !c.has(roleAuth) {
+	alone := len(c.Route) > 0 && c.Auth == "" && !c.has(roleAuth)
+	if !c.has(roleAuth) && !alone {
 		fmt.Fprintf(b, "  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n", orText(c.Auth, "auth.example.com:3025"), orText(c.Token, "/etc/sallyport.token"), orText(c.CAPin, examplePin))
 	}
-	b.WriteString(`  # certificates: [{cert: /etc/ssl/fullchain.pem, key: /etc/ssl/key.pem}]   # without: the cluster's own CA
-  # proxy_protocol: {trusted: [10.0.0.0/8]}  # load balancers that send PROXY headers
-  # routes: [{match: {sni: [shop.example.com]}, upstream: shop}]
-  # upstreams: {shop: {servers: ["10.0.0.11:443", "10.0.0.12:443"]}}
-`)
+	if !alone {
+		b.WriteString("  # certificates: [{cert: /etc/ssl/fullchain.pem, key: /etc/ssl/key.pem}]   # without: the cluster's own CA\n")
+	}
+	b.WriteString("  # proxy_protocol: {trusted: [10.0.0.0/8]}  # load balancers that send PROXY headers\n")
+	if len(c.Route) == 0 {
+		b.WriteString("  # routes: [{names: [shop.example.com], to: [\"10.0.0.11:443\", \"10.0.0.12:443\"]}]   # names that lead past any agent\n")
+		return
+	}
+	b.WriteString("  routes:                     # docs/static-routes.md; sallyport reload after a change\n")
+	for _, r := range c.Route {
+		name, to, _ := strings.Cut(r, "=")
+		var servers []string
+		for server := range strings.SplitSeq(to, ",") {
+			servers = append(servers, strconv.Quote(server))
+		}
+		fmt.Fprintf(b, "    - {names: [%q], to: [%s]}\n", name, strings.Join(servers, ", "))
+	}
 }
 
 // examplePin is well-formed and nobody's: start refuses to join by it.

@@ -26,6 +26,7 @@ func TestConfigureParses(t *testing.T) {
 		}
 		for _, c := range []configureCmd{
 			{Roles: roles, DataDir: defaultData},
+			{Roles: roles, DataDir: defaultData, Route: []string{"a.example.com=10.0.0.1:443,10.0.0.2:443", "*=unix:/x"}},
 			{Roles: roles, DataDir: `/x y/"z": #1`, Cluster: "gw.example.com", Auth: "auth.internal:3025", Gateway: "gw.example.com:443", CAPin: somePin, Token: `/etc/to ken`},
 		} {
 			if err := c.check(); err != nil {
@@ -46,6 +47,11 @@ func TestConfigureParses(t *testing.T) {
 				}
 				if got.has(roleAgent) && (got.Agent.Join.CAPin != somePin || !got.has(roleGateway) && got.Agent.Gateways[0] != c.Gateway) {
 					t.Errorf("%v: agent %+v", roles, got.Agent)
+				}
+			}
+			if got.has(roleGateway) && len(c.Route) > 0 {
+				if r := got.Gateway.Routes; len(r) != 2 || !slices.Equal(r[0].To, []string{"10.0.0.1:443", "10.0.0.2:443"}) || r[1].Names[0] != "*" || got.has(roleAuth) == got.routesAlone() {
+					t.Errorf("%v: routes %+v", roles, r)
 				}
 			}
 			// What stands in comments must be right too.
@@ -81,6 +87,10 @@ func TestConfigureRefuses(t *testing.T) {
 		{Roles: []string{"agent"}, Gateway: "gw"},
 		{Roles: []string{"agent"}, Token: "a\nb"},
 		{Roles: []string{"agent"}, DataDir: "\xff"},
+		{Roles: []string{"gateway"}, Route: []string{"a.example.com"}},
+		{Roles: []string{"gateway"}, Route: []string{"a.example.com=b"}},
+		{Roles: []string{"gateway"}, Route: []string{"a..b=b:1"}},
+		{Roles: []string{"gateway"}, Route: []string{"a=b:1", "A=b:1"}},
 	} {
 		err := c.Run(&program{})
 		if !errors.Is(err, sallyport.ErrInvalid) || !strings.HasPrefix(err.Error(), "these flags make no configuration: ") {
