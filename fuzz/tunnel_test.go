@@ -35,19 +35,20 @@ func sealed(before, b []byte) []byte {
 // FuzzTunnelHello: the border is a data connection's first 62 bytes; the oracle
 // is the table of docs/tunnel.md, read byte by byte.
 func FuzzTunnelHello(f *testing.F) {
-	f.Add(tunnel.AppendDataHello(nil, tunnel.DataHello(tunnelAt), tunnelKey)[:30])
+	f.Add(tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: tunnelAt.Tunnel, Counter: tunnelAt.Counter}, tunnelKey)[:30])
 	f.Add([]byte("SLYP\x01\x01"))
+	f.Add(tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: tunnelAt.Tunnel, Counter: tunnelAt.Counter, Answer: true}, tunnelKey)[:30])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := sealed(nil, body)
 		got, err := tunnel.ParseDataHello(b)
-		want := len(b) == 62 && bytes.HasPrefix(b, []byte("SLYP\x01\x00"))
+		want := len(b) == 62 && (bytes.HasPrefix(b, []byte("SLYP\x01\x00")) || bytes.HasPrefix(b, []byte("SLYP\x01\x01")))
 		if (err == nil) != want {
 			t.Fatalf("%x: %v", b, err)
 		}
 		if !want {
 			return
 		}
-		if !bytes.Equal(got.Tunnel[:], b[6:22]) || got.Counter != binary.BigEndian.Uint64(b[22:]) {
+		if !bytes.Equal(got.Tunnel[:], b[6:22]) || got.Answer != (b[5] == 1) || got.Counter != binary.BigEndian.Uint64(b[22:]) {
 			t.Fatalf("%x read as %+v", b, got)
 		}
 		if err := tunnel.VerifyDataHello(b, tunnelKey); err != nil {
@@ -152,7 +153,7 @@ func FuzzTunnelPark(f *testing.F) {
 	h := tunnel.NewHub(tunnel.HubConfig{
 		Verify: func([]byte, string) (tunnel.Assignment, error) { return tunnel.Assignment{}, fmt.Errorf("nobody") },
 	})
-	f.Add(tunnel.AppendDataHello(nil, tunnel.DataHello(tunnelAt), tunnelKey))
+	f.Add(tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: tunnelAt.Tunnel, Counter: tunnelAt.Counter}, tunnelKey))
 	f.Add([]byte("SLYP"))
 	f.Fuzz(func(t *testing.T, hello []byte) {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport/sallyport"
@@ -94,6 +96,7 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 		},
 		Tunnel: tunnel.AgentConfig{
 			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel,
+			Proxy: proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
 		},
 		Services: []agent.Service{
 			{Kind: sallyport.KindNode, Serve: shell.Serve},
@@ -105,6 +108,11 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 		Log:       log,
 	}
 	return r, nil
+}
+
+// proxyFor says by which proxy a gateway is reached: what HTTPS_PROXY and NO_PROXY say.
+func proxyFor(ask func(*url.URL) (*url.URL, error)) func(string) (*url.URL, error) {
+	return func(address string) (*url.URL, error) { return ask(&url.URL{Scheme: "https", Host: address}) }
 }
 
 // dialTarget reaches a TCP service at host:port, or at "unix:" and a path.

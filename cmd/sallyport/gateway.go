@@ -97,7 +97,7 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	r.presence = &client.Presence{API: r.host.API(), Gateway: r.host.ID(), Address: r.cfg.Gateway.PublicAddress, Log: r.log}
 	keeper := r.host.Keeper()
 	r.hub = tunnel.NewHub(tunnel.HubConfig{
-		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Bounds: r.cfg.tunnelBounds(), Log: r.log,
+		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Bounds: r.cfg.tunnelBounds(), Loops: r.loops, Log: r.log,
 		Verify: func(assignment []byte, agentID string) (tunnel.Assignment, error) {
 			a, err := client.VerifyAssignment(keeper, assignment, agentID)
 			if err != nil {
@@ -115,26 +115,38 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	})
 	gc.Cluster = r.host.Cluster()
 	gc.Tunnels = gateway.Through(r.hub)
-	r.web = newWebServer(client.WebOrigin(r.host.Dialer(), r.log), r.log)
+	tunnelTLS := &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{alpn.Tunnel1}, SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.host.Certificate() },
+		ClientAuth:     tls.RequireAnyClientCert, VerifyConnection: r.verifyAgent,
+	}
+	r.web = newWebServer(besideUpgrades(r.hub.Upgrade(tunnelTLS), client.WebOrigin(r.host.Dialer(), r.log)), r.log)
 	gc.Ends = map[alpn.Class]gateway.End{
 		alpn.Web: {
 			TLS:      &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: r.webCertificate},
 			Handlers: map[string]gateway.Handler{"h2": r.web.serve, "http/1.1": r.web.serve, "": r.web.serve},
 		},
 		alpn.Tunnel: {
-			TLS: &tls.Config{
-				MinVersion: tls.VersionTLS13, NextProtos: []string{alpn.Tunnel1}, SessionTicketsDisabled: true,
-				GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.host.Certificate() },
-				ClientAuth:     tls.RequireAnyClientCert, VerifyConnection: r.verifyAgent,
-			},
+			TLS: tunnelTLS,
 			Handlers: map[string]gateway.Handler{alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) {
-				if err := r.hub.ServeControl(ctx, conn); err != nil {
+				if err := r.hub.Serve(ctx, conn); err != nil {
 					r.log.Info("tunnel ended", "from", conn.RemoteAddr(), "reason", err)
 				}
 			}},
 		},
 	}
 	return nil
+}
+
+// besideUpgrades takes agents' WebSockets out of what the web origin gets.
+func besideUpgrades(upgrades, web http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == tunnel.UpgradePath {
+			upgrades.ServeHTTP(w, r)
+			return
+		}
+		web.ServeHTTP(w, r)
+	})
 }
 
 func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
@@ -203,7 +215,7 @@ func newWebServer(h http.Handler, log *slog.Logger) *webServer {
 	w := &webServer{conns: make(chan net.Conn), closed: make(chan struct{})}
 	w.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 30 * time.Second,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), ConnContext: tunnel.ConnContext,
 	}
 	return w
 }
@@ -212,6 +224,7 @@ func (w *webServer) run(ctx context.Context) error {
 	if err := http2.ConfigureServer(w.server, &http2.Server{MaxConcurrentStreams: 100}); err != nil {
 		return err
 	}
+	w.server.BaseContext = func(net.Listener) context.Context { return ctx } // ends agents' WebSockets
 	stop := context.AfterFunc(ctx, func() {
 		w.Close()
 		w.server.Close()

@@ -123,7 +123,7 @@ func startGateway(t testing.TB, hostCA *authority, assigned []sallyport.Resource
 	cfg := &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{alpn.Tunnel1},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: hostCA.pool}
 	ctx, cancel := context.WithCancel(context.Background())
-	g.accept(g.control, func(c net.Conn) { g.hub.ServeControl(ctx, tls.Server(c, cfg)) })
+	g.accept(g.control, func(c net.Conn) { g.hub.Serve(ctx, tls.Server(c, cfg)) })
 	g.accept(g.data, g.park)
 	g.accept(g.public, g.join)
 	t.Cleanup(func() {

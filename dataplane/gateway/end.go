@@ -120,6 +120,14 @@ func (c *endedConn) Close() error {
 	return err
 }
 
+// Proven gives the place back before the end: who is at the other end has proved
+// who it is by what is inside the TLS, or inside a WebSocket in it.
+func (c *endedConn) Proven() {
+	if c.closed != nil {
+		c.closed()
+	}
+}
+
 // proxiedConn shows the client's address that a trusted proxy told.
 type proxiedConn struct {
 	net.Conn

@@ -37,7 +37,7 @@ func startEndToEnd(t *testing.T, loops []relay.Loop) *rig {
 	r := newRig(t, loops, func(c *Config) {
 		c.Tunnels = Through(h)
 		c.Ends = map[alpn.Class]End{alpn.Tunnel: {TLS: control, Handlers: map[string]Handler{
-			alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) { _ = h.ServeControl(ctx, conn) },
+			alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) { _ = h.Serve(ctx, conn) },
 		}}}
 		c.Bounds = Bounds{} // as in life
 	})

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -42,6 +43,14 @@ type AgentConfig struct {
 	// Dial makes TCP connections; nil for net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Carriers are the ways to try for data connections, in this order, and
+	// CarrierWebSocket also for the control connection; nil for all.
+	Carriers []Carrier
+
+	// Proxy returns the HTTP proxy by which an address is reached, by CONNECT; a
+	// nil URL, or a nil function, for none.
+	Proxy func(address string) (*url.URL, error)
+
 	MaxPool    int // parked connections per gateway, whatever it asks for; 1,024
 	MaxStreams int // streams at once; 16,384
 
@@ -51,8 +60,9 @@ type AgentConfig struct {
 // Stream is one client's stream at the agent. The gateway has read the
 // client's ClientHello and sends it next: nothing of it has been read here.
 type Stream struct {
-	// Conn is the data connection itself, a *net.TCPConn when the dialer made
-	// one. No deadline is set. RunAgent closes it.
+	// Conn is the data connection itself: a *net.TCPConn when the dialer made
+	// one, something slower when only that gets through. No deadline is set.
+	// RunAgent closes it.
 	Conn net.Conn
 
 	ConnectionID ID
@@ -106,6 +116,7 @@ type agent struct {
 	links      map[string]bool  // addresses that somebody dials
 	named      []string         // addresses of the newest welcome
 	gateways   map[string]*link // by gateway id: at most one tunnel to each
+	known      map[string]way   // by address: what got through last
 }
 
 // maxCancels bounds the cancel requests that are carried out at once.
@@ -124,6 +135,9 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAliveConfig: keepAliveConfig()}).DialContext
 	}
+	if cfg.Carriers == nil {
+		cfg.Carriers = []Carrier{CarrierTCP, CarrierTLS, CarrierWebSocket}
+	}
 	if cfg.Cancel == nil {
 		cfg.Cancel = func(context.Context, uint32, []byte) {}
 	}
@@ -132,7 +146,7 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	return &agent{
 		AgentConfig: cfg, ctx: ctx, served: newServed(),
 		streams: make(chan struct{}, cfg.MaxStreams), cancels: make(chan struct{}, maxCancels),
-		changed: make(chan struct{}), links: map[string]bool{}, gateways: map[string]*link{},
+		changed: make(chan struct{}), links: map[string]bool{}, gateways: map[string]*link{}, known: map[string]way{},
 	}
 }
 
@@ -202,6 +216,7 @@ func (a *agent) wanted(addr string) bool {
 		return true
 	}
 	delete(a.links, addr)
+	delete(a.known, addr)
 	return false
 }
 

@@ -355,7 +355,7 @@ func TestDataAddress(t *testing.T) {
 	for said, want := range map[string]string{
 		"": "192.0.2.7:443", ":8443": "192.0.2.7:8443", "gw1.test:443": "gw1.test:443", "nonsense": "192.0.2.7:443",
 	} {
-		if got := dataAddress(said, control); got != want {
+		if got := dataAddress(said, control.String()); got != want {
 			t.Errorf("dataAddress(%q) = %q, want %q", said, got, want)
 		}
 	}

@@ -25,6 +25,7 @@ type Bounds struct {
 	PingInterval time.Duration // 2 s
 	DeadAfter    time.Duration // without a byte of the agent; 5 s
 
+	Carried    int // data connections inside TLS or a WebSocket; 4,096
 	Tunnels    int // control connections; 16,384
 	Resources  int // per agent; 16,384
 	CancelRate int // pg-cancel messages per agent and second; 50
@@ -66,6 +67,7 @@ func (b Bounds) withDefaults() Bounds {
 	def(&b.HelloWait, 10*time.Second)
 	def(&b.PingInterval, 2*time.Second)
 	def(&b.DeadAfter, 5*time.Second)
+	def(&b.Carried, 4096)
 	def(&b.Tunnels, 16384)
 	def(&b.Resources, 16384)
 	def(&b.CancelRate, 50)

@@ -31,7 +31,7 @@ func TestF13_AgentVanishes(t *testing.T) {
 		vanish := make(chan struct{})
 		ended := make(chan error, 1)
 		go func() {
-			ended <- h.ServeControl(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))))
+			ended <- h.Serve(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))))
 		}()
 		agent := tls.Client(there, ca.client(ca.issue(t, sallyport.KindAgent, agentID)))
 		hello := &tunnelv1.Hello{AgentId: agentID, Assignment: assigned(1, "tcp/echo")}
@@ -55,7 +55,7 @@ func TestF13_AgentVanishes(t *testing.T) {
 			t.Error("still live")
 		}
 		if err := <-ended; !errors.Is(err, ErrDead) && !isTimeout(err) {
-			t.Errorf("ServeControl: %v", err)
+			t.Errorf("Serve: %v", err)
 		}
 		if n := h.Status().Counters["control_dead"]; n != 1 {
 			t.Errorf("control_dead: %d", n)
@@ -91,7 +91,7 @@ func TestF13_GatewayVanishes(t *testing.T) {
 					}
 					first = false
 					here, there := net.Pipe()
-					go func() { _ = h.ServeControl(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, server)) }()
+					go func() { _ = h.Serve(t.Context(), tls.Server(&mute{Conn: here, from: vanish}, server)) }()
 					return there, nil
 				},
 			})

@@ -67,8 +67,8 @@ func (l *link) release() {
 	l.held--
 }
 
-// dialData connects and says the data hello. It tries a few times: a gateway's
-// next request would come seconds later.
+// dialData makes a data connection. It tries a few times: a gateway's next
+// request would come seconds later.
 func (l *link) dialData() (conn net.Conn, at Binding, err error) {
 	select {
 	case l.dialing <- struct{}{}:
@@ -80,31 +80,34 @@ func (l *link) dialData() (conn net.Conn, at Binding, err error) {
 		if attempt > 0 && !sleep(l.parked, jitter(dialPause<<attempt)) {
 			return nil, at, l.parked.Err()
 		}
-		if conn, err = l.dialOnce(); err == nil {
-			at = Binding{Tunnel: l.tunnel, Counter: l.counter.Add(1)}
-			return conn, at, l.sayHello(conn, at)
+		if conn, at, err = l.open(); err == nil {
+			return conn, at, nil
 		}
 	}
+	l.chooseAgain()
 	return nil, at, err
 }
 
-func (l *link) dialOnce() (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(l.parked, dialLimit)
-	defer cancel()
-	return l.agent.Dial(ctx, "tcp", l.data)
-}
-
-func (l *link) sayHello(conn net.Conn, at Binding) error {
+// sayHello says who the connection belongs to, and hears the answer when it is
+// to find out whether it arrived.
+func (l *link) sayHello(conn net.Conn, hello DataHello) error {
 	if tc, ok := conn.(*net.TCPConn); ok {
 		_ = tc.SetKeepAliveConfig(keepAliveConfig())
 	}
 	userTimeout(conn, greetLimit) // lifted in park: see keepAlive
 	_ = conn.SetWriteDeadline(time.Now().Add(greetLimit))
-	_, err := conn.Write(AppendDataHello(make([]byte, 0, HelloSize), DataHello(at), l.keys.agent))
-	if err != nil {
-		conn.Close()
+	if _, err := conn.Write(AppendDataHello(make([]byte, 0, HelloSize), hello, l.keys.agent)); err != nil {
+		return err
 	}
-	return err
+	if !hello.Answer {
+		return nil
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(answerLimit))
+	var b [AnswerSize]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	return CheckAnswer(b[:], Binding{hello.Tunnel, hello.Counter}, l.keys.gateway)
 }
 
 // park waits for the open frame. Nothing may be said meanwhile. The wait ends

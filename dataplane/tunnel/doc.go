@@ -5,7 +5,7 @@
 // A tunnel is one control connection (TLS, messages) and a pool of parked data
 // connections (TCP, one client's stream each):
 //
-//	agent ── Hello, StreamUp, Retire ─▶ Hub.ServeControl ─┐
+//	agent ── Hello, StreamUp, Retire ─▶ Hub.Serve ─┐
 //	      ◀─ Welcome, Need, PgCancel ──                   ▼
 //	      ══ data hello ═════════════▶ Hub.Park ───▶ pool of the tunnel
 //	                                                      │ claim

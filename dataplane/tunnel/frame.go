@@ -36,6 +36,7 @@ const (
 	maxAddress  = 1 + 16 + 2  // family, address, port
 	maxKind     = 16
 	frameOpen   = 1
+	frameParked = 2
 	version     = 1
 	familyNone  = 0
 	familyV4    = 4
@@ -56,24 +57,35 @@ type ID = [idSize]byte
 // Key authenticates one direction of one tunnel.
 type Key [32]byte
 
+// flagAnswer asks the gateway to say that the connection is parked.
+const flagAnswer = 1
+
 // DataHello is what an agent says first on a data connection.
 type DataHello struct {
 	Tunnel  ID
 	Counter uint64
+	Answer  bool // the gateway is to say that the connection is parked
 }
 
 // AppendDataHello writes the 62 bytes of a data hello:
 //
-//	"SLYP" | version 1 | flags 0 | tunnel id (16) | counter (8) | MAC (32)
+//	"SLYP" | version 1 | flags (1: answer) | tunnel id (16) | counter (8) | MAC (32)
 //
 // The MAC is HMAC-SHA256 over all before, with the key from agent to gateway.
 func AppendDataHello(b []byte, h DataHello, k Key) []byte {
 	start := len(b)
 	b = append(b, Magic...)
-	b = append(b, version, 0)
+	b = append(b, version, h.flags())
 	b = append(b, h.Tunnel[:]...)
 	b = binary.BigEndian.AppendUint64(b, h.Counter)
 	return seal(b, b[start:], k)
+}
+
+func (h DataHello) flags() byte {
+	if h.Answer {
+		return flagAnswer
+	}
+	return 0
 }
 
 // ParseDataHello reads the fields of a data hello. Nothing of it may be
@@ -82,10 +94,10 @@ func ParseDataHello(b []byte) (DataHello, error) {
 	if len(b) != HelloSize || string(b[:4]) != Magic {
 		return DataHello{}, ErrMalformed
 	}
-	if b[4] != version || b[5] != 0 {
+	if b[4] != version || b[5]&^flagAnswer != 0 {
 		return DataHello{}, ErrVersion
 	}
-	h := DataHello{Tunnel: ID(b[6:22]), Counter: binary.BigEndian.Uint64(b[22:30])}
+	h := DataHello{Tunnel: ID(b[6:22]), Counter: binary.BigEndian.Uint64(b[22:30]), Answer: b[5]&flagAnswer != 0}
 	return h, nil
 }
 
@@ -95,6 +107,29 @@ func VerifyDataHello(b []byte, k Key) error {
 		return ErrMalformed
 	}
 	return check(b[:helloBody], nil, b[helloBody:], k)
+}
+
+// AnswerSize is that of the answer to a data hello that asks for one.
+const AnswerSize = FrameHeaderSize + macSize
+
+// AppendAnswer writes what a gateway says first on a data connection that asked
+// to be told that it is parked; the open frame comes after it:
+//
+//	type 2 | version 1 | length 32 (2) | MAC (32)
+//
+// The MAC is made as that of an open frame is.
+func AppendAnswer(b []byte, at Binding, k Key) []byte {
+	start := len(b)
+	b = append(b, frameParked, version, 0, macSize)
+	return bind(b, b[start:], at, k)
+}
+
+// CheckAnswer says whether b is the answer for this data connection.
+func CheckAnswer(b []byte, at Binding, k Key) error {
+	if len(b) != AnswerSize || string(b[:FrameHeaderSize]) != string([]byte{frameParked, version, 0, macSize}) {
+		return ErrMalformed
+	}
+	return check(at.bytes(), b[:FrameHeaderSize], b[FrameHeaderSize:], k)
 }
 
 // OpenFrame is what a gateway says first on a data connection that it has

@@ -93,7 +93,7 @@ func (a *handAgent) need() int {
 // hello are the bytes of the next data hello.
 func (a *handAgent) hello() (b []byte, at Binding) {
 	at = Binding{a.tunnel, a.counter.Add(1)}
-	return AppendDataHello(nil, DataHello(at), a.keys.agent), at
+	return AppendDataHello(nil, DataHello{Tunnel: at.Tunnel, Counter: at.Counter}, a.keys.agent), at
 }
 
 // handData is a data connection of a handAgent.

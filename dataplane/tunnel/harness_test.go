@@ -230,7 +230,7 @@ func (g *gateway) acceptControl(tc *tls.Config) {
 		if err != nil {
 			return
 		}
-		g.tasks.Go(func() { g.ended <- g.hub.ServeControl(g.ctx, tls.Server(c, tc)) })
+		g.tasks.Go(func() { g.ended <- g.hub.Serve(g.ctx, tls.Server(c, tc)) })
 	}
 }
 

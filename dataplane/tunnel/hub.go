@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/relay"
 	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
 )
 
@@ -32,6 +33,10 @@ type HubConfig struct {
 	// agent. It must not block for long, nor serve control connections.
 	// nil for nobody to tell.
 	Presence func(Presence)
+
+	// Loops watch the data connections that come inside TLS or a WebSocket, in
+	// turn. Without any, those are refused.
+	Loops []relay.Loop
 
 	Bounds Bounds
 	Log    *slog.Logger     // nil for none
@@ -60,6 +65,7 @@ var (
 	ErrUnknownTunnel = errors.New("unknown tunnel")
 	ErrReplayed      = errors.New("counter was used before")
 	ErrPoolFull      = errors.New("more connections than asked for")
+	ErrUnanswered    = errors.New("the connection takes no answer")
 )
 
 // Hub is the gateway's half: the tunnels of all agents, their parked
@@ -76,6 +82,8 @@ type Hub struct {
 	queue     queue
 	counters  counters
 	parking   *budget // of all pools
+	carried   atomic.Int64
+	turn      atomic.Uint32 // of Config.Loops
 	waits     waits
 	draining  atomic.Bool
 	presence  sync.Mutex // held round a change of agents and the report of it
@@ -112,6 +120,7 @@ type tunnel struct {
 	cancels limiter
 	end     context.CancelCauseFunc // ends its control connection
 	tag     uint16                  // guarded by Hub.mu
+	carrier atomic.Int32            // how its data connections come: the newest one's
 
 	names      atomic.Pointer[map[resourceName]bool] // what is routed here now; changed under Hub.mu
 	assignment atomic.Pointer[assignmentView]
@@ -124,7 +133,7 @@ type assignmentView struct {
 }
 
 // NewHub returns a hub without tunnels. It has no goroutine of its own; it is
-// over when ServeControl has returned for all connections.
+// over when Serve has returned for all connections.
 func NewHub(cfg HubConfig) *Hub {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -28,10 +28,10 @@ func TestA31_HelloGetsNothing(t *testing.T) {
 		good, at := a.hello()
 		forged := bytes.Clone(good)
 		forged[HelloSize-1] ^= 1
-		otherKey := AppendDataHello(nil, DataHello(at), b.keys.agent)
+		otherKey := AppendDataHello(nil, DataHello{Tunnel: at.Tunnel, Counter: at.Counter}, b.keys.agent)
 		moved := AppendDataHello(nil, DataHello{Tunnel: b.tunnel, Counter: at.Counter}, a.keys.agent)
 		unknown := AppendDataHello(nil, DataHello{Tunnel: newID(), Counter: at.Counter}, a.keys.agent)
-		gatewayKey := AppendDataHello(nil, DataHello(at), a.keys.gateway)
+		gatewayKey := AppendDataHello(nil, DataHello{Tunnel: at.Tunnel, Counter: at.Counter}, a.keys.gateway)
 		for name, c := range map[string]struct {
 			hello []byte
 			want  error

@@ -33,6 +33,7 @@ func newCounters() counters {
 		"parked", "leased", "lease_cancelled", "stream_up", "stream_refused", "retired", "replaced", "need_lost", "pool_gateway_full",
 		"park_malformed", "park_unknown_tunnel", "park_forged", "park_replayed", "park_pool_full",
 		"parked_byte", "parked_end", "parked_reset", "tunnel_ended",
+		"carried_tls", "carried_websocket", "carried_full", "carried_refused",
 		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "upsert_refused",
 		"control_refused", "control_ended", "control_dead",
 	}

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
 )
@@ -44,6 +43,7 @@ type link struct {
 	agent   *agent
 	addr    string
 	gateway string // its id
+	reached string // where it was reached: the address that its name had
 	tunnel  ID
 	keys    keys
 	data    string // where data connections go
@@ -53,6 +53,9 @@ type link struct {
 
 	counter atomic.Uint64
 	dialing chan struct{} // one slot per connection being dialed
+
+	choosing sync.Mutex // held while carriers are tried
+	chosen   Carrier    // guarded by choosing; "" before
 
 	mu   sync.Mutex
 	held int           // data connections dialed or parked
@@ -112,33 +115,6 @@ func (l *link) run(ctx context.Context) error {
 	return l.serve(ctx, sent)
 }
 
-// connect dials and ends the TLS handshake; then the gateway is known by its
-// certificate.
-func (l *link) connect(ctx context.Context) (*tls.Conn, error) {
-	cfg, err := l.agent.TLS(l.addr)
-	if err != nil {
-		return nil, err
-	}
-	dctx, cancel := context.WithTimeout(ctx, dialLimit)
-	defer cancel()
-	raw, err := l.agent.Dial(dctx, "tcp", l.addr)
-	if err != nil {
-		return nil, err
-	}
-	conn := tls.Client(raw, tunnelTLS(cfg, l.addr))
-	hctx, cancel := context.WithTimeout(ctx, greetLimit)
-	defer cancel()
-	if err := conn.HandshakeContext(hctx); err != nil {
-		raw.Close()
-		return nil, err
-	}
-	if l.gateway, err = peerID(conn.ConnectionState(), sallyport.KindGateway, l.agent.Cluster); err != nil {
-		raw.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
 func tunnelTLS(cfg *tls.Config, addr string) *tls.Config {
 	cfg = cfg.Clone()
 	cfg.MinVersion = tls.VersionTLS13
@@ -185,7 +161,7 @@ func (l *link) accept(w *tunnelv1.Welcome, conn *tls.Conn) (err error) {
 	if l.keys, err = deriveKeys(conn.ConnectionState(), l.tunnel); err != nil {
 		return err
 	}
-	l.data = dataAddress(w.GetDataAddress(), conn.RemoteAddr())
+	l.data = dataAddress(w.GetDataAddress(), l.reached)
 	l.ceiling = min(int(w.GetPoolCeiling()), l.agent.MaxPool)
 	l.talk = newTalk(conn, pingTime(w.GetPingIntervalMs(), 2*time.Second), pingTime(w.GetDeadAfterMs(), 5*time.Second), time.Now)
 	if named := w.GetGateways(); len(named) > 0 {
@@ -196,15 +172,15 @@ func (l *link) accept(w *tunnelv1.Welcome, conn *tls.Conn) (err error) {
 
 // dataAddress is where the very gateway is that the control connection
 // reached: what it says, with its own host when it says only a port.
-func dataAddress(said string, control net.Addr) string {
+func dataAddress(said, reached string) string {
 	host, port, err := net.SplitHostPort(said)
 	if err != nil {
-		return control.String()
+		return reached
 	}
 	if host != "" {
 		return said
 	}
-	if host, _, err = net.SplitHostPort(control.String()); err != nil {
+	if host, _, err = net.SplitHostPort(reached); err != nil {
 		return said
 	}
 	return net.JoinHostPort(host, port)

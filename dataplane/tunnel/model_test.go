@@ -197,13 +197,13 @@ func (m *model) play(op, arg byte) {
 	case 0, 1:
 		t.counter++
 		at := Binding{t.id, t.counter}
-		m.park(t, l, AppendDataHello(nil, DataHello(at), t.keys.agent), at, !t.over)
+		m.park(t, l, AppendDataHello(nil, DataHello{Tunnel: at.Tunnel, Counter: at.Counter}, t.keys.agent), at, !t.over)
 	case 2:
 		if len(t.hellos) > 0 {
 			m.park(t, l, t.hellos[int(arg>>4)%len(t.hellos)], Binding{}, false)
 		}
 	case 3:
-		b := AppendDataHello(nil, DataHello{t.id, t.counter + 1}, t.keys.agent)
+		b := AppendDataHello(nil, DataHello{Tunnel: t.id, Counter: t.counter + 1}, t.keys.agent)
 		b[6+int(arg>>2)%(HelloSize-6)] ^= 1 << (arg % 8)
 		m.park(t, l, b, Binding{}, false)
 	case 4, 5:

@@ -12,32 +12,47 @@ import (
 // behind them may have been. Park runs on l's thread and owns fd from the call
 // on, also when it returns an error: then fd has been closed.
 func (h *Hub) Park(l relay.Loop, fd int, hello []byte, from netip.AddrPort) error {
-	t, counter, err := h.admitData(hello)
+	t, d, err := h.admitData(hello, from)
 	if err != nil {
-		h.counters.add(parkReason(err))
 		closeFD(fd)
-		h.cfg.Log.Debug("data connection refused", "from", from, "err", err)
 		return err
 	}
+	t.carrier.Store(carriedTCP)
 	keepAlive(fd)
+	return h.settleIn(l, t, d, fd)
+}
+
+// settleIn parks a data connection whose hello is good, and says so first when
+// it was asked to. It owns fd.
+func (h *Hub) settleIn(l relay.Loop, t *tunnel, d DataHello, fd int) error {
+	e := &entry{tunnel: t, fd: fd, counter: d.Counter}
+	if d.Answer && !writeAll(fd, AppendAnswer(nil, Binding{t.id, d.Counter}, t.keys.gateway)) {
+		closeFD(fd)
+		h.counters.add("parked_reset")
+		return ErrUnanswered
+	}
 	h.counters.add("parked")
-	return h.shelve(l, &entry{tunnel: t, fd: fd, counter: counter})
+	return h.shelve(l, e)
 }
 
 // admitData checks a data hello: whose it is, by its MAC, and that it is new.
-func (h *Hub) admitData(hello []byte) (*tunnel, uint64, error) {
-	d, err := ParseDataHello(hello)
-	if err != nil {
-		return nil, 0, err
+func (h *Hub) admitData(hello []byte, from netip.AddrPort) (t *tunnel, d DataHello, err error) {
+	defer func() {
+		if err != nil {
+			h.counters.add(parkReason(err))
+			h.cfg.Log.Debug("data connection refused", "from", from, "err", err)
+		}
+	}()
+	if d, err = ParseDataHello(hello); err != nil {
+		return nil, d, err
 	}
-	t := h.tunnel(d.Tunnel)
-	if t == nil {
-		return nil, 0, ErrUnknownTunnel
+	if t = h.tunnel(d.Tunnel); t == nil {
+		return nil, d, ErrUnknownTunnel
 	}
-	if err := VerifyDataHello(hello, t.keys.agent); err != nil {
-		return nil, 0, err
+	if err = VerifyDataHello(hello, t.keys.agent); err != nil {
+		return nil, d, err
 	}
-	return t, d.Counter, t.pool.accept(d.Counter)
+	return t, d, t.pool.accept(d.Counter)
 }
 
 // shelve watches a connection on l, makes it available, and serves whoever

@@ -1,11 +1,14 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -19,15 +22,40 @@ var (
 	errTooMany  = errors.New("too many control connections")
 	errEvicted  = errors.New("the agent was sent away")
 
+	errNoCarriers     = errors.New("no loops for carried data connections")
+	errTooManyCarried = errors.New("too many carried data connections")
+
 	errAssignment = errors.New("assignment refused")
 )
 
-// ServeControl serves one agent's control connection until it ends, and closes
-// it. The TLS layer has checked, or will check during the handshake, that the
-// peer's certificate chains to the host CA. The error says why it ended; there
-// is always one.
-func (h *Hub) ServeControl(ctx context.Context, conn *tls.Conn) error {
-	t, err := h.greet(ctx, conn)
+// Serve serves one agent's connection until it ends, and closes it: a control
+// connection, or a data connection inside TLS. The TLS layer has checked, or will
+// check during the handshake, that the peer's certificate chains to the host CA.
+// The error says why a control connection ended; there is always one.
+func (h *Hub) Serve(ctx context.Context, conn *tls.Conn) error {
+	return h.serve(ctx, conn, func() {})
+}
+
+// serve is Serve that calls lift when it is known who is at the other end.
+func (h *Hub) serve(ctx context.Context, conn *tls.Conn, lift func()) error {
+	agent, head, err := h.meet(ctx, conn)
+	if err != nil {
+		conn.NetConn().Close()
+		h.counters.add("control_refused")
+		return err
+	}
+	if string(head) == Magic {
+		return h.serveData(ctx, inbound{carrier: conn, kind: carriedTLS, head: head, from: addrOf(conn), lift: func() {
+			lift()
+			_ = conn.SetDeadline(time.Time{}) // fails on a closed connection: the pump finds out
+		}})
+	}
+	lift()
+	return h.serveControl(ctx, conn, agent, head)
+}
+
+func (h *Hub) serveControl(ctx context.Context, conn *tls.Conn, agent string, head []byte) error {
+	t, err := h.greet(ctx, conn, agent, head)
 	if err != nil {
 		conn.NetConn().Close()
 		h.counters.add("control_refused")
@@ -48,22 +76,31 @@ func (h *Hub) ServeControl(ctx context.Context, conn *tls.Conn) error {
 	return fmt.Errorf("agent %s: %w", t.agent, err)
 }
 
-// greet does what must be done before anything is promised: the handshake, the
-// agent's hello, the check of its assignment, and the tunnel's keys.
-func (h *Hub) greet(ctx context.Context, conn *tls.Conn) (*tunnel, error) {
-	deadline := time.Now().Add(h.bounds.HelloWait) // lifted by talk, once the agent is known
+// meet ends the handshake, and reads what the agent says first.
+func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (agent string, head []byte, err error) {
+	deadline := time.Now().Add(h.bounds.HelloWait) // lifted by greet or serveData, once the agent is known
 	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("control connection: %w", err)
+		return "", nil, fmt.Errorf("control connection: %w", err)
 	}
-	agent, err := peerID(conn.ConnectionState(), sallyport.KindAgent, h.cfg.Cluster)
-	if err != nil {
-		return nil, err
+	if agent, err = peerID(conn.ConnectionState(), sallyport.KindAgent, h.cfg.Cluster); err != nil {
+		return "", nil, err
 	}
-	t, err := h.hello(conn, agent)
+	head = make([]byte, magicSize)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return "", nil, fmt.Errorf("agent %s: hello: %w", agent, err)
+	}
+	return agent, head, nil
+}
+
+// greet does what must be done before anything is promised: the agent's hello,
+// the check of its assignment, and the tunnel's keys.
+func (h *Hub) greet(ctx context.Context, conn *tls.Conn, agent string, head []byte) (*tunnel, error) {
+	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	t, err := h.hello(conn, agent, head)
 	if err != nil {
 		h.turnAway(conn, err)
 		return nil, fmt.Errorf("agent %s: %w", agent, err)
@@ -82,8 +119,8 @@ func (h *Hub) turnAway(conn *tls.Conn, why error) {
 	}
 }
 
-func (h *Hub) hello(conn *tls.Conn, agent string) (*tunnel, error) {
-	m, err := ReadControl(conn)
+func (h *Hub) hello(conn *tls.Conn, agent string, head []byte) (*tunnel, error) {
+	m, err := ReadControl(io.MultiReader(bytes.NewReader(head), conn))
 	if err != nil {
 		return nil, fmt.Errorf("hello: %w", err)
 	}
@@ -259,6 +296,15 @@ func (h *Hub) tick(t *tunnel) {
 		h.cfg.Log.Warn("assignment expired", "agent", t.agent)
 		h.setNames(t, map[resourceName]bool{})
 	}
+}
+
+// addrOf is where a connection comes from; the zero value for one that is
+// inside another.
+func addrOf(c net.Conn) netip.AddrPort {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort()
+	}
+	return netip.AddrPort{}
 }
 
 func endReason(err error) string {

@@ -109,7 +109,7 @@ func TestA20_ControlEndsWithCertificate(t *testing.T) {
 	parked := a.park(g)
 	expired.Store(true)
 	if err := receive(t, g.ended); !errors.Is(err, errExpired) {
-		t.Errorf("ServeControl: %v", err)
+		t.Errorf("Serve: %v", err)
 	}
 	wantClosed(t, parked)
 	if g.hub.Live("tcp", "echo") {
@@ -129,7 +129,7 @@ func TestEvict(t *testing.T) {
 		t.Error("evict")
 	}
 	if err := receive(t, g.ended); !errors.Is(err, errEvicted) {
-		t.Errorf("ServeControl: %v", err)
+		t.Errorf("Serve: %v", err)
 	}
 	wantClosed(t, parked)
 }

@@ -19,6 +19,8 @@ type Status struct {
 	Counters map[string]uint64
 	Waits    Waits // of the clients that got a connection
 
+	Carried int // data connections inside TLS or a WebSocket, leased ones included
+
 	// Of all tunnels: connections ready for clients, those asked for and not yet
 	// here, and the bound of both together.
 	Parked, Pending, PoolLimit int
@@ -83,6 +85,7 @@ type TunnelStatus struct {
 	Pending  int // asked for and not yet here
 	Target   int // wanted
 	HalfOpen int
+	Carrier  string // how its data connections come: "tcp", "tls", "websocket"; "" before the first
 }
 
 // Status returns the present state and the counters since the start.
@@ -92,7 +95,7 @@ func (h *Hub) Status() Status {
 		Waiting:  int(h.queue.length.Load()),
 		Draining: h.draining.Load(),
 		Counters: h.counters.snapshot(),
-		Waits:    h.waits.snapshot(), PoolLimit: h.bounds.PoolGateway,
+		Waits:    h.waits.snapshot(), PoolLimit: h.bounds.PoolGateway, Carried: int(h.carried.Load()),
 	}
 	for _, t := range h.all() {
 		u := t.status()
@@ -120,6 +123,7 @@ func (t *tunnel) status() TunnelStatus {
 		Resources: len(*t.names.Load()),
 		RoundTrip: time.Duration(t.talk.round.Load()),
 		Streams:   int(t.streams.Load()),
+		Carrier:   carrierName(t.carrier.Load()),
 	}
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
@@ -156,7 +160,7 @@ func (h *Hub) Evict(agentID string) bool {
 // Drain sends all agents away: no lease is given and no tunnel taken from now
 // on. Each agent is told to come back after a time of its own between after and
 // after + spread, so that they do not come all at once. Streams that run are
-// not touched. ServeControl returns for every connection soon after.
+// not touched. Serve returns for every connection soon after.
 func (h *Hub) Drain(after, spread time.Duration) {
 	h.draining.Store(true)
 	tunnels := h.all()

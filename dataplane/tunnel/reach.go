@@ -1,0 +1,304 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/sallyport/sallyport"
+)
+
+// How an agent gets through to a gateway. A control connection is TLS: it goes
+// directly, or inside a WebSocket where what is on the way ends TLS. For data
+// connections the carriers are tried in order, once per tunnel, by one connection
+// that asks for an answer:
+//
+//	TCP ─ no answer ─▶ TLS ─ no answer ─▶ WebSocket ─ no answer ─▶ the next request
+//	 └───────── answer ─┴───────── answer ──┴─▶ all others of this tunnel
+
+// answerLimit is how long the answer to a data hello may take.
+const answerLimit = 3 * time.Second
+
+// knownFor is how long an agent remembers what got through to an address. Then
+// it tries again from the first: networks get better, too.
+const knownFor = time.Hour
+
+// way is what got through to an address.
+type way struct {
+	control Carrier // CarrierTLS, or CarrierWebSocket
+	data    Carrier // "" when not known yet
+	since   time.Time
+}
+
+func (a *agent) knownWay(addr string) way {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.known[addr]
+	if time.Since(w.since) > knownFor {
+		return way{}
+	}
+	return w
+}
+
+// learn notes what got through; the time counts from the first of it.
+func (a *agent) learn(addr string, change func(*way)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.known[addr]
+	if time.Since(w.since) > knownFor {
+		w = way{since: time.Now()}
+	}
+	change(&w)
+	a.known[addr] = w
+}
+
+// connect makes the control connection; then the gateway is known by its
+// certificate.
+func (l *link) connect(ctx context.Context) (*tls.Conn, error) {
+	ways := []Carrier{CarrierTLS}
+	if slices.Contains(l.agent.Carriers, CarrierWebSocket) {
+		ways = append(ways, CarrierWebSocket)
+	}
+	if l.agent.knownWay(l.addr).control == CarrierWebSocket {
+		slices.Reverse(ways)
+	}
+	var all []error
+	for _, by := range ways {
+		conn, err := l.control(ctx, by)
+		if err == nil {
+			l.through(by)
+			return conn, nil
+		}
+		all = append(all, err)
+		if ctx.Err() != nil || errors.Is(err, errNobody) {
+			break
+		}
+	}
+	return nil, errors.Join(all...)
+}
+
+// errNobody: there was no TCP connection, so there is none inside a WebSocket.
+var errNobody = errors.New("cannot be reached")
+
+func (l *link) through(by Carrier) {
+	if by != CarrierTLS {
+		l.agent.Log.Info("control connection goes inside a WebSocket: what is on the way lets nothing else through", "gateway", l.addr)
+	}
+	l.agent.learn(l.addr, func(w *way) { w.control = by })
+}
+
+// control makes a control connection directly, or inside a WebSocket.
+func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
+	cfg, err := l.agent.TLS(l.addr)
+	if err != nil {
+		return nil, err
+	}
+	var under net.Conn
+	if by == CarrierWebSocket {
+		under, l.reached, err = l.dialWebSocket(ctx, l.addr)
+	} else {
+		under, l.reached, err = l.dialTCP(ctx, l.addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	conn, id, err := l.handshake(ctx, under, cfg)
+	if err != nil {
+		return nil, err
+	}
+	l.gateway = id
+	return conn, nil
+}
+
+// handshake ends TLS with a gateway, and says which one it is. It owns under.
+func (l *link) handshake(ctx context.Context, under net.Conn, cfg *tls.Config) (*tls.Conn, string, error) {
+	conn := tls.Client(under, tunnelTLS(cfg, l.addr))
+	hctx, cancel := context.WithTimeout(ctx, greetLimit)
+	defer cancel()
+	if err := conn.HandshakeContext(hctx); err != nil {
+		under.Close()
+		return nil, "", err
+	}
+	id, err := peerID(conn.ConnectionState(), sallyport.KindGateway, l.agent.Cluster)
+	if err != nil {
+		under.Close()
+		return nil, "", err
+	}
+	return conn, id, nil
+}
+
+// dialTCP connects to an address, by its proxy if it has one, and says which
+// address of its name it was. Behind a proxy that is not known.
+func (l *link) dialTCP(ctx context.Context, addr string) (conn net.Conn, reached string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	defer cancel()
+	a := l.agent
+	if a.Proxy != nil {
+		proxy, err := a.Proxy(addr)
+		if err != nil {
+			return nil, "", fmt.Errorf("%w: %w", errNobody, err)
+		}
+		if proxy != nil {
+			conn, err := connectBy(ctx, a.Dial, proxy, addr)
+			if err != nil {
+				return nil, "", fmt.Errorf("%w: %w", errNobody, err)
+			}
+			return conn, addr, nil
+		}
+	}
+	if conn, err = a.Dial(ctx, "tcp", addr); err != nil {
+		return nil, "", fmt.Errorf("%w: %w", errNobody, err)
+	}
+	return conn, conn.RemoteAddr().String(), nil
+}
+
+// dialWebSocket makes a WebSocket to a gateway's web origin, and returns the
+// other end of the pair that it is pumped into. Nothing is believed of the TLS
+// around it: what is inside is authenticated by itself, as on plain TCP.
+func (l *link) dialWebSocket(ctx context.Context, addr string) (conn net.Conn, reached string, err error) {
+	under, reached, err := l.dialTCP(ctx, addr)
+	if err != nil {
+		return nil, "", err
+	}
+	cfg, err := l.agent.TLS(l.addr)
+	if err != nil {
+		under.Close()
+		return nil, "", err
+	}
+	name := tunnelTLS(cfg, l.addr).ServerName
+	ctx, cancel := context.WithTimeout(ctx, greetLimit)
+	defer cancel()
+	outer := tls.Client(under, &tls.Config{
+		ServerName: name, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
+		InsecureSkipVerify: true, // see above
+	})
+	if err := outer.HandshakeContext(ctx); err != nil {
+		under.Close()
+		return nil, "", fmt.Errorf("WebSocket: %w", err)
+	}
+	ws, _, err := websocket.Dial(ctx, "wss://"+name+UpgradePath, &websocket.DialOptions{
+		HTTPClient: &http.Client{
+			Transport:     &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return outer, nil }},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		CompressionMode: websocket.CompressionDisabled, OnPingReceived: noPong,
+	})
+	if err != nil {
+		under.Close()
+		return nil, "", fmt.Errorf("WebSocket: %w", err)
+	}
+	far, local, err := connPair()
+	if err != nil {
+		under.Close()
+		return nil, "", err
+	}
+	s := newSocket(ws)
+	l.agent.tasks.Go(func() { pump(l.agent.ctx, s, local) })
+	return far, reached, nil
+}
+
+// open makes a data connection and says its hello. The first of a tunnel finds
+// out how; the others wait for it.
+func (l *link) open() (net.Conn, Binding, error) {
+	l.choosing.Lock()
+	if by := l.chosen; by != "" {
+		l.choosing.Unlock()
+		return l.openBy(by, false)
+	}
+	defer l.choosing.Unlock()
+	var all []error
+	for _, by := range l.order() {
+		if err := l.parked.Err(); err != nil {
+			return nil, Binding{}, err
+		}
+		conn, at, err := l.openBy(by, true)
+		if err == nil {
+			l.choose(by)
+			return conn, at, nil
+		}
+		all = append(all, fmt.Errorf("%s: %w", by, err))
+	}
+	return nil, Binding{}, errors.Join(all...)
+}
+
+// order is what to try: first what got through the last time.
+func (l *link) order() []Carrier {
+	all := slices.Clone(l.agent.Carriers)
+	if i := slices.Index(all, l.agent.knownWay(l.addr).data); i > 0 {
+		all[0], all[i] = all[i], all[0]
+		slices.SortStableFunc(all[1:], func(a, b Carrier) int {
+			return slices.Index(l.agent.Carriers, a) - slices.Index(l.agent.Carriers, b)
+		})
+	}
+	return all
+}
+
+func (l *link) choose(by Carrier) {
+	l.chosen = by
+	l.agent.learn(l.addr, func(w *way) { w.data = by })
+	if by != l.agent.Carriers[0] {
+		l.agent.Log.Warn("data connections take a slower carrier: what is on the way lets no other through", "gateway", l.addr, "carrier", string(by))
+		return
+	}
+	l.agent.Log.Debug("data connections", "gateway", l.addr, "carrier", string(by))
+}
+
+// chooseAgain makes the next data connection find out anew how to get through.
+func (l *link) chooseAgain() {
+	l.choosing.Lock()
+	defer l.choosing.Unlock()
+	l.chosen = ""
+}
+
+// openBy makes a data connection inside a carrier, and says its hello.
+func (l *link) openBy(by Carrier, answer bool) (conn net.Conn, at Binding, err error) {
+	switch by {
+	case CarrierTCP:
+		conn, _, err = l.dialTCP(l.parked, l.data)
+	case CarrierTLS:
+		conn, err = l.dialTLS()
+	case CarrierWebSocket:
+		conn, _, err = l.dialWebSocket(l.parked, l.data)
+	default:
+		err = fmt.Errorf("unknown carrier %q", string(by))
+	}
+	if err != nil {
+		return nil, at, err
+	}
+	at = Binding{Tunnel: l.tunnel, Counter: l.counter.Add(1)}
+	stop := context.AfterFunc(l.parked, func() { conn.Close() })
+	defer stop()
+	if err = l.sayHello(conn, DataHello{at.Tunnel, at.Counter, answer}); err != nil {
+		conn.Close()
+		return nil, at, err
+	}
+	return conn, at, nil
+}
+
+// dialTLS makes TLS to the very gateway of this tunnel.
+func (l *link) dialTLS() (net.Conn, error) {
+	cfg, err := l.agent.TLS(l.addr)
+	if err != nil {
+		return nil, err
+	}
+	under, _, err := l.dialTCP(l.parked, l.data)
+	if err != nil {
+		return nil, err
+	}
+	conn, id, err := l.handshake(l.parked, under, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if id != l.gateway {
+		conn.Close()
+		return nil, errors.New("the data address is another gateway's")
+	}
+	return conn, nil
+}

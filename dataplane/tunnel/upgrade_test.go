@@ -1,0 +1,314 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+// strangersWorld is a gateway whose port takes all carriers, with an agent by hand.
+func strangersWorld(t *testing.T, loops []relay.Loop, wait time.Duration) (*gateway, *handAgent, string) {
+	t.Helper()
+	g := startGateway(t, newAuthority(t), loops, func(c *HubConfig) {
+		c.Loops = loops
+		c.Bounds = Bounds{HelloWait: wait, Carried: 2, LeaseWait: 10 * time.Millisecond}
+	})
+	addr := onePort(t, g)
+	a := byHand(t, g, agentID, assigned(1, "tcp/echo"))
+	g.come(t)
+	return g, a, addr
+}
+
+// upgrade makes a WebSocket as an agent does.
+func upgrade(t *testing.T, addr string, header http.Header, mode websocket.CompressionMode) (*websocket.Conn, *http.Response, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, resp, err := websocket.Dial(ctx, "wss://"+addr+UpgradePath, &websocket.DialOptions{
+		HTTPHeader: header, CompressionMode: mode,
+		HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}}},
+	})
+	if c != nil {
+		t.Cleanup(func() { c.CloseNow() })
+	}
+	return c, resp, err
+}
+
+// wantSocketClosed fails unless the gateway ends the WebSocket without a message.
+func wantSocketClosed(t *testing.T, name string, c *websocket.Conn) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if _, b, err := c.Read(ctx); err == nil || ctx.Err() != nil {
+		t.Errorf("%s: read %q, %v; want the end", name, b, err)
+	}
+}
+
+// TestA32_AfterUpgrade: who falls silent behind the answer 101, or inside TLS,
+// is closed within the bound for hellos, at every byte of one.
+func TestA32_AfterUpgrade(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, a, addr := strangersWorld(t, loops, 300*time.Millisecond)
+		hello, _ := a.hello()
+		for name, first := range map[string][]byte{
+			"nothing": nil, "one byte": hello[:1], "the magic": hello[:4], "a hello minus its last byte": hello[:HelloSize-1],
+			"one byte of TLS": {tlsHandshake}, "a record's head": {tlsHandshake, 3, 1, 2, 0},
+		} {
+			c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+			check0(t, err)
+			if len(first) > 0 {
+				check0(t, c.Write(t.Context(), websocket.MessageBinary, first))
+			}
+			wantSocketClosed(t, name, c)
+		}
+		for name, first := range map[string][]byte{"nothing": nil, "the magic": hello[:4], "a hello minus its last byte": hello[:HelloSize-1], "half a length": {0, 0}} {
+			c := dialControl(t, g, g.ca.issue(t, sallyport.KindAgent, agent2ID))
+			_, err := c.Write(first)
+			check0(t, err)
+			check0(t, c.SetReadDeadline(time.Now().Add(patience)))
+			if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("inside TLS, %s: read %d bytes, %v; want the end", name, n, err)
+			}
+			c.Close()
+		}
+		wantNothingHeld(t, g)
+	})
+}
+
+func wantNothingHeld(t *testing.T, g *gateway) {
+	t.Helper()
+	eventually(t, "nothing held", func() bool {
+		s := g.hub.Status()
+		return s.Carried == 0 && s.Parked == 0 && s.HalfOpen == 0
+	})
+}
+
+// TestCarriedStrangers: the carriers ask for the same proof as plain TCP does,
+// and a page in a browser, other messages and compression get nothing.
+func TestCarriedStrangers(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, a, addr := strangersWorld(t, loops, patience)
+		good, at := a.hello()
+		forged := append([]byte(nil), good...)
+		forged[HelloSize-1] ^= 1
+		unknown := AppendDataHello(nil, DataHello{Tunnel: newID(), Counter: at.Counter}, a.keys.agent)
+		for name, b := range map[string][]byte{
+			"forged": forged, "unknown tunnel": unknown, "HTTP": []byte("GET / HTTP/1.1\r\n\r\n"), "an alert": {21, 3, 3, 0, 2, 2, 40},
+			"a claim of 2 GiB": {0x7f, 0xff, 0xff, 0xff},
+		} {
+			c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+			check0(t, err)
+			check0(t, c.Write(t.Context(), websocket.MessageBinary, b))
+			wantSocketClosed(t, name, c)
+		}
+		c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+		check0(t, err)
+		check0(t, c.Write(t.Context(), websocket.MessageText, good))
+		wantSocketClosed(t, "text", c)
+		if _, resp, err := upgrade(t, addr, http.Header{"Origin": {"https://" + addr}}, websocket.CompressionDisabled); err == nil || resp == nil || resp.StatusCode != http.StatusForbidden {
+			t.Errorf("a browser's page: %v", err)
+		}
+		wantNothingHeld(t, g)
+		s := g.hub.Status()
+		if s.Counters["park_forged"] != 1 || s.Counters["park_unknown_tunnel"] != 1 || s.Counters["carried_refused"] < 6 || s.Counters["parked"] != 0 {
+			t.Errorf("counters: %v", s.Counters)
+		}
+	})
+}
+
+// TestA147_NoDecompression: a WebSocket of an agent has no compression, whatever
+// it asks for: nothing that it sends grows here.
+func TestA147_NoDecompression(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, _, addr := strangersWorld(t, loops, patience)
+		c, resp, err := upgrade(t, addr, nil, websocket.CompressionContextTakeover)
+		check0(t, err)
+		if got := resp.Header.Get("Sec-WebSocket-Extensions"); got != "" {
+			t.Errorf("granted: %q", got)
+		}
+		c.CloseNow()
+		// One message that is larger than any of ours is not waited for.
+		c, _, err = upgrade(t, addr, nil, websocket.CompressionDisabled)
+		check0(t, err)
+		go func() { _ = c.Write(context.Background(), websocket.MessageBinary, append([]byte(Magic), make([]byte, 1<<20)...)) }()
+		wantSocketClosed(t, "a large message", c)
+		wantNothingHeld(t, g)
+	})
+}
+
+// TestCarriedBound: no more are carried than allowed, and each gives its place back.
+func TestCarriedBound(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, a, addr := strangersWorld(t, loops, patience)
+		for range 2 {
+			var held []*websocket.Conn
+			for range 2 {
+				c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+				check0(t, err)
+				b, _ := a.hello()
+				check0(t, c.Write(t.Context(), websocket.MessageBinary, b))
+				held = append(held, c)
+			}
+			eventually(t, "two carried", func() bool { return g.hub.Status().Parked == 2 })
+			c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+			check0(t, err)
+			b, _ := a.hello()
+			check0(t, c.Write(t.Context(), websocket.MessageBinary, b))
+			wantSocketClosed(t, "the third", c)
+			for _, c := range held {
+				c.CloseNow()
+			}
+			wantNothingHeld(t, g)
+		}
+		if n := g.hub.Status().Counters["carried_full"]; n != 2 {
+			t.Errorf("carried_full: %d", n)
+		}
+	})
+}
+
+// TestCarriedAnswer: who asks is told that the connection is parked, with a proof
+// that is good for this connection only.
+func TestCarriedAnswer(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, a, addr := strangersWorld(t, loops, patience)
+		at := Binding{a.tunnel, a.counter.Add(1)}
+		c, err := net.Dial("tcp", addr)
+		check0(t, err)
+		defer c.Close()
+		_, err = c.Write(AppendDataHello(nil, DataHello{at.Tunnel, at.Counter, true}, a.keys.agent))
+		check0(t, err)
+		b := make([]byte, AnswerSize)
+		check0(t, c.SetReadDeadline(time.Now().Add(patience)))
+		_, err = io.ReadFull(c, b)
+		check0(t, err)
+		check0(t, CheckAnswer(b, at, a.keys.gateway))
+		for name, bad := range map[string]error{
+			"another connection": CheckAnswer(b, Binding{at.Tunnel, at.Counter + 1}, a.keys.gateway),
+			"another tunnel":     CheckAnswer(b, Binding{newID(), at.Counter}, a.keys.gateway),
+			"another key":        CheckAnswer(b, at, a.keys.agent),
+			"a byte less":        CheckAnswer(b[1:], at, a.keys.gateway),
+		} {
+			if bad == nil {
+				t.Errorf("good for %s, too", name)
+			}
+		}
+		eventually(t, "parked", func() bool { return g.hub.Status().Parked == 1 })
+		if g.hub.Status().Tunnels[0].Carrier != string(CarrierTCP) {
+			t.Error("it came by TCP")
+		}
+	})
+}
+
+// TestProxy: with an HTTP proxy in the way the agent asks it by CONNECT, for
+// control and data connections; what the proxy may not have it does not get.
+func TestProxy(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		g := startGateway(t, ca, loops, func(c *HubConfig) { c.DataAddress, c.Loops, c.Bounds.LeaseWait = "", loops, patience })
+		gw := onePort(t, g)
+		asked := make(chan string, 1000)
+		proxy := startProxy(t, gw, asked)
+		u := &url.URL{Scheme: "http", Host: proxy, User: url.UserPassword("office", "secret")}
+		startAgent(t, ca, []string{"gw.example:443"}, func(c *AgentConfig) {
+			c.Proxy = func(string) (*url.URL, error) { return u, nil }
+		})
+		g.come(t)
+		g.warm(t)
+		for range 5 {
+			if got := receive(t, asked); got != "gw.example:443 Basic b2ZmaWNlOnNlY3JldA==" {
+				t.Errorf("the proxy was asked for %q", got)
+			}
+		}
+		conform(t, g)
+		if s := g.hub.Status(); s.Tunnels[0].Carrier != string(CarrierTCP) {
+			t.Errorf("carrier %q: CONNECT passes everything", s.Tunnels[0].Carrier)
+		}
+	})
+}
+
+// startProxy leads every CONNECT to one address.
+func startProxy(t *testing.T, to string, asked chan<- string) string {
+	t.Helper()
+	_, addr := startMiddlebox(t, to, "proxy", func(m *middlebox) {
+		m.ask = func(c net.Conn, first []byte) (net.Conn, bool) {
+			in := bufio.NewReader(io.MultiReader(strings.NewReader(string(first)), c))
+			r, err := http.ReadRequest(in)
+			if err != nil || r.Method != http.MethodConnect {
+				return nil, false
+			}
+			asked <- r.Host + " " + r.Header.Get("Proxy-Authorization")
+			_, err = io.WriteString(c, "HTTP/1.1 200 Connection established\r\n\r\n")
+			return readConn{c, in}, err == nil
+		}
+	})
+	return addr
+}
+
+// TestProxyRefuses: what a proxy says is bounded, and a no is told without the
+// password.
+func TestProxyRefuses(t *testing.T) {
+	for name, answer := range map[string]string{
+		"no":              "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
+		"no HTTP":         "SSH-2.0-x\r\n",
+		"no end":          "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 100),
+		"more than a yes": "HTTP/1.1 200 OK\r\n\r\nhello",
+		"nothing":         "",
+	} {
+		here, there := net.Pipe()
+		go func() {
+			defer there.Close()
+			if _, err := http.ReadRequest(bufio.NewReader(there)); err == nil {
+				_, _ = io.WriteString(there, answer)
+			}
+		}()
+		dial := func(context.Context, string, string) (net.Conn, error) { return here, nil }
+		u := &url.URL{Scheme: "http", Host: "proxy.example:3128", User: url.UserPassword("office", "secret")}
+		conn, err := connectBy(t.Context(), dial, u, "gw.example:443")
+		if err == nil {
+			conn.Close()
+			t.Errorf("%s: taken for a yes", name)
+			continue
+		}
+		if strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the password is in %q", name, err)
+		}
+	}
+	if _, err := connectBy(t.Context(), nil, &url.URL{Scheme: "socks5", Host: "proxy.example:1080"}, "gw.example:443"); err == nil {
+		t.Error("socks5 was taken for HTTP")
+	}
+}
+
+// TestRemembersWay: an agent whose data connections needed a carrier begins with
+// it when it comes again.
+func TestRemembersWay(t *testing.T) {
+	a := newAgent(t.Context(), AgentConfig{})
+	l := &link{agent: a, addr: "gw.test:443"}
+	if got := fmt.Sprint(l.order()); got != "[tcp tls websocket]" {
+		t.Errorf("at first: %s", got)
+	}
+	for by, want := range map[Carrier]string{CarrierTLS: "[tls tcp websocket]", CarrierWebSocket: "[websocket tcp tls]", CarrierTCP: "[tcp tls websocket]"} {
+		a.learn(l.addr, func(w *way) { w.data = by })
+		if got := fmt.Sprint(l.order()); got != want {
+			t.Errorf("after %s: %s, want %s", by, got, want)
+		}
+	}
+	a.known[l.addr] = way{data: CarrierTLS, control: CarrierWebSocket, since: time.Now().Add(-2 * knownFor)}
+	if got := fmt.Sprint(l.order()); got != "[tcp tls websocket]" {
+		t.Errorf("after a long time: %s", got)
+	}
+}
