@@ -273,9 +273,34 @@ func (s *shape) scalar(n ast.Node, t reflect.Type, path string) {
 			ok = true
 		}
 	}
-	if !ok {
-		s.add(n, path, want+" is needed here, not "+kindOf(n))
+	if ok {
+		return
 	}
+	if text := unquoted(n); text != "" && want == "text" {
+		s.add(n, path, fmt.Sprintf("between brackets a text with a colon needs quotes: %q", text))
+		return
+	}
+	s.add(n, path, want+" is needed here, not "+kindOf(n))
+}
+
+// unquoted is the text that the parser took for a name with a value, though no
+// space stands behind the colon; "" when it is none. YAML 1.2.2 section 7.3.3
+// allows it, the parser does not.
+func unquoted(n ast.Node) string {
+	all, ok := n.(*ast.MappingNode)
+	if !ok || len(all.Values) != 1 {
+		return ""
+	}
+	pair := all.Values[0]
+	value, ok := pair.Value.(ast.ScalarNode)
+	if !ok {
+		return ""
+	}
+	key, val := pair.Key.GetToken(), value.GetToken()
+	if val.Position.Line != key.Position.Line || val.Position.Column != key.Position.Column+len(key.Value)+1 {
+		return ""
+	}
+	return key.Value + ":" + val.Value
 }
 
 func kindOf(n ast.Node) string {

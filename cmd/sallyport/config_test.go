@@ -115,6 +115,8 @@ func TestConfigFaults(t *testing.T) {
 
 		{"number for text", head + "log: {level: [info]}\n", "4:14: log.level: text is needed here, not a list"},
 		{"mapping for text", head + "data_dir: {a: b}\n", "4:11: data_dir: text is needed here, not names with values"},
+		{"address without quotes", head + "gateway: {listen: [127.0.0.1:443]}\n", `4:29: gateway.listen[0]: between brackets a text with a colon needs quotes: "127.0.0.1:443"`},
+		{"name and value for text", head + "gateway: {listen: [a: 443]}\n", "4:21: gateway.listen[0]: text is needed here, not names with values"},
 		{"text for a number", "version: one\nroles: [agent]\n", `1:10: version: a whole number is needed here, not "one"`},
 		{"fraction", "version: 1.5\n", "1:10: version: a whole number is needed here, not the number 1.5"},
 		{"huge", "version: 99999999999999999999\n", "1:10: version: a whole number is needed here, not "},
