@@ -116,30 +116,44 @@ func TestHTTPRefused(t *testing.T) {
 // FuzzHTTP: whatever is asked, the redirect stays on our names, and net/http
 // reads it as one answer.
 func FuzzHTTP(f *testing.F) {
-	f.Add([]byte("GET /a?b HTTP/1.1\r\nHost: gw.test:8443\r\n\r\n"))
-	f.Add([]byte("GET //x@y/ HTTP/1.1\r\nHost: gw.test@evil.test\r\n\r\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		h, need, err := ParseHTTP(b)
-		if need != 0 && (err != nil || need <= len(b)) {
-			t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
-		}
-		if need != 0 || err != nil {
-			return
-		}
-		answer := h.Redirect("gw.test", 8443)
-		to := location(t, answer)
-		if to == "" {
-			return // 400
-		}
-		u, err := url.Parse(to)
-		if err != nil {
-			return // a path that url.Parse refuses (a bad escape) is a path all the same
-		}
-		if host := u.Hostname(); u.Scheme != "https" || host != "gw.test" && !strings.HasSuffix(host, ".gw.test") {
-			t.Fatalf("sent to %q", to)
-		}
-		if n := bytes.Count(answer, []byte("\r\n")); n != 5 {
-			t.Fatalf("%q", answer)
-		}
-	})
+	for _, b := range httpSeeds(f) {
+		f.Add(b)
+	}
+	f.Fuzz(checkHTTP)
+}
+
+// TestRandomHTTP is FuzzHTTP without coverage, for many more inputs.
+func TestRandomHTTP(t *testing.T) { mutants(t, httpSeeds(t), checkHTTP) }
+
+func httpSeeds(_ testing.TB) [][]byte {
+	return [][]byte{
+		[]byte("GET /a?b HTTP/1.1\r\nHost: gw.test:8443\r\n\r\n"),
+		[]byte("GET //x@y/ HTTP/1.1\r\nHost: gw.test@evil.test\r\n\r\n"),
+	}
+}
+
+func checkHTTP(t *testing.T, b []byte) {
+	t.Helper()
+	h, need, err := ParseHTTP(b)
+	if need != 0 && (err != nil || need <= len(b)) {
+		t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+	}
+	if need != 0 || err != nil {
+		return
+	}
+	answer := h.Redirect("gw.test", 8443)
+	to := location(t, answer)
+	if to == "" {
+		return // 400
+	}
+	u, err := url.Parse(to)
+	if err != nil {
+		return // a path that url.Parse refuses (a bad escape) is a path all the same
+	}
+	if host := u.Hostname(); u.Scheme != "https" || host != "gw.test" && !strings.HasSuffix(host, ".gw.test") {
+		t.Fatalf("sent to %q", to)
+	}
+	if n := bytes.Count(answer, []byte("\r\n")); n != 5 {
+		t.Fatalf("%q", answer)
+	}
 }

@@ -105,54 +105,94 @@ func minorZero(b []byte) []byte {
 	return b
 }
 
+// stricterThan names what pgproto3 reads and we, as the server does, refuse:
+// requests that are not of their one size (a key of more than four bytes is
+// only ever an answer to one that the agent gave, and it gives none), and names
+// that are empty, where the server sees the end.
+func stricterThan(msg pgproto3.FrontendMessage, b []byte) bool {
+	size := binary.BigEndian.Uint32(b)
+	switch msg := msg.(type) {
+	case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
+		return size != pgRequestSize
+	case *pgproto3.CancelRequest:
+		return size != pgCancelSize
+	case *pgproto3.StartupMessage:
+		_, empty := msg.Parameters[""]
+		return empty || size > pgMaxStartup // pgproto3 does not count the length's own bytes
+	}
+	return false
+}
+
 // FuzzPostgres holds our reading against pgproto3's: same kind, same frame, same
-// names. Where we are stricter is said in the code below.
+// names. What it reads and we refuse is one of the cases of stricterThan.
 func FuzzPostgres(f *testing.F) {
-	f.Add(packet(8, 4, 0xd2, 0x16, 0x2f))
-	f.Add(packet(8, 4, 0xd2, 0x16, 0x30))
-	f.Add(packet(16, 4, 0xd2, 0x16, 0x2e, 0, 1, 0, 2, 0, 0, 0, 3))
-	f.Add(startup(f, map[string]string{"user": "alice", "database": "orders", "_pq_.x": "1"}))
-	f.Add(packet(14, 0, 3, 0, 0, 'a', 0, 'b', 0, 0, 0))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		p, need, err := ParsePostgres(b)
-		if need != 0 && (need <= len(b) || need > pgMaxStartup || err != nil) {
-			t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+	for _, b := range postgresSeeds(f) {
+		f.Add(b)
+	}
+	f.Fuzz(checkPostgres)
+}
+
+// TestRandomPostgres is FuzzPostgres without coverage, for many more inputs.
+func TestRandomPostgres(t *testing.T) { mutants(t, postgresSeeds(t), checkPostgres) }
+
+func postgresSeeds(t testing.TB) [][]byte {
+	return [][]byte{
+		packet(8, 4, 0xd2, 0x16, 0x2f),
+		packet(8, 4, 0xd2, 0x16, 0x30),
+		packet(16, 4, 0xd2, 0x16, 0x2e, 0, 1, 0, 2, 0, 0, 0, 3),
+		startup(t, map[string]string{"user": "alice", "database": "orders", "_pq_.x": "1"}),
+		packet(14, 0, 3, 0, 0, 'a', 0, 'b', 0, 0, 0),
+	}
+}
+
+func checkPostgres(t *testing.T, b []byte) {
+	t.Helper()
+	p, need, err := ParsePostgres(b)
+	if need != 0 && (need <= len(b) || need > pgMaxStartup || err != nil) {
+		t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+	}
+	msg, theirs := pgproto3.NewBackend(bytes.NewReader(minorZero(b)), io.Discard).ReceiveStartupMessage()
+	if need != 0 {
+		if theirs == nil {
+			t.Fatalf("need %d, pgproto3 read %#v", need, msg)
 		}
-		msg, theirs := pgproto3.NewBackend(bytes.NewReader(minorZero(b)), io.Discard).ReceiveStartupMessage()
-		if need != 0 {
-			if theirs == nil {
-				t.Fatalf("need %d, pgproto3 read %#v", need, msg)
-			}
-			return
+		return
+	}
+	if err != nil {
+		if theirs == nil && !stricterThan(msg, b) {
+			t.Fatalf("%v, pgproto3 read %#v", err, msg)
 		}
-		if err != nil {
-			return
+		return
+	}
+	if theirs != nil {
+		t.Fatalf("read kind %d, pgproto3: %v", p.Kind, theirs)
+	}
+	switch msg := msg.(type) {
+	case *pgproto3.SSLRequest:
+		if p.Kind != PostgresSSL || p.Size != 8 {
+			t.Fatalf("%+v", p)
 		}
-		if theirs != nil {
-			t.Fatalf("read kind %d, pgproto3: %v", p.Kind, theirs)
+	case *pgproto3.GSSEncRequest:
+		if p.Kind != PostgresGSSENC || p.Size != 8 {
+			t.Fatalf("%+v", p)
 		}
-		switch msg := msg.(type) {
-		case *pgproto3.SSLRequest:
-			if p.Kind != PostgresSSL || p.Size != 8 {
-				t.Fatalf("%+v", p)
-			}
-		case *pgproto3.GSSEncRequest:
-			if p.Kind != PostgresGSSENC || p.Size != 8 {
-				t.Fatalf("%+v", p)
-			}
-		case *pgproto3.CancelRequest:
-			if p.Kind != PostgresCancel || msg.ProcessID != p.PID || !bytes.Equal(msg.SecretKey, binary.BigEndian.AppendUint32(nil, p.Key)) {
-				t.Fatalf("%+v, pgproto3 %+v", p, msg)
-			}
-		case *pgproto3.StartupMessage:
-			if p.Kind != PostgresStartup || p.Size != int(binary.BigEndian.Uint32(b)) {
-				t.Fatalf("%+v", p)
-			}
-			for name, want := range msg.Parameters {
-				if got, ok := p.Parameter(name); !ok || got != want {
-					t.Fatalf("parameter %q is %q, pgproto3 %q", name, got, want)
-				}
+	case *pgproto3.CancelRequest:
+		if p.Kind != PostgresCancel || msg.ProcessID != p.PID || !bytes.Equal(msg.SecretKey, binary.BigEndian.AppendUint32(nil, p.Key)) {
+			t.Fatalf("%+v, pgproto3 %+v", p, msg)
+		}
+	case *pgproto3.StartupMessage:
+		if p.Kind != PostgresStartup || p.Size != int(binary.BigEndian.Uint32(b)) {
+			t.Fatalf("%+v", p)
+		}
+		for name, want := range msg.Parameters {
+			if got, ok := p.Parameter(name); !ok || got != want {
+				t.Fatalf("parameter %q is %q, pgproto3 %q", name, got, want)
 			}
 		}
-	})
+		for i, s := range bytes.Split(bytes.TrimSuffix(p.Parameters, []byte{0, 0}), []byte{0}) {
+			if _, ok := msg.Parameters[string(s)]; i%2 == 0 && !ok {
+				t.Fatalf("parameter %q, pgproto3 has none", s)
+			}
+		}
+	}
 }

@@ -113,50 +113,68 @@ func TestAppendProxyV2(t *testing.T) {
 // FuzzProxy holds our reading against go-proxyproto's. What we read it must
 // read alike; what it reads and we refuse is one of the cases named here.
 func FuzzProxy(f *testing.F) {
-	f.Add([]byte("PROXY TCP4 192.0.2.1 198.51.100.1 8080 443\r\nGET"))
-	f.Add([]byte("PROXY TCP6 ::1 ::ffff:1.2.3.4 1 2\r\n"))
-	f.Add([]byte("PROXY UNKNOWN x\r\n"))
-	f.Add(v2(0x21, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 2, 4, 0, 1, 9))
-	f.Add(v2(0x21, 0x21, make([]byte, 40)...))
-	f.Add(v2(0x20, 0x12, 1, 2))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		p, need, err := ParseProxy(b)
-		if need != 0 && (err != nil || need <= len(b)) {
-			t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+	for _, b := range proxySeeds(f) {
+		f.Add(b)
+	}
+	f.Fuzz(checkProxy)
+}
+
+// TestRandomProxy is FuzzProxy without coverage, for many more inputs.
+func TestRandomProxy(t *testing.T) { mutants(t, proxySeeds(t), checkProxy) }
+
+func proxySeeds(_ testing.TB) [][]byte {
+	return [][]byte{
+		[]byte("PROXY TCP4 192.0.2.1 198.51.100.1 8080 443\r\nGET"),
+		[]byte("PROXY TCP6 ::1 ::ffff:1.2.3.4 1 2\r\n"),
+		[]byte("PROXY UNKNOWN x\r\n"),
+		v2(0x21, 0x11, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 2, 4, 0, 1, 9),
+		v2(0x21, 0x21, append(make([]byte, 36), 1, 0, 2, 'h', '2', 2, 0, 1, 'a')...),
+		v2(0x21, 0x31, make([]byte, 216)...),
+		v2(0x20, 0x12, 1, 2),
+	}
+}
+
+func checkProxy(t *testing.T, b []byte) {
+	t.Helper()
+	p, need, err := ParseProxy(b)
+	if need != 0 && (err != nil || need <= len(b)) {
+		t.Fatalf("%d bytes: need %d, %v", len(b), need, err)
+	}
+	r := bufio.NewReaderSize(bytes.NewReader(b), 1<<17)
+	h, theirs := proxyproto.Read(r)
+	if need != 0 {
+		if theirs == nil {
+			t.Fatalf("need %d, go-proxyproto read %v", need, h)
 		}
-		r := bufio.NewReaderSize(bytes.NewReader(b), 1<<17)
-		h, theirs := proxyproto.Read(r)
-		if need != 0 {
-			if theirs == nil {
-				t.Fatalf("need %d, go-proxyproto read %v", need, h)
-			}
-			return
+		return
+	}
+	if err != nil {
+		if theirs == nil && !stricter(h, b) {
+			t.Fatalf("%v, go-proxyproto read %v", err, h)
 		}
-		if err != nil {
-			if theirs == nil && !stricter(h, b) {
-				t.Fatalf("%v, go-proxyproto read %v", err, h)
-			}
-			return
+		return
+	}
+	if theirs != nil {
+		if p.Local && p.Size >= proxyV2Header && b[12] == proxyV2Proxy && b[13] == proxyV2Unspec {
+			return // the choice is the receiver's (section 2.2)
 		}
-		if theirs != nil {
-			if p.Local && p.Size >= proxyV2Header && b[12] == proxyV2Proxy && b[13] == proxyV2Unspec {
-				return // the choice is the receiver's (section 2.2)
-			}
-			t.Fatalf("%+v, go-proxyproto: %v", p, theirs)
+		t.Fatalf("%+v, go-proxyproto: %v", p, theirs)
+	}
+	if read := len(b) - r.Buffered(); read != p.Size {
+		t.Fatalf("%d bytes, go-proxyproto %d", p.Size, read)
+	}
+	if _, err := h.TLVs(); h.Version == 2 && !p.Local && err != nil {
+		t.Fatalf("%+v, go-proxyproto: %v", p, err)
+	}
+	if p.Local {
+		if _, tcp := h.SourceAddr.(*net.TCPAddr); tcp && h.Command == proxyproto.PROXY {
+			t.Fatalf("local, go-proxyproto %v", h.SourceAddr)
 		}
-		if read := len(b) - r.Buffered(); read != p.Size {
-			t.Fatalf("%d bytes, go-proxyproto %d", p.Size, read)
-		}
-		if p.Local {
-			if _, tcp := h.SourceAddr.(*net.TCPAddr); tcp && h.Command == proxyproto.PROXY {
-				t.Fatalf("local, go-proxyproto %v", h.SourceAddr)
-			}
-			return
-		}
-		if s, d := h.SourceAddr.(*net.TCPAddr).AddrPort(), h.DestinationAddr.(*net.TCPAddr).AddrPort(); !sameAddr(s, p.Source) || !sameAddr(d, p.Destination) {
-			t.Fatalf("%v to %v, go-proxyproto %v to %v", p.Source, p.Destination, s, d)
-		}
-	})
+		return
+	}
+	if s, d := h.SourceAddr.(*net.TCPAddr).AddrPort(), h.DestinationAddr.(*net.TCPAddr).AddrPort(); !sameAddr(s, p.Source) || !sameAddr(d, p.Destination) {
+		t.Fatalf("%v to %v, go-proxyproto %v to %v", p.Source, p.Destination, s, d)
+	}
 }
 
 // stricter names what we refuse and go-proxyproto reads: datagrams, and TLVs

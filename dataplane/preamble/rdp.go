@@ -19,10 +19,12 @@ type RDP struct {
 const (
 	tpktHeader  = 4
 	x224Request = 0xe0
-	x224Fixed   = 7    // length indicator, code, two references, class
-	rdpMax      = 1024 // mstsc sends less than 100 bytes; a routing token may add some
+	x224Fixed   = 7   // length indicator, code, two references, class
+	x224Longest = 254 // what a length indicator may say: 255 is reserved (X.224, section 13.2.1)
+	rdpMax      = tpktHeader + 1 + x224Longest
 	rdpNegSize  = 8
 	rdpNegType  = 1
+	rdpCorrFlag = 8 // in the request's flags: a correlation info follows
 	rdpCorrType = 6
 	rdpCorrSize = 36
 )
@@ -42,8 +44,8 @@ func ParseRDP(b []byte) (r RDP, need int, err error) {
 		return r, r.Size, nil
 	}
 	tpdu := b[tpktHeader:r.Size]
-	// The length indicator counts what follows it, and 255 is reserved. The
-	// destination reference of a request and its class are 0.
+	// The length indicator counts what follows it. The destination reference of
+	// a request and its class are 0.
 	if int(tpdu[0]) != len(tpdu)-1 || tpdu[1] != x224Request || tpdu[2] != 0 || tpdu[3] != 0 || tpdu[6] != 0 {
 		return r, 0, ErrMalformed
 	}
@@ -63,11 +65,19 @@ func (r RDP) variable(b []byte) (RDP, int, error) {
 	if len(b) == 0 {
 		return r, 0, nil
 	}
-	// A correlation info of its own type and length may follow (2.2.1.1.2).
-	correlates := len(b) == rdpNegSize+rdpCorrSize && b[8] == rdpCorrType && binary.LittleEndian.Uint16(b[10:]) == rdpCorrSize
-	if len(b) != rdpNegSize && !correlates || b[0] != rdpNegType || binary.LittleEndian.Uint16(b[2:]) != rdpNegSize {
+	if len(b) < rdpNegSize || b[0] != rdpNegType || binary.LittleEndian.Uint16(b[2:]) != rdpNegSize {
 		return r, 0, ErrMalformed
 	}
-	r.Negotiates, r.Flags, r.Protocols = true, b[1], binary.LittleEndian.Uint32(b[4:])
+	request, info := b[:rdpNegSize], b[rdpNegSize:]
+	flagged := request[1]&rdpCorrFlag != 0
+	if flagged != (len(info) > 0) || flagged && !correlates(info) {
+		return r, 0, ErrMalformed
+	}
+	r.Negotiates, r.Flags, r.Protocols = true, request[1], binary.LittleEndian.Uint32(request[4:])
 	return r, 0, nil
+}
+
+// correlates says that b is a correlation info (2.2.1.1.2).
+func correlates(b []byte) bool {
+	return len(b) == rdpCorrSize && b[0] == rdpCorrType && binary.LittleEndian.Uint16(b[2:]) == rdpCorrSize
 }
