@@ -22,6 +22,7 @@ type sizes struct {
 
 	warm, window time.Duration // of a sample of relays
 	relays       int           // idle ones
+	tunnelled    int           // idle ones through a tunnel
 	pings        float64       // per second, moderate load
 	crowdPings   float64       // per second, over up to 9,000 connections
 }
@@ -31,10 +32,10 @@ const leastPairs = 9
 
 func sizesFor(o options) sizes {
 	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, megabytes: 200, idle: 100, runs: 10, within: 15 * time.Minute,
-		warm: 300 * time.Millisecond, window: time.Second, relays: 3000, pings: 10000, crowdPings: 5000}
+		warm: 300 * time.Millisecond, window: time.Second, relays: 3000, tunnelled: 500, pings: 10000, crowdPings: 5000}
 	if o.quick {
 		z = sizes{quick: true, pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, megabytes: 20, idle: 20, runs: 3, within: 2 * time.Minute,
-			warm: 50 * time.Millisecond, window: 150 * time.Millisecond, relays: 300, pings: 5000, crowdPings: 5000}
+			warm: 50 * time.Millisecond, window: 150 * time.Millisecond, relays: 300, tunnelled: 50, pings: 5000, crowdPings: 5000}
 	}
 	if o.pairs > 0 {
 		z.pairs = o.pairs
@@ -66,6 +67,7 @@ type rig struct {
 func groups() []group {
 	return []group{
 		{prefixes: []string{"relay-"}, open: openRelays},
+		{prefixes: []string{"tunnel-"}, open: openTunnels},
 		{prefixes: []string{"ssh-", "db-", "copy", "cli/"}, open: openAccess},
 	}
 }

@@ -98,7 +98,7 @@ func (p *process) await(ctx context.Context, holds func(ctx context.Context) err
 // tail is the end of what the process said.
 func (p *process) tail() string {
 	b, _ := os.ReadFile(p.log)
-	return string(b[max(0, len(b)-2000):])
+	return strings.TrimSpace(string(b[max(0, len(b)-2000):]))
 }
 
 func listens(addr string) func(ctx context.Context) error {

@@ -208,7 +208,7 @@ func (w *relayWorld) crowdMeasures(z sizes) []comparison {
 func (w *relayWorld) compare(prefix string, t task, a, b subject, z sizes) comparison {
 	c := comparison{Measure: Measure{Name: prefix + t.name + "/" + b.name, Title: t.title, A: a.title, B: b.title, Load: t.load}}
 	for _, q := range t.quantities {
-		q.Ratio = relayBars[c.Name+" "+q.Key]
+		q.Ratio = cmp.Or(relayBars[c.Name+" "+q.Key], tunnelBars[c.Name+" "+q.Key])
 		c.Quantities = append(c.Quantities, q)
 	}
 	if !t.fresh {
@@ -311,7 +311,7 @@ const sampleWait = 2 * time.Minute
 func (w *relayWorld) traffic(ctx context.Context, r *running, j flow.Job) (res flow.Result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sampleWait+j.Warm+j.Window)
 	defer cancel()
-	j.To, j.Hello = r.to, r.hello
+	j.To, j.Hello, j.Names, j.TLS = r.to, r.hello, r.names, r.tls
 	pids, err := r.watched()
 	if err != nil {
 		return res, err

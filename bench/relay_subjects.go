@@ -29,7 +29,11 @@ type running struct {
 	to      flow.Backends // where clients connect
 	hello   bool          // clients say a ClientHello first
 	process []*process
-	also    func() // to be stopped with the processes; nil for nothing
+	keep    bool   // the processes are another's, who stops them
+	also    func() // to be done at the end; nil for nothing
+
+	names flow.Backends // what clients ask for; the usual where empty
+	tls   *flow.TLS     // what clients speak; nil without
 }
 
 func (r *running) stop() {
@@ -37,6 +41,9 @@ func (r *running) stop() {
 		return
 	}
 	for _, p := range r.process {
+		if r.keep {
+			break
+		}
 		_ = p.cmd.Process.Signal(syscall.SIGCONT)
 		p.stop()
 	}

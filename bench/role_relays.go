@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport/alpn"
@@ -15,27 +12,11 @@ import (
 // copyProxy is what one writes in Go on an afternoon: read the hello, dial, and
 // io.Copy both ways, which splices between TCP connections.
 func copyProxy(ctx context.Context, listen string, routes []flow.Route) error {
-	l, err := net.Listen("tcp", listen)
-	if err != nil {
-		return err
-	}
 	to := map[string]string{}
 	for _, r := range routes {
 		to[r.Name] = r.Address
 	}
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		conn, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		go copyOne(conn.(*net.TCPConn), to) // ends with its connection, at the latest with the process
-	}
+	return listenUntil(ctx, listen, func(conn net.Conn) { copyOne(conn.(*net.TCPConn), to) })
 }
 
 func copyOne(client *net.TCPConn, to map[string]string) {
@@ -55,15 +36,7 @@ func copyOne(client *net.TCPConn, to map[string]string) {
 	if _, err := server.Write(first); err != nil {
 		return
 	}
-	var back sync.WaitGroup
-	back.Go(func() { copyHalf(client, server) })
-	copyHalf(server, client)
-	back.Wait()
-}
-
-func copyHalf(to, from *net.TCPConn) {
-	_, _ = io.Copy(to, from) // how it ended shows at the other end
-	to.CloseWrite()
+	join(client, server)
 }
 
 // readHello reads until the hello is whole.

@@ -18,6 +18,10 @@ const (
 	roleServers = "@servers" // ADDRESSES
 	roleTraffic = "@traffic" // an order on standard input, a result on standard output
 	roleCopy    = "@copy"    // LISTEN ROUTES: a plain Go proxy
+
+	roleEnder      = "@ender"       // LISTEN ENDING: a server that ends TLS
+	roleSSHGateway = "@ssh-gateway" // LISTEN AGENTS: the public end of an SSH tunnel
+	roleSSHAgent   = "@ssh-agent"   // GATEWAY ENDING: its far end
 )
 
 // isRole says that the program was started as a part of a run.
@@ -40,6 +44,17 @@ func play(ctx context.Context, args []string) error {
 			return err
 		}
 		return copyProxy(ctx, args[1], routes)
+	case role == roleSSHGateway && len(args) == 3:
+		return sshGateway(ctx, args[1], args[2])
+	case role == roleEnder && len(args) == 3, role == roleSSHAgent && len(args) == 3:
+		e, err := newEnder(args[2])
+		if err != nil {
+			return err
+		}
+		if role == roleSSHAgent {
+			return sshAgent(ctx, args[1], e)
+		}
+		return listenUntil(ctx, args[1], e.serve)
 	default:
 		return fmt.Errorf("no role %q with %d arguments", role, len(args)-1)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sallyport/sallyport/bench/flow"
 	"github.com/sallyport/sallyport/tools/peers/postgres"
 )
 
@@ -31,7 +32,9 @@ type world struct {
 	login    string // the OS user that sessions run as
 	bare     login  // how the servers that run shells are started
 	setting  Setting
-	node     string // the name that the agent's machine got
+	cores    *cores       // where gateway and agent run, for tunnels; nil: anywhere
+	tcp      []flow.Route // resources
+	node     string       // the name that the agent's machine got
 
 	authAddr, proxy string
 	pin             string
@@ -91,7 +94,26 @@ func (w *world) write(name, text string) error {
 
 // role starts one process with one role.
 func (w *world) role(name string) (*process, error) {
-	return startProcess(w.dir, name, w.roleCommand(name))
+	return w.startOn(name, w.roleCommand(name))
+}
+
+// startOn keeps gateway and agent on a core of their own where one is given, and auth
+// away from it.
+func (w *world) startOn(name string, cmd *exec.Cmd) (p *process, err error) {
+	start := func() (err error) {
+		p, err = startProcess(w.dir, name, cmd)
+		return err
+	}
+	if w.cores == nil {
+		return p, start()
+	}
+	apart(cmd)
+	cpu := w.cores.relay
+	if name == "auth" {
+		cpu = w.cores.traffic
+	}
+	err = pinned(cpu, start)
+	return p, err
 }
 
 func (w *world) roleCommand(name string) *exec.Cmd {
@@ -193,19 +215,34 @@ roles: [agent]
 agent:
   gateways: [%q]
   join: {token_file: %s, ca_pin: %q}
-  ssh: {enabled: true, labels: {env: bench}}
-  databases:
-    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}
-`, w.path("agent"), w.proxy, token, w.pin, stubDatabase, w.stub.addr())
-	if w.postgres != nil {
-		fmt.Fprintf(&b, "    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}\n", realDatabase, w.postgres.Addr)
-	}
+`, w.path("agent"), w.proxy, token, w.pin)
+	w.agentResources(&b)
 	b.WriteString("log: {level: warn}\n")
 	return w.write("agent.yaml", b.String())
 }
 
+// agentResources writes what there is: a node and databases, or servers by TCP.
+func (w *world) agentResources(b *strings.Builder) {
+	if len(w.tcp) > 0 {
+		b.WriteString("  tcp:\n")
+	}
+	for _, r := range w.tcp {
+		fmt.Fprintf(b, "    - {name: %s, address: %q, labels: {env: bench}}\n", r.Name, r.Address)
+	}
+	if w.stub == nil {
+		return
+	}
+	fmt.Fprintf(b, `  ssh: {enabled: true, labels: {env: bench}}
+  databases:
+    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}
+`, stubDatabase, w.stub.addr())
+	if w.postgres != nil {
+		fmt.Fprintf(b, "    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}\n", realDatabase, w.postgres.Addr)
+	}
+}
+
 func (w *world) startAgent(context.Context) (err error) {
-	w.agent, err = startProcess(w.dir, "agent", w.bare.wrap(w.roleCommand("agent")))
+	w.agent, err = w.startOn("agent", w.bare.wrap(w.roleCommand("agent")))
 	return err
 }
 

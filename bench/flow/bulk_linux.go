@@ -11,20 +11,20 @@ import (
 // bulk moves bytes over all connections at once. They are counted where they
 // arrive.
 func (r *runner) bulk(ctx context.Context) (Result, error) {
-	name, addr := SinkName, r.To.Sink
+	kind := SinkName
 	if r.Kind == Down {
-		name, addr = SourceName, r.To.Source
+		kind = SourceName
 	}
-	conns, err := r.openAll(ctx, name, addr, r.Conns)
+	conns, err := r.openAll(ctx, kind, r.Conns)
 	if err != nil {
 		closeAll(conns)
 		return Result{}, err
 	}
 	var received atomic.Uint64
-	count, move := r.taken, func(c *net.TCPConn) { send(c, 0) }
+	count, move := r.taken, func(c net.Conn) { send(c, 0) }
 	if r.Kind == Down {
 		count = func() (float64, error) { return float64(received.Load()), nil }
-		move = func(c *net.TCPConn) { _ = discard(c, func(n int) { received.Add(uint64(n)) }) }
+		move = func(c net.Conn) { _ = receive(c, func(n int) { received.Add(uint64(n)) }) }
 	}
 	var moving sync.WaitGroup
 	defer moving.Wait()
@@ -59,7 +59,7 @@ func (r *runner) count(ctx context.Context, units func() (float64, error)) (Resu
 
 // send writes until the connection closes, at most rate bytes per second; 0 is
 // as fast as it goes. It returns what it has sent.
-func send(c *net.TCPConn, rate float64) (sent float64) {
+func send(c net.Conn, rate float64) (sent float64) {
 	data := make([]byte, chunk)
 	for began := time.Now(); ; {
 		n, err := c.Write(data)
@@ -72,6 +72,20 @@ func send(c *net.TCPConn, rate float64) (sent float64) {
 		}
 		if ahead := time.Duration(sent/rate*float64(time.Second)) - time.Since(began); ahead > 0 {
 			time.Sleep(ahead)
+		}
+	}
+}
+
+// receive takes everything until the end.
+func receive(c net.Conn, took func(n int)) error {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		return discard(tcp, took)
+	}
+	for room := make([]byte, chunk); ; {
+		n, err := c.Read(room)
+		took(n)
+		if err != nil {
+			return err
 		}
 	}
 }

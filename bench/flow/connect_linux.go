@@ -21,7 +21,7 @@ func (r *runner) connect(ctx context.Context) (Result, error) {
 	if !to.Addr().Is4() {
 		return Result{}, errors.New("connections are opened over IPv4 only")
 	}
-	preface, err := r.preface(OneName)
+	preface, err := r.preface(r.server(OneName).name)
 	if err != nil {
 		return Result{}, err
 	}

@@ -67,7 +67,9 @@ type Job struct {
 	Kind    Kind          `json:"kind"`
 	To      Backends      `json:"to"` // where clients connect: the relay's address for each server
 	Hello   bool          `json:"hello"`
-	Count   string        `json:"count"` // the server's own, never through a relay
+	TLS     *TLS          `json:"tls,omitempty"` // clients speak TLS; then Hello says nothing
+	Names   Backends      `json:"names"`         // what clients ask for; the constants' names where empty
+	Count   string        `json:"count"`         // the server's own, never through a relay
 	Conns   int           `json:"conns"`
 	Rate    float64       `json:"rate"`    // pings per second, all together; 0: one after the other
 	Beside  float64       `json:"beside"`  // bytes per second that a stream sends meanwhile
@@ -75,6 +77,38 @@ type Job struct {
 	Sources int           `json:"sources"` // addresses that clients come from, 127.0.0.2 on; 0: the system's choice
 	Warm    time.Duration `json:"warm"`
 	Window  time.Duration `json:"window"` // what is measured, after Warm
+}
+
+// TLS is what clients of a tunnel speak, end to end: version 1.3 with a
+// certificate, and without resumption. They do not check the server: what is
+// measured is behind them.
+type TLS struct {
+	Cert string `json:"cert"` // files
+	Key  string `json:"key"`
+}
+
+// server is one of the servers, as clients see it.
+type server struct {
+	name, addr string
+	answer     int // bytes that it gives to the preface; -1: as many as the preface has
+}
+
+func (j Job) server(kind string) server {
+	name := func(given, usual string) string {
+		if given != "" {
+			return given
+		}
+		return usual
+	}
+	switch kind {
+	case SinkName:
+		return server{name(j.Names.Sink, SinkName), j.To.Sink, 1}
+	case SourceName:
+		return server{name(j.Names.Source, SourceName), j.To.Source, 0}
+	case OneName:
+		return server{name(j.Names.One, OneName), j.To.One, 1}
+	}
+	return server{name(j.Names.Echo, EchoName), j.To.Echo, -1}
 }
 
 // Result is what one job found. CPU and Grown are of the processes watched.
@@ -122,7 +156,7 @@ func (j Job) check() error {
 
 // preface is what a client sends first.
 func (j Job) preface(name string) ([]byte, error) {
-	if !j.Hello {
+	if !j.Hello || j.TLS != nil {
 		return []byte{0}, nil
 	}
 	return HelloFor(name)

@@ -20,7 +20,7 @@ const (
 // second over all connections in turn. Then a round trip begins when it should
 // have been sent, so that a relay that stalls is not spared what it delays.
 func (r *runner) ping(ctx context.Context) (Result, error) {
-	conns, err := r.openAll(ctx, EchoName, r.To.Echo, r.Conns)
+	conns, err := r.openAll(ctx, EchoName, r.Conns)
 	defer closeAll(conns)
 	if err != nil {
 		return Result{}, err
@@ -32,9 +32,12 @@ func (r *runner) ping(ctx context.Context) (Result, error) {
 		}
 		defer end()
 	}
+	if r.config != nil {
+		return r.pingTLS(ctx, conns)
+	}
 	p := &pinger{runner: r}
 	for _, c := range conns {
-		line, err := newLine(c)
+		line, err := newLine(c.(*net.TCPConn))
 		if err != nil {
 			return Result{}, err
 		}
@@ -45,7 +48,7 @@ func (r *runner) ping(ctx context.Context) (Result, error) {
 
 // beside sends a stream through the same relay until end is called.
 func (r *runner) beside(ctx context.Context) (end func(), err error) {
-	conns, err := r.openAll(ctx, SinkName, r.To.Sink, 1)
+	conns, err := r.openAll(ctx, SinkName, 1)
 	if err != nil {
 		closeAll(conns)
 		return nil, err

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -22,8 +23,12 @@ func Run(ctx context.Context, j Job, m Meter) (Result, error) {
 		return Result{}, err
 	}
 	r := &runner{Job: j, meter: m}
+	var err error
+	if r.config, err = j.clientTLS(); err != nil {
+		return Result{}, err
+	}
 	if j.Held > 0 {
-		held, err := r.openAll(ctx, EchoName, j.To.Echo, j.Held)
+		held, err := r.openAll(ctx, EchoName, j.Held)
 		defer closeAll(held)
 		if err != nil {
 			return Result{}, fmt.Errorf("held connections: %w", err)
@@ -33,6 +38,9 @@ func Run(ctx context.Context, j Job, m Meter) (Result, error) {
 	case Up, Down:
 		return r.bulk(ctx)
 	case Connect:
+		if r.config != nil {
+			return r.handshakes(ctx)
+		}
 		return r.connect(ctx)
 	case Ping:
 		return r.ping(ctx)
@@ -44,7 +52,8 @@ func Run(ctx context.Context, j Job, m Meter) (Result, error) {
 
 type runner struct {
 	Job
-	meter Meter
+	meter  Meter
+	config func(name string) *tls.Config // nil without TLS
 }
 
 // window is what is read at its two ends.
@@ -78,23 +87,25 @@ func (r *runner) end(w window, units float64) (Result, error) {
 	return res, err
 }
 
-// open makes one connection and says the preface. answer is how many bytes the
-// server gives for it before anything else.
-func (r *runner) open(ctx context.Context, name, addr string, source, answer int) (*net.TCPConn, error) {
-	preface, err := r.preface(name)
+// open makes one connection and says the preface.
+func (r *runner) open(ctx context.Context, to server, source int) (net.Conn, error) {
+	preface, err := r.preface(to.name)
 	if err != nil {
 		return nil, err
 	}
+	answer := to.answer
 	if answer < 0 {
 		answer = len(preface)
 	}
 	d := net.Dialer{Timeout: openWait, LocalAddr: r.source(source)}
-	c, err := d.DialContext(ctx, "tcp", addr)
+	conn, err := d.DialContext(ctx, "tcp", to.addr)
 	if err != nil {
 		return nil, err
 	}
-	conn := c.(*net.TCPConn)
 	conn.SetDeadline(time.Now().Add(openWait))
+	if r.config != nil {
+		conn = tls.Client(conn, r.config(to.name))
+	}
 	if _, err = conn.Write(preface); err == nil {
 		_, err = io.ReadFull(conn, make([]byte, answer))
 	}
@@ -104,6 +115,20 @@ func (r *runner) open(ctx context.Context, name, addr string, source, answer int
 	}
 	conn.SetDeadline(time.Time{}) // a sample ends with its context
 	return conn, nil
+}
+
+// clientTLS returns what configures a connection's TLS; nil where there is none.
+func (j Job) clientTLS() (func(name string) *tls.Config, error) {
+	if j.TLS == nil {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(j.TLS.Cert, j.TLS.Key)
+	if err != nil {
+		return nil, err
+	}
+	return func(name string) *tls.Config {
+		return &tls.Config{ServerName: name, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+	}, nil
 }
 
 // source is the i-th address that clients come from: a relay that bounds each
@@ -119,15 +144,9 @@ func (r *runner) sourceIP(i int) net.IP { return net.IPv4(127, 0, 0, byte(2+i%r.
 
 // openAll opens n connections. What it returns is the caller's to close, with
 // an error too.
-func (r *runner) openAll(ctx context.Context, name, addr string, n int) ([]*net.TCPConn, error) {
-	answer := 1
-	switch name {
-	case EchoName:
-		answer = -1
-	case SourceName:
-		answer = 0
-	}
-	conns := make([]*net.TCPConn, n)
+func (r *runner) openAll(ctx context.Context, kind string, n int) ([]net.Conn, error) {
+	to := r.server(kind)
+	conns := make([]net.Conn, n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(opensAtOne)
 	for i := range n {
@@ -135,7 +154,7 @@ func (r *runner) openAll(ctx context.Context, name, addr string, n int) ([]*net.
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if conns[i], err = r.open(ctx, name, addr, i, answer); err != nil {
+			if conns[i], err = r.open(ctx, to, i); err != nil {
 				return fmt.Errorf("connection %d of %d: %w", i+1, n, err)
 			}
 			return nil
@@ -145,9 +164,13 @@ func (r *runner) openAll(ctx context.Context, name, addr string, n int) ([]*net.
 }
 
 // closeAll resets: thousands of closes need no one's time.
-func closeAll(conns []*net.TCPConn) {
+func closeAll(conns []net.Conn) {
 	for _, c := range conns {
-		if c != nil {
+		switch c := c.(type) {
+		case nil:
+		case *tls.Conn:
+			c.NetConn().Close() // with what is still on its way
+		case *net.TCPConn:
 			c.SetLinger(0)
 			c.Close()
 		}
@@ -182,7 +205,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // idle reads what the processes grow by.
 func (r *runner) idle(ctx context.Context) (Result, error) {
-	first, err := r.openAll(ctx, EchoName, r.To.Echo, 1) // what the first connection costs is not of each
+	first, err := r.openAll(ctx, EchoName, 1) // what the first connection costs is not of each
 	closeAll(first)
 	if err != nil {
 		return Result{}, err
@@ -194,7 +217,7 @@ func (r *runner) idle(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	conns, err := r.openAll(ctx, EchoName, r.To.Echo, r.Conns)
+	conns, err := r.openAll(ctx, EchoName, r.Conns)
 	defer closeAll(conns)
 	if err != nil {
 		return Result{}, err
