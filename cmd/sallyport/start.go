@@ -319,6 +319,15 @@ func (n *node) ticket(ctx context.Context, kind sallyport.IdentityKind, j joinCo
 // order in which it is needed.
 func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	if n.cfg.Metrics.Listen != "" {
+		l, err := net.Listen("tcp", n.cfg.Metrics.Listen)
+		if err != nil {
+			return fmt.Errorf("metrics.listen: %w", err)
+		}
+		g.Go(func() error { return n.runMetrics(ctx, l) })
+	}
+	n.reloads.up.Store(true)
+	g.Go(func() error { return n.reloadOn(ctx, n.hangUp) })
 	g.Go(func() error {
 		select {
 		case err := <-n.started:
@@ -327,11 +336,6 @@ func (n *node) run(ctx context.Context) error {
 			return nil
 		}
 	})
-	n.reloads.up.Store(true)
-	g.Go(func() error { return n.reloadOn(ctx, n.hangUp) })
-	if n.cfg.Metrics.Listen != "" {
-		g.Go(func() error { return n.runMetrics(ctx) })
-	}
 	if n.gateway != nil {
 		g.Go(func() error { return n.gateway.run(ctx) })
 	}

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
@@ -31,15 +27,28 @@ type nodeStatus struct {
 }
 
 type gatewayStatus struct {
-	Listen   []string          `json:"listen"`
-	Relays   int               `json:"relays"`
-	Waiting  int               `json:"waiting"`
-	HalfOpen int               `json:"half_open"`
+	Listen   []string      `json:"listen"`
+	Relays   int           `json:"relays"`
+	Waiting  int           `json:"waiting"`
+	HalfOpen int           `json:"half_open"`
+	Routes   []routeStatus `json:"routes"` // that have had connections
+
+	LeasesWaiting int `json:"leases_waiting"`
+
 	BytesIn  uint64            `json:"bytes_in"`
 	BytesOut uint64            `json:"bytes_out"`
 	Outcomes map[string]uint64 `json:"outcomes"`
 	Tunnel   map[string]uint64 `json:"tunnel_outcomes"`
 	Tunnels  []tunnelStatus    `json:"tunnels"`
+}
+
+// routeStatus is gateway.RouteSnapshot for programs.
+type routeStatus struct {
+	Name     string            `json:"name"`
+	Relays   int               `json:"relays"`
+	BytesIn  uint64            `json:"bytes_in"`
+	BytesOut uint64            `json:"bytes_out"`
+	Results  map[string]uint64 `json:"results"`
 }
 
 type tunnelStatus struct {
@@ -49,6 +58,8 @@ type tunnelStatus struct {
 	Resources int       `json:"resources"`
 	Streams   int       `json:"streams"`
 	Parked    int       `json:"parked"`
+	Pending   int       `json:"pending"`
+	Target    int       `json:"target"`
 	RTTMicros int64     `json:"rtt_us"`
 }
 
@@ -86,7 +97,10 @@ func (n *node) status() nodeStatus {
 
 func (r *gatewayRole) status() *gatewayStatus {
 	g := r.gateway.Snapshot()
-	s := &gatewayStatus{Relays: g.Relays, Waiting: g.Waiting, BytesIn: g.BytesIn, BytesOut: g.BytesOut, Outcomes: g.Outcomes, Tunnels: []tunnelStatus{}}
+	s := &gatewayStatus{Relays: g.Relays, Waiting: g.Waiting, BytesIn: g.BytesIn, BytesOut: g.BytesOut, Outcomes: g.Outcomes, Routes: []routeStatus{}, Tunnels: []tunnelStatus{}}
+	for _, route := range g.Routes {
+		s.Routes = append(s.Routes, routeStatus(route))
+	}
 	for _, a := range r.gateway.Addrs() {
 		s.Listen = append(s.Listen, a.String())
 	}
@@ -94,9 +108,9 @@ func (r *gatewayRole) status() *gatewayStatus {
 		return s
 	}
 	h := r.hub.Status()
-	s.HalfOpen, s.Tunnel = h.HalfOpen, h.Counters
+	s.HalfOpen, s.LeasesWaiting, s.Tunnel = h.HalfOpen, h.Waiting, h.Counters
 	for _, t := range h.Tunnels {
-		s.Tunnels = append(s.Tunnels, tunnelStatus{Agent: t.AgentID, Version: t.Version, Since: t.Since, Resources: t.Resources, Streams: t.Streams, Parked: t.Parked, RTTMicros: t.RoundTrip.Microseconds()})
+		s.Tunnels = append(s.Tunnels, tunnelStatus{Agent: t.AgentID, Version: t.Version, Since: t.Since, Resources: t.Resources, Streams: t.Streams, Parked: t.Parked, Pending: t.Pending, Target: t.Target, RTTMicros: t.RoundTrip.Microseconds()})
 	}
 	return s
 }
@@ -123,79 +137,12 @@ func (n *node) serveStatus(api http.Handler) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(n.status())
 	})
-	mux.HandleFunc("GET /metrics", n.serveMetrics)
+	mux.Handle("GET /metrics", metricsHandler(n))
 	mux.HandleFunc("POST /reload", n.serveReload)
 	if api != nil {
 		mux.Handle("/", api)
 	}
 	return mux
-}
-
-func (n *node) serveMetrics(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-	b := bufio.NewWriter(w)
-	writeMetrics(b, n.status())
-	b.Flush()
-}
-
-// runMetrics serves the counters, and nothing else, on metrics.listen.
-func (n *node) runMetrics(ctx context.Context) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", n.serveMetrics)
-	srv := &http.Server{Addr: n.cfg.Metrics.Listen, Handler: mux, ReadHeaderTimeout: statusTimeout, WriteTimeout: statusTimeout, IdleTimeout: time.Minute}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("metrics.listen: %w", err)
-	}
-	return nil
-}
-
-// writeMetrics prints the state in Prometheus' text format.
-func writeMetrics(w io.Writer, s nodeStatus) {
-	gauge := func(name string, value any) { fmt.Fprintf(w, "# TYPE %s gauge\n%s %v\n", name, name, value) }
-	counters := func(name string, values map[string]uint64) {
-		if len(values) == 0 {
-			return
-		}
-		fmt.Fprintf(w, "# TYPE %s counter\n", name)
-		for _, k := range slices.Sorted(func(yield func(string) bool) {
-			for k := range values {
-				if !yield(k) {
-					return
-				}
-			}
-		}) {
-			fmt.Fprintf(w, "%s{outcome=%q} %d\n", name, k, values[k])
-		}
-	}
-	fmt.Fprintf(w, "# TYPE sallyport_info gauge\nsallyport_info{version=%q,roles=%q} 1\n", s.Version, strings.Join(s.Roles, ","))
-	gauge("sallyport_start_time_seconds", s.Since.Unix())
-	gauge("sallyport_goroutines", s.Goroutines)
-	if g := s.Gateway; g != nil {
-		gauge("sallyport_gateway_relays", g.Relays)
-		gauge("sallyport_gateway_waiting", g.Waiting)
-		gauge("sallyport_gateway_half_open", g.HalfOpen)
-		gauge("sallyport_gateway_tunnels", len(g.Tunnels))
-		counters("sallyport_gateway_connections_total", g.Outcomes)
-		counters("sallyport_tunnel_events_total", g.Tunnel)
-		fmt.Fprintf(w, "# TYPE sallyport_gateway_bytes_total counter\nsallyport_gateway_bytes_total{direction=\"in\"} %d\nsallyport_gateway_bytes_total{direction=\"out\"} %d\n", g.BytesIn, g.BytesOut)
-		parked, streams := 0, 0
-		for _, t := range g.Tunnels {
-			parked, streams = parked+t.Parked, streams+t.Streams
-		}
-		gauge("sallyport_tunnel_parked", parked)
-		gauge("sallyport_tunnel_streams", streams)
-	}
-	if a := s.Agent; a != nil {
-		gauge("sallyport_agent_sessions", a.Sessions)
-		gauge("sallyport_agent_streams", a.Streams)
-		gauge("sallyport_agent_last_contact_seconds", a.Contact.Unix())
-		gauge("sallyport_audit_spool_bytes", a.Spool.Bytes)
-		gauge("sallyport_audit_spool_unacknowledged", a.Spool.Sequence-a.Spool.Acknowledged)
-		gauge("sallyport_audit_spool_refusing", map[bool]int{true: 1}[a.Spool.Refusing])
-		counters("sallyport_door_refused_total", a.Refused)
-	}
 }
 
 type statusCmd struct {
@@ -220,6 +167,9 @@ func (c *statusCmd) Run(p *program) error {
 	return printAs(p.stdout, c.Format, &s)
 }
 
+// routesShown is how many routes fit before a person.
+const routesShown = 20
+
 func (s *nodeStatus) print(w io.Writer) error {
 	row := func(name string, format string, args ...any) {
 		fmt.Fprintf(w, "%-18s%s\n", name, fmt.Sprintf(format, args...))
@@ -239,6 +189,13 @@ func (s *nodeStatus) print(w io.Writer) error {
 	}
 	if g := s.Gateway; g != nil {
 		row("Gateway", "listens on %s; %d relays, %d waiting, %d half-open", strings.Join(g.Listen, ", "), g.Relays, g.Waiting, g.HalfOpen)
+		for i, r := range g.Routes {
+			if i == routesShown {
+				row("  routes", "%d more; --format=json has all", len(g.Routes)-i)
+				break
+			}
+			row("  route", "%s: %d relays, %d relayed, %d unreachable, %d refused", r.Name, r.Relays, r.Results["relayed"], r.Results["unreachable"], r.Results["refused"])
+		}
 		for _, t := range g.Tunnels {
 			row("  tunnel", "agent %s: %d resources, %d streams, %d parked, round trip %d us", t.Agent, t.Resources, t.Streams, t.Parked, t.RTTMicros)
 		}

@@ -81,7 +81,13 @@ func (o outcome) String() string {
 
 // refusal says that the outcome is a connection that was turned away, or that
 // came to nothing by what its client did.
-func (o outcome) refusal() bool { return o >= outcomeEmpty && o <= outcomeInternal }
+func (o outcome) refusal() bool {
+	switch o {
+	case outcomeParkRefused, outcomeLeaseFailed, outcomeHandshakeFailed, outcomeCancelRefused, outcomeStartupInClear, outcomeShed:
+		return true
+	}
+	return o >= outcomeEmpty && o <= outcomeInternal
+}
 
 // counters belong to one loop, which alone writes them but for outside's;
 // anybody reads them.
