@@ -5,6 +5,7 @@ VERSION  := $(shell git describe --tags --exact-match 2>/dev/null || git rev-par
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 PROGRAMS := sallyport sally sallyctl
 FUZZTIME ?= 20s
+FUZZ     ?= .
 SOAK     ?= 10m
 
 .DEFAULT_GOAL := help
@@ -40,8 +41,8 @@ bench-quick: ## the same with small loads, under 5 minutes: tries the harness, t
 	@tools/peers/install
 	$(GO) run ./bench -quick
 
-fuzz: ## each fuzz target for FUZZTIME (20s)
-	@tools/fuzz $(FUZZTIME)
+fuzz: ## each fuzz target for FUZZTIME (20s); FUZZ=expression picks some
+	@tools/fuzz $(FUZZTIME) '$(FUZZ)'
 
 soak: ## load a gateway with everything right and wrong for SOAK (10m), and see that it is as before
 	$(GO) test ./test/soak -count=1 -v -timeout 2h -soak $(SOAK)

@@ -56,6 +56,55 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestProbeRows: each row of the table of first bytes is undecided until its
+// pattern is whole, decided from then on whatever follows, and something else,
+// or nothing, with any of its bytes another.
+func TestProbeRows(t *testing.T) {
+	rows := []struct {
+		is      Protocol
+		pattern string // '?' is any byte
+	}{
+		{TLS, "\x16\x03"},
+		{Data, "SLYP"},
+		{SSH, "SSH-"},
+		{SSLRequest, "\x00\x00\x00\x08\x04\xd2\x16\x2f"},
+		{GSSENCRequest, "\x00\x00\x00\x08\x04\xd2\x16\x30"},
+		{CancelRequest, "\x00\x00\x00\x10\x04\xd2\x16\x2e"},
+		{StartupMessage, "\x00\x00?\x29\x00\x03\x00?"},
+		{TPKT, "\x03\x00"},
+		{HTTP, "GET "}, {HTTP, "HEAD "}, {HTTP, "POST "}, {HTTP, "PUT "}, {HTTP, "PATCH "}, {HTTP, "DELETE "}, {HTTP, "OPTIONS "},
+		{HTTP, "CONNECT "}, {HTTP, "TRACE "},
+		{ProxyV1, "PROXY "},
+		{ProxyV2, "\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a"},
+	}
+	if len(rows) != len(first) {
+		t.Errorf("%d rows are tested, there are %d", len(rows), len(first))
+	}
+	for _, row := range rows {
+		b := []byte(row.pattern)
+		for n := range b {
+			if p, a, need := Probe(b[:n]); a != More || p != Unknown || need <= n || need > len(b) {
+				t.Errorf("%q: %v, %v, %d", b[:n], p, a, need)
+			}
+		}
+		for _, more := range []string{"", "x", "\x00\x00\x00\x00", "\x16\x03\x01"} {
+			if p, a, need := Probe(append(b[:len(b):len(b)], more...)); a != Yes || p != row.is || need != 0 {
+				t.Errorf("%q and %q: %v, %v, %d", b, more, p, a, need)
+			}
+		}
+		for i := range b {
+			for other := range 256 {
+				changed := []byte(row.pattern)
+				changed[i] = byte(other)
+				p, a, _ := Probe(changed)
+				if same := b[i] == byte(other) || b[i] == '?' || row.is == StartupMessage && (i == 3 || i == 6); same != (p == row.is && a == Yes) {
+					t.Errorf("%q: %v, %v", changed, p, a)
+				}
+			}
+		}
+	}
+}
+
 // TestProbeRowsDisjoint holds what the table's comment promises.
 func TestProbeRowsDisjoint(t *testing.T) {
 	for i, x := range first {

@@ -39,15 +39,18 @@ func latin1(b []byte) string {
 // is the table above. There is exactly one answer, or the connection is closed.
 func FuzzFirstBytes(f *testing.F) {
 	for _, s := range []string{"\x16\x03\x01", "SLYP", "SSH-2.0-x", "\x00\x00\x00\x08\x04\xd2\x16\x2f", "\x00\x00\x00\x08\x04\xd2\x16\x30",
-		"\x00\x00\x00\x10\x04\xd2\x16\x2e", "\x00\x00\x00\x29\x00\x03\x00\x00user", "\x03\x00\x00\x13\x0e\xe0", "GET / HTTP/1.1\r\n",
-		"PROXY TCP4 ", "\r\n\r\n\x00\r\nQUIT\n", "PRI * HTTP/2.0", "\x80\x2e\x01", "S", "P", "\x00"} {
+		"\x00\x00\x00\x10\x04\xd2\x16\x2e", "\x00\x00\x00\x29\x00\x03\x00\x00user", "\x03\x00\x00\x13\x0e\xe0", "GET / HTTP/1.1\r\n", "HEAD /", "POST /", "PUT /",
+		"PATCH /", "DELETE /", "OPTIONS *", "CONNECT x:1", "TRACE /", "PROXY TCP4 ", "\r\n\r\n\x00\r\nQUIT\n", "PRI * HTTP/2.0", "\x80\x2e\x01", "S", "P", "\x00"} {
 		f.Add([]byte(s))
+	}
+	for _, b := range clientFlights(f) {
+		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, answer, need := alpn.Probe(b)
-		matches := 0
+		text, matches := latin1(b), 0
 		for want, re := range firstBytes {
-			if !re.MatchString(latin1(b)) {
+			if !re.MatchString(text) {
 				continue
 			}
 			if matches++; answer != alpn.Yes || p != want {
