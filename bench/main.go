@@ -83,6 +83,9 @@ func bench(ctx context.Context, o options) error {
 	if err := os.WriteFile(o.output, report(runs), 0o644); err != nil {
 		return err
 	}
+	if err := keepPictures(filepath.Join(filepath.Dir(o.output), plots), pictures(chosen(runs))); err != nil {
+		return err
+	}
 	fmt.Println("report:", o.output)
 	return nil
 }

@@ -180,6 +180,9 @@ func (w *relayWorld) relayMeasures(z sizes) []comparison {
 	return append(out, w.crowdMeasures(z)...)
 }
 
+// crowdPeer is the one whose pairs' other side stands for us in the picture.
+const crowdPeer = "haproxy-tuned"
+
 // crowdMeasures are what many connections do to few: from 1 to 9,000.
 func (w *relayWorld) crowdMeasures(z sizes) []comparison {
 	var out []comparison
@@ -188,7 +191,7 @@ func (w *relayWorld) crowdMeasures(z sizes) []comparison {
 		t := pingTask(min(n, most-100), z.crowdPings, z)
 		t.name = fmt.Sprintf("crowd-%d", n)
 		for _, peer := range w.relayPeers() {
-			if peer.name == "haproxy-tuned" || peer.name == "nginx" {
+			if peer.name == crowdPeer || peer.name == "nginx" {
 				out = append(out, w.compare("relay-", t, w.ours(), peer, z))
 			}
 		}

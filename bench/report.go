@@ -28,6 +28,7 @@ func report(runs []Run) []byte {
 	writeMethod(&b)
 	writeBars(&b, r)
 	writeLosses(&b, r)
+	writePictures(&b, r)
 	writeMeasures(&b, r)
 	writeRuns(&b, runs)
 	return b.Bytes()
@@ -91,13 +92,22 @@ func (s Setting) text() string {
 func writeMethod(b *bytes.Buffer) {
 	b.WriteString(`## How it is measured
 
-auth, gateway and agent run as three processes; clients, servers and they share one machine and its loopback, so they share its CPUs too: a client
-that costs CPU takes it from the server it measures, on either side. Each figure is the median of the pairs. A pair is one sample of A, which is
+Each figure is the median of the pairs. A pair is one sample of A, which is
 Sallyport, and one of B, which it is held against, taken one right after the other; which comes first alternates, and one pair before all is not
 kept. The ratio is the median of the pairs' ratios, A to B. Intervals are order-statistics intervals of the median at 95 % at least, which
 assume nothing of the distribution: for 9 pairs from the 2nd smallest to the 2nd largest value (96.1 %), for 15 from the 4th to the 4th (96.5 %).
 CPU is user and system time of the process alone, by its CPU clock, per thing done; nothing is subtracted for what it does when idle. A bar is met when the
 interval's lower end is below it.
+
+Relays and tunnels have one core for themselves: both ends of a tunnel share it. Clients and servers are two processes on another core, or on the same
+where the machine has only one. So a rate is that of one core at most, and where a relay is faster than clients and servers together it says what those
+can do: CPU per thing done is the firm figure. Every program that is measured has a session of its own, since Linux may share CPU time by sessions. Go programs run with
+GOMAXPROCS=2, which is faster on one core than 1, ours and others'. Clients come from 64 addresses. The relays' servers answer to the first bytes, echo
+and one-byte answers on gnet, sinks and sources by a blocking call per 128 KiB. Tunnels carry the clients' TLS, which their agent ends, but for chisel, whose
+clients speak none; Sallyport's agent also decides who may, and writes it down. Tunnels have no packet loss here.
+
+For SSH and databases, auth, gateway and agent run as three processes; clients, servers and they share one machine and its loopback, so they share
+its CPUs too: a client that costs CPU takes it from the server it measures, on either side.
 
 `)
 }
@@ -184,36 +194,87 @@ func writeLosses(b *bytes.Buffer, r *Run) {
 
 func writeMeasures(b *bytes.Buffer, r *Run) {
 	b.WriteString("## All measures\n\n")
-	for _, m := range r.Measures {
-		fmt.Fprintf(b, "### %s\n\n`%s`. A: %s.", cell(m.Title), m.Name, cell(m.A))
-		if m.B != "" {
-			fmt.Fprintf(b, " B: %s.", cell(m.B))
+	for rest := r.Measures; len(rest) > 0; {
+		n := together(rest)
+		if n == 1 {
+			writeMeasure(b, rest[0])
+		} else {
+			writeTask(b, rest[:n])
 		}
-		fmt.Fprintf(b, " One sample: %s.\n\n", cell(m.Load))
-		if m.Missing != "" {
-			fmt.Fprintf(b, "Not measured: %s is missing.\n\n", m.Missing)
-			continue
-		}
-		if m.Error != "" {
-			fmt.Fprintf(b, "**Ended early**, after %d pairs: %s\n\n", len(m.Pairs), cell(m.Error))
-		}
-		if len(m.Pairs) == 0 {
-			continue
-		}
-		b.WriteString("| | A | B | A to B | 95 % interval | |\n|---|---:|---:|---:|---:|---|\n")
-		for _, q := range m.Quantities {
-			writeQuantity(b, m, q)
-		}
-		fmt.Fprintf(b, "\n%d pairs in %.0f s; load average %.1f before, %.1f after; %.0f %% of the CPU time went to others.\n\n", len(m.Pairs), m.Seconds, m.LoadBefore, m.LoadAfter, 100*m.Others)
+		rest = rest[n:]
 	}
 }
 
-func writeQuantity(b *bytes.Buffer, m Measure, q Quantity) {
+// together is how many measures at the beginning differ by the peer alone.
+func together(all []Measure) int {
+	task, _, _ := strings.Cut(all[0].Name, "/")
+	for i, m := range all {
+		own, _, _ := strings.Cut(m.Name, "/")
+		if own != task || m.Title != all[0].Title || m.A != all[0].A {
+			return i
+		}
+	}
+	return len(all)
+}
+
+// writeTask is one table for measures that differ by the peer alone.
+func writeTask(b *bytes.Buffer, all []Measure) {
+	task, _, _ := strings.Cut(all[0].Name, "/")
+	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s. One sample: %s.\n\n", cell(all[0].Title), task, cell(all[0].A), cell(all[0].Load))
+	b.WriteString("| B | | A | B | A to B | 95 % interval | |\n|---|---|---:|---:|---:|---:|---|\n")
+	for _, m := range all {
+		for _, q := range m.Quantities {
+			writeRow(b, m, q, "| "+cell(m.B)+" ")
+		}
+	}
+	b.WriteString("\n")
+	for _, m := range all {
+		switch _, peer, _ := strings.Cut(m.Name, "/"); {
+		case m.Missing != "":
+			fmt.Fprintf(b, "- `%s` was not measured: %s is missing.\n", peer, m.Missing)
+		case m.Error != "":
+			fmt.Fprintf(b, "- `%s` **ended early**, after %d pairs: %s\n", peer, len(m.Pairs), cell(m.Error))
+		default:
+			fmt.Fprintf(b, "- `%s`: %d pairs in %.0f s, %.0f %% of the CPU time went to others", peer, len(m.Pairs), m.Seconds, 100*m.Others)
+			if m.Load != all[0].Load {
+				fmt.Fprintf(b, "; one sample: %s", cell(m.Load))
+			}
+			b.WriteString(".\n")
+		}
+	}
+	b.WriteString("\n")
+}
+
+func writeMeasure(b *bytes.Buffer, m Measure) {
+	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s.", cell(m.Title), m.Name, cell(m.A))
+	if m.B != "" {
+		fmt.Fprintf(b, " B: %s.", cell(m.B))
+	}
+	fmt.Fprintf(b, " One sample: %s.\n\n", cell(m.Load))
+	if m.Missing != "" {
+		fmt.Fprintf(b, "Not measured: %s is missing.\n\n", m.Missing)
+		return
+	}
+	if m.Error != "" {
+		fmt.Fprintf(b, "**Ended early**, after %d pairs: %s\n\n", len(m.Pairs), cell(m.Error))
+	}
+	if len(m.Pairs) == 0 {
+		return
+	}
+	b.WriteString("| | A | B | A to B | 95 % interval | |\n|---|---:|---:|---:|---:|---|\n")
+	for _, q := range m.Quantities {
+		writeRow(b, m, q, "")
+	}
+	fmt.Fprintf(b, "\n%d pairs in %.0f s; load average %.1f before, %.1f after; %.0f %% of the CPU time went to others.\n\n", len(m.Pairs), m.Seconds, m.LoadBefore, m.LoadAfter, 100*m.Others)
+}
+
+// writeRow is one quantity, after the cells that begin its row.
+func writeRow(b *bytes.Buffer, m Measure, q Quantity, cells string) {
 	ours, theirs := estimateMedian(values(m.Pairs, sideA, q.Key)), estimateMedian(values(m.Pairs, sideB, q.Key))
 	if ours.N == 0 {
 		return
 	}
-	fmt.Fprintf(b, "| %s | %s%s", q.Title, number(ours.Median), q.Unit)
+	fmt.Fprintf(b, "%s| %s | %s%s", cells, q.Title, number(ours.Median), q.Unit)
 	ratio := estimateMedian(ratios(m.Pairs, q.Key))
 	if ratio.N == 0 {
 		fmt.Fprintf(b, " | | | A: %s to %s%s | |\n", number(ours.Low), number(ours.High), short(ours))

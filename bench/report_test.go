@@ -72,6 +72,72 @@ func TestReportChoosesFull(t *testing.T) {
 	}
 }
 
+// peersOf is a run with several peers for one task.
+func peersOf(task, key string, peers ...string) Run {
+	r := made(9, 50)
+	m := r.Measures[0]
+	m.Quantities = []Quantity{{Key: key, Title: "CPU per GB", Unit: " s", Ratio: 0.7}}
+	for i := range m.Pairs {
+		m.Pairs[i] = Pair{First: "A", A: Sample{key: 1}, B: Sample{key: 2}}
+	}
+	r.Measures = nil
+	for _, p := range peers {
+		m.Name, m.B = task+"/"+p, "program "+p
+		r.Measures = append(r.Measures, m)
+	}
+	return r
+}
+
+// TestReportTasks: measures that differ by the peer alone are one table.
+func TestReportTasks(t *testing.T) {
+	r := peersOf("relay-up-4", "cpu", "nginx", "sslh", "gone", "cut")
+	r.Measures[1].Load = "less (400 here)"
+	r.Measures[2].Missing, r.Measures[2].Pairs = "gone", nil
+	r.Measures[3].Error, r.Measures[3].Pairs = "it ended", nil
+	got := string(report([]Run{r}))
+	for _, want := range []string{
+		"| program nginx | CPU per GB | 1.00 s | 2.00 s | 0.50× | 0.50× to 0.50× | better |\n| program sslh | CPU", "- `gone` was not measured: gone is missing.",
+		"- `cut` **ended early**, after 0 pairs: it ended", "; one sample: less (400 here).", "![Relay: CPU per GB, Sallyport to each peer](bench/plots/relay-bulk.svg)",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("not in the report: %s\n%s", want, got)
+		}
+	}
+	if n := strings.Count(got, "### Thing"); n != 1 {
+		t.Errorf("%d sections", n)
+	}
+}
+
+func TestPictures(t *testing.T) {
+	r := peersOf("relay-up-4", "cpu", "nginx", "sslh")
+	floor := peersOf("relay-up-4", "cpu", "direct").Measures[0]
+	floor.Floor = true
+	r.Measures = append(r.Measures, floor)
+	for _, n := range []string{"1", "9000"} {
+		r.Measures = append(r.Measures, peersOf("relay-crowd-"+n, "p50", crowdPeer, "nginx").Measures...)
+	}
+	all := pictures(&r)
+	if len(all) != 2 || all[0].file != "relay-bulk.svg" || all[1].file != "relay-crowd.svg" {
+		t.Fatalf("%d pictures", len(all))
+	}
+	if svg := string(all[0].svg); strings.Count(svg, "<circle") != 2 || !strings.Contains(svg, ">up 4, nginx<") || strings.Contains(svg, "direct") {
+		t.Errorf("%s", svg)
+	}
+	if svg := string(all[1].svg); !strings.Contains(svg, ">Sallyport<") || !strings.Contains(svg, ">9,000<") || strings.Count(svg, "<circle") != 3*2+3 {
+		t.Errorf("%s", svg)
+	}
+	dir := filepath.Join(t.TempDir(), "plots")
+	if err := keepPictures(dir, all); err != nil {
+		t.Fatal(err)
+	}
+	if err := keepPictures(dir, all[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 {
+		t.Errorf("%v are left", left)
+	}
+}
+
 // TestReportRatios: a bar to a peer counts as met when the interval's lower end
 // is below it.
 func TestReportRatios(t *testing.T) {
@@ -135,6 +201,19 @@ func TestReportIsFresh(t *testing.T) {
 	}
 	if !bytes.Equal(report(runs), want) {
 		t.Error("BENCHMARKS.md is not what go run ./bench -report writes")
+	}
+	drawn, err := filepath.Glob("plots/*.svg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := pictures(chosen(runs))
+	if len(drawn) != len(all) {
+		t.Errorf("%d pictures are kept, the report has %d", len(drawn), len(all))
+	}
+	for _, p := range all {
+		if b, err := os.ReadFile(filepath.Join("plots", p.file)); err != nil || !bytes.Equal(b, p.svg) {
+			t.Errorf("plots/%s is not what go run ./bench -report writes: %v", p.file, err)
+		}
 	}
 	for _, r := range runs {
 		for _, m := range r.Measures {
