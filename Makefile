@@ -6,6 +6,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 PROGRAMS := sallyport sally sallyctl
 FUZZTIME ?= 20s
 FUZZ     ?= .
+LISTEN   ?= 127.0.0.1:8443
 SOAK     ?= 10m
 
 .DEFAULT_GOAL := help
@@ -20,8 +21,8 @@ build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
 	done
 	@ln -sf sally bin/tsh
 
-run: build ## start the demo on 127.0.0.1:8443 and print what to try
-	@bin/sallyport demo
+run: build ## start the demo on LISTEN (127.0.0.1:8443) and print what to try
+	@bin/sallyport demo --listen=$(LISTEN)
 
 peers: ## install the programs that tests talk to (OpenSSH, PostgreSQL); needs root
 	@tools/peers/install

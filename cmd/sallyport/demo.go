@@ -127,20 +127,21 @@ func (d *demo) open() error {
 	return n.openAgent(ctx)
 }
 
-// pickPort turns port 0 into a free one before anything names it.
+// pickPort turns port 0 into a free one before anything names it, and finds
+// one that is taken before anything has been made.
 func (d *demo) pickPort() error {
 	cfg := d.node.cfg
-	host, port, err := net.SplitHostPort(d.Listen)
+	host, _, err := net.SplitHostPort(d.Listen)
 	if err != nil {
 		return err
 	}
-	if port == "0" {
-		l, err := net.Listen("tcp", d.Listen)
-		if err != nil {
-			return err
-		}
-		_, port, _ = net.SplitHostPort(l.Addr().String())
-		l.Close()
+	l, err := net.Listen("tcp", d.Listen)
+	if err != nil {
+		return listenProblem(err, "--listen", "sallyport demo --listen=127.0.0.1:9443, or make run LISTEN=127.0.0.1:9443")
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err := errors.Join(err, l.Close()); err != nil {
+		return err
 	}
 	if host == "" || net.ParseIP(host).IsUnspecified() {
 		host = "127.0.0.1"
@@ -262,24 +263,41 @@ func (d *demo) claimLink(ctx context.Context) (string, error) {
 }
 
 func (d *demo) print(link, node string) {
-	addr := d.node.cfg.Gateway.PublicAddress
-	pin := d.node.auth.keys.Pins()[0]
 	var b strings.Builder
-	b.WriteString("\nSallyport is up: everything goes through " + addr + ".\n\n")
+	b.WriteString("\nSallyport is up: everything goes through " + d.node.cfg.Gateway.PublicAddress + ".\n\n")
 	if link != "" {
-		fmt.Fprintf(&b, "1. Claim the first admin (once, within %s; the certificate is the demo's own, so the browser warns):\n     %s\n\n2. Then try:\n", claimTTL, link)
+		fmt.Fprintf(&b, "1. Claim the first admin (once, within an hour; the certificate is the demo's own, so the browser warns):\n     %s\n\n2. Then try, in another terminal:\n", link)
 	} else {
-		fmt.Fprintf(&b, "The account %q has been claimed. Try:\n", demoAdmin)
+		fmt.Fprintf(&b, "The account %q has been claimed. Try, in another terminal:\n", demoAdmin)
 	}
-	b.WriteString("     export PATH=$PWD/bin:$PATH\n")
-	fmt.Fprintf(&b, "     sally login --proxy=%s --user=%s --ca-pin=%s\n     sally ls\n     sally ssh %s@%s\n", addr, demoAdmin, pin, currentUser(), node)
-	if d.postgres != nil {
-		fmt.Fprintf(&b, "     sally db ls\n     sally db connect --db-user=writer --db-name=%s %s\n     sally db login --db-user=writer --db-name=%s %s && psql service=%s-%s\n", demoDatabase, demoDatabase, demoDatabase, demoDatabase, demoCluster, demoDatabase)
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
 	}
-	fmt.Fprintf(&b, "     sally config >> ~/.ssh/config && ssh %s@%s.%s\n", currentUser(), node, demoCluster)
-	b.WriteString("     printf 'hello\\n' | sally proxy tcp --stdio echo\n")
-	fmt.Fprintf(&b, "     sallyctl --data-dir=%s users ls\n     sallyctl --data-dir=%s audit search --limit=5\n\nStop with Ctrl-C.\n\n", shellQuote(d.Data), shellQuote(d.Data))
+	b.WriteString(d.commands(d.node.auth.keys.Pins()[0], node, filepath.Dir(self)))
+	b.WriteString("\nStop with Ctrl-C.\n\n")
 	fmt.Fprint(d.p.stdout, b.String())
+}
+
+// commands are to be pasted, in any directory.
+func (d *demo) commands(pin, node, bin string) string {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, "     "+format+"\n", args...) }
+	say("export PATH=%s:$PATH", shellQuote(bin))
+	say("sally login --proxy=%s --user=%s --ca-pin=%s", d.node.cfg.Gateway.PublicAddress, demoAdmin, pin)
+	say("sally ls")
+	say("sally ssh %s@%s", currentUser(), node)
+	if d.postgres != nil {
+		say("sally db ls")
+		say("sally db connect --db-user=writer --db-name=%s %s", demoDatabase, demoDatabase)
+		say("sally db login --db-user=writer --db-name=%s %s && psql service=%s-%s", demoDatabase, demoDatabase, demoCluster, demoDatabase)
+	}
+	say("mkdir -p -m 700 ~/.ssh && sally config >> ~/.ssh/config && ssh %s@%s.%s", currentUser(), node, demoCluster)
+	say("printf 'hello\\n' | sally proxy tcp --stdio echo")
+	data := shellQuote(d.node.cfg.DataDir)
+	say("sallyctl --data-dir=%s users ls", data)
+	say("sallyctl --data-dir=%s audit search --limit=5", data)
+	return b.String()
 }
 
 func shellQuote(s string) string {

@@ -140,7 +140,7 @@ func (n *node) prepareDir() error {
 		k, _ := f.Read(pid)
 		return &sallyport.Problem{Kind: sallyport.ErrConflict, Cause: err,
 			Fact: fmt.Sprintf("%s is in use by another sallyport (process %s)", n.cfg.DataDir, strings.TrimSpace(string(pid[:k]))),
-			Hint: "stop it, or use another data_dir"}
+			Hint: "stop it, or use another directory: data_dir in the configuration, --data of the demo"}
 	}
 	if err := f.Truncate(0); err != nil {
 		return err
@@ -221,7 +221,7 @@ func (n *node) openGateway(ctx context.Context) error {
 	}
 	g, err := startGateway(n.cfg, host, n.authUpstream(), n.log)
 	if err != nil {
-		return err
+		return listenProblem(err, "gateway.listen", `gateway.listen: [":8443"]`)
 	}
 	n.gateway = g
 	n.shownGateway.Store(g)
