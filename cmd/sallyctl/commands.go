@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
@@ -253,19 +254,33 @@ func (c *tokensAddCmd) Run(p *program) error {
 	if c.Format != "text" {
 		return encode(p.stdout, c.Format, t)
 	}
-	fmt.Fprintf(p.stdout, `The join token: %s
-It works until %s. On the host, keep it in a file (mode 0600) and write into sallyport.yaml:
+	_, err = fmt.Fprint(p.stdout, t.joining())
+	return err
+}
 
-version: 1
-roles: [%s]
-agent:
-  gateways: ["%s"]
-  join: {token_file: /etc/sallyport.token, ca_pin: "%s"}
-  ssh: {enabled: true}
+// joining says what to do with a token on the host that joins.
+func (t tokenJSON) joining() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `The join token: %s
+It works until %s. On the host that joins:
 
-then run: sallyport start
-`, t.Secret, t.Expires.Local().Format(time.DateTime), strings.Join(t.Roles, ", "), t.Gateway, strings.Join(t.CAPins, ","))
-	return nil
+  install -m 600 /dev/stdin /etc/sallyport.token    # paste the token, then Enter and Ctrl-D
+`, t.Secret, t.Expires.Local().Format(time.DateTime))
+	for _, role := range t.Roles {
+		reach := "--gateway=" + shell.Word(t.Gateway)
+		if role == "gateway" {
+			reach = "--auth=AUTH-HOST:3025"
+		}
+		fmt.Fprintf(&b, "  sallyport configure --roles=%s %s --token-file=/etc/sallyport.token --ca-pin=%s -o /etc/sallyport.yaml\n", role, reach, strings.Join(t.CAPins, ","))
+	}
+	b.WriteString("  sallyport start\n")
+	if slices.Contains(t.Roles, "gateway") {
+		b.WriteString("\nAUTH-HOST is where auth runs; the port is that of auth.listen in its configuration.\n")
+	}
+	if len(t.Roles) > 1 {
+		b.WriteString("\nThe token lets a host in as either: use the line that fits.\n")
+	}
+	return b.String()
 }
 
 type tokensLsCmd struct{ format }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -194,5 +195,22 @@ func TestEncode(t *testing.T) {
 	var back map[string][]string
 	if err := yaml.Unmarshal([]byte(b.String()), &back); err != nil || back["a"][0] != "x" {
 		t.Errorf("%q: %v", b.String(), err)
+	}
+}
+
+// TestJoining: a gateway was told to write an agent's configuration.
+func TestJoining(t *testing.T) {
+	for _, tt := range []struct {
+		roles       []string
+		want, never string
+	}{
+		{[]string{"agent"}, "sallyport configure --roles=agent --gateway=gw.test:443 --token-file=/etc/sallyport.token --ca-pin=sha256:00,sha256:11 -o /etc/sallyport.yaml\n  sallyport start\n", "AUTH-HOST"},
+		{[]string{"gateway"}, "sallyport configure --roles=gateway --auth=AUTH-HOST:3025 --token-file=/etc/sallyport.token --ca-pin=sha256:00,sha256:11 -o /etc/sallyport.yaml\n  sallyport start\n", "--gateway="},
+		{[]string{"agent", "gateway"}, "use the line that fits", "roles=agent,gateway"},
+	} {
+		got := tokenJSON{Secret: "secret", Roles: tt.roles, Expires: time.Now(), CAPins: []string{"sha256:00", "sha256:11"}, Gateway: "gw.test:443"}.joining()
+		if !strings.Contains(got, tt.want) || strings.Contains(got, tt.never) || strings.Count(got, "secret") != 1 {
+			t.Errorf("%v:\n%s", tt.roles, got)
+		}
 	}
 }
