@@ -16,6 +16,9 @@ import (
 
 var sslRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}
 
+// upgradeRequest is an agent's that gets through by a WebSocket.
+const upgradeRequest = "GET /sallyport/tunnel HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+
 var gssRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30}
 
 // helloFor is the ClientHello that Go's client sends.
@@ -137,6 +140,10 @@ func TestA32_Silence(t *testing.T) {
 		{"auth: no request", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-auth/1"}, Certificates: mine(admin)}, "")},
 		{"web: no request, http/1.1", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, "")},
 		{"web: half a request, http/1.1", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, "GET / HTTP/1.1\r\nHost: x\r\n")},
+		{"web: a WebSocket of an agent, and nothing", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest)},
+		{"web: a WebSocket, one byte of a frame", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest+"\x82")},
+		{"web: a WebSocket, half a data hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest+"\x82\x84\x00\x00\x00\x00SLYP")},
+		{"tunnel: half a data hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-tunnel/1"}, Certificates: mine(agent)}, "SLYP\x01\x00")},
 		{"web: no preface, h2", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"h2"}}, "")},
 		{"tunnel: no hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-tunnel/1"}, Certificates: mine(agent)}, "")},
 		{"tunnel: half a hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-tunnel/1"}, Certificates: mine(agent)}, "\x00\x00\x10\x00x")},
