@@ -469,8 +469,8 @@ func TestListen(t *testing.T) {
 // exhaustedChild makes this test binary a gateway with few descriptors.
 const exhaustedChild = "GATEWAY_TEST_EXHAUSTED"
 
-// TestA142_Descriptors: with no descriptor left the gateway refuses, waits, and
-// serves again as soon as there are some.
+// TestA142_Descriptors: with no descriptor left the gateway resets the silent,
+// tells others, waits, and serves again as soon as there are some.
 func TestA142_Descriptors(t *testing.T) {
 	exe, err := os.Executable()
 	check(t, err)
@@ -501,6 +501,15 @@ func TestA142_Descriptors(t *testing.T) {
 	if !lines.Scan() || lines.Text() != "exhausted" {
 		t.Fatalf("the child said %q", lines.Text())
 	}
+	eventually(t, "a client that says what it wants is told", func() bool {
+		conn, err := tls.Dial("tcp", addr, &tls.Config{ServerName: cluster, MinVersion: tls.VersionTLS13})
+		if err == nil {
+			conn.Close()
+			t.Fatal("served without a descriptor")
+		}
+		// Another error: it was accepted before its hello had come.
+		return strings.Contains(err.Error(), "internal error")
+	})
 	for _, c := range all {
 		c.Close()
 	}
@@ -526,7 +535,9 @@ func runExhausted() {
 	fail(syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}))
 	loops, err := relay.New(2)
 	fail(err)
-	g, err := Start(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Bounds: generous()})
+	bounds := generous()
+	bounds.Stage = time.Hour // what is held is held until the test lets go
+	g, err := Start(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Bounds: bounds})
 	fail(err)
 	fmt.Println(g.Addrs()[0])
 	for g.Snapshot().Outcomes[outcomeExhausted.String()] == 0 || g.Snapshot().Outcomes[outcomeShed.String()] == 0 {

@@ -28,6 +28,7 @@ type conn struct {
 	watched bool // fd is in the loop's set
 	ending  bool // the client may send nothing more
 	ended   bool // it does not: all it sent is in buf
+	shed    bool // accepted on a reserved descriptor, to be told so
 	lowat   int  // SO_RCVLOWAT of fd
 	buf     []byte
 	slot    slot
@@ -78,7 +79,9 @@ func (c *conn) Ready(r relay.Readiness) {
 	switch c.stage {
 	case reading:
 		c.ending = c.ending || r&(relay.Ending|relay.HungUp) != 0
-		c.look()
+		if r != relay.Writable {
+			c.look()
+		}
 	case leasing, connecting, offering:
 		// What the client sends now stays queued for the far end. A connection
 		// that is gone in both directions needs nobody any more.

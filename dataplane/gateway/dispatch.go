@@ -14,6 +14,10 @@ import (
 // dispatch sends a connection whose hello has been read on its way.
 func (c *conn) dispatch(r alpn.Route) {
 	c.routed, c.acct = r.Class, c.classes.of(r)
+	if c.shed {
+		c.turnedAway()
+		return
+	}
 	if !c.afterPostgres(r) {
 		c.refuseRoute(alpn.NoApplicationProtocol)
 		return

@@ -212,6 +212,10 @@ func (c *conn) dataHello(b []byte) (need int) {
 		c.abandon(outcomeEndedEarly)
 		return 0
 	}
+	if c.shed {
+		c.abandon(outcomeShed)
+		return 0
+	}
 	w, peer, place := c.lane, c.peer, c.slot
 	c.slot = slot{} // kept until it is known whether the connection is good
 	err := w.cfg.Tunnels.Park(w.loop, c.release(), hello, peer)

@@ -152,6 +152,7 @@ func Start(cfg Config) (*Gateway, error) {
 		g.Close()
 		return nil, err
 	}
+	g.reportLimit()
 	g.tasks.Go(g.resolve)
 	return g, nil
 }

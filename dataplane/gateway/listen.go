@@ -8,10 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -33,7 +30,7 @@ type lane struct {
 	hello     alpn.Hello         // of the connection that is looked at
 	large     int                // hellos in buffers of their own
 	spare     [][]byte
-	reserve   *os.File // a descriptor to have when there is none
+	reserve   reserve // against the day when descriptors run out
 }
 
 const (
@@ -69,7 +66,7 @@ func (g *Gateway) listen() error {
 			Gateway: g, settings: g.current.Load(), loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
 			view: make([]byte, prefixRoom+viewSize),
 		}
-		w.reserve, _ = os.Open(os.DevNull) // without it nothing is shed, only delayed
+		w.reserve.fill() // without it nothing is shed, only delayed
 		g.lanes = append(g.lanes, w)
 	}
 	for _, address := range g.cfg.Listen {
@@ -158,9 +155,7 @@ func (w *lane) close() {
 	for l := range w.links {
 		l.relay.Abort()
 	}
-	if w.reserve != nil {
-		w.reserve.Close()
-	}
+	w.reserve.close()
 }
 
 // listener is one listening socket on one loop.
@@ -168,6 +163,7 @@ type listener struct {
 	lane   *lane
 	fd     int
 	paused bool
+	scarce bool // the last accept found no descriptor
 	queued bool // more is in the mailbox
 }
 
@@ -177,6 +173,7 @@ func (l *listener) Ready(relay.Readiness) { l.accept() }
 // Due ends a pause.
 func (l *listener) Due(time.Time) {
 	l.paused = false
+	l.lane.reserve.fill() // before anybody else gets what is free now
 	l.accept()
 }
 
@@ -198,12 +195,17 @@ func (l *listener) one() bool {
 	fd, peer, err := relay.Accept(l.fd)
 	switch {
 	case err == nil:
+		l.scarce = false
 		l.lane.admit(fd, peer)
 		return true
 	case errors.Is(err, relay.ErrAgain):
 		return false
 	case exhausted(err):
-		l.shed()
+		l.lane.counts.add(outcomeExhausted)
+		if l.scarce { // who waits has waited for a pause, and has said something
+			l.shed()
+		}
+		l.scarce = true
 		l.pause()
 		return false
 	default:
@@ -211,26 +213,6 @@ func (l *listener) one() bool {
 		l.pause()
 		return false
 	}
-}
-
-func exhausted(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
-}
-
-// shed uses the reserved descriptor to reset the connection that has waited
-// longest, so that not everybody waits in a queue that does not move.
-func (l *listener) shed() {
-	w := l.lane
-	w.counts.add(outcomeExhausted)
-	if w.reserve == nil {
-		return
-	}
-	w.reserve.Close()
-	if fd, _, err := relay.Accept(l.fd); err == nil {
-		relay.ResetClose(fd)
-		w.counts.add(outcomeShed)
-	}
-	w.reserve, _ = os.Open(os.DevNull)
 }
 
 func (l *listener) pause() {
@@ -261,9 +243,13 @@ func (l *listener) close() {
 // admit begins a connection. Most clients have sent their first bytes by now.
 func (w *lane) admit(fd int, peer netip.AddrPort) {
 	w.counts.add(outcomeAccepted)
+	w.begin(fd, peer).look()
+}
+
+func (w *lane) begin(fd int, peer netip.AddrPort) *conn {
 	c := &conn{lane: w, fd: fd, other: -1, peer: peer, since: w.loop.Now(), lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
 	w.conns[c] = struct{}{}
-	c.look()
+	return c
 }
 
 // trusts says that the address is a proxy's that may speak for others.

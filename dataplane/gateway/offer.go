@@ -80,6 +80,10 @@ func (c *conn) connect() {
 			break
 		}
 		fd, err := to.connect()
+		if exhausted(err) {
+			c.turnedAway()
+			return
+		}
 		if err != nil {
 			c.attempt++
 			continue

@@ -1,0 +1,113 @@
+//go:build unix
+
+package gateway
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+)
+
+// When no descriptor is left, nothing is accepted for a while, but not nobody:
+// each loop keeps some in reserve, to take connections whose clients have said
+// what they want, tell them that it cannot be had, and close.
+
+const (
+	// reserved is how many clients a loop answers at once without a descriptor
+	// to spare.
+	reserved = 8
+
+	// descriptorsFew: a process that may have fewer than this is told so. A
+	// relay takes two.
+	descriptorsFew = 16384
+)
+
+// reserve is descriptors to have when there is none.
+type reserve struct{ files []*os.File }
+
+// fill gets back what was spent, as far as it goes.
+func (r *reserve) fill() {
+	for len(r.files) < reserved {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return
+		}
+		r.files = append(r.files, f)
+	}
+}
+
+// spend frees one descriptor. It is false when there is none.
+func (r *reserve) spend() bool {
+	last := len(r.files) - 1
+	if last < 0 {
+		return false
+	}
+	r.files[last].Close()
+	r.files = r.files[:last]
+	return true
+}
+
+func (r *reserve) close() {
+	for r.spend() {
+	}
+}
+
+// exhausted says that an error is the process's or the system's want of
+// descriptors or memory, not the connection's fault.
+func exhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// shed takes the connections that have waited longest, for as many as there are
+// descriptors in reserve, so that not everybody waits in a queue that does not
+// move.
+func (l *listener) shed() {
+	w := l.lane
+	for w.reserve.spend() {
+		fd, peer, err := relay.Accept(l.fd)
+		if err != nil {
+			break
+		}
+		w.turnAway(fd, peer)
+	}
+	w.reserve.fill()
+}
+
+// turnAway answers a client that has said what it wants, with an alert where
+// that is TLS, and resets one that has not.
+func (w *lane) turnAway(fd int, peer netip.AddrPort) {
+	c := w.begin(fd, peer)
+	c.shed = true
+	c.look()
+	if c.stage == reading {
+		w.counts.add(outcomeShed)
+		c.leave(false)
+		c.loop.Unwatch(fd)
+		relay.ResetClose(fd)
+	}
+}
+
+// turnedAway ends a connection that there is no descriptor to go on with.
+func (c *conn) turnedAway() {
+	why := outcomeExhausted
+	if c.shed {
+		why = outcomeShed
+	}
+	c.refuse(alpn.InternalError, why)
+}
+
+// reportLimit tells the operator of a limit that a busy gateway reaches. The
+// runtime has raised it as far as it may.
+func (g *Gateway) reportLimit() {
+	limit := descriptorLimit()
+	if limit == 0 || limit >= descriptorsFew {
+		return
+	}
+	g.log.Warn("few descriptors: at two a connection this many connections fit; raise the limit (LimitNOFILE, ulimit -n)",
+		"limit", limit, "connections", limit/2)
+}
