@@ -216,17 +216,34 @@ func (p page) loops(all []gateway.LoopSnapshot) {
 }
 
 func (p page) tunnels(g *gatewayStatus) {
-	p.put("sallyport_tunnel_agents", float64(len(g.Tunnels)))
+	p.put("sallyport_tunnel_agents", float64(len(byAgent(g.Tunnels))))
 	p.put("sallyport_tunnel_half_open", float64(g.HalfOpen))
 	p.put("sallyport_tunnel_waiting", float64(g.LeasesWaiting))
 	p.counts("sallyport_tunnel_events_total", g.Tunnel)
-	for _, t := range g.Tunnels {
+	for _, t := range byAgent(g.Tunnels) {
 		p.put("sallyport_tunnel_parked", float64(t.Parked), t.Agent)
 		p.put("sallyport_tunnel_pending", float64(t.Pending), t.Agent)
 		p.put("sallyport_tunnel_target", float64(t.Target), t.Agent)
 		p.put("sallyport_tunnel_streams", float64(t.Streams), t.Agent)
 		p.put("sallyport_tunnel_round_trip_seconds", (time.Duration(t.RTTMicros) * time.Microsecond).Seconds(), t.Agent)
 	}
+}
+
+// byAgent adds up an agent's tunnels: while one takes over from another there are two.
+func byAgent(tunnels []tunnelStatus) []tunnelStatus {
+	var out []tunnelStatus
+	at := make(map[string]int, len(tunnels))
+	for _, t := range tunnels {
+		i, there := at[t.Agent]
+		if !there {
+			at[t.Agent], out = len(out), append(out, t)
+			continue
+		}
+		sum := &out[i]
+		sum.Parked, sum.Pending, sum.Target, sum.Streams = sum.Parked+t.Parked, sum.Pending+t.Pending, sum.Target+t.Target, sum.Streams+t.Streams
+		sum.RTTMicros = max(sum.RTTMicros, t.RTTMicros)
+	}
+	return out
 }
 
 func (p page) agent(a *agentStatus) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -53,10 +54,23 @@ func (s StaticRoute) label() string {
 		return ""
 	}
 	name := strings.ToLower(s.Match.SNI[0])
-	if len(s.Match.ALPN) > 0 {
-		name += " " + strings.Join(s.Match.ALPN, ",")
+	for i, id := range s.Match.ALPN {
+		if !plainID(id) {
+			id = strconv.Quote(id)
+		}
+		name += [...]string{" ", ","}[min(i, 1)] + id
 	}
-	return strings.ToValidUTF8(name, "\uFFFD")
+	return name
+}
+
+// plainID says that an id needs no quotes to stand in a list.
+func plainID(id string) bool {
+	for _, c := range []byte(id) {
+		if c <= ' ' || c >= 0x7f || c == ',' || c == '"' {
+			return false
+		}
+	}
+	return true
 }
 
 // settle makes settings of s. What old has and s has too is taken over: servers

@@ -11,8 +11,10 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -189,6 +191,21 @@ func TestReloadMany(t *testing.T) {
 		if same := before.static[i] == after.static[i]; same == (i == many/2) {
 			t.Fatalf("route %d: the same object: %v", i, same)
 		}
+	}
+}
+
+// TestLabels: routes that may stand side by side are called by different names.
+func TestLabels(t *testing.T) {
+	seen := map[string]bool{}
+	for _, ids := range [][]string{nil, {"h2"}, {"h2", "x"}, {"h2,x"}, {"h2 x"}, {"\"h2,x\""}, {"\xff"}, {"\xfe"}, {"\uFFFD"}, {`"\xff"`}} {
+		label := StaticRoute{Match: alpn.Match{SNI: []string{"A.example.com", "b.example.com"}, ALPN: ids}}.label()
+		if seen[label] || !utf8.ValidString(label) || !strings.HasPrefix(label, "a.example.com") {
+			t.Errorf("%q is called %q", ids, label)
+		}
+		seen[label] = true
+	}
+	if !seen["a.example.com"] || !seen["a.example.com h2,x"] {
+		t.Errorf("%v", seen)
 	}
 }
 
