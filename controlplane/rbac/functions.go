@@ -33,7 +33,7 @@ type scope struct {
 	rule   *RuleRequest      // of an API call
 
 	resource *sallyport.Resource // of a query
-	value  string            // that a matcher in a template tests
+	value    string              // that a matcher in a template tests
 }
 
 // labelDialect is the language of *_labels_expression.

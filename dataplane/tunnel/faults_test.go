@@ -31,7 +31,9 @@ func onCarriers(t *testing.T, f func(t *testing.T, loops []relay.Loop, lets stri
 	}
 }
 
-func quick(c *HubConfig) { c.Bounds.PingInterval, c.Bounds.DeadAfter = 200*time.Millisecond, 2*time.Second }
+func quick(c *HubConfig) {
+	c.Bounds.PingInterval, c.Bounds.DeadAfter = 200*time.Millisecond, 2*time.Second
+}
 
 // TestF13_NothingPasses: the path swallows everything, without a reset. The
 // gateway takes the agent for dead and opens nothing towards it any more; the

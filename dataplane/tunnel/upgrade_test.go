@@ -145,7 +145,9 @@ func TestA147_NoDecompression(t *testing.T) {
 		// One message that is larger than any of ours is not waited for.
 		c, _, err = upgrade(t, addr, nil, websocket.CompressionDisabled)
 		check0(t, err)
-		go func() { _ = c.Write(context.Background(), websocket.MessageBinary, append([]byte(Magic), make([]byte, 1<<20)...)) }()
+		go func() {
+			_ = c.Write(context.Background(), websocket.MessageBinary, append([]byte(Magic), make([]byte, 1<<20)...))
+		}()
 		wantSocketClosed(t, "a large message", c)
 		wantNothingHeld(t, g)
 	})
