@@ -126,7 +126,7 @@ func TestA33_Clients(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sameAsTheirs(t, want, whole)
+			sameAsTheirs(t, want, theirs(whole), whole)
 			route := shown(table.Route(want))
 			goesThere := func(how string, b []byte) {
 				t.Helper()

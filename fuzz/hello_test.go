@@ -33,15 +33,22 @@ var (
 	errShort = errors.New("the hello is not whole")
 )
 
-// theirs is what crypto/tls reads from the same bytes; ok is false when it reads
-// no hello.
-func theirs(b []byte) (name string, protocols []string, ok bool) {
+// reading is what crypto/tls reads of a hello; ok is false when it reads none.
+type reading struct {
+	name      string
+	protocols []string
+	ok        bool
+}
+
+// theirs is what crypto/tls reads from the same bytes.
+func theirs(b []byte) (r reading) {
 	config := &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
-		name, protocols, ok = info.ServerName, info.SupportedProtos, true
+		r = reading{info.ServerName, info.SupportedProtos, true}
 		return nil, errRead
 	}}
 	err := tls.Server(script{bytes.NewReader(b)}, config).HandshakeContext(context.Background())
-	return name, protocols, ok && errors.Is(err, errRead)
+	r.ok = r.ok && errors.Is(err, errRead)
+	return r
 }
 
 // goHello is what crypto/tls sends first.
@@ -111,35 +118,35 @@ func checkHello(t *testing.T, b []byte) {
 	t.Helper()
 	var h alpn.Hello
 	need, err := h.Parse(b)
-	name, protocols, ok := theirs(b)
+	r := theirs(b)
 	switch {
 	case err != nil:
 		var fault alpn.Fault
 		if !errors.As(err, &fault) {
 			t.Fatalf("%v is not a fault", err)
 		}
-		if ok && !refusedOnPurpose(fault, name, protocols, b) {
-			t.Fatalf("%v, crypto/tls reads %q %q", err, name, protocols)
+		if r.ok && !refusedOnPurpose(fault, r, b) {
+			t.Fatalf("%v, crypto/tls reads %q %q", err, r.name, r.protocols)
 		}
 	case need > 0:
-		if ok {
-			t.Fatalf("needs %d of %d, crypto/tls reads %q", need, len(b), name)
+		if r.ok {
+			t.Fatalf("needs %d of %d, crypto/tls reads %q", need, len(b), r.name)
 		}
 	default:
-		sameAsTheirs(t, &h, b)
+		sameAsTheirs(t, &h, r, b)
 	}
 }
 
 // sameAsTheirs: what we read, crypto/tls reads too. Where it refuses the hello
 // for what does not concern routes, it is asked again with the two extensions
 // that do and nothing else.
-func sameAsTheirs(t *testing.T, h *alpn.Hello, b []byte) {
+func sameAsTheirs(t *testing.T, h *alpn.Hello, r reading, b []byte) {
 	t.Helper()
-	name, protocols, ok := theirs(b)
-	if !ok {
-		name, protocols, ok = theirs(bare(b))
+	if !r.ok {
+		r = theirs(bare(b))
 	}
-	if !ok {
+	name, protocols := r.name, r.protocols
+	if !r.ok {
 		t.Fatalf("read %q %q, crypto/tls nothing", h.ServerName(), h.Protocols())
 	}
 	switch got := string(h.ServerName()); {
@@ -180,11 +187,11 @@ func wholeOf(message []byte) []byte { return message[:sizeOf(message)] }
 // refuse for: a name that is no host name; more of anything than the bounds;
 // records of other kinds before the hello, which no client sends; a session id
 // longer than TLS allows, or no compression method at all.
-func refusedOnPurpose(why alpn.Fault, name string, protocols []string, b []byte) bool {
+func refusedOnPurpose(why alpn.Fault, r reading, b []byte) bool {
 	switch why {
 	case alpn.FaultName:
-		addr, err := netip.ParseAddr(name)
-		_, host := alpn.NormalName(name)
+		addr, err := netip.ParseAddr(r.name)
+		_, host := alpn.NormalName(r.name)
 		return !host && (err != nil || addr.Zone() != "")
 	case alpn.FaultRecord:
 		return otherRecords(b)
@@ -194,7 +201,7 @@ func refusedOnPurpose(why alpn.Fault, name string, protocols []string, b []byte)
 	}
 	head, all := extensionsOf(wholeOf(messageOf(b)))
 	if why == alpn.FaultLarge {
-		return len(protocols) > 32 || len(strings.Join(protocols, "x")) >= 512 || len(all) > 128
+		return len(r.protocols) > 32 || len(strings.Join(r.protocols, "x")) >= 512 || len(all) > 128
 	}
 	session := int(head[4+2+32])
 	suites := head[4+2+32+1+session:]
