@@ -5,6 +5,13 @@
 //	go run ./bench -quick     the same with small loads: for trying the harness
 //	go run ./bench -report    only write BENCHMARKS.md from the results kept
 //
+//	go run ./bench -target HOST:PORT -name NAME
+//	go run ./bench -target HOST:PORT -servers 127.0.0.1:9001
+//
+// measure a gateway that runs already, whichever it is: with -name how fast a
+// TLS server behind it answers, with -servers all that is measured of relays,
+// once the gateway passes the names that are printed to the harness's servers.
+//
 // Everything happens on the loopback of one machine: auth, gateway, agent and
 // the peers are processes of their own, so that each one's CPU and memory can
 // be read. What is measured as a relay has a core for itself; its clients and
@@ -34,6 +41,11 @@ type options struct {
 	output  string
 	keep    bool
 	pairs   int
+
+	target  string // a gateway of the user's own
+	name    string
+	servers string
+	pid     int
 }
 
 func main() {
@@ -55,8 +67,16 @@ func main() {
 	flag.StringVar(&o.output, "o", "BENCHMARKS.md", "the report")
 	flag.BoolVar(&o.keep, "keep", false, "leave the directory with configurations and logs")
 	flag.IntVar(&o.pairs, "pairs", 0, "pairs of each measure; 15, or 9 with -quick")
+	flag.StringVar(&o.target, "target", "", "HOST:PORT of a gateway of your own that is to be measured, and nothing else; see -name, -servers, -pid")
+	flag.StringVar(&o.name, "name", "", "with -target: the server name to ask for; the target's host when empty")
+	flag.StringVar(&o.servers, "servers", "", "with -target: HOST:PORT for the harness's own servers, five ports from this one on, to which the gateway passes their names")
+	flag.IntVar(&o.pid, "pid", 0, "with -target: the gateway's process on this machine, for its CPU time")
 	flag.Parse()
-	if err := bench(ctx, o); err != nil {
+	run := bench
+	if o.target != "" {
+		run = func(ctx context.Context, o options) error { return measureTarget(ctx, o, os.Stdout) }
+	}
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "ERROR: "+err.Error())
 		os.Exit(1)
 	}

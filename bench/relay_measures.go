@@ -222,6 +222,9 @@ func (w *relayWorld) compare(prefix string, t task, a, b subject, z sizes) compa
 	}
 	job := t.job
 	job.Count, job.Sources, job.Warm, job.Window = w.to.Count, clientSources, z.warm, z.window
+	if w.loose {
+		job.Sources = 0 // what is elsewhere cannot answer to the loopback
+	}
 	for _, most := range []int{a.most, b.most} {
 		if most > 0 && job.Conns > most {
 			job.Conns = most
@@ -327,7 +330,7 @@ func (w *relayWorld) traffic(ctx context.Context, r *running, j flow.Job) (res f
 	cmd := exec.CommandContext(ctx, role.Path, role.Args[1:]...)
 	var out, says bytes.Buffer
 	cmd.SysProcAttr, cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = role.SysProcAttr, role.Env, bytes.NewReader(b), &out, &says
-	if err := pinned(w.cores.traffic, cmd.Start); err != nil {
+	if err := w.on(w.cores.traffic, cmd.Start); err != nil {
 		return res, err
 	}
 	if err := cmd.Wait(); err != nil {

@@ -29,8 +29,9 @@ type running struct {
 	to      flow.Backends // where clients connect
 	hello   bool          // clients say a ClientHello first
 	process []*process
-	keep    bool   // the processes are another's, who stops them
-	also    func() // to be done at the end; nil for nothing
+	keep    bool           // the processes are another's, who stops them
+	also    func()         // to be done at the end; nil for nothing
+	pids    map[string]int // further processes to watch
 
 	names flow.Backends // what clients ask for; the usual where empty
 	tls   *flow.TLS     // what clients speak; nil without
@@ -56,6 +57,9 @@ func (r *running) stop() {
 // child.
 func (r *running) watched() (map[string][]int, error) {
 	out := map[string][]int{}
+	for name, pid := range r.pids {
+		out[name] = []int{pid}
+	}
 	for _, p := range r.process {
 		pids := []int{p.pid()}
 		below, err := descendants(p.pid())
@@ -91,7 +95,16 @@ type relayWorld struct {
 	cores          cores
 	servers        *process
 	to             flow.Backends
-	number         int // of starts: each has a directory of its own
+	number         int  // of starts: each has a directory of its own
+	loose          bool // nothing is kept to a core: what is measured is not ours to place
+}
+
+// on starts something on a core.
+func (w *relayWorld) on(cpu int, start func() error) error {
+	if w.loose {
+		return start()
+	}
+	return pinned(cpu, start)
 }
 
 // openRelayWorld starts the servers.
@@ -109,22 +122,30 @@ func openRelayWorld(ctx context.Context, dir, bin string) (*relayWorld, error) {
 			return nil, err
 		}
 	}
-	arg, err := json.Marshal(w.to)
-	if err != nil {
-		return nil, err
-	}
-	err = pinned(w.cores.traffic, func() (err error) {
-		w.servers, err = startProcess(dir, "servers", w.role(roleServers, string(arg)))
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := w.servers.await(ctx, w.serving); err != nil {
-		w.close()
+	if err := w.startServers(ctx); err != nil {
 		return nil, err
 	}
 	return w, nil
+}
+
+// startServers returns when all of them listen.
+func (w *relayWorld) startServers(ctx context.Context) error {
+	arg, err := json.Marshal(w.to)
+	if err != nil {
+		return err
+	}
+	err = w.on(w.cores.traffic, func() (err error) {
+		w.servers, err = startProcess(w.dir, "servers", w.role(roleServers, string(arg)))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.servers.await(ctx, w.serving); err != nil {
+		w.close()
+		return err
+	}
+	return nil
 }
 
 func (w *relayWorld) close() {

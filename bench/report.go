@@ -109,6 +109,9 @@ clients speak none; Sallyport's agent also decides who may, and writes it down. 
 For SSH and databases, auth, gateway and agent run as three processes; clients, servers and they share one machine and its loopback, so they share
 its CPUs too: a client that costs CPU takes it from the server it measures, on either side.
 
+Your own gateway, whichever it is: ` + "`go run ./bench -target HOST:PORT -name NAME`" + ` says how fast a TLS server answers through it;
+` + "`-servers 127.0.0.1:9001`" + ` in place of the name starts servers for it to pass streams to, and ` + "`-pid`" + ` adds its CPU time.
+
 `)
 }
 

@@ -289,7 +289,7 @@ func (t *tunnels) startBoth(ctx context.Context, p place, gateway, agent *exec.C
 		}
 		apart(end.cmd)
 		var proc *process
-		err := pinned(t.cores.relay, func() (err error) {
+		err := t.on(t.cores.relay, func() (err error) {
 			proc, err = startProcess(p.dir, end.name, end.cmd)
 			return err
 		})

@@ -18,8 +18,8 @@ func (r *runner) connect(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if !to.Addr().Is4() {
-		return Result{}, errors.New("connections are opened over IPv4 only")
+	if r.Sources > 0 && !to.Addr().Is4() {
+		return Result{}, errors.New("sources are addresses of IPv4")
 	}
 	preface, err := r.preface(r.server(OneName).name)
 	if err != nil {
@@ -29,7 +29,7 @@ func (r *runner) connect(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("epoll: %w", err)
 	}
-	o := &opener{runner: r, set: set, preface: preface, to: &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}, open: map[int32]*opening{}}
+	o := &opener{runner: r, set: set, preface: preface, family: family(to.Addr()), to: sockaddr(to), open: map[int32]*opening{}}
 	defer o.close()
 	return o.run(ctx)
 }
@@ -38,15 +38,33 @@ func (r *runner) connect(ctx context.Context) (Result, error) {
 // machine a relay may get no time for a while.
 const mostWindow = 10 * time.Second
 
+// alertRecord is what a record with a refusal begins with (RFC 8446, section 5.1).
+const alertRecord = 21
+
 // opener is the state of the one thread.
 type opener struct {
 	*runner
 	set     int
 	preface []byte
-	to      *unix.SockaddrInet4
+	family  int
+	to      unix.Sockaddr
 	open    map[int32]*opening // by descriptor
 	took    []time.Duration
 	failed  int
+}
+
+func family(a netip.Addr) int {
+	if a.Unmap().Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if ip := a.Addr().Unmap(); ip.Is4() {
+		return &unix.SockaddrInet4{Addr: ip.As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
 type opening struct {
@@ -105,7 +123,7 @@ func (o *opener) until(ctx context.Context, end time.Time) error {
 // start begins a connection. Its port is chosen when it connects, so that each
 // source has all ports for itself (IP_BIND_ADDRESS_NO_PORT of ip(7)).
 func (o *opener) start(slot int) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(o.family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
@@ -144,10 +162,10 @@ func (o *opener) step(c *opening, events uint32) error {
 	if err == unix.EAGAIN {
 		return nil
 	}
-	if n == 1 && err == nil {
+	if n == 1 && err == nil && b[0] != alertRecord {
 		o.took = append(o.took, time.Since(c.began))
 	} else {
-		o.failed++ // refused, reset, or closed before the first byte
+		o.failed++ // refused, reset, closed, or told by an alert
 	}
 	o.drop(c)
 	return o.start(c.slot)
