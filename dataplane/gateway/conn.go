@@ -40,7 +40,7 @@ type conn struct {
 	attempt int
 	up      *upstream
 	acct    *account // of the route, once there is one
-	turn    uint32   // which of the upstream's addresses is the first
+	choice  choice   // of the upstream's addresses
 	routed  alpn.Class
 	route   uint32
 	cancel  func() // of the lease that is waited for

@@ -23,7 +23,8 @@ const (
 	outcomeParkRefused
 	outcomeLeased
 	outcomeLeaseFailed
-	outcomeLeaseAgain // a far end closed before its first byte
+	outcomeLeaseAgain    // a far end closed before its first byte
+	outcomeConnectFailed // of one server of an upstream; others may follow
 	outcomeRelayed
 	outcomeHandedOff
 	outcomeHandshake // done here
@@ -67,7 +68,7 @@ func (o outcome) String() string {
 		outcomeAccepted: "accepted", outcomeAcceptError: "accept_error", outcomeExhausted: "descriptors_exhausted", outcomeShed: "shed",
 		outcomeParked: "parked", outcomeParkRefused: "park_refused",
 		outcomeLeased: "leased", outcomeLeaseFailed: "lease_failed", outcomeLeaseAgain: "lease_again",
-		outcomeRelayed: "relayed", outcomeHandedOff: "handed_off", outcomeHandshake: "handshake", outcomeHandshakeFailed: "handshake_failed",
+		outcomeConnectFailed: "connect_failed", outcomeRelayed: "relayed", outcomeHandedOff: "handed_off", outcomeHandshake: "handshake", outcomeHandshakeFailed: "handshake_failed",
 		outcomeCancelled: "pg_cancel", outcomeCancelRefused: "pg_cancel_refused", outcomeRedirected: "http_redirect", outcomeStartupInClear: "pg_startup_in_clear",
 		outcomeEmpty: "empty", outcomeEndedEarly: "ended_early", outcomeReset: "reset", outcomeTimeout: "timeout",
 		outcomeUnknown: "unknown_protocol", outcomeSSH: "ssh", outcomeRDP: "rdp", outcomeMalformed: "malformed",

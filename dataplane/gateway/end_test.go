@@ -293,7 +293,7 @@ func TestStaticByName(t *testing.T) {
 		c.Static = []StaticRoute{{Match: alpn.Match{SNI: []string{"shop.example.com"}}, Upstreams: []string{"localhost:" + port}}}
 	})
 	eventually(t, "the name is resolved", func() bool {
-		_, _, ok := r.current.Load().static[0].pick(0, 0)
+		_, _, ok := r.current.Load().static[0].pick(new(choice), time.Now())
 		return ok
 	})
 	echoes(t, tls.Client(r.dial(), ca.client("shop.example.com")))

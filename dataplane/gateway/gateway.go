@@ -113,7 +113,8 @@ type End struct {
 }
 
 // StaticRoute leads a name to upstreams, which end TLS themselves. They are
-// taken in turn; one that does not answer is passed over.
+// taken in turn; one that does not answer is passed over, and is then tried last
+// for a while.
 type StaticRoute struct {
 	Match     alpn.Match
 	Upstreams []string // "host:port" or "unix:/path"

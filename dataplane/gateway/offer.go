@@ -45,7 +45,7 @@ func (c *conn) toUpstream(u *upstream, unserved alpn.Alert) {
 		c.abandon(bound)
 		return
 	}
-	c.up, c.turn, c.asked = u, u.turns.Add(1)&turnMask, c.loop.Now()
+	c.up, c.choice, c.asked = u, choice{turn: u.turns.Add(1) & turnMask}, c.loop.Now()
 	c.connect()
 }
 
@@ -74,7 +74,7 @@ func (c *conn) tries() int {
 // connected by the time the call returns, so what it is to get is written at once.
 func (c *conn) connect() {
 	for c.attempt < c.tries() {
-		to, others, ok := c.up.pick(c.turn, c.attempt)
+		to, others, ok := c.up.pick(&c.choice, c.loop.Now())
 		left := c.bounds.Stage - c.loop.Now().Sub(c.asked)
 		if !ok || left <= 0 {
 			break
@@ -85,6 +85,7 @@ func (c *conn) connect() {
 			return
 		}
 		if err != nil {
+			c.blame()
 			c.attempt++
 			continue
 		}
@@ -104,6 +105,12 @@ func (c *conn) connect() {
 		return
 	}
 	c.refuse(alpn.InternalError, outcomeNoUpstream)
+}
+
+// blame notes that the upstream's server could not be connected to.
+func (c *conn) blame() {
+	c.counts.add(outcomeConnectFailed)
+	c.choice.at.rest(c.loop.Now())
 }
 
 // offer gives a connected far end the head and the client's first flight.
@@ -207,6 +214,9 @@ func (c *conn) send() error {
 			return nil
 		}
 		if err != nil {
+			if c.stage == connecting {
+				c.blame()
+			}
 			return err
 		}
 		c.sent += n
@@ -243,6 +253,9 @@ var errShort = errors.New("queued bytes are gone")
 // tryNext gives the first flight to another far end, with the same connection
 // id, or gives up: the client learns no more than that there is nothing.
 func (c *conn) tryNext(why outcome) {
+	if c.stage == connecting && why == outcomeTimeout {
+		c.blame()
+	}
 	c.dropFar()
 	c.attempt++
 	switch {

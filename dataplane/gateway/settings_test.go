@@ -239,28 +239,77 @@ func TestManyAddresses(t *testing.T) {
 	}
 }
 
-// TestPickAllocates: choosing an address takes no memory.
-func TestPickAllocates(t *testing.T) {
+// TestPick: addresses in turn, each once; those of servers that rest last;
+// and from the start when all were tried. It takes no memory.
+func TestPick(t *testing.T) {
 	u := &upstream{}
-	for _, a := range []string{"10.0.0.1:1", "10.0.0.2:1", "unix:/x"} {
+	for _, a := range []string{"10.0.0.1:1", "10.0.0.2:1", "unix:/3"} {
 		s, err := newServer(a)
 		check(t, err)
 		u.servers = append(u.servers, s)
 	}
-	seen := map[target]int{}
-	for turn := range 6 {
-		to, others, ok := u.pick(uint32(turn), 1)
-		if !ok || !others {
-			t.Fatal(to, others, ok)
+	now := time.Unix(1000, 0)
+	order := func(turn uint32, n int) (out string) {
+		t.Helper()
+		c := choice{turn: turn}
+		for range n {
+			to, others, ok := u.pick(&c, now)
+			if !ok || !others {
+				t.Fatal(to, others, ok)
+			}
+			if to.path != "" {
+				out += to.path[1:]
+			} else {
+				out += string('0' + to.addr.Addr().As4()[3])
+			}
 		}
-		seen[to]++
+		return out
 	}
-	if len(seen) != 3 || seen[target{path: "/x"}] != 2 {
-		t.Errorf("%v", seen)
+	for turn, want := range map[uint32]string{0: "123123", 1: "231231", 2: "312312", 3: "123123"} {
+		if got := order(turn, 6); got != want {
+			t.Errorf("turn %d: %s, want %s", turn, got, want)
+		}
 	}
-	if n := testing.AllocsPerRun(100, func() { _, _, _ = u.pick(1, 0) }); n != 0 {
+	u.servers[0].rest(now)
+	for turn, want := range map[uint32]string{0: "231", 1: "231", 2: "321"} {
+		if got := order(turn, 3); got != want {
+			t.Errorf("turn %d while the first rests: %s, want %s", turn, got, want)
+		}
+	}
+	u.servers[1].rest(now)
+	u.servers[2].rest(now)
+	if got := order(1, 3); got != "231" {
+		t.Errorf("while all rest: %s", got)
+	}
+	now = now.Add(restFor)
+	if got := order(0, 3); got != "123" {
+		t.Errorf("after their rest: %s", got)
+	}
+	if _, others, ok := (&upstream{servers: u.servers[:1]}).pick(new(choice), now); others || !ok {
+		t.Error("one address")
+	}
+	if _, _, ok := (&upstream{servers: []*server{{host: "unknown"}}}).pick(new(choice), now); ok {
+		t.Error("an address of a name that has none")
+	}
+	if n := testing.AllocsPerRun(100, func() { c := choice{}; _, _, _ = u.pick(&c, now) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// TestDeadServerRests: a server that refuses is met by the first client, and not
+// by all that follow.
+func TestDeadServerRests(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		good := named(t, ca, "good")
+		r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to("a.example.com", "127.0.0.1:1", good)} })
+		for range 20 {
+			r.meets(ca, "a.example.com", "good").Close()
+		}
+		if n := r.count(outcomeConnectFailed); n == 0 || n > 5 {
+			t.Errorf("%d of 20 clients in turn met the dead server", n)
+		}
+	})
 }
 
 // TestSnapshot: what is measured of a relay, by route and in all.

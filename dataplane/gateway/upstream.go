@@ -40,8 +40,18 @@ type server struct {
 	host  string // a name; "" for a literal
 	port  uint16
 	addrs atomic.Pointer[[]netip.AddrPort]
-	lost  atomic.Bool // its name could not be resolved the last time
+	lost  atomic.Bool  // its name could not be resolved the last time
+	rests atomic.Int64 // until when it is tried last, Unix nanoseconds
 }
+
+// restFor is how long a server that could not be connected to is tried only when
+// all others were: else one that answers nothing costs every client in its turn
+// Bounds.Connect.
+const restFor = 10 * time.Second
+
+func (s *server) rest(now time.Time) { s.rests.Store(now.Add(restFor).UnixNano()) }
+
+func (s *server) restsAt(now time.Time) bool { return now.UnixNano() < s.rests.Load() }
 
 // target is one place to connect to.
 type target struct {
@@ -79,23 +89,65 @@ func newServer(address string) (*server, error) {
 	return s, nil
 }
 
-// pick gives the address for an attempt: the first is the turn's, further ones
-// are what follows it. others says that there is more than one.
-func (u *upstream) pick(turn uint32, attempt int) (t target, others, ok bool) {
+// choice is one client's way through an upstream's addresses.
+type choice struct {
+	turn  uint32  // the first address is the turn's, further ones are what follows it
+	tried uint64  // which have been tried, of the first 64
+	at    *server // of the last
+}
+
+// pick gives the next address: one that was not tried yet, and if there is one,
+// of a server that does not rest. When all were tried they are tried again.
+// others says that there is more than one.
+func (u *upstream) pick(c *choice, now time.Time) (t target, others, ok bool) {
 	n := u.size()
 	if n == 0 {
 		return t, false, false
 	}
-	at := (int(turn) + attempt) % n
+	resting := -1
+	for i := range n {
+		at := (int(c.turn) + i) % n
+		if at < 64 && c.tried&(1<<at) != 0 {
+			continue
+		}
+		s, t, ok := u.address(at)
+		if !ok {
+			break // a name has lost addresses just now
+		}
+		if s.restsAt(now) {
+			if resting < 0 {
+				resting = at
+			}
+			continue
+		}
+		return t, n > 1, c.take(at, s)
+	}
+	if resting < 0 {
+		c.tried, resting = 0, int(c.turn)%n
+	}
+	s, t, ok := u.address(resting)
+	return t, n > 1, ok && c.take(resting, s)
+}
+
+func (c *choice) take(at int, s *server) bool {
+	if at < 64 {
+		c.tried |= 1 << at
+	}
+	c.at = s
+	return true
+}
+
+// address is the one at a position of all.
+func (u *upstream) address(at int) (s *server, t target, ok bool) {
 	for _, s := range u.servers {
 		if k := s.size(); at >= k {
 			at -= k
 			continue
 		}
 		t, ok = s.target(at)
-		return t, n > 1, ok
+		return s, t, ok
 	}
-	return t, false, false // a name has lost addresses just now
+	return nil, t, false
 }
 
 // size is the number of addresses.
