@@ -30,6 +30,7 @@ type lane struct {
 	hello     alpn.Hello         // of the connection that is looked at
 	large     int                // hellos in buffers of their own
 	spare     [][]byte
+	blanks    []*conn
 	reserve   reserve // against the day when descriptors run out
 }
 
@@ -247,9 +248,37 @@ func (w *lane) admit(fd int, peer netip.AddrPort) {
 }
 
 func (w *lane) begin(fd int, peer netip.AddrPort) *conn {
-	c := &conn{lane: w, fd: fd, other: -1, peer: peer, since: w.loop.Now(), lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
+	c := w.blank()
+	*c = conn{lane: w, fd: fd, other: -1, peer: peer, since: w.loop.Now(), lowat: 1, slot: slot{exempt: w.trusts(peer.Addr())}}
 	w.conns[c] = struct{}{}
 	return c
+}
+
+// blanksKept are the structs of routed connections that a loop keeps: where
+// thousands of relays idle, what brought them there would lie between them.
+const blanksKept = 64
+
+func (w *lane) blank() *conn {
+	last := len(w.blanks) - 1
+	if last < 0 {
+		return new(conn)
+	}
+	c := w.blanks[last]
+	w.blanks = w.blanks[:last]
+	return c
+}
+
+// blot takes a connection's struct back once its descriptors are a relay's and
+// no timer, lease or answer knows it any more. Until it is given out again it
+// stays gone.
+func (w *lane) blot(c *conn) {
+	if w.viewed == c {
+		w.viewed = nil
+	}
+	if len(w.blanks) < blanksKept {
+		*c = conn{lane: w, stage: gone, fd: -1, other: -1}
+		w.blanks = append(w.blanks, c)
+	}
 }
 
 // trusts says that the address is a proxy's that may speak for others.

@@ -311,6 +311,7 @@ func (c *conn) join(good bool) {
 		c.crowd.leave(&c.slot, good, c.loop.Now())
 	}
 	delete(c.conns, c)
+	c.blot(c)
 	l.start(state)
 }
 

@@ -36,10 +36,9 @@ type side struct {
 	relay *Relay
 	fd    int
 
-	pending []byte // still to be written; before what is in the pipe
-	buffer  []byte // the store's, when pending lies in it
+	pending []byte  // still to be written; before what is in the pipe
+	buffer  *buffer // the store's, when pending lies in it
 	pipe    *pipe
-	inPipe  int
 
 	readable    bool // since the last EAGAIN
 	ending      bool // read on to the end of the stream
@@ -158,9 +157,9 @@ func (s *side) unpipe() {
 	if s.pipe == nil {
 		return
 	}
-	s.pending = append(s.pending, s.pipe.read(s.inPipe)...)
-	s.relay.stores.putPipe(s.pipe)
-	s.pipe, s.inPipe = nil, 0
+	s.pending = append(s.pending, s.pipe.read(s.pipe.held)...)
+	s.pipe.held = 0
+	s.unborrow()
 }
 
 // leave takes the relay out of its loop. Functions of it that are still in the
@@ -185,11 +184,15 @@ func (r *Relay) finish(why Reason, how closing) {
 	r.loop.Disarm((*deadline)(r))
 	r.a.close(how)
 	r.b.close(how)
-	s := r.state()
-	if r.starting && r.loop.Post(func() { r.owner.Ended(s, why) }) {
-		return
+	if !r.starting || !r.tellLater(why) {
+		r.owner.Ended(r.state(), why)
 	}
-	r.owner.Ended(s, why)
+}
+
+// tellLater is apart from finish because what a function literal captures is
+// allocated, whether it is made or not.
+func (r *Relay) tellLater(why Reason) bool {
+	return r.loop.Post(func() { r.owner.Ended(r.state(), why) })
 }
 
 func (s *side) close(how closing) {

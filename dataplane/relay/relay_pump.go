@@ -161,7 +161,7 @@ func (r *Relay) splice(from, to *side) int {
 	if to.small >= splicesSmall {
 		to.splicing, to.small = false, 0
 	}
-	to.inPipe = n
+	to.pipe.held = n
 	r.stores.turn.spliced += n
 	r.flush(to)
 	return n
@@ -183,7 +183,7 @@ func (s *side) holds() bool { return len(s.pending) > 0 || s.pipe != nil }
 // keep copies what could not be written out of the loop's buffer.
 func (s *side) keep(b []byte) {
 	s.buffer = s.relay.stores.buffer()
-	s.pending = s.buffer[:copy(s.buffer, b)]
+	s.pending = s.buffer[:copy(s.buffer[:], b)]
 }
 
 // flush writes what to holds. It reports whether nothing is left; otherwise an
@@ -199,13 +199,13 @@ func (r *Relay) flush(to *side) bool {
 	}
 	to.unkeep()
 	for to.pipe != nil {
-		n, err := to.pipe.empty(to.fd, to.inPipe)
+		n, err := to.pipe.empty(to.fd, to.pipe.held)
 		if err != nil {
 			return r.blocked(to, err)
 		}
-		to.inPipe -= n
+		to.pipe.held -= n
 		to.wrote(n)
-		if to.inPipe == 0 {
+		if to.pipe.held == 0 {
 			to.unborrow()
 		}
 	}
@@ -239,11 +239,11 @@ func (s *side) drop() {
 	s.unkeep()
 	switch {
 	case s.pipe == nil:
-	case s.inPipe == 0:
+	case s.pipe.held == 0:
 		s.unborrow()
 	default:
 		s.relay.stores.dropPipe(s.pipe)
-		s.pipe, s.inPipe = nil, 0
+		s.pipe = nil
 	}
 }
 

@@ -8,9 +8,9 @@ import "time"
 // idle relay holds neither a buffer nor a pipe. Only the loop's thread touches
 // them.
 type stores struct {
-	buffers [][]byte // each of ScratchSize
-	pipes   []*pipe  // empty ones, the last used on top
-	open    int      // pipes that exist, lent or not
+	buffers []*buffer
+	pipes   []*pipe // empty ones, the last used on top
+	open    int     // pipes that exist, lent or not
 	retry   time.Time
 	turn    turn
 }
@@ -21,8 +21,14 @@ type turn struct {
 	copied  int // messages that fitted the buffer, in relays that run
 }
 
+// buffer is lent whole.
+type buffer [ScratchSize]byte
+
 // pipe is a kernel buffer between two sockets.
-type pipe struct{ r, w int }
+type pipe struct {
+	r, w int
+	held int // bytes; 0 while it is not lent
+}
 
 const (
 	buffersKeep = 64 // 1 MiB a loop
@@ -56,17 +62,17 @@ func storesOf(l Loop) *stores {
 	return new(stores)
 }
 
-func (s *stores) buffer() []byte {
+func (s *stores) buffer() *buffer {
 	n := len(s.buffers)
 	if n == 0 {
-		return make([]byte, ScratchSize)
+		return new(buffer)
 	}
 	b := s.buffers[n-1]
 	s.buffers = s.buffers[:n-1]
 	return b
 }
 
-func (s *stores) putBuffer(b []byte) {
+func (s *stores) putBuffer(b *buffer) {
 	if len(s.buffers) < buffersKeep {
 		s.buffers = append(s.buffers, b)
 	}
