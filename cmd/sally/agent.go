@@ -59,7 +59,7 @@ func add(a agent.ExtendedAgent, f profile.Profile, k keyPair, m *sallyportv1.Log
 		return err
 	}
 	life := uint32(max(1, time.Until(m.GetExpires().AsTime()).Seconds()))
-	return a.Add(agent.AddedKey{PrivateKey: &k.ssh, Certificate: cert, Comment: agentComment(f), LifetimeSecs: life})
+	return a.Add(agent.AddedKey{PrivateKey: k.ssh, Certificate: cert, Comment: agentComment(f), LifetimeSecs: life})
 }
 
 func certificate(line []byte) (*ssh.Certificate, error) {
@@ -93,6 +93,10 @@ func sshAgent() (agent.ExtendedAgent, func() error, error) {
 // signer is the profile's SSH key with its certificate: from the file, or from
 // ssh-agent when it was kept only there. Call done after the last signature.
 func (p *program) signer(f profile.Profile) (s ssh.Signer, done func() error, err error) {
+	if p.held != nil {
+		s, err = p.held.file.Signer(p.held.path)
+		return s, func() error { return nil }, err
+	}
 	s, _, err = p.home.SSHSigner(f)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return s, func() error { return nil }, err

@@ -186,12 +186,10 @@ func TestArgvFaults(t *testing.T) {
 func TestUnserved(t *testing.T) {
 	clearEnv(t)
 	for argv, want := range map[string]string{
-		"sally -i id ls":                         "identity files",
 		"sally -J jump ssh web":                  "jump host",
 		"sally --headless ssh web":               "headless",
 		"sally --piv-slot=9a ls":                 "security keys",
 		"sally login --auth=github":              `login by "github"`,
-		"sally login --out=x":                    "identity files",
 		"sally login --request-roles=dba":        "access requests",
 		"sally ssh":                              "no node is named",
 		"sally ssh root@env=prod id":             "by label",

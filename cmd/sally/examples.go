@@ -3,7 +3,7 @@ package main
 import "github.com/sallyport/sallyport/cmd/internal/usage"
 
 func (*loginCmd) Help() string {
-	return usage.Examples("sally login --proxy=gw.example.com", "sally login --proxy=gw.example.com:8443 --user=alice --ca-pin=sha256:0123…",
+	return usage.Examples("sally login --proxy=gw.example.com", "sally login --proxy=gw.example.com:8443 --user=alice --ca-pin=sha256:0123…", "sally login --proxy=gw.example.com --out=alice.id    # then: sally ls --proxy=gw.example.com --identity=alice.id",
 		"sally login --password-file=FILE --otp=123456     # without a terminal")
 }
 

@@ -42,6 +42,7 @@ type globals struct {
 	CAPin          string `name:"ca-pin" group:"global" placeholder:"sha256:HEX" env:"SALLY_CA_PIN" help:"Pin of the cluster's host CA."`
 	Insecure       bool   `name:"insecure" group:"global" negatable:"" help:"Do not check the gateway's certificate at login. For tests only."`
 	AddKeysToAgent string `name:"add-keys-to-agent" short:"k" group:"global" enum:"auto,no,yes,only" default:"auto" placeholder:"WHEN" env:"SALLY_ADD_KEYS_TO_AGENT,TELEPORT_ADD_KEYS_TO_AGENT" help:"Give keys to ssh-agent: auto (when there is one), yes, no, only (and keep none on disk)."`
+	Identity       string `name:"identity" short:"i" group:"global" placeholder:"FILE" env:"SALLY_IDENTITY_FILE,TELEPORT_IDENTITY_FILE" help:"Use the login in this file, which sally login --out writes, instead of the profile's."`
 	Debug          bool   `name:"debug" short:"d" group:"global" negatable:"" help:"Say more on standard error ($SALLY_DEBUG, $TELEPORT_DEBUG)."`
 
 	accepted
@@ -68,7 +69,6 @@ type accepted struct {
 // refused are tsh's flags that this version does not serve: doing less than was
 // asked for would be worse than an error.
 type refused struct {
-	Identity string `name:"identity" short:"i" hidden:"" env:"SALLY_IDENTITY_FILE,TELEPORT_IDENTITY_FILE"`
 	Jumphost string `name:"jumphost" short:"J" hidden:""`
 	Headless bool   `name:"headless" hidden:"" negatable:"" env:"TELEPORT_HEADLESS"`
 	PIVSlot  string `name:"piv-slot" hidden:"" env:"TELEPORT_PIV_SLOT"`
@@ -82,8 +82,6 @@ func (p *program) settle() error {
 		p.AddKeysToAgent = "no"
 	}
 	switch r := p.refused; {
-	case r.Identity != "":
-		return problem(errInvalid, "this version does not read identity files", "log in on this machine: sally login --proxy=HOST")
 	case r.Jumphost != "":
 		return problem(errInvalid, "this version does not take a jump host: the gateway is the only one that is needed", "give the gateway with --proxy=HOST")
 	case r.Headless:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -25,7 +26,7 @@ import (
 // keyPair is what a login makes: one key for SSH, one for TLS. They never
 // leave this machine.
 type keyPair struct {
-	ssh ed25519.PrivateKey
+	ssh crypto.Signer
 	tls *ecdsa.PrivateKey
 }
 
@@ -131,7 +132,7 @@ func (p *program) loadValid() (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.home.Credentials(f)
+	c, err := p.credentials(f)
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +145,18 @@ func (p *program) loadValid() (*credentials, error) {
 	return &credentials{c}, nil
 }
 
+func (p *program) credentials(f profile.Profile) (*profile.Credentials, error) {
+	if p.held != nil {
+		return p.held.cred, nil
+	}
+	return p.home.Credentials(f)
+}
+
 // selected is the profile that --proxy names, else the current one.
 func (p *program) selected() (profile.Profile, error) {
+	if p.held != nil {
+		return p.held.cred.Profile, nil
+	}
 	if p.ProxyAddr == "" {
 		return p.home.Load("")
 	}

@@ -39,6 +39,7 @@ type loginCmd struct {
 	OTP          string `name:"otp" placeholder:"CODE" help:"One-time code, for scripts."`
 	Force        bool   `name:"force" negatable:"" help:"Log in even when you are."`
 	Verbose      bool   `name:"verbose" short:"v" help:"Show traits too."`
+	outputs
 	loginAccepted
 	loginRefused
 }
@@ -46,15 +47,12 @@ type loginCmd struct {
 // loginAccepted are tsh's flags that change nothing here.
 type loginAccepted struct {
 	Browser   string `name:"browser" hidden:"" env:"TELEPORT_LOGIN_BROWSER"`
-	Overwrite bool   `name:"overwrite" hidden:"" negatable:""`
 	NoWait    bool   `name:"request-nowait" hidden:"" negatable:""`
 	Reviewers string `name:"request-reviewers" hidden:""`
 }
 
 // loginRefused are those that this version does not serve.
 type loginRefused struct {
-	Out         string `name:"out" short:"o" hidden:""`
-	Format      string `name:"format" short:"f" hidden:""`
 	Roles       string `name:"request-roles" hidden:""`
 	RequestID   string `name:"request-id" hidden:""`
 	KubeCluster string `name:"kube-cluster" hidden:""`
@@ -63,8 +61,6 @@ type loginRefused struct {
 
 func (c *loginCmd) unserved() error {
 	switch {
-	case c.Out != "" || c.Format != "":
-		return problem(errInvalid, "this version writes no identity files", "log in without --out and --format")
 	case c.Roles != "" || c.RequestID != "":
 		return problem(errInvalid, "this version has no access requests", "ask an administrator for the role")
 	case c.KubeCluster != "":
@@ -72,7 +68,7 @@ func (c *loginCmd) unserved() error {
 	case c.Scope != "":
 		return problem(errInvalid, "this version has no scopes", "leave out --scope")
 	}
-	return nil
+	return c.outputs.check()
 }
 
 // Run logs in, or shows the status when there is nothing to do.
@@ -100,7 +96,11 @@ func (c *loginCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	k, err := newKeyPair()
+	makeKeys := newKeyPair
+	if c.Out != "" {
+		makeKeys = newSharedKey
+	}
+	k, err := makeKeys()
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (c *loginCmd) Run(p *program) error {
 // status has been shown.
 func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) {
 	f, err = p.selected()
-	if err == nil && !c.Force {
+	if err == nil && !c.Force && c.Out == "" {
 		if held, lerr := p.home.Credentials(f); lerr == nil && time.Now().Before(held.Identity.NotAfter) && (p.User == "" || p.User == f.User) {
 			return f, true, (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p)
 		}
@@ -243,6 +243,13 @@ func (p *program) typed(read func() (string, error)) (string, error) {
 // keep stores the login and shows it.
 func (c *loginCmd) keep(p *program, f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
 	f.User = m.GetUser()
+	if c.Out != "" {
+		if err := c.outputs.write(f, k, m); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(p.stdout, "The login of %s has been written to %s, until %s.\n", f.User, strings.Join(c.outputs.names(), ", "), m.GetExpires().AsTime().Local().Format(time.DateTime))
+		return err
+	}
 	err := p.home.Locked(func() error {
 		if err := p.saveLogin(f, k, m); err != nil {
 			return err

@@ -27,7 +27,8 @@ type program struct {
 	stdout io.Writer
 	stderr io.Writer
 	home   profile.Dir
-	self   string // how to call this program again
+	self   string        // how to call this program again
+	held   *heldIdentity // by --identity; nil: the profile's
 }
 
 func main() {
@@ -83,6 +84,9 @@ func (p *program) run(args []string) error {
 	}
 	p.globals = g.cli.globals
 	if err := p.settle(); err != nil {
+		return err
+	}
+	if err := p.useIdentity(usage.Path(g.ctx.Selected())); err != nil {
 		return err
 	}
 	return g.ctx.Run(p, g.kong)

@@ -246,10 +246,17 @@ func sshRefusal(err error, banner, login, node string) error {
 	return p
 }
 
+func (p *program) knownHosts() ([]byte, error) {
+	if p.held != nil {
+		return []byte(strings.Join(p.held.file.Known, "\n") + "\n"), nil
+	}
+	return os.ReadFile(p.home.KnownHosts())
+}
+
 // hostKey takes only a host certificate of the cluster for this very node.
 func (p *program) hostKey(cred *credentials, node string) ssh.HostKeyCallback {
 	checker := &ssh.CertChecker{IsHostAuthority: func(auth ssh.PublicKey, _ string) bool {
-		data, err := os.ReadFile(p.home.KnownHosts())
+		data, err := p.knownHosts()
 		if err != nil {
 			return false
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -58,6 +59,7 @@ func TestDemo(t *testing.T) {
 	t.Run("pgx", func(t *testing.T) { testDirectTLS(t, d, p) })
 	t.Run("cancel", func(t *testing.T) { testCancel(t, d, p) })
 	t.Run("proxies", func(t *testing.T) { testProxies(t, d, p) })
+	t.Run("identity file", func(t *testing.T) { testIdentityFile(t, d) })
 	t.Run("audit", func(t *testing.T) { testAudit(t, d, p) })
 	t.Run("admin", func(t *testing.T) { testAdmin(t, d, p) })
 	t.Run("lock", func(t *testing.T) { testLock(t, d, p) })
@@ -161,6 +163,29 @@ func login(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return me.Username
+}
+
+// testIdentityFile: a login in a file is enough, and leaves no profile.
+func testIdentityFile(t *testing.T, d *demo) {
+	p := newPerson(t)
+	file := filepath.Join(p.home, "id")
+	p.login(d, "--out="+file)
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	at := []string{"--identity=" + file, "--proxy=" + d.Proxy}
+	if out := p.run("sally", append([]string{"ls", "-f", "names"}, at...)...); out != d.name("node")+"\n" {
+		t.Errorf("ls: %q", out)
+	}
+	if r := p.try("", "sally", append(append([]string{"ssh"}, at...), login(t)+"@"+d.name("node"), "echo here; exit 3")...); r.stdout != "here\n" || r.code != 3 {
+		t.Errorf("ssh: %+v", r)
+	}
+	if r := p.try("hello\n", "sally", append([]string{"proxy", "tcp", "--stdio", "echo"}, at...)...); r.stdout != "hello\n" {
+		t.Errorf("proxy: %+v", r)
+	}
+	if _, err := os.Stat(filepath.Join(p.home, ".sally")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a profile directory: %v", err)
+	}
 }
 
 func testSSH(t *testing.T, d *demo, p *person) {
