@@ -194,6 +194,76 @@ func TestShipAcknowledged(t *testing.T) {
 	}
 }
 
+// TestShipGathers: single events go in few calls and soon, and a backlog goes
+// as fast as auth takes it.
+func TestShipGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &growingSpool{grown: make(chan struct{}, 1)}
+		var calls, sent atomic.Int64
+		auth := fakeAuth{appended: func(r *sallyportv1.AppendEventsRequest) (uint64, error) {
+			calls.Add(1)
+			sent.Add(int64(len(r.GetEvents())))
+			return r.GetEvents()[len(r.GetEvents())-1].GetSequence(), nil
+		}}
+		stop := background(t, func(ctx context.Context) error { return Ship(ctx, s, auth, slog.New(slog.DiscardHandler)) })
+		defer stop()
+		s.grow(1)
+		synctest.Wait()
+		if n := sent.Load(); n != 1 {
+			t.Errorf("%d events at once, want 1", n)
+		}
+		for range 1000 { // one each millisecond
+			time.Sleep(time.Millisecond)
+			s.grow(1)
+		}
+		time.Sleep(shipEvery)
+		synctest.Wait()
+		if n := calls.Load(); sent.Load() != 1001 || n > 25 {
+			t.Errorf("%d events in %d calls", sent.Load(), n)
+		}
+		s.grow(20 * shipBatch)
+		time.Sleep(shipEvery)
+		synctest.Wait()
+		if n := sent.Load() - 1001; n != 20*shipBatch {
+			t.Errorf("%d events of the backlog after %s", n, shipEvery)
+		}
+	})
+}
+
+// growingSpool is a spool whose Next waits for what comes.
+type growingSpool struct {
+	fakeSpool
+	grown chan struct{} // capacity 1
+}
+
+func (g *growingSpool) grow(n int) {
+	g.mu.Lock()
+	for range n {
+		g.records = append(g.records, audit.Record{Sequence: uint64(len(g.records) + 1), JSON: []byte("{}")})
+	}
+	g.mu.Unlock()
+	select {
+	case g.grown <- struct{}{}:
+	default:
+	}
+}
+
+func (g *growingSpool) Next(ctx context.Context, after uint64, most int) ([]audit.Record, error) {
+	for {
+		g.mu.Lock()
+		some := uint64(len(g.records)) > after
+		g.mu.Unlock()
+		if some {
+			return g.fakeSpool.Next(ctx, after, most)
+		}
+		select {
+		case <-g.grown:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // TestFitting: a call carries at most shipBytes, or one event.
 func TestFitting(t *testing.T) {
 	batch := func(sizes ...int) (out []audit.Record) {

@@ -18,6 +18,11 @@ const (
 	shipBatch   = 512
 	shipBytes   = 1 << 20 // of one call, or one event
 	shipTimeout = 30 * time.Second
+
+	// shipEvery is the time from one call to the next while there is little to
+	// send: a call costs both sides more than the events in it. The first
+	// event after a pause goes at once, and a backlog does not wait.
+	shipEvery = 50 * time.Millisecond
 )
 
 // Spool is the part of audit.Spool that the shipper uses.
@@ -41,6 +46,7 @@ func Ship(ctx context.Context, s Spool, api sallyportv1connect.HostServiceClient
 				return errors.New("the spool gave nothing to send")
 			}
 			records = fitting(records)
+			next := time.Now().Add(shipEvery)
 			acknowledged, err := ship(ctx, s.ID(), records, api)
 			if err != nil {
 				return err
@@ -57,6 +63,12 @@ func Ship(ctx context.Context, s Spool, api sallyportv1connect.HostServiceClient
 			}
 			done = acknowledged
 			progress()
+			if much(records) {
+				continue
+			}
+			if err := sleepUntil(ctx, next); err != nil {
+				return err
+			}
 		}
 	})
 }
@@ -70,6 +82,15 @@ func fitting(records []audit.Record) []audit.Record {
 		}
 	}
 	return records
+}
+
+// much says that a call carried so much that more is likely to wait.
+func much(records []audit.Record) bool {
+	size := 0
+	for _, r := range records {
+		size += len(r.JSON)
+	}
+	return len(records) == shipBatch || size > shipBytes/2
 }
 
 func ship(ctx context.Context, spool string, records []audit.Record, api sallyportv1connect.HostServiceClient) (uint64, error) {
