@@ -281,6 +281,23 @@ func (c *conn) consume(n int) bool {
 	return true
 }
 
+// consumeBehind takes the first n bytes of the queue away, and as much of what
+// has come behind them as there is room for, which it returns: until the next
+// look. drained says that there was room for more.
+func (c *conn) consumeBehind(n int) (behind []byte, drained, ok bool) {
+	c.viewed = nil
+	room := c.view[prefixRoom:]
+	for have := 0; have < n; {
+		got, err := relay.Read(c.fd, room[have:])
+		if err != nil {
+			return nil, false, false
+		}
+		have += got
+		behind, drained = room[n:max(have, n)], have < len(room)
+	}
+	return behind, drained, true
+}
+
 // take is consume that keeps the bytes: of the view, until the next look.
 func (c *conn) take(b []byte, n int) ([]byte, bool) {
 	out := append(make([]byte, 0, n), b[:n]...)

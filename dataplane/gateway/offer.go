@@ -291,7 +291,7 @@ func (c *conn) dropFar() {
 // it. What was not written of it yet goes along. good is what the source has
 // shown itself to be.
 func (c *conn) join(good bool) {
-	rest, ok := c.unsent()
+	rest, drained, ok := c.unsent()
 	if !ok {
 		c.abandon(outcomeReset)
 		return
@@ -299,7 +299,7 @@ func (c *conn) join(good bool) {
 	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed, acct: c.acct}
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
-		A: relay.End{FD: c.fd},
+		A: relay.End{FD: c.fd, Drained: drained && c.watched},
 		B: relay.End{FD: c.other, Pending: rest, Written: uint64(c.sent)},
 	}
 	c.ends, c.other = nil, -1 // the relay's now
@@ -315,20 +315,25 @@ func (c *conn) join(good bool) {
 	l.start(state)
 }
 
-// unsent consumes the flight and returns what the far end has not got of head
-// and flight.
-func (c *conn) unsent() (rest []byte, ok bool) {
+// unsent consumes the flight, and what has come behind it, and returns what the
+// far end has not got of all that and the head. drained says that there was no
+// more.
+func (c *conn) unsent() (rest []byte, drained, ok bool) {
 	if total := len(c.head) + c.flight; c.sent < total {
 		b, err := c.outgoing()
 		if err != nil {
-			return nil, false
+			return nil, false, false
 		}
 		rest = append(rest, b...)
 		if c.buf != nil && c.sent < len(c.head) {
 			rest = append(rest, c.buf[:c.flight]...)
 		}
 	}
-	return rest, c.consume(c.flight)
+	if c.buf != nil {
+		return rest, false, c.consume(c.flight)
+	}
+	behind, drained, ok := c.consumeBehind(c.flight)
+	return append(rest, behind...), drained, ok
 }
 
 // link is a running relay's owner.

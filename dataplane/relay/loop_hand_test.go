@@ -69,8 +69,29 @@ func TestHandedOverEnd(t *testing.T) {
 		for got := Readiness(0); got&Ending == 0; {
 			got |= wait(t, seen, "an event")
 		}
-		r := startLinks(t, l, a, b, State{})
+		r := startLinks(t, l, a, b, State{A: End{Drained: true}}) // it was, before the end came
 		want(t, b.peer, "all of it")
+		wantEOF(t, b.peer)
+		b.peer.CloseWrite()
+		r.wantEnd(t, EndedClosed)
+	})
+}
+
+// A relay that begins with a drained descriptor hears of what comes later.
+func TestStartsDrained(t *testing.T) {
+	eachHand(t, func(t *testing.T, l Loop) {
+		a, b := tcp(t), tcp(t)
+		seen := make(chan Readiness, 64)
+		on(t, l, func() { l.Watch(a.fd, ready(func(r Readiness) { seen <- r })) })
+		wait(t, seen, "an event")
+		r := startLinks(t, l, a, b, State{A: End{Drained: true}})
+		for range 3 {
+			say(t, a.peer, "later")
+			want(t, b.peer, "later")
+			say(t, b.peer, "answer")
+			want(t, a.peer, "answer")
+		}
+		a.peer.CloseWrite()
 		wantEOF(t, b.peer)
 		b.peer.CloseWrite()
 		r.wantEnd(t, EndedClosed)

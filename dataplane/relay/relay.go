@@ -86,7 +86,7 @@ func (s *side) open(r *Relay, e End) {
 	*s = side{
 		relay: r, fd: e.FD, pending: e.Pending, written: e.Written,
 		readClosed: e.ReadClosed, writeClosed: e.WriteClosed, reset: e.Reset,
-		readable: true,
+		readable: !e.Drained,
 	}
 	if s.reset {
 		s.pending = nil
@@ -104,7 +104,9 @@ func (r *Relay) watch() error {
 // queued already, and is not announced again.
 func (s *side) watch() error {
 	past, err := Hand(s.relay.loop, s.fd, s)
-	s.ending = past&lasting != 0
+	if past&lasting != 0 {
+		s.ending, s.readable = true, true
+	}
 	return err
 }
 

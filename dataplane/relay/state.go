@@ -31,6 +31,11 @@ type End struct {
 	// still to be delivered to the other end, and then the reset.
 	Reset bool
 
+	// Drained: all that had come was read from FD, and the loop, which watches
+	// FD already, will say when there is more. It saves one look at FD. Take
+	// never sets it.
+	Drained bool
+
 	Written uint64 // bytes written to FD so far
 }
 
