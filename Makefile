@@ -29,7 +29,7 @@ peers: ## install the programs that tests talk to (OpenSSH, PostgreSQL); needs r
 
 test: ## all tests, with the race detector and real peers
 	@tools/peers/install
-	$(GO) test -race -shuffle=on ./...
+	$(GO) test -race -shuffle=on -timeout 30m ./...
 
 check: ## what CI runs, besides the tests: format, vet, import policy, generated files
 	@tools/check
