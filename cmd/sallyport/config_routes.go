@@ -208,6 +208,9 @@ func (l *limitsConfig) ranges() []limitRange {
 		count("stream_rate", l.StreamsPerSource, 1, manyLimit),
 		count("parked_min", l.ParkedMin, 1, 1024),
 		count("parked_per_agent", l.ParkedPerAgent, max(1, given(l.ParkedMin)), 16384),
+		count("parked", l.Parked, 16, manyLimit),
+		span("parked_for", l.ParkedFor, 30*time.Second, time.Hour),
+		count("carried", l.Carried, 1, manyLimit),
 		span("lease_wait", l.LeaseWait, 10*time.Millisecond, time.Minute),
 		count("agents", l.Agents, 1, manyLimit),
 		count("resources_per_agent", l.ResourcesPerAgent, 1, manyLimit),
@@ -281,7 +284,7 @@ func (c *config) bounds() gateway.Bounds {
 func (c *config) tunnelBounds() tunnel.Bounds {
 	l := &c.Gateway.Limits
 	return tunnel.Bounds{
-		PoolFloor: given(l.ParkedMin), PoolCeiling: given(l.ParkedPerAgent),
+		PoolFloor: given(l.ParkedMin), PoolCeiling: given(l.ParkedPerAgent), PoolGateway: given(l.Parked), ParkedFor: time.Duration(given(l.ParkedFor)), Carried: given(l.Carried),
 		HalfOpenSource: given(l.HalfOpenPerSource), HalfOpenAgent: given(l.HalfOpenPerAgent), HalfOpenGateway: given(l.HalfOpen), SourceRate: given(l.StreamsPerSource),
 		LeaseWait: time.Duration(given(l.LeaseWait)), Tunnels: given(l.Agents), Resources: given(l.ResourcesPerAgent),
 	}

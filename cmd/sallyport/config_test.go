@@ -42,7 +42,7 @@ gateway:
     shop: {servers: ["10.0.0.11:443"], policy: round_robin, send_proxy: v2}
   limits:
     {handshake: 20s, connect: 1s, idle: 1h, waiting_per_source: 32, waiting: 8192, rate_per_source: 40, large_hellos: 8, web_per_source: 9, web: 100,
-     half_open_per_source: 17, half_open_per_agent: 65, half_open: 4097, stream_rate: 21, parked_min: 2, parked_per_agent: 300, lease_wait: 3s,
+     half_open_per_source: 17, half_open_per_agent: 65, half_open: 4097, stream_rate: 21, parked_min: 2, parked_per_agent: 300, parked: 1000, parked_for: 1m, carried: 50, lease_wait: 3s,
      agents: 100, resources_per_agent: 200}
 agent:
   gateways: ["gw.example.com:443"]
@@ -245,11 +245,19 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	tunnels := tunnel.Bounds{
-		PoolFloor: 2, PoolCeiling: 300, HalfOpenSource: 17, HalfOpenAgent: 65, HalfOpenGateway: 4097, SourceRate: 21,
+		PoolFloor: 2, PoolCeiling: 300, PoolGateway: 1000, ParkedFor: time.Minute, Carried: 50, HalfOpenSource: 17, HalfOpenAgent: 65, HalfOpenGateway: 4097, SourceRate: 21,
 		LeaseWait: 3 * time.Second, Tunnels: 100, Resources: 200,
 	}
 	if got := c.tunnelBounds(); got != tunnels {
 		t.Errorf("%+v", got)
+	}
+	for _, r := range c.Gateway.Limits.ranges() {
+		if r.value == nil {
+			t.Errorf("%s is not looked at", r.name)
+		}
+	}
+	if n, fields := len(c.Gateway.Limits.ranges()), reflect.TypeFor[limitsConfig]().NumField(); n != fields {
+		t.Errorf("%d of %d limits have a range", n, fields)
 	}
 	if s, err := c.settings(); err != nil || s.Idle != time.Hour || len(s.TrustedProxies) != 2 {
 		t.Errorf("%+v, %v", s, err)
