@@ -165,7 +165,12 @@ func (s *servers) source(conn *net.TCPConn) {
 }
 
 func (s *servers) tell(conn *net.TCPConn) {
-	_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, s.taken.Load()))
+	b := binary.BigEndian.AppendUint64(nil, s.taken.Load())
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil { // nobody sets this one
+		return
+	}
+	_, _ = conn.Write(binary.BigEndian.AppendUint64(b, uint64(now.Nano())))
 }
 
 // serveEvents runs echo and one on one event loop.

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -23,38 +24,56 @@ func (r *runner) bulk(ctx context.Context) (Result, error) {
 	var received atomic.Uint64
 	count, move := r.taken, func(c net.Conn) { send(c, 0) }
 	if r.Kind == Down {
-		count = func() (float64, error) { return float64(received.Load()), nil }
+		count = func() (counted, error) { return counted{float64(received.Load()), time.Now()}, nil }
 		move = func(c net.Conn) { _ = receive(c, func(n int) { received.Add(uint64(n)) }) }
 	}
 	var moving sync.WaitGroup
 	defer moving.Wait()
 	defer closeAll(conns)
+	defer interrupt(conns) // else each close waits until its stream has its turn among the others
 	for _, c := range conns {
 		moving.Go(func() { move(c) })
 	}
 	return r.count(ctx, count)
 }
 
-// count waits until all is warm, and then for the window.
-func (r *runner) count(ctx context.Context, units func() (float64, error)) (Result, error) {
+// counted is what has arrived until some moment.
+type counted struct {
+	bytes float64
+	at    time.Time
+}
+
+// count waits until all is warm, and then for the window. The processes' CPU is
+// read a little later than the bytes, and on a core full of streams not always
+// by as much: so the bytes are those of the window in which CPU was read, at
+// the rate of the one in which they were counted.
+func (r *runner) count(ctx context.Context, bytes func() (counted, error)) (Result, error) {
 	if err := pause(ctx, r.Warm); err != nil {
 		return Result{}, err
 	}
-	n, err := units()
+	first, err := bytes()
 	if err != nil {
 		return Result{}, err
 	}
-	w, err := r.begin(n)
+	w, err := r.begin(0)
 	if err != nil {
 		return Result{}, err
 	}
-	if err := pause(ctx, r.Window); err != nil {
-		return Result{}, err
+	last := first
+	for wait := time.Duration(0); last.bytes == first.bytes && wait < r.most; wait += r.Window {
+		if err := pause(ctx, r.Window); err != nil {
+			return Result{}, err
+		}
+		if last, err = bytes(); err != nil {
+			return Result{}, err
+		}
 	}
-	if n, err = units(); err != nil {
-		return Result{}, err
+	if last.bytes == first.bytes {
+		return Result{}, errors.New("no byte arrived")
 	}
-	return r.end(w, n)
+	res, err := r.end(w, 0)
+	res.Units = (last.bytes - first.bytes) / last.at.Sub(first.at).Seconds() * res.Seconds
+	return res, err
 }
 
 // send writes until the connection closes, at most rate bytes per second; 0 is

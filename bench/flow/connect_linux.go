@@ -34,10 +34,6 @@ func (r *runner) connect(ctx context.Context) (Result, error) {
 	return o.run(ctx)
 }
 
-// mostWindow is how long a window may become until something is in it: on a busy
-// machine a relay may get no time for a while.
-const mostWindow = 10 * time.Second
-
 // alertRecord is what a record with a refusal begins with (RFC 8446, section 5.1).
 const alertRecord = 21
 
@@ -88,7 +84,7 @@ func (o *opener) run(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	for wait := time.Duration(0); len(o.took) == 0 && wait < mostWindow; wait += o.Window {
+	for wait := time.Duration(0); len(o.took) == 0 && wait < o.most; wait += o.Window {
 		if err := o.until(ctx, time.Now().Add(o.Window)); err != nil {
 			return Result{}, err
 		}

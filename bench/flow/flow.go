@@ -31,7 +31,7 @@ type Backends struct {
 	Echo   string `json:"echo"`
 	One    string `json:"one"`
 	Source string `json:"source"`
-	Count  string `json:"count"` // tells what the sink has taken: eight bytes, big-endian
+	Count  string `json:"count"` // tells what the sink has taken, and a time in nanoseconds: eight bytes each, big-endian
 }
 
 // Names of the servers, as a hello asks for them.

@@ -167,6 +167,38 @@ func TestConnectByIPv6(t *testing.T) {
 	}
 }
 
+// TestBulkNeedsBytes: a sample in which nothing moves is none.
+func TestBulkNeedsBytes(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []net.Conn
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+		for _, c := range held {
+			c.Close()
+		}
+	})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			held = append(held, conn)
+		}
+	}()
+	r := &runner{Job: Job{Kind: Down, Conns: 1, Window: 10 * time.Millisecond, To: Backends{Source: l.Addr().String()}}, meter: &still{}, most: 50 * time.Millisecond}
+	_, err = r.bulk(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "no byte arrived") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestRunEndsWithItsContext(t *testing.T) {
 	to := served(t)
 	for _, kind := range []Kind{Up, Connect, Ping, Idle} {

@@ -58,7 +58,7 @@ func (r *runner) beside(ctx context.Context) (end func(), err error) {
 		defer close(done)
 		send(conns[0], r.Beside)
 	}()
-	return func() { closeAll(conns); <-done }, nil
+	return func() { interrupt(conns); closeAll(conns); <-done }, nil
 }
 
 // line is one connection with the pings that are on their way.
@@ -104,7 +104,7 @@ func (p *pinger) run(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	for wait := time.Duration(0); len(p.took) == 0 && wait < mostWindow; wait += p.Window {
+	for wait := time.Duration(0); len(p.took) == 0 && wait < p.most; wait += p.Window {
 		if err := p.until(ctx, time.Now().Add(p.Window)); err != nil {
 			return Result{}, err
 		}

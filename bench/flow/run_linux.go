@@ -15,6 +15,10 @@ import (
 const (
 	openWait   = 30 * time.Second // for one connection; the machine may be busy
 	opensAtOne = 16               // connections that are opened at a time
+
+	// mostWindow is how long a window may become until something is in it: on a
+	// busy machine a relay may get no time for a while.
+	mostWindow = 10 * time.Second
 )
 
 // Run does a job and returns what it found.
@@ -22,7 +26,7 @@ func Run(ctx context.Context, j Job, m Meter) (Result, error) {
 	if err := j.check(); err != nil {
 		return Result{}, err
 	}
-	r := &runner{Job: j, meter: m}
+	r := &runner{Job: j, meter: m, most: mostWindow}
 	var err error
 	if r.config, err = j.clientTLS(); err != nil {
 		return Result{}, err
@@ -53,6 +57,7 @@ func Run(ctx context.Context, j Job, m Meter) (Result, error) {
 type runner struct {
 	Job
 	meter  Meter
+	most   time.Duration                 // for a window
 	config func(name string) *tls.Config // nil without TLS
 }
 
@@ -177,19 +182,19 @@ func closeAll(conns []net.Conn) {
 	}
 }
 
-// taken asks the sink what it has taken.
-func (r *runner) taken() (float64, error) {
+// taken asks the sink what it has taken, and when that was.
+func (r *runner) taken() (counted, error) {
 	conn, err := net.DialTimeout("tcp", r.Count, openWait)
 	if err != nil {
-		return 0, err
+		return counted{}, err
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(openWait))
-	var b [8]byte
+	var b [16]byte
 	if _, err := io.ReadFull(conn, b[:]); err != nil {
-		return 0, fmt.Errorf("the sink's count: %w", err)
+		return counted{}, fmt.Errorf("the sink's count: %w", err)
 	}
-	return float64(binary.BigEndian.Uint64(b[:])), nil
+	return counted{float64(binary.BigEndian.Uint64(b[:])), time.Unix(0, int64(binary.BigEndian.Uint64(b[8:])))}, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

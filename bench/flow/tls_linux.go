@@ -75,7 +75,7 @@ func (r *runner) windowOf(ctx context.Context, t *tally) (Result, error) {
 		return Result{}, err
 	}
 	t.set(true)
-	for wait := time.Duration(0); wait < mostWindow; wait += r.Window {
+	for wait := time.Duration(0); wait < r.most; wait += r.Window {
 		if err := pause(ctx, r.Window); err != nil {
 			return Result{}, err
 		}
