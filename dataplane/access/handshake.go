@@ -64,6 +64,9 @@ func (v *visit) config(g *gated) *tls.Config {
 		// A ticket would let a client in again without its certificate being
 		// looked at (nginx CVE-2025-23419).
 		SessionTicketsDisabled: true,
+		// An answer of a database goes in full records from the start: small
+		// ones cost a system call per segment, and serve pages of the web only.
+		DynamicRecordSizingDisabled: true,
 		// The chain is checked in VerifyConnection, where an expired
 		// certificate of ours can be told from a foreign one.
 		ClientAuth: tls.RequireAnyClientCert,

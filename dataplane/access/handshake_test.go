@@ -71,6 +71,38 @@ func TestA32_HalfHello(t *testing.T) {
 	})
 }
 
+// TestFullRecords: what a session writes goes out in as few writes as TLS lets.
+func TestFullRecords(t *testing.T) {
+	w := newWorld(t)
+	cert := w.alice()
+	near, far := net.Pipe()
+	out := &recorder{Conn: far}
+	c := call{kind: sallyport.KindTCP, name: "echo", cert: &cert}
+	const record = 16 << 10
+	before := 0
+	done := w.take(t.Context(), out, c, func(_ context.Context, _ *session.Candidate, conn net.Conn) error {
+		before = out.count()
+		_, err := conn.Write(make([]byte, 3*record))
+		return err
+	})
+	tc := tls.Client(near, w.config(c))
+	defer tc.Close()
+	if _, err := io.CopyN(io.Discard, tc, 3*record); err != nil {
+		t.Fatal(err)
+	}
+	tc.Close()
+	<-done
+	if n := out.count() - before; n > 4 { // three records and close_notify
+		t.Errorf("%d writes for three records", n)
+	}
+}
+
+func (r *recorder) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sent)
+}
+
 // firstFlight is a whole ClientHello.
 func firstFlight(t testing.TB, w *world, c call) []byte {
 	t.Helper()
