@@ -297,6 +297,27 @@ func TestKnownTogether(t *testing.T) {
 	all.Wait()
 }
 
+// TestKnownUserAllocatesNothing: who comes back costs no garbage.
+func TestKnownUserAllocatesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.door.setUp()
+	cert := w.alice()
+	chain := []*x509.Certificate{cert.Leaf}
+	trust, err := w.snap.Trust()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() {
+		if _, err := w.door.user(chain, trust); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask()
+	if n := testing.AllocsPerRun(100, ask); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func BenchmarkKnownUser(b *testing.B) {
 	w := newWorld(b)
 	cert := w.alice()
