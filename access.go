@@ -25,6 +25,7 @@ type AccessRequest struct {
 	Login      string // nodes
 	DBUser     string // databases
 	DBName     string
+	AWSRole    string // applications at AWS: the ARN of the role
 	ClientAddr netip.Addr
 	Now        time.Time
 }
@@ -50,7 +51,8 @@ type Decision struct {
 	Role     string // the role that granted or denied; "" when none matched
 	Reason   string // for the authenticated subject and the audit log: a fact, lower case
 	Options  Options
-	Revision uint64 // of the policy that decided
+	Kube     KubeGrant // Kubernetes clusters: what may be asked of it
+	Revision uint64    // of the policy that decided
 	// Fleeting says that the answer depends on time, address or MFA and must
 	// not be cached.
 	Fleeting bool

@@ -25,39 +25,66 @@ var house = []struct{ pkg, may string }{
 	{"wire/...", "wire/..."},
 
 	// The data plane: never the control plane.
-	{"dataplane/relay", ""},
+	{"dataplane/relay", "dataplane/relay/internal/uring"}, // what a loop puts off is made by one system call
+	{"dataplane/relay/internal/uring", ""},
 	{"dataplane/preamble", "alpn"},
-	{"dataplane/tunnel", ". alpn identity wire/sallyport/tunnel/v1 dataplane/relay"},
-	{"dataplane/gateway", ". alpn dataplane/relay dataplane/preamble dataplane/tunnel"},
-	{"dataplane/session", "."},
-	{"dataplane/access", ". alpn identity dataplane/session"},
-	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel"},
-	{"dataplane/dial", ". alpn identity dataplane/preamble"}, // servers are checked by SPIFFE id and by pin
-	{"dataplane/protocol/...", ". identity dataplane/session"},
+	// What is the same for all SSH servers, so that none is more permissive than
+	// another; the jump server knows names, and none of what leads to them.
+	{"dataplane/sshauth", "."},
+	{"dataplane/protocol/ssh", ". identity dataplane/session dataplane/sshauth"},
+	{"dataplane/jump", ". alpn identity dataplane/session dataplane/sshauth"},
+	{"dataplane/handover", ". wire/sallyport/handover/v1 dataplane/handover/failpoint"}, // moves what others hand it; knows none of them
+	{"dataplane/handover/failpoint", ""},                                                // nothing in a program without its build tag: hence also for the control plane
+	{"dataplane/handover/handovertest", "dataplane/handover"},
+	{"dataplane/handover/verdict", ""}, // pure
+	{"dataplane/tunnel", ". alpn identity wire/sallyport/tunnel/v1 wire/sallyport/handover/v1 dataplane/relay dataplane/handover dataplane/handover/failpoint"},
+	{"dataplane/gateway", ". alpn wire/sallyport/handover/v1 dataplane/relay dataplane/preamble dataplane/tunnel dataplane/handover dataplane/handover/failpoint"},
+	{"dataplane/session", ". dataplane/handover/failpoint"},
+	{"dataplane/swift", ""}, // system calls, and nothing else
+	{"dataplane/access", ". alpn identity dataplane/session dataplane/swift"},
+	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel dataplane/handover/failpoint"},
+	{"dataplane/sigv4", ""},                                                  // both ends of sally aws read the same signatures
+	{"dataplane/dial", ". alpn identity dataplane/preamble dataplane/sigv4"}, // servers are checked by SPIFFE id and by pin
+	{"dataplane/database", ". dataplane/swift"},                              // what is the same for all databases, so that no protocol imports another
+	{"dataplane/webapp", ". alpn dataplane/protocol/app"},                    // the browser's side of that protocol: what neither passes on is written once
+	{"dataplane/database/dbtest", ". dataplane/session"},
+	{"dataplane/oneconn", ""}, // what is the same for all who serve HTTP behind the door
+	{"dataplane/protocol/...", ". identity dataplane/session dataplane/database"},
+	{"dataplane/protocol/app/...", ". dataplane/session dataplane/oneconn"},
+	{"dataplane/protocol/aws/...", ". dataplane/session dataplane/sigv4 dataplane/oneconn"},
 
 	// The control plane: never the data plane.
+	{"controlplane/durable", "dataplane/handover/failpoint"},
 	{"controlplane/store", "."},
-	{"controlplane/store/...", ". controlplane/store"},
-	{"controlplane/ca", ". identity wire/sallyport/v1 controlplane/store controlplane/ca/signed"},
+	{"controlplane/store/...", ". controlplane/store controlplane/durable dataplane/handover/failpoint"},
+	{"controlplane/ca", ". identity wire/sallyport/v1 controlplane/store controlplane/ca/signed controlplane/durable dataplane/handover/failpoint"},
 	{"controlplane/ca/signed", "wire/sallyport/v1"},
 	{"controlplane/rbac", "."},
 	{"controlplane/login", ". controlplane/store"},
+	{"controlplane/websession", ". controlplane/store"},
 	{"controlplane/join", ". controlplane/store"},
 	{"controlplane/inventory", ". alpn wire/sallyport/v1 controlplane/store"},
-	{"controlplane/audit", "."},
-	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac controlplane/ca/signed"},
-	{"controlplane/web", ". wire/... controlplane/login"},
-	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/ca/signed controlplane/rbac controlplane/login controlplane/join controlplane/inventory controlplane/audit"},
+	{"controlplane/audit", ". controlplane/durable dataplane/handover/failpoint"},
+	{"controlplane/remnant", ". wire/sallyport/handover/v1 controlplane/audit"},
+	{"controlplane/client", ". alpn identity wire/... controlplane/audit controlplane/rbac controlplane/ca/signed controlplane/durable dataplane/handover/failpoint"},
+	{"controlplane/web", ". wire/... controlplane/login controlplane/websession"},
+	{"controlplane/api", ". alpn identity wire/... controlplane/store controlplane/ca controlplane/ca/signed controlplane/rbac controlplane/login controlplane/websession controlplane/join controlplane/inventory controlplane/audit"},
 
 	// Programs join the two.
-	{"cmd/sally", ". alpn identity wire/... dataplane/dial controlplane/client controlplane/rbac cmd/internal/..."}, // rbac: the language of --query
+	{"cmd/sally", ". alpn identity wire/... dataplane/dial dataplane/sigv4 controlplane/client controlplane/rbac cmd/internal/..."}, // rbac: the language of --query
 	{"cmd/sallyctl", ". identity wire/... dataplane/dial controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
-	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/..."},
+	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/... cmd/sallyport/crowd"},
+	{"cmd/sallyport/crowd", ""}, // knows nothing of what it loads: so it can load others too
 	{"cmd/internal/...", ". identity"},
 
-	{"bench/...", "bench/... . alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
+	{"bench/...", "bench/... cmd/sallyport/crowd . alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
 	{"fuzz/...", ". alpn identity wire/... dataplane/..."},
 	{"test/...", ". alpn identity wire/... dataplane/... controlplane/..."},
+	{"tools/peers/kube", "tools/peers/port"},     // its server is told its port: there is no way to ask for it
+	{"tools/peers/postgres", "tools/peers/port"}, // the same
+	{"tools/peers/mariadb", "tools/peers/port"},  // the same
+	{"tools/peers/redis", "tools/peers/port"},    // the same
+	{"tools/peers/dynalite", "tools/peers/port"}, // the same
 	{"tools/...", ""},
 }
 
@@ -71,6 +98,7 @@ var unlinked = map[string]string{
 // want of them.
 var testOnly = map[string]string{
 	"github.com/refraction-networking/utls": "the hellos of browsers (BSD-3-Clause); it brings brotli (MIT)",
+	"github.com/tidwall/redcon":             "a second reader of Redis's protocol (MIT); it brings tidwall's btree and match (MIT)",
 }
 
 // pkg is what "go list -json" says of a package.

@@ -13,6 +13,10 @@ const (
 	KindDesktop  Kind = "desktop"
 )
 
+// ProtocolAWS is the protocol of an application that is Amazon's cloud: roles say
+// as which of its roles it may be used.
+const ProtocolAWS = "aws"
+
 // Resource is something that an agent serves. Kind and Name together are its
 // key; Name is one DNS label.
 type Resource struct {
@@ -20,7 +24,7 @@ type Resource struct {
 	Name        string
 	ID          string // nodes: the agent's UUID, which is a name too
 	Description string
-	Protocol    string // databases: "postgres"
+	Protocol    string // databases: "postgres"; applications at AWS: ProtocolAWS
 	Address     string // where the agent dials; shown to users who may see the resource
 	Hostname    string // nodes: the host's own name, before it became a slug
 	Labels      map[string]string

@@ -321,7 +321,9 @@ func speaks(kind string, offers ids) bool {
 		return only(offers, idSSH, idSSH)
 	case "db":
 		return offers == 0 || only(offers, idDB|idPostgreSQL, idDB|idPostgreSQL)
-	case "kube", "app":
+	case "kube":
+		return offers == 0 || only(offers, idHTTP, idHTTP|idHTTPOther) // kubectl names none for exec, attach and port-forward
+	case "app":
 		return only(offers, idHTTP, idHTTP|idHTTPOther)
 	case "tcp":
 		return offers&idOurs&^idTCP == 0

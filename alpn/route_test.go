@@ -55,7 +55,7 @@ func TestA62_Matrix(t *testing.T) {
 			Auth1: "auth", Join1: "join", Tunnel1: "tunnel", Gateway1: "gateway", Store1: "store"},
 		"x.node.gw.test": {SSH1: "node/x"},
 		"x.db.gw.test":   {"": "db/x", "postgresql": "db/x", DB1: "db/x"},
-		"x.kube.gw.test": {"h2": "kube/x", "http/1.1": "kube/x"},
+		"x.kube.gw.test": {"": "kube/x", "h2": "kube/x", "http/1.1": "kube/x"},
 		"x.app.gw.test":  {"h2": "app/x", "http/1.1": "app/x"},
 		"x.tcp.gw.test": {"": "tcp/x", TCP1: "tcp/x", "h2": "tcp/x", "http/1.1": "tcp/x", "http/1.0": "tcp/x",
 			"postgresql": "tcp/x", "acme-tls/1": "tcp/x", "\x0a\x0a": "tcp/x", "smtp": "tcp/x", "sallyport-ssh/2": "tcp/x"},

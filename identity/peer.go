@@ -63,6 +63,9 @@ func Pin(ca *x509.Certificate) string {
 	return pinPrefix + hex.EncodeToString(sum[:])
 }
 
+// ErrPin means that somebody else answered, or that the pin is not the cluster's.
+var ErrPin = errors.New("the CA that was shown does not have the pin that was given")
+
 // PinnedRoots returns the CAs of a chain that have one of the pins. It is an
 // error when none has: then the other end is not who was asked for.
 func PinnedRoots(chain []*x509.Certificate, pins []string) (*x509.CertPool, error) {
@@ -74,7 +77,7 @@ func PinnedRoots(chain []*x509.Certificate, pins []string) (*x509.CertPool, erro
 		}
 	}
 	if !found {
-		return nil, errors.New("the CA that was shown does not have the pin that was given")
+		return nil, ErrPin
 	}
 	return pool, nil
 }
