@@ -8,10 +8,11 @@ FUZZTIME ?= 20s
 FUZZ     ?= .
 LISTEN   ?= 127.0.0.1:8443
 SOAK     ?= 10m
+CRASH    ?= 5m
 
 .DEFAULT_GOAL := help
 
-.PHONY: build run test check bench bench-quick fuzz soak gen fmt lint help peers
+.PHONY: build run test check bench bench-quick fuzz soak crash gen fmt lint help peers
 
 build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
 	@mkdir -p bin
@@ -24,21 +25,22 @@ build: ## build bin/sallyport, bin/sally, bin/sallyctl (static, reproducible)
 run: build ## start the demo on LISTEN (127.0.0.1:8443) and print what to try
 	@bin/sallyport demo --listen=$(LISTEN)
 
-peers: ## install the programs that tests talk to (OpenSSH, PostgreSQL); needs root
+peers: ## get the programs that tests talk to: Debian's (OpenSSH, PostgreSQL; needs root), and Kubernetes, which is built once
 	@tools/peers/install
+	@tools/peers/kubernetes
 
-test: ## all tests, with the race detector and real peers
+test: ## all tests, with the race detector and real peers ("make check" vets them)
 	@tools/peers/install
-	$(GO) test -race -shuffle=on -timeout 30m ./...
+	$(GO) test -race -vet=off -shuffle=on -timeout 30m ./...
 
 check: ## what CI runs, besides the tests: format, vet, import policy, generated files
 	@tools/check
 
-bench: ## measure, about two hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
+bench: ## measure, about three hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
 	@tools/peers/install
 	$(GO) run ./bench
 
-bench-quick: ## the same with small loads, under 5 minutes: tries the harness, the figures mean little
+bench-quick: ## the same with small loads, under 8 minutes once the peers are built: tries the harness, the figures mean little
 	@tools/peers/install
 	$(GO) run ./bench -quick
 
@@ -47,6 +49,9 @@ fuzz: ## each fuzz target for FUZZTIME (20s); FUZZ=expression picks some
 
 soak: ## load a gateway with everything right and wrong for SOAK (10m), and see that it is as before
 	$(GO) test ./test/soak -count=1 -v -timeout 2h -soak $(SOAK)
+
+crash: ## kill auth, gateway and agent at random for CRASH (5m) under load, and compare what was acknowledged with what is there
+	$(GO) test ./test/crash -count=1 -v -timeout 2h -crash $(CRASH)
 
 gen: ## generated files: API code, docs of commands, configuration and API
 	$(GO) run ./tools/gen

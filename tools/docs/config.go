@@ -27,8 +27,8 @@ touched: connections that are there go on as they were, also those of a route th
 - ` + "`gateway.certificates`" + `: the files are read again even when their names are the same, and new handshakes get what is in them. A
   certificate that is not good now is refused.
 - ` + "`gateway.limits`" + `, but for those that say otherwise below: they hold from the next connection on.
-- ` + "`agent.ssh`, `agent.databases`, `agent.tcp`, `agent.group`" + `: auth is told, and new sessions find what it has granted.
-- ` + "`log.level`" + `
+- ` + "`agent.ssh`, `agent.databases`, `agent.tcp`, `agent.apps`, `agent.kubernetes`, `agent.group`" + `: auth is told, and new sessions find what it has granted.
+- ` + "`log.level`, `upgrade.drain`" + `
 
 Everything else, such as ` + "`roles`, `data_dir` and `gateway.listen`" + `, needs a restart: the reload says which of these fields have changed
 and have no effect yet.

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	reserve "github.com/sallyport/sallyport/tools/peers/port"
 )
 
 // ErrMissing says that there is no PostgreSQL here.
@@ -122,7 +124,7 @@ func (s *Server) start(bin string, o Options) error {
 		}
 	}
 	if o.Ready == 0 {
-		o.Ready = 20 * time.Second
+		o.Ready = 90 * time.Second // the machine may be busy
 	}
 	for try := 0; ; try++ {
 		err := s.listen(bin, data, who, o.Ready)
@@ -170,16 +172,15 @@ func (s *Server) configure(data string, who account, o Options) error {
 
 var errTaken = errors.New("the port was taken meanwhile")
 
-// listen starts the server on a port that was free a moment ago, and waits
-// until it serves.
+// listen starts the server on a port that is kept for it, and waits until it
+// serves.
 func (s *Server) listen(bin, data string, who account, ready time.Duration) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := reserve.Reserve()
 	if err != nil {
 		return err
 	}
-	s.Addr = l.Addr().String()
+	s.Addr = address
 	_, port, _ := net.SplitHostPort(s.Addr)
-	l.Close()
 
 	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
