@@ -25,6 +25,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PollDeviceLoginResponse_State int32
+
+const (
+	PollDeviceLoginResponse_STATE_UNSPECIFIED PollDeviceLoginResponse_State = 0
+	PollDeviceLoginResponse_STATE_PENDING     PollDeviceLoginResponse_State = 1
+	PollDeviceLoginResponse_STATE_SLOW_DOWN   PollDeviceLoginResponse_State = 2 // five seconds more between polls from now on
+	PollDeviceLoginResponse_STATE_DENIED      PollDeviceLoginResponse_State = 3
+	PollDeviceLoginResponse_STATE_DONE        PollDeviceLoginResponse_State = 4
+)
+
+// Enum value maps for PollDeviceLoginResponse_State.
+var (
+	PollDeviceLoginResponse_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_PENDING",
+		2: "STATE_SLOW_DOWN",
+		3: "STATE_DENIED",
+		4: "STATE_DONE",
+	}
+	PollDeviceLoginResponse_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_PENDING":     1,
+		"STATE_SLOW_DOWN":   2,
+		"STATE_DENIED":      3,
+		"STATE_DONE":        4,
+	}
+)
+
+func (x PollDeviceLoginResponse_State) Enum() *PollDeviceLoginResponse_State {
+	p := new(PollDeviceLoginResponse_State)
+	*p = x
+	return p
+}
+
+func (x PollDeviceLoginResponse_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PollDeviceLoginResponse_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_sallyport_v1_api_proto_enumTypes[0].Descriptor()
+}
+
+func (PollDeviceLoginResponse_State) Type() protoreflect.EnumType {
+	return &file_sallyport_v1_api_proto_enumTypes[0]
+}
+
+func (x PollDeviceLoginResponse_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PollDeviceLoginResponse_State.Descriptor instead.
+func (PollDeviceLoginResponse_State) EnumDescriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{17, 0}
+}
+
 // Resource is sallyport.Resource.
 type Resource struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -785,6 +840,7 @@ type PingResponse struct {
 	DefaultSessionTtlSeconds int64                  `protobuf:"varint,5,opt,name=default_session_ttl_seconds,json=defaultSessionTtlSeconds,proto3" json:"default_session_ttl_seconds,omitempty"`
 	CaPins                   []string               `protobuf:"bytes,6,rep,name=ca_pins,json=caPins,proto3" json:"ca_pins,omitempty"`
 	ClaimUrlBase             string                 `protobuf:"bytes,7,opt,name=claim_url_base,json=claimUrlBase,proto3" json:"claim_url_base,omitempty"`
+	BrowserLogin             bool                   `protobuf:"varint,8,opt,name=browser_login,json=browserLogin,proto3" json:"browser_login,omitempty"` // FinishLogin and BeginDeviceLogin are there
 	unknownFields            protoimpl.UnknownFields
 	sizeCache                protoimpl.SizeCache
 }
@@ -866,6 +922,13 @@ func (x *PingResponse) GetClaimUrlBase() string {
 		return x.ClaimUrlBase
 	}
 	return ""
+}
+
+func (x *PingResponse) GetBrowserLogin() bool {
+	if x != nil {
+		return x.BrowserLogin
+	}
+	return false
 }
 
 type LoginRequest struct {
@@ -1036,6 +1099,326 @@ func (x *LoginResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+// FinishLoginRequest redeems the code that the browser brought to the
+// program's loopback address. A code is good once, for a minute.
+type FinishLoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Verifier      string                 `protobuf:"bytes,2,opt,name=verifier,proto3" json:"verifier,omitempty"`                               // RFC 7636: the page was opened with base64url(SHA-256(verifier))
+	SshPublicKey  []byte                 `protobuf:"bytes,3,opt,name=ssh_public_key,json=sshPublicKey,proto3" json:"ssh_public_key,omitempty"` // the very keys of which the page was given the hash
+	TlsPublicKey  []byte                 `protobuf:"bytes,4,opt,name=tls_public_key,json=tlsPublicKey,proto3" json:"tls_public_key,omitempty"`
+	TtlSeconds    int64                  `protobuf:"varint,5,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // as in LoginRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishLoginRequest) Reset() {
+	*x = FinishLoginRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishLoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishLoginRequest) ProtoMessage() {}
+
+func (x *FinishLoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishLoginRequest.ProtoReflect.Descriptor instead.
+func (*FinishLoginRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FinishLoginRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *FinishLoginRequest) GetVerifier() string {
+	if x != nil {
+		return x.Verifier
+	}
+	return ""
+}
+
+func (x *FinishLoginRequest) GetSshPublicKey() []byte {
+	if x != nil {
+		return x.SshPublicKey
+	}
+	return nil
+}
+
+func (x *FinishLoginRequest) GetTlsPublicKey() []byte {
+	if x != nil {
+		return x.TlsPublicKey
+	}
+	return nil
+}
+
+func (x *FinishLoginRequest) GetTtlSeconds() int64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+// BeginDeviceLoginRequest asks for a code to type in a browser elsewhere, in
+// the manner of RFC 8628.
+type BeginDeviceLoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SshPublicKey  []byte                 `protobuf:"bytes,1,opt,name=ssh_public_key,json=sshPublicKey,proto3" json:"ssh_public_key,omitempty"`
+	TlsPublicKey  []byte                 `protobuf:"bytes,2,opt,name=tls_public_key,json=tlsPublicKey,proto3" json:"tls_public_key,omitempty"`
+	TtlSeconds    int64                  `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	HostName      string                 `protobuf:"bytes,4,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"` // shown to who approves
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginDeviceLoginRequest) Reset() {
+	*x = BeginDeviceLoginRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginDeviceLoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginDeviceLoginRequest) ProtoMessage() {}
+
+func (x *BeginDeviceLoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginDeviceLoginRequest.ProtoReflect.Descriptor instead.
+func (*BeginDeviceLoginRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BeginDeviceLoginRequest) GetSshPublicKey() []byte {
+	if x != nil {
+		return x.SshPublicKey
+	}
+	return nil
+}
+
+func (x *BeginDeviceLoginRequest) GetTlsPublicKey() []byte {
+	if x != nil {
+		return x.TlsPublicKey
+	}
+	return nil
+}
+
+func (x *BeginDeviceLoginRequest) GetTtlSeconds() int64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *BeginDeviceLoginRequest) GetHostName() string {
+	if x != nil {
+		return x.HostName
+	}
+	return ""
+}
+
+type BeginDeviceLoginResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	DeviceCode       string                 `protobuf:"bytes,1,opt,name=device_code,json=deviceCode,proto3" json:"device_code,omitempty"`                   // a secret of the program
+	UserCode         string                 `protobuf:"bytes,2,opt,name=user_code,json=userCode,proto3" json:"user_code,omitempty"`                         // XXXX-XXXX, for the person
+	VerificationPath string                 `protobuf:"bytes,3,opt,name=verification_path,json=verificationPath,proto3" json:"verification_path,omitempty"` // of the cluster's page
+	Expires          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	IntervalSeconds  int64                  `protobuf:"varint,5,opt,name=interval_seconds,json=intervalSeconds,proto3" json:"interval_seconds,omitempty"` // between polls
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *BeginDeviceLoginResponse) Reset() {
+	*x = BeginDeviceLoginResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginDeviceLoginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginDeviceLoginResponse) ProtoMessage() {}
+
+func (x *BeginDeviceLoginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginDeviceLoginResponse.ProtoReflect.Descriptor instead.
+func (*BeginDeviceLoginResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BeginDeviceLoginResponse) GetDeviceCode() string {
+	if x != nil {
+		return x.DeviceCode
+	}
+	return ""
+}
+
+func (x *BeginDeviceLoginResponse) GetUserCode() string {
+	if x != nil {
+		return x.UserCode
+	}
+	return ""
+}
+
+func (x *BeginDeviceLoginResponse) GetVerificationPath() string {
+	if x != nil {
+		return x.VerificationPath
+	}
+	return ""
+}
+
+func (x *BeginDeviceLoginResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *BeginDeviceLoginResponse) GetIntervalSeconds() int64 {
+	if x != nil {
+		return x.IntervalSeconds
+	}
+	return 0
+}
+
+type PollDeviceLoginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DeviceCode    string                 `protobuf:"bytes,1,opt,name=device_code,json=deviceCode,proto3" json:"device_code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PollDeviceLoginRequest) Reset() {
+	*x = PollDeviceLoginRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PollDeviceLoginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PollDeviceLoginRequest) ProtoMessage() {}
+
+func (x *PollDeviceLoginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PollDeviceLoginRequest.ProtoReflect.Descriptor instead.
+func (*PollDeviceLoginRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PollDeviceLoginRequest) GetDeviceCode() string {
+	if x != nil {
+		return x.DeviceCode
+	}
+	return ""
+}
+
+type PollDeviceLoginResponse struct {
+	state         protoimpl.MessageState        `protogen:"open.v1"`
+	State         PollDeviceLoginResponse_State `protobuf:"varint,1,opt,name=state,proto3,enum=sallyport.v1.PollDeviceLoginResponse_State" json:"state,omitempty"`
+	Login         *LoginResponse                `protobuf:"bytes,2,opt,name=login,proto3" json:"login,omitempty"` // when done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PollDeviceLoginResponse) Reset() {
+	*x = PollDeviceLoginResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PollDeviceLoginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PollDeviceLoginResponse) ProtoMessage() {}
+
+func (x *PollDeviceLoginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PollDeviceLoginResponse.ProtoReflect.Descriptor instead.
+func (*PollDeviceLoginResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PollDeviceLoginResponse) GetState() PollDeviceLoginResponse_State {
+	if x != nil {
+		return x.State
+	}
+	return PollDeviceLoginResponse_STATE_UNSPECIFIED
+}
+
+func (x *PollDeviceLoginResponse) GetLogin() *LoginResponse {
+	if x != nil {
+		return x.Login
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1051,7 +1434,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[13]
+	mi := &file_sallyport_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1446,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[13]
+	mi := &file_sallyport_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1459,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1142,7 +1525,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[14]
+	mi := &file_sallyport_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1537,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[14]
+	mi := &file_sallyport_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1550,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinResponse) GetHostId() string {
@@ -1223,7 +1606,7 @@ type RenewHostRequest struct {
 
 func (x *RenewHostRequest) Reset() {
 	*x = RenewHostRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[15]
+	mi := &file_sallyport_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1618,7 @@ func (x *RenewHostRequest) String() string {
 func (*RenewHostRequest) ProtoMessage() {}
 
 func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[15]
+	mi := &file_sallyport_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1631,7 @@ func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostRequest.ProtoReflect.Descriptor instead.
 func (*RenewHostRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenewHostRequest) GetTlsPublicKey() []byte {
@@ -1283,7 +1666,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[16]
+	mi := &file_sallyport_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1678,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[16]
+	mi := &file_sallyport_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1691,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnnounceRequest) GetResources() []*Resource {
@@ -1344,7 +1727,7 @@ type AnnounceResponse struct {
 
 func (x *AnnounceResponse) Reset() {
 	*x = AnnounceResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[17]
+	mi := &file_sallyport_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1739,7 @@ func (x *AnnounceResponse) String() string {
 func (*AnnounceResponse) ProtoMessage() {}
 
 func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[17]
+	mi := &file_sallyport_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1752,7 @@ func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnnounceResponse) GetAssignment() []byte {
@@ -1410,7 +1793,7 @@ type ResourceCertificate struct {
 
 func (x *ResourceCertificate) Reset() {
 	*x = ResourceCertificate{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[18]
+	mi := &file_sallyport_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1805,7 @@ func (x *ResourceCertificate) String() string {
 func (*ResourceCertificate) ProtoMessage() {}
 
 func (x *ResourceCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[18]
+	mi := &file_sallyport_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1818,7 @@ func (x *ResourceCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceCertificate.ProtoReflect.Descriptor instead.
 func (*ResourceCertificate) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResourceCertificate) GetServerName() string {
@@ -1463,7 +1846,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[19]
+	mi := &file_sallyport_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1858,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[19]
+	mi := &file_sallyport_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1871,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Refusal) GetKind() string {
@@ -1523,7 +1906,7 @@ type IssueDatabaseCertificateRequest struct {
 
 func (x *IssueDatabaseCertificateRequest) Reset() {
 	*x = IssueDatabaseCertificateRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[20]
+	mi := &file_sallyport_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1918,7 @@ func (x *IssueDatabaseCertificateRequest) String() string {
 func (*IssueDatabaseCertificateRequest) ProtoMessage() {}
 
 func (x *IssueDatabaseCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[20]
+	mi := &file_sallyport_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1931,7 @@ func (x *IssueDatabaseCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueDatabaseCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueDatabaseCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueDatabaseCertificateRequest) GetDatabase() string {
@@ -1583,7 +1966,7 @@ type IssueDatabaseCertificateResponse struct {
 
 func (x *IssueDatabaseCertificateResponse) Reset() {
 	*x = IssueDatabaseCertificateResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[21]
+	mi := &file_sallyport_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1978,7 @@ func (x *IssueDatabaseCertificateResponse) String() string {
 func (*IssueDatabaseCertificateResponse) ProtoMessage() {}
 
 func (x *IssueDatabaseCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[21]
+	mi := &file_sallyport_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1991,7 @@ func (x *IssueDatabaseCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueDatabaseCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueDatabaseCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IssueDatabaseCertificateResponse) GetCertificate() []byte {
@@ -1632,6 +2015,110 @@ func (x *IssueDatabaseCertificateResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+type IssueAppTokenRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	App             string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`                                                // name of an application that this agent serves
+	UserCertificate []byte                 `protobuf:"bytes,2,opt,name=user_certificate,json=userCertificate,proto3" json:"user_certificate,omitempty"` // DER of the visitor's own: nobody is named who has not shown one
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *IssueAppTokenRequest) Reset() {
+	*x = IssueAppTokenRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueAppTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueAppTokenRequest) ProtoMessage() {}
+
+func (x *IssueAppTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueAppTokenRequest.ProtoReflect.Descriptor instead.
+func (*IssueAppTokenRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *IssueAppTokenRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *IssueAppTokenRequest) GetUserCertificate() []byte {
+	if x != nil {
+		return x.UserCertificate
+	}
+	return nil
+}
+
+type IssueAppTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // JWT, ES256, for this application alone
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueAppTokenResponse) Reset() {
+	*x = IssueAppTokenResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueAppTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueAppTokenResponse) ProtoMessage() {}
+
+func (x *IssueAppTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueAppTokenResponse.ProtoReflect.Descriptor instead.
+func (*IssueAppTokenResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *IssueAppTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *IssueAppTokenResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 type WatchSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HaveRevision  uint64                 `protobuf:"varint,1,opt,name=have_revision,json=haveRevision,proto3" json:"have_revision,omitempty"`
@@ -1641,7 +2128,7 @@ type WatchSnapshotRequest struct {
 
 func (x *WatchSnapshotRequest) Reset() {
 	*x = WatchSnapshotRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[22]
+	mi := &file_sallyport_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +2140,7 @@ func (x *WatchSnapshotRequest) String() string {
 func (*WatchSnapshotRequest) ProtoMessage() {}
 
 func (x *WatchSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[22]
+	mi := &file_sallyport_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +2153,7 @@ func (x *WatchSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*WatchSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchSnapshotRequest) GetHaveRevision() uint64 {
@@ -1688,7 +2175,7 @@ type AppendEventsRequest struct {
 
 func (x *AppendEventsRequest) Reset() {
 	*x = AppendEventsRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[23]
+	mi := &file_sallyport_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +2187,7 @@ func (x *AppendEventsRequest) String() string {
 func (*AppendEventsRequest) ProtoMessage() {}
 
 func (x *AppendEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[23]
+	mi := &file_sallyport_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +2200,7 @@ func (x *AppendEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendEventsRequest.ProtoReflect.Descriptor instead.
 func (*AppendEventsRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AppendEventsRequest) GetSpool() string {
@@ -1740,7 +2227,7 @@ type SpooledEvent struct {
 
 func (x *SpooledEvent) Reset() {
 	*x = SpooledEvent{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[24]
+	mi := &file_sallyport_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +2239,7 @@ func (x *SpooledEvent) String() string {
 func (*SpooledEvent) ProtoMessage() {}
 
 func (x *SpooledEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[24]
+	mi := &file_sallyport_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +2252,7 @@ func (x *SpooledEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpooledEvent.ProtoReflect.Descriptor instead.
 func (*SpooledEvent) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SpooledEvent) GetSequence() uint64 {
@@ -1791,7 +2278,7 @@ type AppendEventsResponse struct {
 
 func (x *AppendEventsResponse) Reset() {
 	*x = AppendEventsResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[25]
+	mi := &file_sallyport_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2290,7 @@ func (x *AppendEventsResponse) String() string {
 func (*AppendEventsResponse) ProtoMessage() {}
 
 func (x *AppendEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[25]
+	mi := &file_sallyport_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2303,7 @@ func (x *AppendEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendEventsResponse.ProtoReflect.Descriptor instead.
 func (*AppendEventsResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AppendEventsResponse) GetAcknowledged() uint64 {
@@ -1841,7 +2328,7 @@ type ReportPresenceRequest struct {
 
 func (x *ReportPresenceRequest) Reset() {
 	*x = ReportPresenceRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[26]
+	mi := &file_sallyport_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2340,7 @@ func (x *ReportPresenceRequest) String() string {
 func (*ReportPresenceRequest) ProtoMessage() {}
 
 func (x *ReportPresenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[26]
+	mi := &file_sallyport_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2353,7 @@ func (x *ReportPresenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportPresenceRequest.ProtoReflect.Descriptor instead.
 func (*ReportPresenceRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReportPresenceRequest) GetGatewayId() string {
@@ -1929,7 +2416,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[27]
+	mi := &file_sallyport_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2428,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[27]
+	mi := &file_sallyport_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2441,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Presence) GetAgentId() string {
@@ -1987,7 +2474,7 @@ type ReportPresenceResponse struct {
 
 func (x *ReportPresenceResponse) Reset() {
 	*x = ReportPresenceResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[28]
+	mi := &file_sallyport_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2486,7 @@ func (x *ReportPresenceResponse) String() string {
 func (*ReportPresenceResponse) ProtoMessage() {}
 
 func (x *ReportPresenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[28]
+	mi := &file_sallyport_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2499,7 @@ func (x *ReportPresenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportPresenceResponse.ProtoReflect.Descriptor instead.
 func (*ReportPresenceResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportPresenceResponse) GetNeedFull() bool {
@@ -2020,6 +2507,610 @@ func (x *ReportPresenceResponse) GetNeedFull() bool {
 		return x.NeedFull
 	}
 	return false
+}
+
+// RedeemAppCodeRequest takes the one-time code that a browser brought to an
+// application's origin. It is good once, for a minute, for this application,
+// and only with the verifier whose hash the browser's way began with.
+type RedeemAppCodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Verifier      string                 `protobuf:"bytes,2,opt,name=verifier,proto3" json:"verifier,omitempty"`
+	App           string                 `protobuf:"bytes,3,opt,name=app,proto3" json:"app,omitempty"`
+	TlsPublicKey  []byte                 `protobuf:"bytes,4,opt,name=tls_public_key,json=tlsPublicKey,proto3" json:"tls_public_key,omitempty"` // PKIX DER, of a key that this gateway holds
+	ClientAddr    string                 `protobuf:"bytes,5,opt,name=client_addr,json=clientAddr,proto3" json:"client_addr,omitempty"`         // the visitor's IP address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemAppCodeRequest) Reset() {
+	*x = RedeemAppCodeRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemAppCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemAppCodeRequest) ProtoMessage() {}
+
+func (x *RedeemAppCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemAppCodeRequest.ProtoReflect.Descriptor instead.
+func (*RedeemAppCodeRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RedeemAppCodeRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *RedeemAppCodeRequest) GetVerifier() string {
+	if x != nil {
+		return x.Verifier
+	}
+	return ""
+}
+
+func (x *RedeemAppCodeRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *RedeemAppCodeRequest) GetTlsPublicKey() []byte {
+	if x != nil {
+		return x.TlsPublicKey
+	}
+	return nil
+}
+
+func (x *RedeemAppCodeRequest) GetClientAddr() string {
+	if x != nil {
+		return x.ClientAddr
+	}
+	return ""
+}
+
+type RenewAppSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"` // from the cookie of the application's origin
+	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	TlsPublicKey  []byte                 `protobuf:"bytes,3,opt,name=tls_public_key,json=tlsPublicKey,proto3" json:"tls_public_key,omitempty"` // empty: only say whether the session is good
+	ClientAddr    string                 `protobuf:"bytes,4,opt,name=client_addr,json=clientAddr,proto3" json:"client_addr,omitempty"`
+	Quiet         bool                   `protobuf:"varint,5,opt,name=quiet,proto3" json:"quiet,omitempty"` // nothing has come from the browser: the question does not count as use
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewAppSessionRequest) Reset() {
+	*x = RenewAppSessionRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewAppSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewAppSessionRequest) ProtoMessage() {}
+
+func (x *RenewAppSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewAppSessionRequest.ProtoReflect.Descriptor instead.
+func (*RenewAppSessionRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RenewAppSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *RenewAppSessionRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *RenewAppSessionRequest) GetTlsPublicKey() []byte {
+	if x != nil {
+		return x.TlsPublicKey
+	}
+	return nil
+}
+
+func (x *RenewAppSessionRequest) GetClientAddr() string {
+	if x != nil {
+		return x.ClientAddr
+	}
+	return ""
+}
+
+func (x *RenewAppSessionRequest) GetQuiet() bool {
+	if x != nil {
+		return x.Quiet
+	}
+	return false
+}
+
+type AppSessionResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Session        string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`                      // a secret for the cookie of the application's origin; only when a code was redeemed
+	SessionId      string                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"` // of the web session; no secret
+	User           string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Roles          []string               `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
+	Traits         map[string]*StringList `protobuf:"bytes,5,rep,name=traits,proto3" json:"traits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	TlsCertificate []byte                 `protobuf:"bytes,6,opt,name=tls_certificate,json=tlsCertificate,proto3" json:"tls_certificate,omitempty"` // DER: usage=web, bound to this gateway and this application
+	Expires        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`                                     // of the certificate
+	SessionExpires *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=session_expires,json=sessionExpires,proto3" json:"session_expires,omitempty"` // at the latest
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AppSessionResponse) Reset() {
+	*x = AppSessionResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppSessionResponse) ProtoMessage() {}
+
+func (x *AppSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppSessionResponse.ProtoReflect.Descriptor instead.
+func (*AppSessionResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *AppSessionResponse) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *AppSessionResponse) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *AppSessionResponse) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *AppSessionResponse) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *AppSessionResponse) GetTraits() map[string]*StringList {
+	if x != nil {
+		return x.Traits
+	}
+	return nil
+}
+
+func (x *AppSessionResponse) GetTlsCertificate() []byte {
+	if x != nil {
+		return x.TlsCertificate
+	}
+	return nil
+}
+
+func (x *AppSessionResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *AppSessionResponse) GetSessionExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SessionExpires
+	}
+	return nil
+}
+
+type EndAppSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndAppSessionRequest) Reset() {
+	*x = EndAppSessionRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndAppSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndAppSessionRequest) ProtoMessage() {}
+
+func (x *EndAppSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndAppSessionRequest.ProtoReflect.Descriptor instead.
+func (*EndAppSessionRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *EndAppSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *EndAppSessionRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+type EndAppSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndAppSessionResponse) Reset() {
+	*x = EndAppSessionResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndAppSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndAppSessionResponse) ProtoMessage() {}
+
+func (x *EndAppSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndAppSessionResponse.ProtoReflect.Descriptor instead.
+func (*EndAppSessionResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{40}
+}
+
+// WebSession is one browser in which somebody is logged in.
+type WebSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created,proto3" json:"created,omitempty"`
+	Seen          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"` // at the latest
+	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Browser       string                 `protobuf:"bytes,6,opt,name=browser,proto3" json:"browser,omitempty"` // what the browser says it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebSession) Reset() {
+	*x = WebSession{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebSession) ProtoMessage() {}
+
+func (x *WebSession) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebSession.ProtoReflect.Descriptor instead.
+func (*WebSession) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *WebSession) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WebSession) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *WebSession) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *WebSession) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *WebSession) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *WebSession) GetBrowser() string {
+	if x != nil {
+		return x.Browser
+	}
+	return ""
+}
+
+type ListWebSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebSessionsRequest) Reset() {
+	*x = ListWebSessionsRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebSessionsRequest) ProtoMessage() {}
+
+func (x *ListWebSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListWebSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{42}
+}
+
+type ListWebSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []*WebSession          `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebSessionsResponse) Reset() {
+	*x = ListWebSessionsResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebSessionsResponse) ProtoMessage() {}
+
+func (x *ListWebSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListWebSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListWebSessionsResponse) GetSessions() []*WebSession {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type EndWebSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"` // instead of one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndWebSessionRequest) Reset() {
+	*x = EndWebSessionRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndWebSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndWebSessionRequest) ProtoMessage() {}
+
+func (x *EndWebSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndWebSessionRequest.ProtoReflect.Descriptor instead.
+func (*EndWebSessionRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *EndWebSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EndWebSessionRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type EndWebSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ended         uint32                 `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndWebSessionResponse) Reset() {
+	*x = EndWebSessionResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndWebSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndWebSessionResponse) ProtoMessage() {}
+
+func (x *EndWebSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndWebSessionResponse.ProtoReflect.Descriptor instead.
+func (*EndWebSessionResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *EndWebSessionResponse) GetEnded() uint32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
 }
 
 type WhoAmIRequest struct {
@@ -2030,7 +3121,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[29]
+	mi := &file_sallyport_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +3133,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[29]
+	mi := &file_sallyport_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +3146,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 type WhoAmIResponse struct {
@@ -2071,7 +3162,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[30]
+	mi := &file_sallyport_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +3174,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[30]
+	mi := &file_sallyport_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +3187,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WhoAmIResponse) GetUser() string {
@@ -2145,7 +3236,7 @@ type ReissueRequest struct {
 
 func (x *ReissueRequest) Reset() {
 	*x = ReissueRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[31]
+	mi := &file_sallyport_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +3248,7 @@ func (x *ReissueRequest) String() string {
 func (*ReissueRequest) ProtoMessage() {}
 
 func (x *ReissueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[31]
+	mi := &file_sallyport_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +3261,7 @@ func (x *ReissueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReissueRequest.ProtoReflect.Descriptor instead.
 func (*ReissueRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReissueRequest) GetSshPublicKey() []byte {
@@ -2204,7 +3295,7 @@ type ListResourcesRequest struct {
 
 func (x *ListResourcesRequest) Reset() {
 	*x = ListResourcesRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[32]
+	mi := &file_sallyport_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +3307,7 @@ func (x *ListResourcesRequest) String() string {
 func (*ListResourcesRequest) ProtoMessage() {}
 
 func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[32]
+	mi := &file_sallyport_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +3320,7 @@ func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListResourcesRequest) GetKind() string {
@@ -2255,7 +3346,7 @@ type ListResourcesResponse struct {
 
 func (x *ListResourcesResponse) Reset() {
 	*x = ListResourcesResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[33]
+	mi := &file_sallyport_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +3358,7 @@ func (x *ListResourcesResponse) String() string {
 func (*ListResourcesResponse) ProtoMessage() {}
 
 func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[33]
+	mi := &file_sallyport_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +3371,7 @@ func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListResourcesResponse) GetResources() []*AccessibleResource {
@@ -2298,13 +3389,14 @@ type AccessibleResource struct {
 	DatabaseUsers []string               `protobuf:"bytes,3,rep,name=database_users,json=databaseUsers,proto3" json:"database_users,omitempty"` // "*" when any
 	DatabaseNames []string               `protobuf:"bytes,4,rep,name=database_names,json=databaseNames,proto3" json:"database_names,omitempty"`
 	Online        bool                   `protobuf:"varint,5,opt,name=online,proto3" json:"online,omitempty"`
+	AwsRoleArns   []string               `protobuf:"bytes,6,rep,name=aws_role_arns,json=awsRoleArns,proto3" json:"aws_role_arns,omitempty"` // applications at AWS
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AccessibleResource) Reset() {
 	*x = AccessibleResource{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[34]
+	mi := &file_sallyport_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +3408,7 @@ func (x *AccessibleResource) String() string {
 func (*AccessibleResource) ProtoMessage() {}
 
 func (x *AccessibleResource) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[34]
+	mi := &file_sallyport_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +3421,7 @@ func (x *AccessibleResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessibleResource.ProtoReflect.Descriptor instead.
 func (*AccessibleResource) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AccessibleResource) GetResource() *Resource {
@@ -2367,6 +3459,13 @@ func (x *AccessibleResource) GetOnline() bool {
 	return false
 }
 
+func (x *AccessibleResource) GetAwsRoleArns() []string {
+	if x != nil {
+		return x.AwsRoleArns
+	}
+	return nil
+}
+
 type ListClustersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2375,7 +3474,7 @@ type ListClustersRequest struct {
 
 func (x *ListClustersRequest) Reset() {
 	*x = ListClustersRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[35]
+	mi := &file_sallyport_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +3486,7 @@ func (x *ListClustersRequest) String() string {
 func (*ListClustersRequest) ProtoMessage() {}
 
 func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[35]
+	mi := &file_sallyport_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +3499,7 @@ func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersRequest.ProtoReflect.Descriptor instead.
 func (*ListClustersRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 type ListClustersResponse struct {
@@ -2412,7 +3511,7 @@ type ListClustersResponse struct {
 
 func (x *ListClustersResponse) Reset() {
 	*x = ListClustersResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[36]
+	mi := &file_sallyport_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +3523,7 @@ func (x *ListClustersResponse) String() string {
 func (*ListClustersResponse) ProtoMessage() {}
 
 func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[36]
+	mi := &file_sallyport_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +3536,7 @@ func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersResponse.ProtoReflect.Descriptor instead.
 func (*ListClustersResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListClustersResponse) GetClusters() []*Cluster {
@@ -2458,7 +3557,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[37]
+	mi := &file_sallyport_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +3569,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[37]
+	mi := &file_sallyport_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +3582,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Cluster) GetName() string {
@@ -2514,13 +3613,14 @@ type ExplainRequest struct {
 	Login         string                 `protobuf:"bytes,3,opt,name=login,proto3" json:"login,omitempty"`
 	DatabaseUser  string                 `protobuf:"bytes,4,opt,name=database_user,json=databaseUser,proto3" json:"database_user,omitempty"`
 	DatabaseName  string                 `protobuf:"bytes,5,opt,name=database_name,json=databaseName,proto3" json:"database_name,omitempty"`
+	AwsRoleArn    string                 `protobuf:"bytes,6,opt,name=aws_role_arn,json=awsRoleArn,proto3" json:"aws_role_arn,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[38]
+	mi := &file_sallyport_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +3632,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[38]
+	mi := &file_sallyport_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +3645,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExplainRequest) GetKind() string {
@@ -2583,6 +3683,13 @@ func (x *ExplainRequest) GetDatabaseName() string {
 	return ""
 }
 
+func (x *ExplainRequest) GetAwsRoleArn() string {
+	if x != nil {
+		return x.AwsRoleArn
+	}
+	return ""
+}
+
 type ExplainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exists        bool                   `protobuf:"varint,1,opt,name=exists,proto3" json:"exists,omitempty"` // that the caller may see it
@@ -2596,7 +3703,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[39]
+	mi := &file_sallyport_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +3715,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[39]
+	mi := &file_sallyport_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +3728,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExplainResponse) GetExists() bool {
@@ -2667,7 +3774,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[40]
+	mi := &file_sallyport_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +3786,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[40]
+	mi := &file_sallyport_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +3799,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 type GetStatusResponse struct {
@@ -2710,7 +3817,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[41]
+	mi := &file_sallyport_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3829,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[41]
+	mi := &file_sallyport_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3842,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetStatusResponse) GetCluster() string {
@@ -2798,7 +3905,7 @@ type AuthorityStatus struct {
 
 func (x *AuthorityStatus) Reset() {
 	*x = AuthorityStatus{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[42]
+	mi := &file_sallyport_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +3917,7 @@ func (x *AuthorityStatus) String() string {
 func (*AuthorityStatus) ProtoMessage() {}
 
 func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[42]
+	mi := &file_sallyport_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +3930,7 @@ func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityStatus.ProtoReflect.Descriptor instead.
 func (*AuthorityStatus) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AuthorityStatus) GetKind() string {
@@ -2860,7 +3967,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[43]
+	mi := &file_sallyport_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3979,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[43]
+	mi := &file_sallyport_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3992,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *User) GetName() string {
@@ -2933,7 +4040,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[44]
+	mi := &file_sallyport_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +4052,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[44]
+	mi := &file_sallyport_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +4065,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateUserRequest) GetUser() *User {
@@ -2985,7 +4092,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[45]
+	mi := &file_sallyport_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +4104,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[45]
+	mi := &file_sallyport_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +4117,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CreateUserResponse) GetClaimUrl() string {
@@ -3035,7 +4142,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[46]
+	mi := &file_sallyport_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +4154,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[46]
+	mi := &file_sallyport_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +4167,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 type ListUsersResponse struct {
@@ -3072,7 +4179,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[47]
+	mi := &file_sallyport_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +4191,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[47]
+	mi := &file_sallyport_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +4204,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -3116,7 +4223,7 @@ type DeleteUserRequest struct {
 
 func (x *DeleteUserRequest) Reset() {
 	*x = DeleteUserRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[48]
+	mi := &file_sallyport_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +4235,7 @@ func (x *DeleteUserRequest) String() string {
 func (*DeleteUserRequest) ProtoMessage() {}
 
 func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[48]
+	mi := &file_sallyport_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +4248,7 @@ func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserRequest.ProtoReflect.Descriptor instead.
 func (*DeleteUserRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DeleteUserRequest) GetName() string {
@@ -3159,7 +4266,7 @@ type DeleteUserResponse struct {
 
 func (x *DeleteUserResponse) Reset() {
 	*x = DeleteUserResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[49]
+	mi := &file_sallyport_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +4278,7 @@ func (x *DeleteUserResponse) String() string {
 func (*DeleteUserResponse) ProtoMessage() {}
 
 func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[49]
+	mi := &file_sallyport_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +4291,7 @@ func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserResponse.ProtoReflect.Descriptor instead.
 func (*DeleteUserResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 type ResetUserRequest struct {
@@ -3197,7 +4304,7 @@ type ResetUserRequest struct {
 
 func (x *ResetUserRequest) Reset() {
 	*x = ResetUserRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[50]
+	mi := &file_sallyport_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +4316,7 @@ func (x *ResetUserRequest) String() string {
 func (*ResetUserRequest) ProtoMessage() {}
 
 func (x *ResetUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[50]
+	mi := &file_sallyport_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +4329,7 @@ func (x *ResetUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetUserRequest.ProtoReflect.Descriptor instead.
 func (*ResetUserRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ResetUserRequest) GetName() string {
@@ -3249,7 +4356,7 @@ type ResetUserResponse struct {
 
 func (x *ResetUserResponse) Reset() {
 	*x = ResetUserResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[51]
+	mi := &file_sallyport_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3261,7 +4368,7 @@ func (x *ResetUserResponse) String() string {
 func (*ResetUserResponse) ProtoMessage() {}
 
 func (x *ResetUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[51]
+	mi := &file_sallyport_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3274,7 +4381,7 @@ func (x *ResetUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetUserResponse.ProtoReflect.Descriptor instead.
 func (*ResetUserResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ResetUserResponse) GetClaimUrl() string {
@@ -3305,7 +4412,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[52]
+	mi := &file_sallyport_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3317,7 +4424,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[52]
+	mi := &file_sallyport_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3330,7 +4437,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CreateTokenRequest) GetRoles() []string {
@@ -3386,7 +4493,7 @@ type TokenAllow struct {
 
 func (x *TokenAllow) Reset() {
 	*x = TokenAllow{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[53]
+	mi := &file_sallyport_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3398,7 +4505,7 @@ func (x *TokenAllow) String() string {
 func (*TokenAllow) ProtoMessage() {}
 
 func (x *TokenAllow) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[53]
+	mi := &file_sallyport_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3411,7 +4518,7 @@ func (x *TokenAllow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAllow.ProtoReflect.Descriptor instead.
 func (*TokenAllow) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TokenAllow) GetKinds() []string {
@@ -3449,7 +4556,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[54]
+	mi := &file_sallyport_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +4568,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[54]
+	mi := &file_sallyport_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +4581,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Token) GetName() string {
@@ -3531,7 +4638,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[55]
+	mi := &file_sallyport_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +4650,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[55]
+	mi := &file_sallyport_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +4663,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CreateTokenResponse) GetSecret() string {
@@ -3595,7 +4702,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[56]
+	mi := &file_sallyport_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3607,7 +4714,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[56]
+	mi := &file_sallyport_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3620,7 +4727,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 type ListTokensResponse struct {
@@ -3632,7 +4739,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[57]
+	mi := &file_sallyport_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +4751,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[57]
+	mi := &file_sallyport_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +4764,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3676,7 +4783,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[58]
+	mi := &file_sallyport_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3688,7 +4795,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[58]
+	mi := &file_sallyport_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3701,7 +4808,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DeleteTokenRequest) GetName() string {
@@ -3719,7 +4826,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[59]
+	mi := &file_sallyport_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +4838,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[59]
+	mi := &file_sallyport_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +4851,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 type GetDocumentsRequest struct {
@@ -3757,7 +4864,7 @@ type GetDocumentsRequest struct {
 
 func (x *GetDocumentsRequest) Reset() {
 	*x = GetDocumentsRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[60]
+	mi := &file_sallyport_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3769,7 +4876,7 @@ func (x *GetDocumentsRequest) String() string {
 func (*GetDocumentsRequest) ProtoMessage() {}
 
 func (x *GetDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[60]
+	mi := &file_sallyport_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3782,7 +4889,7 @@ func (x *GetDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*GetDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetDocumentsRequest) GetKind() string {
@@ -3808,7 +4915,7 @@ type GetDocumentsResponse struct {
 
 func (x *GetDocumentsResponse) Reset() {
 	*x = GetDocumentsResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[61]
+	mi := &file_sallyport_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3820,7 +4927,7 @@ func (x *GetDocumentsResponse) String() string {
 func (*GetDocumentsResponse) ProtoMessage() {}
 
 func (x *GetDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[61]
+	mi := &file_sallyport_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3833,7 +4940,7 @@ func (x *GetDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*GetDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetDocumentsResponse) GetDocuments() []string {
@@ -3854,7 +4961,7 @@ type PutDocumentRequest struct {
 
 func (x *PutDocumentRequest) Reset() {
 	*x = PutDocumentRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[62]
+	mi := &file_sallyport_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3866,7 +4973,7 @@ func (x *PutDocumentRequest) String() string {
 func (*PutDocumentRequest) ProtoMessage() {}
 
 func (x *PutDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[62]
+	mi := &file_sallyport_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3879,7 +4986,7 @@ func (x *PutDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDocumentRequest.ProtoReflect.Descriptor instead.
 func (*PutDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *PutDocumentRequest) GetDocument() string {
@@ -3915,7 +5022,7 @@ type PutDocumentResponse struct {
 
 func (x *PutDocumentResponse) Reset() {
 	*x = PutDocumentResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[63]
+	mi := &file_sallyport_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3927,7 +5034,7 @@ func (x *PutDocumentResponse) String() string {
 func (*PutDocumentResponse) ProtoMessage() {}
 
 func (x *PutDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[63]
+	mi := &file_sallyport_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3940,7 +5047,7 @@ func (x *PutDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDocumentResponse.ProtoReflect.Descriptor instead.
 func (*PutDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *PutDocumentResponse) GetKind() string {
@@ -3981,7 +5088,7 @@ type DeleteDocumentRequest struct {
 
 func (x *DeleteDocumentRequest) Reset() {
 	*x = DeleteDocumentRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[64]
+	mi := &file_sallyport_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +5100,7 @@ func (x *DeleteDocumentRequest) String() string {
 func (*DeleteDocumentRequest) ProtoMessage() {}
 
 func (x *DeleteDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[64]
+	mi := &file_sallyport_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4006,7 +5113,7 @@ func (x *DeleteDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDocumentRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DeleteDocumentRequest) GetKind() string {
@@ -4031,7 +5138,7 @@ type DeleteDocumentResponse struct {
 
 func (x *DeleteDocumentResponse) Reset() {
 	*x = DeleteDocumentResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[65]
+	mi := &file_sallyport_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4043,7 +5150,7 @@ func (x *DeleteDocumentResponse) String() string {
 func (*DeleteDocumentResponse) ProtoMessage() {}
 
 func (x *DeleteDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[65]
+	mi := &file_sallyport_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4056,7 +5163,7 @@ func (x *DeleteDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDocumentResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 type SearchEventsRequest struct {
@@ -4071,7 +5178,7 @@ type SearchEventsRequest struct {
 
 func (x *SearchEventsRequest) Reset() {
 	*x = SearchEventsRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[66]
+	mi := &file_sallyport_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4083,7 +5190,7 @@ func (x *SearchEventsRequest) String() string {
 func (*SearchEventsRequest) ProtoMessage() {}
 
 func (x *SearchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[66]
+	mi := &file_sallyport_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4096,7 +5203,7 @@ func (x *SearchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchEventsRequest.ProtoReflect.Descriptor instead.
 func (*SearchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SearchEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -4136,7 +5243,7 @@ type SearchEventsResponse struct {
 
 func (x *SearchEventsResponse) Reset() {
 	*x = SearchEventsResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[67]
+	mi := &file_sallyport_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4148,7 +5255,7 @@ func (x *SearchEventsResponse) String() string {
 func (*SearchEventsResponse) ProtoMessage() {}
 
 func (x *SearchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[67]
+	mi := &file_sallyport_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4161,7 +5268,7 @@ func (x *SearchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchEventsResponse.ProtoReflect.Descriptor instead.
 func (*SearchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SearchEventsResponse) GetEvents() []string {
@@ -4179,7 +5286,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[68]
+	mi := &file_sallyport_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4191,7 +5298,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[68]
+	mi := &file_sallyport_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4204,7 +5311,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 type ListAgentsResponse struct {
@@ -4216,7 +5323,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[69]
+	mi := &file_sallyport_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4228,7 +5335,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[69]
+	mi := &file_sallyport_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4241,7 +5348,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*AgentStatus {
@@ -4263,7 +5370,7 @@ type AgentStatus struct {
 
 func (x *AgentStatus) Reset() {
 	*x = AgentStatus{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[70]
+	mi := &file_sallyport_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +5382,7 @@ func (x *AgentStatus) String() string {
 func (*AgentStatus) ProtoMessage() {}
 
 func (x *AgentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[70]
+	mi := &file_sallyport_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +5395,7 @@ func (x *AgentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStatus.ProtoReflect.Descriptor instead.
 func (*AgentStatus) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *AgentStatus) GetId() string {
@@ -4327,7 +5434,7 @@ type ExportAuthoritiesRequest struct {
 
 func (x *ExportAuthoritiesRequest) Reset() {
 	*x = ExportAuthoritiesRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[71]
+	mi := &file_sallyport_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4339,7 +5446,7 @@ func (x *ExportAuthoritiesRequest) String() string {
 func (*ExportAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ExportAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[71]
+	mi := &file_sallyport_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4352,7 +5459,7 @@ func (x *ExportAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 type ExportAuthoritiesResponse struct {
@@ -4364,7 +5471,7 @@ type ExportAuthoritiesResponse struct {
 
 func (x *ExportAuthoritiesResponse) Reset() {
 	*x = ExportAuthoritiesResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[72]
+	mi := &file_sallyport_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4376,7 +5483,7 @@ func (x *ExportAuthoritiesResponse) String() string {
 func (*ExportAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ExportAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[72]
+	mi := &file_sallyport_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4389,7 +5496,7 @@ func (x *ExportAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExportAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -4412,7 +5519,7 @@ type SignDatabaseServerRequest struct {
 
 func (x *SignDatabaseServerRequest) Reset() {
 	*x = SignDatabaseServerRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[73]
+	mi := &file_sallyport_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4424,7 +5531,7 @@ func (x *SignDatabaseServerRequest) String() string {
 func (*SignDatabaseServerRequest) ProtoMessage() {}
 
 func (x *SignDatabaseServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[73]
+	mi := &file_sallyport_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,7 +5544,7 @@ func (x *SignDatabaseServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignDatabaseServerRequest.ProtoReflect.Descriptor instead.
 func (*SignDatabaseServerRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SignDatabaseServerRequest) GetTlsPublicKey() []byte {
@@ -4472,7 +5579,7 @@ type SignDatabaseServerResponse struct {
 
 func (x *SignDatabaseServerResponse) Reset() {
 	*x = SignDatabaseServerResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[74]
+	mi := &file_sallyport_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4484,7 +5591,7 @@ func (x *SignDatabaseServerResponse) String() string {
 func (*SignDatabaseServerResponse) ProtoMessage() {}
 
 func (x *SignDatabaseServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[74]
+	mi := &file_sallyport_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4497,7 +5604,7 @@ func (x *SignDatabaseServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignDatabaseServerResponse.ProtoReflect.Descriptor instead.
 func (*SignDatabaseServerResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SignDatabaseServerResponse) GetCertificate() []byte {
@@ -4593,7 +5700,7 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
 	"\tresources\x18\x05 \x03(\v2\x16.sallyport.v1.ResourceR\tresources\x12\"\n" +
 	"\rpg_cancel_tag\x18\x06 \x01(\rR\vpgCancelTag\"\r\n" +
-	"\vPingRequest\"\xa0\x02\n" +
+	"\vPingRequest\"\xc5\x02\n" +
 	"\fPingResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12%\n" +
 	"\x0eserver_version\x18\x02 \x01(\tR\rserverVersion\x12,\n" +
@@ -4601,7 +5708,8 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\rsecond_factor\x18\x04 \x01(\tR\fsecondFactor\x12=\n" +
 	"\x1bdefault_session_ttl_seconds\x18\x05 \x01(\x03R\x18defaultSessionTtlSeconds\x12\x17\n" +
 	"\aca_pins\x18\x06 \x03(\tR\x06caPins\x12$\n" +
-	"\x0eclaim_url_base\x18\a \x01(\tR\fclaimUrlBase\"\xbd\x01\n" +
+	"\x0eclaim_url_base\x18\a \x01(\tR\fclaimUrlBase\x12#\n" +
+	"\rbrowser_login\x18\b \x01(\bR\fbrowserLogin\"\xbd\x01\n" +
 	"\fLoginRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x10\n" +
@@ -4616,7 +5724,40 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x0fssh_certificate\x18\x03 \x01(\fR\x0esshCertificate\x12'\n" +
 	"\x0ftls_certificate\x18\x04 \x01(\fR\x0etlsCertificate\x129\n" +
 	"\vauthorities\x18\x05 \x03(\v2\x17.sallyport.v1.AuthorityR\vauthorities\x124\n" +
-	"\aexpires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xd9\x01\n" +
+	"\aexpires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xb1\x01\n" +
+	"\x12FinishLoginRequest\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1a\n" +
+	"\bverifier\x18\x02 \x01(\tR\bverifier\x12$\n" +
+	"\x0essh_public_key\x18\x03 \x01(\fR\fsshPublicKey\x12$\n" +
+	"\x0etls_public_key\x18\x04 \x01(\fR\ftlsPublicKey\x12\x1f\n" +
+	"\vttl_seconds\x18\x05 \x01(\x03R\n" +
+	"ttlSeconds\"\xa3\x01\n" +
+	"\x17BeginDeviceLoginRequest\x12$\n" +
+	"\x0essh_public_key\x18\x01 \x01(\fR\fsshPublicKey\x12$\n" +
+	"\x0etls_public_key\x18\x02 \x01(\fR\ftlsPublicKey\x12\x1f\n" +
+	"\vttl_seconds\x18\x03 \x01(\x03R\n" +
+	"ttlSeconds\x12\x1b\n" +
+	"\thost_name\x18\x04 \x01(\tR\bhostName\"\xe6\x01\n" +
+	"\x18BeginDeviceLoginResponse\x12\x1f\n" +
+	"\vdevice_code\x18\x01 \x01(\tR\n" +
+	"deviceCode\x12\x1b\n" +
+	"\tuser_code\x18\x02 \x01(\tR\buserCode\x12+\n" +
+	"\x11verification_path\x18\x03 \x01(\tR\x10verificationPath\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12)\n" +
+	"\x10interval_seconds\x18\x05 \x01(\x03R\x0fintervalSeconds\"9\n" +
+	"\x16PollDeviceLoginRequest\x12\x1f\n" +
+	"\vdevice_code\x18\x01 \x01(\tR\n" +
+	"deviceCode\"\xf9\x01\n" +
+	"\x17PollDeviceLoginResponse\x12A\n" +
+	"\x05state\x18\x01 \x01(\x0e2+.sallyport.v1.PollDeviceLoginResponse.StateR\x05state\x121\n" +
+	"\x05login\x18\x02 \x01(\v2\x1b.sallyport.v1.LoginResponseR\x05login\"h\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSTATE_PENDING\x10\x01\x12\x13\n" +
+	"\x0fSTATE_SLOW_DOWN\x10\x02\x12\x10\n" +
+	"\fSTATE_DENIED\x10\x03\x12\x0e\n" +
+	"\n" +
+	"STATE_DONE\x10\x04\"\xd9\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\tR\x06hostId\x12\x1b\n" +
@@ -4662,7 +5803,13 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	" IssueDatabaseCertificateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12-\n" +
 	"\x12server_authorities\x18\x02 \x03(\fR\x11serverAuthorities\x124\n" +
-	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\";\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"S\n" +
+	"\x14IssueAppTokenRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x12)\n" +
+	"\x10user_certificate\x18\x02 \x01(\fR\x0fuserCertificate\"c\n" +
+	"\x15IssueAppTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\";\n" +
 	"\x14WatchSnapshotRequest\x12#\n" +
 	"\rhave_revision\x18\x01 \x01(\x04R\fhaveRevision\"_\n" +
 	"\x13AppendEventsRequest\x12\x14\n" +
@@ -4689,7 +5836,54 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"assignment\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\"5\n" +
 	"\x16ReportPresenceResponse\x12\x1b\n" +
-	"\tneed_full\x18\x01 \x01(\bR\bneedFull\"\x0f\n" +
+	"\tneed_full\x18\x01 \x01(\bR\bneedFull\"\x9f\x01\n" +
+	"\x14RedeemAppCodeRequest\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1a\n" +
+	"\bverifier\x18\x02 \x01(\tR\bverifier\x12\x10\n" +
+	"\x03app\x18\x03 \x01(\tR\x03app\x12$\n" +
+	"\x0etls_public_key\x18\x04 \x01(\fR\ftlsPublicKey\x12\x1f\n" +
+	"\vclient_addr\x18\x05 \x01(\tR\n" +
+	"clientAddr\"\xa1\x01\n" +
+	"\x16RenewAppSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12$\n" +
+	"\x0etls_public_key\x18\x03 \x01(\fR\ftlsPublicKey\x12\x1f\n" +
+	"\vclient_addr\x18\x04 \x01(\tR\n" +
+	"clientAddr\x12\x14\n" +
+	"\x05quiet\x18\x05 \x01(\bR\x05quiet\"\xb6\x03\n" +
+	"\x12AppSessionResponse\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x02 \x01(\tR\tsessionId\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x14\n" +
+	"\x05roles\x18\x04 \x03(\tR\x05roles\x12D\n" +
+	"\x06traits\x18\x05 \x03(\v2,.sallyport.v1.AppSessionResponse.TraitsEntryR\x06traits\x12'\n" +
+	"\x0ftls_certificate\x18\x06 \x01(\fR\x0etlsCertificate\x124\n" +
+	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12C\n" +
+	"\x0fsession_expires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0esessionExpires\x1aS\n" +
+	"\vTraitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.sallyport.v1.StringListR\x05value:\x028\x01\"B\n" +
+	"\x14EndAppSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\"\x17\n" +
+	"\x15EndAppSessionResponse\"\xec\x01\n" +
+	"\n" +
+	"WebSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\acreated\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
+	"\x04seen\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x18\n" +
+	"\abrowser\x18\x06 \x01(\tR\abrowser\"\x18\n" +
+	"\x16ListWebSessionsRequest\"O\n" +
+	"\x17ListWebSessionsResponse\x124\n" +
+	"\bsessions\x18\x01 \x03(\v2\x18.sallyport.v1.WebSessionR\bsessions\"8\n" +
+	"\x14EndWebSessionRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"-\n" +
+	"\x15EndWebSessionResponse\x12\x14\n" +
+	"\x05ended\x18\x01 \x01(\rR\x05ended\"\x0f\n" +
 	"\rWhoAmIRequest\"\xa1\x02\n" +
 	"\x0eWhoAmIResponse\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x18\n" +
@@ -4709,26 +5903,29 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"W\n" +
 	"\x15ListResourcesResponse\x12>\n" +
-	"\tresources\x18\x01 \x03(\v2 .sallyport.v1.AccessibleResourceR\tresources\"\xc6\x01\n" +
+	"\tresources\x18\x01 \x03(\v2 .sallyport.v1.AccessibleResourceR\tresources\"\xea\x01\n" +
 	"\x12AccessibleResource\x122\n" +
 	"\bresource\x18\x01 \x01(\v2\x16.sallyport.v1.ResourceR\bresource\x12\x16\n" +
 	"\x06logins\x18\x02 \x03(\tR\x06logins\x12%\n" +
 	"\x0edatabase_users\x18\x03 \x03(\tR\rdatabaseUsers\x12%\n" +
 	"\x0edatabase_names\x18\x04 \x03(\tR\rdatabaseNames\x12\x16\n" +
-	"\x06online\x18\x05 \x01(\bR\x06online\"\x15\n" +
+	"\x06online\x18\x05 \x01(\bR\x06online\x12\"\n" +
+	"\raws_role_arns\x18\x06 \x03(\tR\vawsRoleArns\"\x15\n" +
 	"\x13ListClustersRequest\"I\n" +
 	"\x14ListClustersResponse\x121\n" +
 	"\bclusters\x18\x01 \x03(\v2\x15.sallyport.v1.ClusterR\bclusters\"I\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x12\n" +
-	"\x04type\x18\x03 \x01(\tR\x04type\"\x98\x01\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\"\xba\x01\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05login\x18\x03 \x01(\tR\x05login\x12#\n" +
 	"\rdatabase_user\x18\x04 \x01(\tR\fdatabaseUser\x12#\n" +
-	"\rdatabase_name\x18\x05 \x01(\tR\fdatabaseName\"\x87\x01\n" +
+	"\rdatabase_name\x18\x05 \x01(\tR\fdatabaseName\x12 \n" +
+	"\faws_role_arn\x18\x06 \x01(\tR\n" +
+	"awsRoleArn\"\x87\x01\n" +
 	"\x0fExplainResponse\x12\x16\n" +
 	"\x06exists\x18\x01 \x01(\bR\x06exists\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x18\n" +
@@ -4861,25 +6058,34 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x1aSignDatabaseServerResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12-\n" +
 	"\x12client_authorities\x18\x02 \x03(\fR\x11clientAuthorities\x124\n" +
-	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires2\x90\x01\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires2\xa1\x03\n" +
 	"\rPublicService\x12=\n" +
 	"\x04Ping\x12\x19.sallyport.v1.PingRequest\x1a\x1a.sallyport.v1.PingResponse\x12@\n" +
-	"\x05Login\x12\x1a.sallyport.v1.LoginRequest\x1a\x1b.sallyport.v1.LoginResponse2L\n" +
+	"\x05Login\x12\x1a.sallyport.v1.LoginRequest\x1a\x1b.sallyport.v1.LoginResponse\x12L\n" +
+	"\vFinishLogin\x12 .sallyport.v1.FinishLoginRequest\x1a\x1b.sallyport.v1.LoginResponse\x12a\n" +
+	"\x10BeginDeviceLogin\x12%.sallyport.v1.BeginDeviceLoginRequest\x1a&.sallyport.v1.BeginDeviceLoginResponse\x12^\n" +
+	"\x0fPollDeviceLogin\x12$.sallyport.v1.PollDeviceLoginRequest\x1a%.sallyport.v1.PollDeviceLoginResponse2L\n" +
 	"\vJoinService\x12=\n" +
-	"\x04Join\x12\x19.sallyport.v1.JoinRequest\x1a\x1a.sallyport.v1.JoinResponse2\x9d\x04\n" +
+	"\x04Join\x12\x19.sallyport.v1.JoinRequest\x1a\x1a.sallyport.v1.JoinResponse2\x83\a\n" +
 	"\vHostService\x12G\n" +
 	"\tRenewHost\x12\x1e.sallyport.v1.RenewHostRequest\x1a\x1a.sallyport.v1.JoinResponse\x12I\n" +
 	"\bAnnounce\x12\x1d.sallyport.v1.AnnounceRequest\x1a\x1e.sallyport.v1.AnnounceResponse\x12y\n" +
-	"\x18IssueDatabaseCertificate\x12-.sallyport.v1.IssueDatabaseCertificateRequest\x1a..sallyport.v1.IssueDatabaseCertificateResponse\x12K\n" +
+	"\x18IssueDatabaseCertificate\x12-.sallyport.v1.IssueDatabaseCertificateRequest\x1a..sallyport.v1.IssueDatabaseCertificateResponse\x12X\n" +
+	"\rIssueAppToken\x12\".sallyport.v1.IssueAppTokenRequest\x1a#.sallyport.v1.IssueAppTokenResponse\x12K\n" +
 	"\rWatchSnapshot\x12\".sallyport.v1.WatchSnapshotRequest\x1a\x14.sallyport.v1.Signed0\x01\x12U\n" +
 	"\fAppendEvents\x12!.sallyport.v1.AppendEventsRequest\x1a\".sallyport.v1.AppendEventsResponse\x12[\n" +
-	"\x0eReportPresence\x12#.sallyport.v1.ReportPresenceRequest\x1a$.sallyport.v1.ReportPresenceResponse2\x93\x03\n" +
+	"\x0eReportPresence\x12#.sallyport.v1.ReportPresenceRequest\x1a$.sallyport.v1.ReportPresenceResponse\x12U\n" +
+	"\rRedeemAppCode\x12\".sallyport.v1.RedeemAppCodeRequest\x1a .sallyport.v1.AppSessionResponse\x12Y\n" +
+	"\x0fRenewAppSession\x12$.sallyport.v1.RenewAppSessionRequest\x1a .sallyport.v1.AppSessionResponse\x12X\n" +
+	"\rEndAppSession\x12\".sallyport.v1.EndAppSessionRequest\x1a#.sallyport.v1.EndAppSessionResponse2\xcd\x04\n" +
 	"\rAccessService\x12C\n" +
 	"\x06WhoAmI\x12\x1b.sallyport.v1.WhoAmIRequest\x1a\x1c.sallyport.v1.WhoAmIResponse\x12D\n" +
 	"\aReissue\x12\x1c.sallyport.v1.ReissueRequest\x1a\x1b.sallyport.v1.LoginResponse\x12X\n" +
 	"\rListResources\x12\".sallyport.v1.ListResourcesRequest\x1a#.sallyport.v1.ListResourcesResponse\x12U\n" +
 	"\fListClusters\x12!.sallyport.v1.ListClustersRequest\x1a\".sallyport.v1.ListClustersResponse\x12F\n" +
-	"\aExplain\x12\x1c.sallyport.v1.ExplainRequest\x1a\x1d.sallyport.v1.ExplainResponse2\x92\n" +
+	"\aExplain\x12\x1c.sallyport.v1.ExplainRequest\x1a\x1d.sallyport.v1.ExplainResponse\x12^\n" +
+	"\x0fListWebSessions\x12$.sallyport.v1.ListWebSessionsRequest\x1a%.sallyport.v1.ListWebSessionsResponse\x12X\n" +
+	"\rEndWebSession\x12\".sallyport.v1.EndWebSessionRequest\x1a#.sallyport.v1.EndWebSessionResponse2\x92\n" +
 	"\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.sallyport.v1.GetStatusRequest\x1a\x1f.sallyport.v1.GetStatusResponse\x12O\n" +
@@ -4914,205 +6120,255 @@ func file_sallyport_v1_api_proto_rawDescGZIP() []byte {
 	return file_sallyport_v1_api_proto_rawDescData
 }
 
-var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_sallyport_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_sallyport_v1_api_proto_goTypes = []any{
-	(*Resource)(nil),                         // 0: sallyport.v1.Resource
-	(*Signed)(nil),                           // 1: sallyport.v1.Signed
-	(*Snapshot)(nil),                         // 2: sallyport.v1.Snapshot
-	(*StringList)(nil),                       // 3: sallyport.v1.StringList
-	(*ClusterSettings)(nil),                  // 4: sallyport.v1.ClusterSettings
-	(*Authority)(nil),                        // 5: sallyport.v1.Authority
-	(*Gateway)(nil),                          // 6: sallyport.v1.Gateway
-	(*Lock)(nil),                             // 7: sallyport.v1.Lock
-	(*Assignment)(nil),                       // 8: sallyport.v1.Assignment
-	(*PingRequest)(nil),                      // 9: sallyport.v1.PingRequest
-	(*PingResponse)(nil),                     // 10: sallyport.v1.PingResponse
-	(*LoginRequest)(nil),                     // 11: sallyport.v1.LoginRequest
-	(*LoginResponse)(nil),                    // 12: sallyport.v1.LoginResponse
-	(*JoinRequest)(nil),                      // 13: sallyport.v1.JoinRequest
-	(*JoinResponse)(nil),                     // 14: sallyport.v1.JoinResponse
-	(*RenewHostRequest)(nil),                 // 15: sallyport.v1.RenewHostRequest
-	(*AnnounceRequest)(nil),                  // 16: sallyport.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),                 // 17: sallyport.v1.AnnounceResponse
-	(*ResourceCertificate)(nil),              // 18: sallyport.v1.ResourceCertificate
-	(*Refusal)(nil),                          // 19: sallyport.v1.Refusal
-	(*IssueDatabaseCertificateRequest)(nil),  // 20: sallyport.v1.IssueDatabaseCertificateRequest
-	(*IssueDatabaseCertificateResponse)(nil), // 21: sallyport.v1.IssueDatabaseCertificateResponse
-	(*WatchSnapshotRequest)(nil),             // 22: sallyport.v1.WatchSnapshotRequest
-	(*AppendEventsRequest)(nil),              // 23: sallyport.v1.AppendEventsRequest
-	(*SpooledEvent)(nil),                     // 24: sallyport.v1.SpooledEvent
-	(*AppendEventsResponse)(nil),             // 25: sallyport.v1.AppendEventsResponse
-	(*ReportPresenceRequest)(nil),            // 26: sallyport.v1.ReportPresenceRequest
-	(*Presence)(nil),                         // 27: sallyport.v1.Presence
-	(*ReportPresenceResponse)(nil),           // 28: sallyport.v1.ReportPresenceResponse
-	(*WhoAmIRequest)(nil),                    // 29: sallyport.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),                   // 30: sallyport.v1.WhoAmIResponse
-	(*ReissueRequest)(nil),                   // 31: sallyport.v1.ReissueRequest
-	(*ListResourcesRequest)(nil),             // 32: sallyport.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),            // 33: sallyport.v1.ListResourcesResponse
-	(*AccessibleResource)(nil),               // 34: sallyport.v1.AccessibleResource
-	(*ListClustersRequest)(nil),              // 35: sallyport.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),             // 36: sallyport.v1.ListClustersResponse
-	(*Cluster)(nil),                          // 37: sallyport.v1.Cluster
-	(*ExplainRequest)(nil),                   // 38: sallyport.v1.ExplainRequest
-	(*ExplainResponse)(nil),                  // 39: sallyport.v1.ExplainResponse
-	(*GetStatusRequest)(nil),                 // 40: sallyport.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),                // 41: sallyport.v1.GetStatusResponse
-	(*AuthorityStatus)(nil),                  // 42: sallyport.v1.AuthorityStatus
-	(*User)(nil),                             // 43: sallyport.v1.User
-	(*CreateUserRequest)(nil),                // 44: sallyport.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),               // 45: sallyport.v1.CreateUserResponse
-	(*ListUsersRequest)(nil),                 // 46: sallyport.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),                // 47: sallyport.v1.ListUsersResponse
-	(*DeleteUserRequest)(nil),                // 48: sallyport.v1.DeleteUserRequest
-	(*DeleteUserResponse)(nil),               // 49: sallyport.v1.DeleteUserResponse
-	(*ResetUserRequest)(nil),                 // 50: sallyport.v1.ResetUserRequest
-	(*ResetUserResponse)(nil),                // 51: sallyport.v1.ResetUserResponse
-	(*CreateTokenRequest)(nil),               // 52: sallyport.v1.CreateTokenRequest
-	(*TokenAllow)(nil),                       // 53: sallyport.v1.TokenAllow
-	(*Token)(nil),                            // 54: sallyport.v1.Token
-	(*CreateTokenResponse)(nil),              // 55: sallyport.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),                // 56: sallyport.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),               // 57: sallyport.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),               // 58: sallyport.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),              // 59: sallyport.v1.DeleteTokenResponse
-	(*GetDocumentsRequest)(nil),              // 60: sallyport.v1.GetDocumentsRequest
-	(*GetDocumentsResponse)(nil),             // 61: sallyport.v1.GetDocumentsResponse
-	(*PutDocumentRequest)(nil),               // 62: sallyport.v1.PutDocumentRequest
-	(*PutDocumentResponse)(nil),              // 63: sallyport.v1.PutDocumentResponse
-	(*DeleteDocumentRequest)(nil),            // 64: sallyport.v1.DeleteDocumentRequest
-	(*DeleteDocumentResponse)(nil),           // 65: sallyport.v1.DeleteDocumentResponse
-	(*SearchEventsRequest)(nil),              // 66: sallyport.v1.SearchEventsRequest
-	(*SearchEventsResponse)(nil),             // 67: sallyport.v1.SearchEventsResponse
-	(*ListAgentsRequest)(nil),                // 68: sallyport.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),               // 69: sallyport.v1.ListAgentsResponse
-	(*AgentStatus)(nil),                      // 70: sallyport.v1.AgentStatus
-	(*ExportAuthoritiesRequest)(nil),         // 71: sallyport.v1.ExportAuthoritiesRequest
-	(*ExportAuthoritiesResponse)(nil),        // 72: sallyport.v1.ExportAuthoritiesResponse
-	(*SignDatabaseServerRequest)(nil),        // 73: sallyport.v1.SignDatabaseServerRequest
-	(*SignDatabaseServerResponse)(nil),       // 74: sallyport.v1.SignDatabaseServerResponse
-	nil,                                      // 75: sallyport.v1.Resource.LabelsEntry
-	nil,                                      // 76: sallyport.v1.Snapshot.DatabaseUsersEntry
-	nil,                                      // 77: sallyport.v1.WhoAmIResponse.TraitsEntry
-	nil,                                      // 78: sallyport.v1.User.TraitsEntry
-	nil,                                      // 79: sallyport.v1.CreateTokenRequest.LabelsEntry
-	nil,                                      // 80: sallyport.v1.TokenAllow.LabelsEntry
-	nil,                                      // 81: sallyport.v1.Token.LabelsEntry
-	(*timestamppb.Timestamp)(nil),            // 82: google.protobuf.Timestamp
+	(PollDeviceLoginResponse_State)(0),       // 0: sallyport.v1.PollDeviceLoginResponse.State
+	(*Resource)(nil),                         // 1: sallyport.v1.Resource
+	(*Signed)(nil),                           // 2: sallyport.v1.Signed
+	(*Snapshot)(nil),                         // 3: sallyport.v1.Snapshot
+	(*StringList)(nil),                       // 4: sallyport.v1.StringList
+	(*ClusterSettings)(nil),                  // 5: sallyport.v1.ClusterSettings
+	(*Authority)(nil),                        // 6: sallyport.v1.Authority
+	(*Gateway)(nil),                          // 7: sallyport.v1.Gateway
+	(*Lock)(nil),                             // 8: sallyport.v1.Lock
+	(*Assignment)(nil),                       // 9: sallyport.v1.Assignment
+	(*PingRequest)(nil),                      // 10: sallyport.v1.PingRequest
+	(*PingResponse)(nil),                     // 11: sallyport.v1.PingResponse
+	(*LoginRequest)(nil),                     // 12: sallyport.v1.LoginRequest
+	(*LoginResponse)(nil),                    // 13: sallyport.v1.LoginResponse
+	(*FinishLoginRequest)(nil),               // 14: sallyport.v1.FinishLoginRequest
+	(*BeginDeviceLoginRequest)(nil),          // 15: sallyport.v1.BeginDeviceLoginRequest
+	(*BeginDeviceLoginResponse)(nil),         // 16: sallyport.v1.BeginDeviceLoginResponse
+	(*PollDeviceLoginRequest)(nil),           // 17: sallyport.v1.PollDeviceLoginRequest
+	(*PollDeviceLoginResponse)(nil),          // 18: sallyport.v1.PollDeviceLoginResponse
+	(*JoinRequest)(nil),                      // 19: sallyport.v1.JoinRequest
+	(*JoinResponse)(nil),                     // 20: sallyport.v1.JoinResponse
+	(*RenewHostRequest)(nil),                 // 21: sallyport.v1.RenewHostRequest
+	(*AnnounceRequest)(nil),                  // 22: sallyport.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),                 // 23: sallyport.v1.AnnounceResponse
+	(*ResourceCertificate)(nil),              // 24: sallyport.v1.ResourceCertificate
+	(*Refusal)(nil),                          // 25: sallyport.v1.Refusal
+	(*IssueDatabaseCertificateRequest)(nil),  // 26: sallyport.v1.IssueDatabaseCertificateRequest
+	(*IssueDatabaseCertificateResponse)(nil), // 27: sallyport.v1.IssueDatabaseCertificateResponse
+	(*IssueAppTokenRequest)(nil),             // 28: sallyport.v1.IssueAppTokenRequest
+	(*IssueAppTokenResponse)(nil),            // 29: sallyport.v1.IssueAppTokenResponse
+	(*WatchSnapshotRequest)(nil),             // 30: sallyport.v1.WatchSnapshotRequest
+	(*AppendEventsRequest)(nil),              // 31: sallyport.v1.AppendEventsRequest
+	(*SpooledEvent)(nil),                     // 32: sallyport.v1.SpooledEvent
+	(*AppendEventsResponse)(nil),             // 33: sallyport.v1.AppendEventsResponse
+	(*ReportPresenceRequest)(nil),            // 34: sallyport.v1.ReportPresenceRequest
+	(*Presence)(nil),                         // 35: sallyport.v1.Presence
+	(*ReportPresenceResponse)(nil),           // 36: sallyport.v1.ReportPresenceResponse
+	(*RedeemAppCodeRequest)(nil),             // 37: sallyport.v1.RedeemAppCodeRequest
+	(*RenewAppSessionRequest)(nil),           // 38: sallyport.v1.RenewAppSessionRequest
+	(*AppSessionResponse)(nil),               // 39: sallyport.v1.AppSessionResponse
+	(*EndAppSessionRequest)(nil),             // 40: sallyport.v1.EndAppSessionRequest
+	(*EndAppSessionResponse)(nil),            // 41: sallyport.v1.EndAppSessionResponse
+	(*WebSession)(nil),                       // 42: sallyport.v1.WebSession
+	(*ListWebSessionsRequest)(nil),           // 43: sallyport.v1.ListWebSessionsRequest
+	(*ListWebSessionsResponse)(nil),          // 44: sallyport.v1.ListWebSessionsResponse
+	(*EndWebSessionRequest)(nil),             // 45: sallyport.v1.EndWebSessionRequest
+	(*EndWebSessionResponse)(nil),            // 46: sallyport.v1.EndWebSessionResponse
+	(*WhoAmIRequest)(nil),                    // 47: sallyport.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),                   // 48: sallyport.v1.WhoAmIResponse
+	(*ReissueRequest)(nil),                   // 49: sallyport.v1.ReissueRequest
+	(*ListResourcesRequest)(nil),             // 50: sallyport.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),            // 51: sallyport.v1.ListResourcesResponse
+	(*AccessibleResource)(nil),               // 52: sallyport.v1.AccessibleResource
+	(*ListClustersRequest)(nil),              // 53: sallyport.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),             // 54: sallyport.v1.ListClustersResponse
+	(*Cluster)(nil),                          // 55: sallyport.v1.Cluster
+	(*ExplainRequest)(nil),                   // 56: sallyport.v1.ExplainRequest
+	(*ExplainResponse)(nil),                  // 57: sallyport.v1.ExplainResponse
+	(*GetStatusRequest)(nil),                 // 58: sallyport.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),                // 59: sallyport.v1.GetStatusResponse
+	(*AuthorityStatus)(nil),                  // 60: sallyport.v1.AuthorityStatus
+	(*User)(nil),                             // 61: sallyport.v1.User
+	(*CreateUserRequest)(nil),                // 62: sallyport.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),               // 63: sallyport.v1.CreateUserResponse
+	(*ListUsersRequest)(nil),                 // 64: sallyport.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),                // 65: sallyport.v1.ListUsersResponse
+	(*DeleteUserRequest)(nil),                // 66: sallyport.v1.DeleteUserRequest
+	(*DeleteUserResponse)(nil),               // 67: sallyport.v1.DeleteUserResponse
+	(*ResetUserRequest)(nil),                 // 68: sallyport.v1.ResetUserRequest
+	(*ResetUserResponse)(nil),                // 69: sallyport.v1.ResetUserResponse
+	(*CreateTokenRequest)(nil),               // 70: sallyport.v1.CreateTokenRequest
+	(*TokenAllow)(nil),                       // 71: sallyport.v1.TokenAllow
+	(*Token)(nil),                            // 72: sallyport.v1.Token
+	(*CreateTokenResponse)(nil),              // 73: sallyport.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),                // 74: sallyport.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),               // 75: sallyport.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),               // 76: sallyport.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),              // 77: sallyport.v1.DeleteTokenResponse
+	(*GetDocumentsRequest)(nil),              // 78: sallyport.v1.GetDocumentsRequest
+	(*GetDocumentsResponse)(nil),             // 79: sallyport.v1.GetDocumentsResponse
+	(*PutDocumentRequest)(nil),               // 80: sallyport.v1.PutDocumentRequest
+	(*PutDocumentResponse)(nil),              // 81: sallyport.v1.PutDocumentResponse
+	(*DeleteDocumentRequest)(nil),            // 82: sallyport.v1.DeleteDocumentRequest
+	(*DeleteDocumentResponse)(nil),           // 83: sallyport.v1.DeleteDocumentResponse
+	(*SearchEventsRequest)(nil),              // 84: sallyport.v1.SearchEventsRequest
+	(*SearchEventsResponse)(nil),             // 85: sallyport.v1.SearchEventsResponse
+	(*ListAgentsRequest)(nil),                // 86: sallyport.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),               // 87: sallyport.v1.ListAgentsResponse
+	(*AgentStatus)(nil),                      // 88: sallyport.v1.AgentStatus
+	(*ExportAuthoritiesRequest)(nil),         // 89: sallyport.v1.ExportAuthoritiesRequest
+	(*ExportAuthoritiesResponse)(nil),        // 90: sallyport.v1.ExportAuthoritiesResponse
+	(*SignDatabaseServerRequest)(nil),        // 91: sallyport.v1.SignDatabaseServerRequest
+	(*SignDatabaseServerResponse)(nil),       // 92: sallyport.v1.SignDatabaseServerResponse
+	nil,                                      // 93: sallyport.v1.Resource.LabelsEntry
+	nil,                                      // 94: sallyport.v1.Snapshot.DatabaseUsersEntry
+	nil,                                      // 95: sallyport.v1.AppSessionResponse.TraitsEntry
+	nil,                                      // 96: sallyport.v1.WhoAmIResponse.TraitsEntry
+	nil,                                      // 97: sallyport.v1.User.TraitsEntry
+	nil,                                      // 98: sallyport.v1.CreateTokenRequest.LabelsEntry
+	nil,                                      // 99: sallyport.v1.TokenAllow.LabelsEntry
+	nil,                                      // 100: sallyport.v1.Token.LabelsEntry
+	(*timestamppb.Timestamp)(nil),            // 101: google.protobuf.Timestamp
 }
 var file_sallyport_v1_api_proto_depIdxs = []int32{
-	75, // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
-	82, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
-	82, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
-	5,  // 3: sallyport.v1.Snapshot.authorities:type_name -> sallyport.v1.Authority
-	7,  // 4: sallyport.v1.Snapshot.locks:type_name -> sallyport.v1.Lock
-	4,  // 5: sallyport.v1.Snapshot.settings:type_name -> sallyport.v1.ClusterSettings
-	76, // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
-	6,  // 7: sallyport.v1.Snapshot.gateways:type_name -> sallyport.v1.Gateway
-	82, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
-	0,  // 9: sallyport.v1.Assignment.resources:type_name -> sallyport.v1.Resource
-	5,  // 10: sallyport.v1.LoginResponse.authorities:type_name -> sallyport.v1.Authority
-	82, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	5,  // 12: sallyport.v1.JoinResponse.authorities:type_name -> sallyport.v1.Authority
-	82, // 13: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 14: sallyport.v1.AnnounceRequest.resources:type_name -> sallyport.v1.Resource
-	18, // 15: sallyport.v1.AnnounceResponse.certificates:type_name -> sallyport.v1.ResourceCertificate
-	19, // 16: sallyport.v1.AnnounceResponse.refusals:type_name -> sallyport.v1.Refusal
-	82, // 17: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
-	24, // 18: sallyport.v1.AppendEventsRequest.events:type_name -> sallyport.v1.SpooledEvent
-	27, // 19: sallyport.v1.ReportPresenceRequest.up:type_name -> sallyport.v1.Presence
-	77, // 20: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
-	82, // 21: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	34, // 22: sallyport.v1.ListResourcesResponse.resources:type_name -> sallyport.v1.AccessibleResource
-	0,  // 23: sallyport.v1.AccessibleResource.resource:type_name -> sallyport.v1.Resource
-	37, // 24: sallyport.v1.ListClustersResponse.clusters:type_name -> sallyport.v1.Cluster
-	42, // 25: sallyport.v1.GetStatusResponse.authorities:type_name -> sallyport.v1.AuthorityStatus
-	82, // 26: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	78, // 27: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
-	82, // 28: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
-	43, // 29: sallyport.v1.CreateUserRequest.user:type_name -> sallyport.v1.User
-	82, // 30: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
-	43, // 31: sallyport.v1.ListUsersResponse.users:type_name -> sallyport.v1.User
-	82, // 32: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
-	53, // 33: sallyport.v1.CreateTokenRequest.allow:type_name -> sallyport.v1.TokenAllow
-	79, // 34: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
-	80, // 35: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
-	53, // 36: sallyport.v1.Token.allow:type_name -> sallyport.v1.TokenAllow
-	81, // 37: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
-	82, // 38: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	54, // 39: sallyport.v1.CreateTokenResponse.token:type_name -> sallyport.v1.Token
-	54, // 40: sallyport.v1.ListTokensResponse.tokens:type_name -> sallyport.v1.Token
-	82, // 41: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
-	82, // 42: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
-	70, // 43: sallyport.v1.ListAgentsResponse.agents:type_name -> sallyport.v1.AgentStatus
-	5,  // 44: sallyport.v1.ExportAuthoritiesResponse.authorities:type_name -> sallyport.v1.Authority
-	82, // 45: sallyport.v1.SignDatabaseServerResponse.expires:type_name -> google.protobuf.Timestamp
-	3,  // 46: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
-	3,  // 47: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	3,  // 48: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	9,  // 49: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
-	11, // 50: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
-	13, // 51: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
-	15, // 52: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
-	16, // 53: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
-	20, // 54: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
-	22, // 55: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
-	23, // 56: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
-	26, // 57: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
-	29, // 58: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
-	31, // 59: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
-	32, // 60: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
-	35, // 61: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
-	38, // 62: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
-	40, // 63: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
-	44, // 64: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
-	46, // 65: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
-	48, // 66: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
-	50, // 67: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
-	52, // 68: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
-	56, // 69: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
-	58, // 70: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
-	60, // 71: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
-	62, // 72: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
-	64, // 73: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
-	66, // 74: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
-	68, // 75: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
-	71, // 76: sallyport.v1.AdminService.ExportAuthorities:input_type -> sallyport.v1.ExportAuthoritiesRequest
-	73, // 77: sallyport.v1.AdminService.SignDatabaseServer:input_type -> sallyport.v1.SignDatabaseServerRequest
-	10, // 78: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
-	12, // 79: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
-	14, // 80: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
-	14, // 81: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
-	17, // 82: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
-	21, // 83: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
-	1,  // 84: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
-	25, // 85: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
-	28, // 86: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
-	30, // 87: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
-	12, // 88: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
-	33, // 89: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
-	36, // 90: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
-	39, // 91: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
-	41, // 92: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
-	45, // 93: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
-	47, // 94: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
-	49, // 95: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
-	51, // 96: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
-	55, // 97: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
-	57, // 98: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
-	59, // 99: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
-	61, // 100: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
-	63, // 101: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
-	65, // 102: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
-	67, // 103: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
-	69, // 104: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
-	72, // 105: sallyport.v1.AdminService.ExportAuthorities:output_type -> sallyport.v1.ExportAuthoritiesResponse
-	74, // 106: sallyport.v1.AdminService.SignDatabaseServer:output_type -> sallyport.v1.SignDatabaseServerResponse
-	78, // [78:107] is the sub-list for method output_type
-	49, // [49:78] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	93,  // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
+	101, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
+	101, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
+	6,   // 3: sallyport.v1.Snapshot.authorities:type_name -> sallyport.v1.Authority
+	8,   // 4: sallyport.v1.Snapshot.locks:type_name -> sallyport.v1.Lock
+	5,   // 5: sallyport.v1.Snapshot.settings:type_name -> sallyport.v1.ClusterSettings
+	94,  // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
+	7,   // 7: sallyport.v1.Snapshot.gateways:type_name -> sallyport.v1.Gateway
+	101, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
+	1,   // 9: sallyport.v1.Assignment.resources:type_name -> sallyport.v1.Resource
+	6,   // 10: sallyport.v1.LoginResponse.authorities:type_name -> sallyport.v1.Authority
+	101, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	101, // 12: sallyport.v1.BeginDeviceLoginResponse.expires:type_name -> google.protobuf.Timestamp
+	0,   // 13: sallyport.v1.PollDeviceLoginResponse.state:type_name -> sallyport.v1.PollDeviceLoginResponse.State
+	13,  // 14: sallyport.v1.PollDeviceLoginResponse.login:type_name -> sallyport.v1.LoginResponse
+	6,   // 15: sallyport.v1.JoinResponse.authorities:type_name -> sallyport.v1.Authority
+	101, // 16: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
+	1,   // 17: sallyport.v1.AnnounceRequest.resources:type_name -> sallyport.v1.Resource
+	24,  // 18: sallyport.v1.AnnounceResponse.certificates:type_name -> sallyport.v1.ResourceCertificate
+	25,  // 19: sallyport.v1.AnnounceResponse.refusals:type_name -> sallyport.v1.Refusal
+	101, // 20: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
+	101, // 21: sallyport.v1.IssueAppTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	32,  // 22: sallyport.v1.AppendEventsRequest.events:type_name -> sallyport.v1.SpooledEvent
+	35,  // 23: sallyport.v1.ReportPresenceRequest.up:type_name -> sallyport.v1.Presence
+	95,  // 24: sallyport.v1.AppSessionResponse.traits:type_name -> sallyport.v1.AppSessionResponse.TraitsEntry
+	101, // 25: sallyport.v1.AppSessionResponse.expires:type_name -> google.protobuf.Timestamp
+	101, // 26: sallyport.v1.AppSessionResponse.session_expires:type_name -> google.protobuf.Timestamp
+	101, // 27: sallyport.v1.WebSession.created:type_name -> google.protobuf.Timestamp
+	101, // 28: sallyport.v1.WebSession.seen:type_name -> google.protobuf.Timestamp
+	101, // 29: sallyport.v1.WebSession.expires:type_name -> google.protobuf.Timestamp
+	42,  // 30: sallyport.v1.ListWebSessionsResponse.sessions:type_name -> sallyport.v1.WebSession
+	96,  // 31: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
+	101, // 32: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	52,  // 33: sallyport.v1.ListResourcesResponse.resources:type_name -> sallyport.v1.AccessibleResource
+	1,   // 34: sallyport.v1.AccessibleResource.resource:type_name -> sallyport.v1.Resource
+	55,  // 35: sallyport.v1.ListClustersResponse.clusters:type_name -> sallyport.v1.Cluster
+	60,  // 36: sallyport.v1.GetStatusResponse.authorities:type_name -> sallyport.v1.AuthorityStatus
+	101, // 37: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	97,  // 38: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
+	101, // 39: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
+	61,  // 40: sallyport.v1.CreateUserRequest.user:type_name -> sallyport.v1.User
+	101, // 41: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
+	61,  // 42: sallyport.v1.ListUsersResponse.users:type_name -> sallyport.v1.User
+	101, // 43: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
+	71,  // 44: sallyport.v1.CreateTokenRequest.allow:type_name -> sallyport.v1.TokenAllow
+	98,  // 45: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
+	99,  // 46: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
+	71,  // 47: sallyport.v1.Token.allow:type_name -> sallyport.v1.TokenAllow
+	100, // 48: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
+	101, // 49: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	72,  // 50: sallyport.v1.CreateTokenResponse.token:type_name -> sallyport.v1.Token
+	72,  // 51: sallyport.v1.ListTokensResponse.tokens:type_name -> sallyport.v1.Token
+	101, // 52: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
+	101, // 53: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
+	88,  // 54: sallyport.v1.ListAgentsResponse.agents:type_name -> sallyport.v1.AgentStatus
+	6,   // 55: sallyport.v1.ExportAuthoritiesResponse.authorities:type_name -> sallyport.v1.Authority
+	101, // 56: sallyport.v1.SignDatabaseServerResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 57: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 58: sallyport.v1.AppSessionResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 59: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 60: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	10,  // 61: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
+	12,  // 62: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
+	14,  // 63: sallyport.v1.PublicService.FinishLogin:input_type -> sallyport.v1.FinishLoginRequest
+	15,  // 64: sallyport.v1.PublicService.BeginDeviceLogin:input_type -> sallyport.v1.BeginDeviceLoginRequest
+	17,  // 65: sallyport.v1.PublicService.PollDeviceLogin:input_type -> sallyport.v1.PollDeviceLoginRequest
+	19,  // 66: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
+	21,  // 67: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
+	22,  // 68: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
+	26,  // 69: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
+	28,  // 70: sallyport.v1.HostService.IssueAppToken:input_type -> sallyport.v1.IssueAppTokenRequest
+	30,  // 71: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
+	31,  // 72: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
+	34,  // 73: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
+	37,  // 74: sallyport.v1.HostService.RedeemAppCode:input_type -> sallyport.v1.RedeemAppCodeRequest
+	38,  // 75: sallyport.v1.HostService.RenewAppSession:input_type -> sallyport.v1.RenewAppSessionRequest
+	40,  // 76: sallyport.v1.HostService.EndAppSession:input_type -> sallyport.v1.EndAppSessionRequest
+	47,  // 77: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
+	49,  // 78: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
+	50,  // 79: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
+	53,  // 80: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
+	56,  // 81: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
+	43,  // 82: sallyport.v1.AccessService.ListWebSessions:input_type -> sallyport.v1.ListWebSessionsRequest
+	45,  // 83: sallyport.v1.AccessService.EndWebSession:input_type -> sallyport.v1.EndWebSessionRequest
+	58,  // 84: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
+	62,  // 85: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
+	64,  // 86: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
+	66,  // 87: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
+	68,  // 88: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
+	70,  // 89: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
+	74,  // 90: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
+	76,  // 91: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
+	78,  // 92: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
+	80,  // 93: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
+	82,  // 94: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
+	84,  // 95: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
+	86,  // 96: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
+	89,  // 97: sallyport.v1.AdminService.ExportAuthorities:input_type -> sallyport.v1.ExportAuthoritiesRequest
+	91,  // 98: sallyport.v1.AdminService.SignDatabaseServer:input_type -> sallyport.v1.SignDatabaseServerRequest
+	11,  // 99: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
+	13,  // 100: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
+	13,  // 101: sallyport.v1.PublicService.FinishLogin:output_type -> sallyport.v1.LoginResponse
+	16,  // 102: sallyport.v1.PublicService.BeginDeviceLogin:output_type -> sallyport.v1.BeginDeviceLoginResponse
+	18,  // 103: sallyport.v1.PublicService.PollDeviceLogin:output_type -> sallyport.v1.PollDeviceLoginResponse
+	20,  // 104: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
+	20,  // 105: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
+	23,  // 106: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
+	27,  // 107: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
+	29,  // 108: sallyport.v1.HostService.IssueAppToken:output_type -> sallyport.v1.IssueAppTokenResponse
+	2,   // 109: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
+	33,  // 110: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
+	36,  // 111: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
+	39,  // 112: sallyport.v1.HostService.RedeemAppCode:output_type -> sallyport.v1.AppSessionResponse
+	39,  // 113: sallyport.v1.HostService.RenewAppSession:output_type -> sallyport.v1.AppSessionResponse
+	41,  // 114: sallyport.v1.HostService.EndAppSession:output_type -> sallyport.v1.EndAppSessionResponse
+	48,  // 115: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
+	13,  // 116: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
+	51,  // 117: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
+	54,  // 118: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
+	57,  // 119: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
+	44,  // 120: sallyport.v1.AccessService.ListWebSessions:output_type -> sallyport.v1.ListWebSessionsResponse
+	46,  // 121: sallyport.v1.AccessService.EndWebSession:output_type -> sallyport.v1.EndWebSessionResponse
+	59,  // 122: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
+	63,  // 123: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
+	65,  // 124: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
+	67,  // 125: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
+	69,  // 126: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
+	73,  // 127: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
+	75,  // 128: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
+	77,  // 129: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
+	79,  // 130: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
+	81,  // 131: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
+	83,  // 132: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
+	85,  // 133: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
+	87,  // 134: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
+	90,  // 135: sallyport.v1.AdminService.ExportAuthorities:output_type -> sallyport.v1.ExportAuthoritiesResponse
+	92,  // 136: sallyport.v1.AdminService.SignDatabaseServer:output_type -> sallyport.v1.SignDatabaseServerResponse
+	99,  // [99:137] is the sub-list for method output_type
+	61,  // [61:99] is the sub-list for method input_type
+	61,  // [61:61] is the sub-list for extension type_name
+	61,  // [61:61] is the sub-list for extension extendee
+	0,   // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_v1_api_proto_init() }
@@ -5125,13 +6381,14 @@ func file_sallyport_v1_api_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_v1_api_proto_rawDesc), len(file_sallyport_v1_api_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   82,
+			NumEnums:      1,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
 		GoTypes:           file_sallyport_v1_api_proto_goTypes,
 		DependencyIndexes: file_sallyport_v1_api_proto_depIdxs,
+		EnumInfos:         file_sallyport_v1_api_proto_enumTypes,
 		MessageInfos:      file_sallyport_v1_api_proto_msgTypes,
 	}.Build()
 	File_sallyport_v1_api_proto = out.File

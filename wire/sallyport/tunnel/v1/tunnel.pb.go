@@ -290,6 +290,7 @@ type Hello struct {
 	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Assignment    []byte                 `protobuf:"bytes,3,opt,name=assignment,proto3" json:"assignment,omitempty"` // encoded sallyport.v1.Signed
+	Follows       bool                   `protobuf:"varint,4,opt,name=follows,proto3" json:"follows,omitempty"`      // on a Drain with a successor this agent dials it before it leaves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -343,6 +344,13 @@ func (x *Hello) GetAssignment() []byte {
 		return x.Assignment
 	}
 	return nil
+}
+
+func (x *Hello) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
 }
 
 type Welcome struct {
@@ -859,7 +867,8 @@ func (x *Pong) GetSequence() uint64 {
 
 type Drain struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	ComeBackAfterMs uint32                 `protobuf:"varint,1,opt,name=come_back_after_ms,json=comeBackAfterMs,proto3" json:"come_back_after_ms,omitempty"`
+	ComeBackAfterMs uint32                 `protobuf:"varint,1,opt,name=come_back_after_ms,json=comeBackAfterMs,proto3" json:"come_back_after_ms,omitempty"` // already spread by the gateway
+	Successor       bool                   `protobuf:"varint,2,opt,name=successor,proto3" json:"successor,omitempty"`                                        // another process has the gateway's port, and this tunnel's parked connections: dial first
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -899,6 +908,13 @@ func (x *Drain) GetComeBackAfterMs() uint32 {
 		return x.ComeBackAfterMs
 	}
 	return 0
+}
+
+func (x *Drain) GetSuccessor() bool {
+	if x != nil {
+		return x.Successor
+	}
+	return false
 }
 
 type Goodbye struct {
@@ -965,13 +981,14 @@ const file_sallyport_tunnel_v1_tunnel_proto_rawDesc = "" +
 	"\x04pong\x18\v \x01(\v2\x19.sallyport.tunnel.v1.PongH\x00R\x04pong\x122\n" +
 	"\x05drain\x18\f \x01(\v2\x1a.sallyport.tunnel.v1.DrainH\x00R\x05drain\x128\n" +
 	"\agoodbye\x18\r \x01(\v2\x1c.sallyport.tunnel.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\amessage\"\\\n" +
+	"\amessage\"v\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
 	"\n" +
 	"assignment\x18\x03 \x01(\fR\n" +
-	"assignment\"\x94\x02\n" +
+	"assignment\x12\x18\n" +
+	"\afollows\x18\x04 \x01(\bR\afollows\"\x94\x02\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x12\x1b\n" +
@@ -1006,9 +1023,10 @@ const file_sallyport_tunnel_v1_tunnel_proto_rawDesc = "" +
 	"\x04Ping\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\"\n" +
 	"\x04Pong\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\"4\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"R\n" +
 	"\x05Drain\x12+\n" +
-	"\x12come_back_after_ms\x18\x01 \x01(\rR\x0fcomeBackAfterMs\"!\n" +
+	"\x12come_back_after_ms\x18\x01 \x01(\rR\x0fcomeBackAfterMs\x12\x1c\n" +
+	"\tsuccessor\x18\x02 \x01(\bR\tsuccessor\"!\n" +
 	"\aGoodbye\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reasonBBZ@github.com/sallyport/sallyport/wire/sallyport/tunnel/v1;tunnelv1b\x06proto3"
 

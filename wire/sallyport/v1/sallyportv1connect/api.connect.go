@@ -48,6 +48,15 @@ const (
 	PublicServicePingProcedure = "/sallyport.v1.PublicService/Ping"
 	// PublicServiceLoginProcedure is the fully-qualified name of the PublicService's Login RPC.
 	PublicServiceLoginProcedure = "/sallyport.v1.PublicService/Login"
+	// PublicServiceFinishLoginProcedure is the fully-qualified name of the PublicService's FinishLogin
+	// RPC.
+	PublicServiceFinishLoginProcedure = "/sallyport.v1.PublicService/FinishLogin"
+	// PublicServiceBeginDeviceLoginProcedure is the fully-qualified name of the PublicService's
+	// BeginDeviceLogin RPC.
+	PublicServiceBeginDeviceLoginProcedure = "/sallyport.v1.PublicService/BeginDeviceLogin"
+	// PublicServicePollDeviceLoginProcedure is the fully-qualified name of the PublicService's
+	// PollDeviceLogin RPC.
+	PublicServicePollDeviceLoginProcedure = "/sallyport.v1.PublicService/PollDeviceLogin"
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/sallyport.v1.JoinService/Join"
 	// HostServiceRenewHostProcedure is the fully-qualified name of the HostService's RenewHost RPC.
@@ -57,6 +66,9 @@ const (
 	// HostServiceIssueDatabaseCertificateProcedure is the fully-qualified name of the HostService's
 	// IssueDatabaseCertificate RPC.
 	HostServiceIssueDatabaseCertificateProcedure = "/sallyport.v1.HostService/IssueDatabaseCertificate"
+	// HostServiceIssueAppTokenProcedure is the fully-qualified name of the HostService's IssueAppToken
+	// RPC.
+	HostServiceIssueAppTokenProcedure = "/sallyport.v1.HostService/IssueAppToken"
 	// HostServiceWatchSnapshotProcedure is the fully-qualified name of the HostService's WatchSnapshot
 	// RPC.
 	HostServiceWatchSnapshotProcedure = "/sallyport.v1.HostService/WatchSnapshot"
@@ -66,6 +78,15 @@ const (
 	// HostServiceReportPresenceProcedure is the fully-qualified name of the HostService's
 	// ReportPresence RPC.
 	HostServiceReportPresenceProcedure = "/sallyport.v1.HostService/ReportPresence"
+	// HostServiceRedeemAppCodeProcedure is the fully-qualified name of the HostService's RedeemAppCode
+	// RPC.
+	HostServiceRedeemAppCodeProcedure = "/sallyport.v1.HostService/RedeemAppCode"
+	// HostServiceRenewAppSessionProcedure is the fully-qualified name of the HostService's
+	// RenewAppSession RPC.
+	HostServiceRenewAppSessionProcedure = "/sallyport.v1.HostService/RenewAppSession"
+	// HostServiceEndAppSessionProcedure is the fully-qualified name of the HostService's EndAppSession
+	// RPC.
+	HostServiceEndAppSessionProcedure = "/sallyport.v1.HostService/EndAppSession"
 	// AccessServiceWhoAmIProcedure is the fully-qualified name of the AccessService's WhoAmI RPC.
 	AccessServiceWhoAmIProcedure = "/sallyport.v1.AccessService/WhoAmI"
 	// AccessServiceReissueProcedure is the fully-qualified name of the AccessService's Reissue RPC.
@@ -78,6 +99,12 @@ const (
 	AccessServiceListClustersProcedure = "/sallyport.v1.AccessService/ListClusters"
 	// AccessServiceExplainProcedure is the fully-qualified name of the AccessService's Explain RPC.
 	AccessServiceExplainProcedure = "/sallyport.v1.AccessService/Explain"
+	// AccessServiceListWebSessionsProcedure is the fully-qualified name of the AccessService's
+	// ListWebSessions RPC.
+	AccessServiceListWebSessionsProcedure = "/sallyport.v1.AccessService/ListWebSessions"
+	// AccessServiceEndWebSessionProcedure is the fully-qualified name of the AccessService's
+	// EndWebSession RPC.
+	AccessServiceEndWebSessionProcedure = "/sallyport.v1.AccessService/EndWebSession"
 	// AdminServiceGetStatusProcedure is the fully-qualified name of the AdminService's GetStatus RPC.
 	AdminServiceGetStatusProcedure = "/sallyport.v1.AdminService/GetStatus"
 	// AdminServiceCreateUserProcedure is the fully-qualified name of the AdminService's CreateUser RPC.
@@ -122,6 +149,10 @@ const (
 type PublicServiceClient interface {
 	Ping(context.Context, *connect.Request[v1.PingRequest]) (*connect.Response[v1.PingResponse], error)
 	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	// Login in the browser (docs/web-sessions.md): a program's half.
+	FinishLogin(context.Context, *connect.Request[v1.FinishLoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	BeginDeviceLogin(context.Context, *connect.Request[v1.BeginDeviceLoginRequest]) (*connect.Response[v1.BeginDeviceLoginResponse], error)
+	PollDeviceLogin(context.Context, *connect.Request[v1.PollDeviceLoginRequest]) (*connect.Response[v1.PollDeviceLoginResponse], error)
 }
 
 // NewPublicServiceClient constructs a client for the sallyport.v1.PublicService service. By
@@ -147,13 +178,34 @@ func NewPublicServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(publicServiceMethods.ByName("Login")),
 			connect.WithClientOptions(opts...),
 		),
+		finishLogin: connect.NewClient[v1.FinishLoginRequest, v1.LoginResponse](
+			httpClient,
+			baseURL+PublicServiceFinishLoginProcedure,
+			connect.WithSchema(publicServiceMethods.ByName("FinishLogin")),
+			connect.WithClientOptions(opts...),
+		),
+		beginDeviceLogin: connect.NewClient[v1.BeginDeviceLoginRequest, v1.BeginDeviceLoginResponse](
+			httpClient,
+			baseURL+PublicServiceBeginDeviceLoginProcedure,
+			connect.WithSchema(publicServiceMethods.ByName("BeginDeviceLogin")),
+			connect.WithClientOptions(opts...),
+		),
+		pollDeviceLogin: connect.NewClient[v1.PollDeviceLoginRequest, v1.PollDeviceLoginResponse](
+			httpClient,
+			baseURL+PublicServicePollDeviceLoginProcedure,
+			connect.WithSchema(publicServiceMethods.ByName("PollDeviceLogin")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // publicServiceClient implements PublicServiceClient.
 type publicServiceClient struct {
-	ping  *connect.Client[v1.PingRequest, v1.PingResponse]
-	login *connect.Client[v1.LoginRequest, v1.LoginResponse]
+	ping             *connect.Client[v1.PingRequest, v1.PingResponse]
+	login            *connect.Client[v1.LoginRequest, v1.LoginResponse]
+	finishLogin      *connect.Client[v1.FinishLoginRequest, v1.LoginResponse]
+	beginDeviceLogin *connect.Client[v1.BeginDeviceLoginRequest, v1.BeginDeviceLoginResponse]
+	pollDeviceLogin  *connect.Client[v1.PollDeviceLoginRequest, v1.PollDeviceLoginResponse]
 }
 
 // Ping calls sallyport.v1.PublicService.Ping.
@@ -166,10 +218,29 @@ func (c *publicServiceClient) Login(ctx context.Context, req *connect.Request[v1
 	return c.login.CallUnary(ctx, req)
 }
 
+// FinishLogin calls sallyport.v1.PublicService.FinishLogin.
+func (c *publicServiceClient) FinishLogin(ctx context.Context, req *connect.Request[v1.FinishLoginRequest]) (*connect.Response[v1.LoginResponse], error) {
+	return c.finishLogin.CallUnary(ctx, req)
+}
+
+// BeginDeviceLogin calls sallyport.v1.PublicService.BeginDeviceLogin.
+func (c *publicServiceClient) BeginDeviceLogin(ctx context.Context, req *connect.Request[v1.BeginDeviceLoginRequest]) (*connect.Response[v1.BeginDeviceLoginResponse], error) {
+	return c.beginDeviceLogin.CallUnary(ctx, req)
+}
+
+// PollDeviceLogin calls sallyport.v1.PublicService.PollDeviceLogin.
+func (c *publicServiceClient) PollDeviceLogin(ctx context.Context, req *connect.Request[v1.PollDeviceLoginRequest]) (*connect.Response[v1.PollDeviceLoginResponse], error) {
+	return c.pollDeviceLogin.CallUnary(ctx, req)
+}
+
 // PublicServiceHandler is an implementation of the sallyport.v1.PublicService service.
 type PublicServiceHandler interface {
 	Ping(context.Context, *connect.Request[v1.PingRequest]) (*connect.Response[v1.PingResponse], error)
 	Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	// Login in the browser (docs/web-sessions.md): a program's half.
+	FinishLogin(context.Context, *connect.Request[v1.FinishLoginRequest]) (*connect.Response[v1.LoginResponse], error)
+	BeginDeviceLogin(context.Context, *connect.Request[v1.BeginDeviceLoginRequest]) (*connect.Response[v1.BeginDeviceLoginResponse], error)
+	PollDeviceLogin(context.Context, *connect.Request[v1.PollDeviceLoginRequest]) (*connect.Response[v1.PollDeviceLoginResponse], error)
 }
 
 // NewPublicServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -191,12 +262,36 @@ func NewPublicServiceHandler(svc PublicServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(publicServiceMethods.ByName("Login")),
 		connect.WithHandlerOptions(opts...),
 	)
+	publicServiceFinishLoginHandler := connect.NewUnaryHandler(
+		PublicServiceFinishLoginProcedure,
+		svc.FinishLogin,
+		connect.WithSchema(publicServiceMethods.ByName("FinishLogin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	publicServiceBeginDeviceLoginHandler := connect.NewUnaryHandler(
+		PublicServiceBeginDeviceLoginProcedure,
+		svc.BeginDeviceLogin,
+		connect.WithSchema(publicServiceMethods.ByName("BeginDeviceLogin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	publicServicePollDeviceLoginHandler := connect.NewUnaryHandler(
+		PublicServicePollDeviceLoginProcedure,
+		svc.PollDeviceLogin,
+		connect.WithSchema(publicServiceMethods.ByName("PollDeviceLogin")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sallyport.v1.PublicService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PublicServicePingProcedure:
 			publicServicePingHandler.ServeHTTP(w, r)
 		case PublicServiceLoginProcedure:
 			publicServiceLoginHandler.ServeHTTP(w, r)
+		case PublicServiceFinishLoginProcedure:
+			publicServiceFinishLoginHandler.ServeHTTP(w, r)
+		case PublicServiceBeginDeviceLoginProcedure:
+			publicServiceBeginDeviceLoginHandler.ServeHTTP(w, r)
+		case PublicServicePollDeviceLoginProcedure:
+			publicServicePollDeviceLoginHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -212,6 +307,18 @@ func (UnimplementedPublicServiceHandler) Ping(context.Context, *connect.Request[
 
 func (UnimplementedPublicServiceHandler) Login(context.Context, *connect.Request[v1.LoginRequest]) (*connect.Response[v1.LoginResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.PublicService.Login is not implemented"))
+}
+
+func (UnimplementedPublicServiceHandler) FinishLogin(context.Context, *connect.Request[v1.FinishLoginRequest]) (*connect.Response[v1.LoginResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.PublicService.FinishLogin is not implemented"))
+}
+
+func (UnimplementedPublicServiceHandler) BeginDeviceLogin(context.Context, *connect.Request[v1.BeginDeviceLoginRequest]) (*connect.Response[v1.BeginDeviceLoginResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.PublicService.BeginDeviceLogin is not implemented"))
+}
+
+func (UnimplementedPublicServiceHandler) PollDeviceLogin(context.Context, *connect.Request[v1.PollDeviceLoginRequest]) (*connect.Response[v1.PollDeviceLoginResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.PublicService.PollDeviceLogin is not implemented"))
 }
 
 // JoinServiceClient is a client for the sallyport.v1.JoinService service.
@@ -289,9 +396,14 @@ type HostServiceClient interface {
 	RenewHost(context.Context, *connect.Request[v1.RenewHostRequest]) (*connect.Response[v1.JoinResponse], error)
 	Announce(context.Context, *connect.Request[v1.AnnounceRequest]) (*connect.Response[v1.AnnounceResponse], error)
 	IssueDatabaseCertificate(context.Context, *connect.Request[v1.IssueDatabaseCertificateRequest]) (*connect.Response[v1.IssueDatabaseCertificateResponse], error)
+	IssueAppToken(context.Context, *connect.Request[v1.IssueAppTokenRequest]) (*connect.Response[v1.IssueAppTokenResponse], error)
 	WatchSnapshot(context.Context, *connect.Request[v1.WatchSnapshotRequest]) (*connect.ServerStreamForClient[v1.Signed], error)
 	AppendEvents(context.Context, *connect.Request[v1.AppendEventsRequest]) (*connect.Response[v1.AppendEventsResponse], error)
 	ReportPresence(context.Context, *connect.Request[v1.ReportPresenceRequest]) (*connect.Response[v1.ReportPresenceResponse], error)
+	// Web applications (docs/web-sessions.md): for gateways.
+	RedeemAppCode(context.Context, *connect.Request[v1.RedeemAppCodeRequest]) (*connect.Response[v1.AppSessionResponse], error)
+	RenewAppSession(context.Context, *connect.Request[v1.RenewAppSessionRequest]) (*connect.Response[v1.AppSessionResponse], error)
+	EndAppSession(context.Context, *connect.Request[v1.EndAppSessionRequest]) (*connect.Response[v1.EndAppSessionResponse], error)
 }
 
 // NewHostServiceClient constructs a client for the sallyport.v1.HostService service. By default, it
@@ -323,6 +435,12 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("IssueDatabaseCertificate")),
 			connect.WithClientOptions(opts...),
 		),
+		issueAppToken: connect.NewClient[v1.IssueAppTokenRequest, v1.IssueAppTokenResponse](
+			httpClient,
+			baseURL+HostServiceIssueAppTokenProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("IssueAppToken")),
+			connect.WithClientOptions(opts...),
+		),
 		watchSnapshot: connect.NewClient[v1.WatchSnapshotRequest, v1.Signed](
 			httpClient,
 			baseURL+HostServiceWatchSnapshotProcedure,
@@ -341,6 +459,24 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("ReportPresence")),
 			connect.WithClientOptions(opts...),
 		),
+		redeemAppCode: connect.NewClient[v1.RedeemAppCodeRequest, v1.AppSessionResponse](
+			httpClient,
+			baseURL+HostServiceRedeemAppCodeProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("RedeemAppCode")),
+			connect.WithClientOptions(opts...),
+		),
+		renewAppSession: connect.NewClient[v1.RenewAppSessionRequest, v1.AppSessionResponse](
+			httpClient,
+			baseURL+HostServiceRenewAppSessionProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("RenewAppSession")),
+			connect.WithClientOptions(opts...),
+		),
+		endAppSession: connect.NewClient[v1.EndAppSessionRequest, v1.EndAppSessionResponse](
+			httpClient,
+			baseURL+HostServiceEndAppSessionProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("EndAppSession")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -349,9 +485,13 @@ type hostServiceClient struct {
 	renewHost                *connect.Client[v1.RenewHostRequest, v1.JoinResponse]
 	announce                 *connect.Client[v1.AnnounceRequest, v1.AnnounceResponse]
 	issueDatabaseCertificate *connect.Client[v1.IssueDatabaseCertificateRequest, v1.IssueDatabaseCertificateResponse]
+	issueAppToken            *connect.Client[v1.IssueAppTokenRequest, v1.IssueAppTokenResponse]
 	watchSnapshot            *connect.Client[v1.WatchSnapshotRequest, v1.Signed]
 	appendEvents             *connect.Client[v1.AppendEventsRequest, v1.AppendEventsResponse]
 	reportPresence           *connect.Client[v1.ReportPresenceRequest, v1.ReportPresenceResponse]
+	redeemAppCode            *connect.Client[v1.RedeemAppCodeRequest, v1.AppSessionResponse]
+	renewAppSession          *connect.Client[v1.RenewAppSessionRequest, v1.AppSessionResponse]
+	endAppSession            *connect.Client[v1.EndAppSessionRequest, v1.EndAppSessionResponse]
 }
 
 // RenewHost calls sallyport.v1.HostService.RenewHost.
@@ -369,6 +509,11 @@ func (c *hostServiceClient) IssueDatabaseCertificate(ctx context.Context, req *c
 	return c.issueDatabaseCertificate.CallUnary(ctx, req)
 }
 
+// IssueAppToken calls sallyport.v1.HostService.IssueAppToken.
+func (c *hostServiceClient) IssueAppToken(ctx context.Context, req *connect.Request[v1.IssueAppTokenRequest]) (*connect.Response[v1.IssueAppTokenResponse], error) {
+	return c.issueAppToken.CallUnary(ctx, req)
+}
+
 // WatchSnapshot calls sallyport.v1.HostService.WatchSnapshot.
 func (c *hostServiceClient) WatchSnapshot(ctx context.Context, req *connect.Request[v1.WatchSnapshotRequest]) (*connect.ServerStreamForClient[v1.Signed], error) {
 	return c.watchSnapshot.CallServerStream(ctx, req)
@@ -384,14 +529,34 @@ func (c *hostServiceClient) ReportPresence(ctx context.Context, req *connect.Req
 	return c.reportPresence.CallUnary(ctx, req)
 }
 
+// RedeemAppCode calls sallyport.v1.HostService.RedeemAppCode.
+func (c *hostServiceClient) RedeemAppCode(ctx context.Context, req *connect.Request[v1.RedeemAppCodeRequest]) (*connect.Response[v1.AppSessionResponse], error) {
+	return c.redeemAppCode.CallUnary(ctx, req)
+}
+
+// RenewAppSession calls sallyport.v1.HostService.RenewAppSession.
+func (c *hostServiceClient) RenewAppSession(ctx context.Context, req *connect.Request[v1.RenewAppSessionRequest]) (*connect.Response[v1.AppSessionResponse], error) {
+	return c.renewAppSession.CallUnary(ctx, req)
+}
+
+// EndAppSession calls sallyport.v1.HostService.EndAppSession.
+func (c *hostServiceClient) EndAppSession(ctx context.Context, req *connect.Request[v1.EndAppSessionRequest]) (*connect.Response[v1.EndAppSessionResponse], error) {
+	return c.endAppSession.CallUnary(ctx, req)
+}
+
 // HostServiceHandler is an implementation of the sallyport.v1.HostService service.
 type HostServiceHandler interface {
 	RenewHost(context.Context, *connect.Request[v1.RenewHostRequest]) (*connect.Response[v1.JoinResponse], error)
 	Announce(context.Context, *connect.Request[v1.AnnounceRequest]) (*connect.Response[v1.AnnounceResponse], error)
 	IssueDatabaseCertificate(context.Context, *connect.Request[v1.IssueDatabaseCertificateRequest]) (*connect.Response[v1.IssueDatabaseCertificateResponse], error)
+	IssueAppToken(context.Context, *connect.Request[v1.IssueAppTokenRequest]) (*connect.Response[v1.IssueAppTokenResponse], error)
 	WatchSnapshot(context.Context, *connect.Request[v1.WatchSnapshotRequest], *connect.ServerStream[v1.Signed]) error
 	AppendEvents(context.Context, *connect.Request[v1.AppendEventsRequest]) (*connect.Response[v1.AppendEventsResponse], error)
 	ReportPresence(context.Context, *connect.Request[v1.ReportPresenceRequest]) (*connect.Response[v1.ReportPresenceResponse], error)
+	// Web applications (docs/web-sessions.md): for gateways.
+	RedeemAppCode(context.Context, *connect.Request[v1.RedeemAppCodeRequest]) (*connect.Response[v1.AppSessionResponse], error)
+	RenewAppSession(context.Context, *connect.Request[v1.RenewAppSessionRequest]) (*connect.Response[v1.AppSessionResponse], error)
+	EndAppSession(context.Context, *connect.Request[v1.EndAppSessionRequest]) (*connect.Response[v1.EndAppSessionResponse], error)
 }
 
 // NewHostServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -419,6 +584,12 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("IssueDatabaseCertificate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceIssueAppTokenHandler := connect.NewUnaryHandler(
+		HostServiceIssueAppTokenProcedure,
+		svc.IssueAppToken,
+		connect.WithSchema(hostServiceMethods.ByName("IssueAppToken")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceWatchSnapshotHandler := connect.NewServerStreamHandler(
 		HostServiceWatchSnapshotProcedure,
 		svc.WatchSnapshot,
@@ -437,6 +608,24 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("ReportPresence")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceRedeemAppCodeHandler := connect.NewUnaryHandler(
+		HostServiceRedeemAppCodeProcedure,
+		svc.RedeemAppCode,
+		connect.WithSchema(hostServiceMethods.ByName("RedeemAppCode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceRenewAppSessionHandler := connect.NewUnaryHandler(
+		HostServiceRenewAppSessionProcedure,
+		svc.RenewAppSession,
+		connect.WithSchema(hostServiceMethods.ByName("RenewAppSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceEndAppSessionHandler := connect.NewUnaryHandler(
+		HostServiceEndAppSessionProcedure,
+		svc.EndAppSession,
+		connect.WithSchema(hostServiceMethods.ByName("EndAppSession")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sallyport.v1.HostService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case HostServiceRenewHostProcedure:
@@ -445,12 +634,20 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceAnnounceHandler.ServeHTTP(w, r)
 		case HostServiceIssueDatabaseCertificateProcedure:
 			hostServiceIssueDatabaseCertificateHandler.ServeHTTP(w, r)
+		case HostServiceIssueAppTokenProcedure:
+			hostServiceIssueAppTokenHandler.ServeHTTP(w, r)
 		case HostServiceWatchSnapshotProcedure:
 			hostServiceWatchSnapshotHandler.ServeHTTP(w, r)
 		case HostServiceAppendEventsProcedure:
 			hostServiceAppendEventsHandler.ServeHTTP(w, r)
 		case HostServiceReportPresenceProcedure:
 			hostServiceReportPresenceHandler.ServeHTTP(w, r)
+		case HostServiceRedeemAppCodeProcedure:
+			hostServiceRedeemAppCodeHandler.ServeHTTP(w, r)
+		case HostServiceRenewAppSessionProcedure:
+			hostServiceRenewAppSessionHandler.ServeHTTP(w, r)
+		case HostServiceEndAppSessionProcedure:
+			hostServiceEndAppSessionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -472,6 +669,10 @@ func (UnimplementedHostServiceHandler) IssueDatabaseCertificate(context.Context,
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.IssueDatabaseCertificate is not implemented"))
 }
 
+func (UnimplementedHostServiceHandler) IssueAppToken(context.Context, *connect.Request[v1.IssueAppTokenRequest]) (*connect.Response[v1.IssueAppTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.IssueAppToken is not implemented"))
+}
+
 func (UnimplementedHostServiceHandler) WatchSnapshot(context.Context, *connect.Request[v1.WatchSnapshotRequest], *connect.ServerStream[v1.Signed]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.WatchSnapshot is not implemented"))
 }
@@ -484,6 +685,18 @@ func (UnimplementedHostServiceHandler) ReportPresence(context.Context, *connect.
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.ReportPresence is not implemented"))
 }
 
+func (UnimplementedHostServiceHandler) RedeemAppCode(context.Context, *connect.Request[v1.RedeemAppCodeRequest]) (*connect.Response[v1.AppSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.RedeemAppCode is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) RenewAppSession(context.Context, *connect.Request[v1.RenewAppSessionRequest]) (*connect.Response[v1.AppSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.RenewAppSession is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) EndAppSession(context.Context, *connect.Request[v1.EndAppSessionRequest]) (*connect.Response[v1.EndAppSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.HostService.EndAppSession is not implemented"))
+}
+
 // AccessServiceClient is a client for the sallyport.v1.AccessService service.
 type AccessServiceClient interface {
 	WhoAmI(context.Context, *connect.Request[v1.WhoAmIRequest]) (*connect.Response[v1.WhoAmIResponse], error)
@@ -491,6 +704,8 @@ type AccessServiceClient interface {
 	ListResources(context.Context, *connect.Request[v1.ListResourcesRequest]) (*connect.Response[v1.ListResourcesResponse], error)
 	ListClusters(context.Context, *connect.Request[v1.ListClustersRequest]) (*connect.Response[v1.ListClustersResponse], error)
 	Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error)
+	ListWebSessions(context.Context, *connect.Request[v1.ListWebSessionsRequest]) (*connect.Response[v1.ListWebSessionsResponse], error)
+	EndWebSession(context.Context, *connect.Request[v1.EndWebSessionRequest]) (*connect.Response[v1.EndWebSessionResponse], error)
 }
 
 // NewAccessServiceClient constructs a client for the sallyport.v1.AccessService service. By
@@ -534,16 +749,30 @@ func NewAccessServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(accessServiceMethods.ByName("Explain")),
 			connect.WithClientOptions(opts...),
 		),
+		listWebSessions: connect.NewClient[v1.ListWebSessionsRequest, v1.ListWebSessionsResponse](
+			httpClient,
+			baseURL+AccessServiceListWebSessionsProcedure,
+			connect.WithSchema(accessServiceMethods.ByName("ListWebSessions")),
+			connect.WithClientOptions(opts...),
+		),
+		endWebSession: connect.NewClient[v1.EndWebSessionRequest, v1.EndWebSessionResponse](
+			httpClient,
+			baseURL+AccessServiceEndWebSessionProcedure,
+			connect.WithSchema(accessServiceMethods.ByName("EndWebSession")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // accessServiceClient implements AccessServiceClient.
 type accessServiceClient struct {
-	whoAmI        *connect.Client[v1.WhoAmIRequest, v1.WhoAmIResponse]
-	reissue       *connect.Client[v1.ReissueRequest, v1.LoginResponse]
-	listResources *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
-	listClusters  *connect.Client[v1.ListClustersRequest, v1.ListClustersResponse]
-	explain       *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	whoAmI          *connect.Client[v1.WhoAmIRequest, v1.WhoAmIResponse]
+	reissue         *connect.Client[v1.ReissueRequest, v1.LoginResponse]
+	listResources   *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
+	listClusters    *connect.Client[v1.ListClustersRequest, v1.ListClustersResponse]
+	explain         *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	listWebSessions *connect.Client[v1.ListWebSessionsRequest, v1.ListWebSessionsResponse]
+	endWebSession   *connect.Client[v1.EndWebSessionRequest, v1.EndWebSessionResponse]
 }
 
 // WhoAmI calls sallyport.v1.AccessService.WhoAmI.
@@ -571,6 +800,16 @@ func (c *accessServiceClient) Explain(ctx context.Context, req *connect.Request[
 	return c.explain.CallUnary(ctx, req)
 }
 
+// ListWebSessions calls sallyport.v1.AccessService.ListWebSessions.
+func (c *accessServiceClient) ListWebSessions(ctx context.Context, req *connect.Request[v1.ListWebSessionsRequest]) (*connect.Response[v1.ListWebSessionsResponse], error) {
+	return c.listWebSessions.CallUnary(ctx, req)
+}
+
+// EndWebSession calls sallyport.v1.AccessService.EndWebSession.
+func (c *accessServiceClient) EndWebSession(ctx context.Context, req *connect.Request[v1.EndWebSessionRequest]) (*connect.Response[v1.EndWebSessionResponse], error) {
+	return c.endWebSession.CallUnary(ctx, req)
+}
+
 // AccessServiceHandler is an implementation of the sallyport.v1.AccessService service.
 type AccessServiceHandler interface {
 	WhoAmI(context.Context, *connect.Request[v1.WhoAmIRequest]) (*connect.Response[v1.WhoAmIResponse], error)
@@ -578,6 +817,8 @@ type AccessServiceHandler interface {
 	ListResources(context.Context, *connect.Request[v1.ListResourcesRequest]) (*connect.Response[v1.ListResourcesResponse], error)
 	ListClusters(context.Context, *connect.Request[v1.ListClustersRequest]) (*connect.Response[v1.ListClustersResponse], error)
 	Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error)
+	ListWebSessions(context.Context, *connect.Request[v1.ListWebSessionsRequest]) (*connect.Response[v1.ListWebSessionsResponse], error)
+	EndWebSession(context.Context, *connect.Request[v1.EndWebSessionRequest]) (*connect.Response[v1.EndWebSessionResponse], error)
 }
 
 // NewAccessServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -617,6 +858,18 @@ func NewAccessServiceHandler(svc AccessServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(accessServiceMethods.ByName("Explain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	accessServiceListWebSessionsHandler := connect.NewUnaryHandler(
+		AccessServiceListWebSessionsProcedure,
+		svc.ListWebSessions,
+		connect.WithSchema(accessServiceMethods.ByName("ListWebSessions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	accessServiceEndWebSessionHandler := connect.NewUnaryHandler(
+		AccessServiceEndWebSessionProcedure,
+		svc.EndWebSession,
+		connect.WithSchema(accessServiceMethods.ByName("EndWebSession")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sallyport.v1.AccessService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AccessServiceWhoAmIProcedure:
@@ -629,6 +882,10 @@ func NewAccessServiceHandler(svc AccessServiceHandler, opts ...connect.HandlerOp
 			accessServiceListClustersHandler.ServeHTTP(w, r)
 		case AccessServiceExplainProcedure:
 			accessServiceExplainHandler.ServeHTTP(w, r)
+		case AccessServiceListWebSessionsProcedure:
+			accessServiceListWebSessionsHandler.ServeHTTP(w, r)
+		case AccessServiceEndWebSessionProcedure:
+			accessServiceEndWebSessionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -656,6 +913,14 @@ func (UnimplementedAccessServiceHandler) ListClusters(context.Context, *connect.
 
 func (UnimplementedAccessServiceHandler) Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AccessService.Explain is not implemented"))
+}
+
+func (UnimplementedAccessServiceHandler) ListWebSessions(context.Context, *connect.Request[v1.ListWebSessionsRequest]) (*connect.Response[v1.ListWebSessionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AccessService.ListWebSessions is not implemented"))
+}
+
+func (UnimplementedAccessServiceHandler) EndWebSession(context.Context, *connect.Request[v1.EndWebSessionRequest]) (*connect.Response[v1.EndWebSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AccessService.EndWebSession is not implemented"))
 }
 
 // AdminServiceClient is a client for the sallyport.v1.AdminService service.
