@@ -1,0 +1,126 @@
+// Package oneconn serves HTTP on one connection that somebody else has accepted,
+// until the connection and all its requests are over.
+//
+//	Serve ─▶ requests, each from Begin to End ─▶ connection closed, or hijacked ─▶ none begins any more ─▶ the last End
+package oneconn
+
+import (
+	"context"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// MaxStreams is how many requests there may be at a time on a connection of HTTP/2.
+const MaxStreams = 100
+
+const (
+	readHeadTimeout  = 20 * time.Second
+	idleTimeout      = 2 * time.Minute // of a connection without a request
+	connectionBuffer = 1 << 20         // bytes of bodies that a connection of HTTP/2 holds
+	streamBuffer     = 256 << 10       // and one request of it
+)
+
+// Server serves one connection. Its fields are set before Serve, which is called
+// once.
+type Server struct {
+	Handler  http.Handler // calls Begin, before all else, and End
+	MaxHead  int          // bytes of a request's head
+	HTTP1    bool         // without HTTP/2
+	ErrorLog *log.Logger
+
+	mu      sync.Mutex
+	over    bool           // no request begins any more
+	running sync.WaitGroup // grows only while over is false
+}
+
+// Serve takes conn over, and returns when it is closed or hijacked, and all
+// requests are over. Once ctx is done, what is not hijacked is closed.
+func (s *Server) Serve(ctx context.Context, conn net.Conn) {
+	only := &listener{conn: conn, left: make(chan struct{}), closed: make(chan struct{})}
+	srv := s.server(ctx, only)
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	_ = srv.Serve(only) // ends with one of the two
+	if only.taken {
+		<-only.left
+	} else {
+		conn.Close() // it was over before it began
+	}
+	s.wait()
+}
+
+func (s *Server) server(ctx context.Context, only *listener) *http.Server {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(!s.HTTP1)
+	return &http.Server{
+		Handler: s.Handler, Protocols: &protocols, ReadHeaderTimeout: readHeadTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: s.MaxHead,
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerConnection: connectionBuffer, MaxReceiveBufferPerStream: streamBuffer},
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: only.state,
+		ErrorLog: s.ErrorLog,
+	}
+}
+
+// Begin counts a request in, unless the connection is over: one of HTTP/2 may
+// come to run after that. Who is told true calls End.
+func (s *Server) Begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
+		s.running.Add(1)
+	}
+	return !s.over
+}
+
+// End counts a request out.
+func (s *Server) End() { s.running.Done() }
+
+// wait waits for what runs; nothing begins any more.
+func (s *Server) wait() {
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	s.running.Wait()
+}
+
+// listener is one of one connection.
+type listener struct {
+	conn    net.Conn
+	taken   bool // by Accept, which one goroutine calls
+	leaving sync.Once
+	left    chan struct{} // closed when the server has let go of the connection
+	closing sync.Once
+	closed  chan struct{}
+}
+
+// Accept gives the connection, and then waits for its end.
+func (l *listener) Accept() (net.Conn, error) {
+	if !l.taken {
+		l.taken = true
+		return l.conn, nil
+	}
+	select {
+	case <-l.left:
+	case <-l.closed:
+	}
+	return nil, net.ErrClosed
+}
+
+// state learns when the server has let go of the connection.
+func (l *listener) state(_ net.Conn, s http.ConnState) {
+	if s == http.StateClosed || s == http.StateHijacked {
+		l.leaving.Do(func() { close(l.left) })
+	}
+}
+
+// Close ends Accept; the connection ends by itself.
+func (l *listener) Close() error {
+	l.closing.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr is that of the connection.
+func (l *listener) Addr() net.Addr { return l.conn.LocalAddr() }
