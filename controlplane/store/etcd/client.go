@@ -12,6 +12,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/store"
+	"github.com/sallyport/sallyport/dataplane/handover/failpoint"
 )
 
 const (
@@ -42,7 +43,10 @@ func (s *Store) Get(ctx context.Context, key string) (store.Item, error) {
 	if err := checkKey(key); err != nil {
 		return store.Item{}, err
 	}
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return store.Item{}, unavailable(err)
+	}
 	defer cancel()
 	r, err := s.client.Get(ctx, s.prefix+key)
 	if err != nil {
@@ -82,7 +86,10 @@ func (s *Store) List(ctx context.Context, prefix string) ([]store.Item, int64, e
 }
 
 func (s *Store) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	return s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision),
 		clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
@@ -106,7 +113,13 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", op.Expect))
 		}
 	}
-	ctx, cancel := s.op(ctx)
+	if err := failpoint.Hit("store.apply"); err != nil {
+		return 0, unavailable(err)
+	}
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return 0, unavailable(err)
+	}
 	defer cancel()
 	r, err := s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
@@ -117,6 +130,9 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	}
 	if !r.Succeeded {
 		return 0, conflict(ops, r)
+	}
+	if err := failpoint.Hit("store.applied"); err != nil {
+		return 0, unavailable(err)
 	}
 	return r.Header.Revision, nil
 }
@@ -157,7 +173,10 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	if ttl < store.MinTTL || ttl > store.MaxTTL {
 		return 0, invalid(fmt.Sprintf("lease of %v: want %v to %v", ttl, store.MinTTL, store.MaxTTL))
 	}
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return 0, unavailable(err)
+	}
 	defer cancel()
 	r, err := s.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
 	if err != nil {
@@ -168,23 +187,32 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 
 // KeepAlive renews the lease once.
 func (s *Store) KeepAlive(ctx context.Context, id store.LeaseID) error {
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return leaseError(err)
+	}
 	defer cancel()
-	_, err := s.client.KeepAliveOnce(ctx, clientv3.LeaseID(id))
+	_, err = s.client.KeepAliveOnce(ctx, clientv3.LeaseID(id))
 	return leaseError(err)
 }
 
 // Revoke ends the lease and deletes its keys.
 func (s *Store) Revoke(ctx context.Context, id store.LeaseID) error {
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return leaseError(err)
+	}
 	defer cancel()
-	_, err := s.client.Revoke(ctx, clientv3.LeaseID(id))
+	_, err = s.client.Revoke(ctx, clientv3.LeaseID(id))
 	return leaseError(err)
 }
 
 // Revision asks for nothing and reads the revision from the answer's header.
 func (s *Store) Revision(ctx context.Context) (int64, error) {
-	ctx, cancel := s.op(ctx)
+	ctx, cancel, err := s.op(ctx)
+	if err != nil {
+		return 0, unavailable(err)
+	}
 	defer cancel()
 	r, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
 	if err != nil {
@@ -193,15 +221,18 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// op bounds one request, and ends it at once when the store is closed.
-func (s *Store) op(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+// op bounds one request. One that has ended already, or that a closed store
+// gets, is an error: the embedded server may answer it all the same.
+func (s *Store) op(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	select {
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
 	case <-s.done:
-		cancel()
+		return nil, nil, context.Canceled
 	default:
 	}
-	return ctx, cancel
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	return ctx, cancel, nil
 }
 
 // Done is closed when the store has stopped for good, by Close or because the

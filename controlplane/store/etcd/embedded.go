@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/durable"
 )
 
 // EmbeddedConfig says where the embedded server keeps its files.
@@ -132,7 +133,7 @@ func prepareDir(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return "", err
 	}
 	return dir, os.Chmod(dir, 0o700)

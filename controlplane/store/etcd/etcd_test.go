@@ -3,6 +3,7 @@ package etcd
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/store"
@@ -68,23 +71,48 @@ func TestClusterUnreachable(t *testing.T) {
 	}
 }
 
-// TestEmbeddedStartsFast takes the best of a few starts: others may be using
-// the machine.
+// TestEmbeddedStartsFast: no start waits for what is not work. On a machine that
+// others use work takes longer, so a start may take as long as twenty pieces of work
+// take beside it; when it has the machine for itself that is less than the limit.
 func TestEmbeddedStartsFast(t *testing.T) {
-	const limit, starts = 1500 * time.Millisecond, 5
-	best := time.Hour
+	const limit, pieces, starts = 1500 * time.Millisecond, 20, 10
 	dir := t.TempDir()
-	for i := 0; i < starts && (i < 2 || best > limit); i++ { // a new directory, and it again
+	var took, may time.Duration
+	for i := range starts {
+		before := pieceOfWork(t)
 		began := time.Now()
 		s := openEmbedded(t, dir)
-		best = min(best, time.Since(began))
+		took = time.Since(began)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
+		may = max(limit, pieces*max(before, pieceOfWork(t)))
+		t.Logf("ready after %v; it may be %v", took.Round(time.Millisecond), may.Round(time.Millisecond))
+		if i > 0 && took <= may { // a new directory, and it again
+			return
+		}
 	}
-	if best > limit {
-		t.Errorf("ready after %v at best, want %v", best, limit)
+	t.Errorf("ready after %v at last, want %v", took, may)
+}
+
+// pieceOfWork is how long it takes now to read, reckon and write a little.
+func pieceOfWork(t *testing.T) time.Duration {
+	t.Helper()
+	began := time.Now()
+	file := filepath.Join(t.TempDir(), "work")
+	data := make([]byte, 256<<10)
+	for range 3 {
+		sum := sha256.Sum256(data)
+		f, err := os.Create(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Write(sum[:])
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
+	return time.Since(began)
 }
 
 func TestEmbeddedModes(t *testing.T) {
@@ -279,6 +307,15 @@ func TestLog(t *testing.T) {
 	s.Close()
 	if b.Len() > 0 {
 		t.Errorf("a good start and stop says:\n%s", b.String())
+	}
+	early := errors.New("cannot detect storage schema version: missing term information")
+	newBridge(log).zap().Error("failed to update storage version", zap.Error(early)) // on a busy machine a good start says so
+	if b.Len() > 0 {
+		t.Errorf("what etcd tries again is told:\n%s", b.String())
+	}
+	newBridge(log).zap().Error("failed to update storage version", zap.Error(io.EOF))
+	if !strings.Contains(b.String(), "failed to update") {
+		t.Error("another error of the same kind is not told")
 	}
 	newBridge(log).zap().Sugar().Errorw("it broke", "why", io.EOF)
 	if got := b.String(); !strings.Contains(got, "it broke") || !strings.Contains(got, "why=EOF") || !strings.Contains(got, "part=etcd") {

@@ -3,6 +3,8 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -57,8 +59,21 @@ func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 }
 
 func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	b.log.Log(context.Background(), b.level(e.Level), e.Message, attrs(fields)...)
+	level := b.level(e.Level)
+	if level == slog.LevelWarn && tooEarly(e.Message, fields) {
+		level = slog.LevelDebug
+	}
+	b.log.Log(context.Background(), level, e.Message, attrs(fields)...)
 	return nil
+}
+
+// tooEarly says that etcd has looked for the version of a new store before its
+// first entry was written to it. It looks again every few seconds.
+func tooEarly(message string, fields []zapcore.Field) bool {
+	return message == "failed to update storage version" && slices.ContainsFunc(fields, func(f zapcore.Field) bool {
+		err, ok := f.Interface.(error)
+		return ok && strings.HasSuffix(err.Error(), "missing term information")
+	})
 }
 
 func (b *bridge) Sync() error { return nil }

@@ -18,7 +18,7 @@ import (
 )
 
 // wait bounds every wait of the suite; reaching it is a failure.
-const wait = 20 * time.Second
+const wait = time.Minute
 
 // Run runs the suite. Each call of open returns an empty store, which the suite closes.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
