@@ -264,7 +264,7 @@ func (inv *Inventory) tryClaim(ctx context.Context, r sallyport.Resource, had he
 	if !mine {
 		o.Agents = append(o.Agents, r.AgentID)
 	}
-	nameValue, err := json.Marshal(o)
+	nameValue, err := store.Keep(it.Value, o)
 	if err != nil {
 		return false, err
 	}
@@ -306,7 +306,7 @@ func (inv *Inventory) tryRelease(ctx context.Context, agent string, k sallyport.
 		o.Agents = slices.Delete(o.Agents, i, i+1)
 		op := store.Op{Key: nameKey(k, name), Expect: it.Revision, Delete: len(o.Agents) == 0}
 		if !op.Delete {
-			if op.Value, err = json.Marshal(o); err != nil {
+			if op.Value, err = store.Keep(it.Value, o); err != nil {
 				return err
 			}
 		}

@@ -133,7 +133,7 @@ func (inv *Inventory) tryJoin(ctx context.Context, rec hostRecord) (Host, error)
 		}
 		ops = append(ops, op)
 	}
-	value, err := json.Marshal(rec)
+	value, err := store.Keep(it.Value, rec)
 	if err != nil {
 		return Host{}, err
 	}
@@ -209,7 +209,7 @@ func (inv *Inventory) trySetAddresses(ctx context.Context, id string, addresses 
 	if err := checkHost(rec.host()); err != nil {
 		return err
 	}
-	value, err := json.Marshal(rec)
+	value, err := store.Keep(it.Value, rec)
 	if err != nil {
 		return err
 	}

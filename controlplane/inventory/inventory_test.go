@@ -543,5 +543,5 @@ func leaseProbe(lease storeLease) store.Op {
 
 func after(t testing.TB) <-chan time.Time {
 	t.Helper()
-	return time.After(20 * time.Second)
+	return time.After(time.Minute)
 }

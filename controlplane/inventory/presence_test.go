@@ -146,7 +146,7 @@ func TestA06_Presence(t *testing.T) {
 // speaks again it is asked for everything.
 func TestPresenceEnds(t *testing.T) {
 	inv := open(t)
-	inv.ttl = time.Second
+	inv.ttl = 5 * time.Second // time for a busy machine to use the lease
 	ctx := t.Context()
 	gw, a := join(t, inv, sallyport.KindGateway, Allow{}), agent(t, inv)
 	announce(t, inv, a, db("x"))
@@ -188,7 +188,7 @@ func TestPresenceEnds(t *testing.T) {
 // agent that is in both seem to be away.
 func TestPresenceKept(t *testing.T) {
 	inv := open(t)
-	inv.ttl = 2 * time.Second
+	inv.ttl = 5 * time.Second // time for a busy machine to keep the lease
 	ctx := t.Context()
 	gw, a, gone := join(t, inv, sallyport.KindGateway, Allow{}), agent(t, inv), agent(t, inv)
 	announce(t, inv, a, db("x"))

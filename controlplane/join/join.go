@@ -285,7 +285,7 @@ func (t *Tokens) consume(ctx context.Context, u Use) (Grant, error) {
 		return g, nil
 	}
 	rec.UsedBy, rec.UsedKey = g.HostID, keyHash
-	value, err := json.Marshal(rec)
+	value, err := store.Keep(it.Value, rec)
 	if err != nil {
 		return Grant{}, err
 	}

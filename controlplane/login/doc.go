@@ -13,6 +13,7 @@
 //	password hashes        2 at once, 32 waiting, 16 of them from one address
 //	wrong passwords        5 in 5 minutes per address and user, 30 per address
 //	wrong one-time codes   5 in 5 minutes per user, 5 per address
+//	wrong codes of devices 5 in 5 minutes per user (Guess)
 //
 // Addresses are IPv4 addresses and IPv6 /64 networks. The count per user is of
 // wrong codes after a right password: a stranger cannot lock a user out. All

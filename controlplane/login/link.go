@@ -99,7 +99,7 @@ func (l *Login) putWithLink(ctx context.Context, rec record, expect int64, ttl t
 	if err != nil {
 		return Link{}, err
 	}
-	userValue, err := json.Marshal(rec)
+	userValue, err := store.Keep(rec.stored, rec)
 	if err != nil {
 		return Link{}, err
 	}
@@ -187,7 +187,7 @@ func (l *Login) useLink(ctx context.Context, c *claimed, password string, withDe
 		rec.TOTP = &device{ID: c.link.TOTP.ID, Secret: sealed}
 		ops = append(ops, stepOp(rec.Name, step, store.Any))
 	}
-	value, err := json.Marshal(rec)
+	value, err := store.Keep(rec.stored, rec)
 	if err != nil {
 		return User{}, err
 	}

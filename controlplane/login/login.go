@@ -56,6 +56,7 @@ const (
 	wrongPerPair     = 5
 	wrongPerSource   = 30
 	wrongCodesPer    = 5 // per user and per source
+	wrongGuesses     = 5 // per user and what is guessed
 	maxCodeLength    = 16
 	maxLoginNameSize = 256
 )

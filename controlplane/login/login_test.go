@@ -146,8 +146,8 @@ func TestLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := User{Name: "alice", Roles: []string{"access"}, Traits: map[string][]string{"logins": {"alice"}}, Created: h.clock.now(), Claimed: true,
-		MFA: u.MFA, Revision: u.Revision}
-	if d := cmp.Diff(want, u); d != "" || u.MFA == "" {
+		MFA: u.MFA, Credential: u.Credential, Revision: u.Revision}
+	if d := cmp.Diff(want, u); d != "" || u.MFA == "" || u.Credential == "" {
 		t.Error(d)
 	}
 	if u, err := h.Login.Login(t.Context(), Attempt{User: "bob", Password: password, Addr: from("192.0.2.1")}); err != nil || u.MFA != "" {

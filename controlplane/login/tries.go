@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,6 +80,21 @@ func (t *tries) tryEnter(ctx context.Context, limits []limit) (bool, error) {
 	_, err = t.store.Apply(ctx, ops...)
 	t.forget(lease, err)
 	return err == nil, err
+}
+
+// Guess counts a try of a user at something short that people type. It is
+// counted before it is judged, and taken back when right says so: five wrong
+// ones within five minutes, whatever they are at.
+func (l *Login) Guess(ctx context.Context, what, user string, right func() (bool, error)) error {
+	m := limit{"guess-" + what, strings.ToLower(user), wrongGuesses}
+	if ok, err := l.tries.enter(ctx, m); err != nil || !ok {
+		return orTooMany(err)
+	}
+	ok, err := right()
+	if err != nil || !ok {
+		return err
+	}
+	return l.tries.takeBack(ctx, m)
 }
 
 // takeBack removes one try that turned out right.

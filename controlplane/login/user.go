@@ -2,6 +2,8 @@ package login
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +26,11 @@ type User struct {
 	Claimed bool   // has a password
 	MFA     string // id of the one-time code device; "" without
 
+	// Credential changes with the password and the device, and tells nothing of
+	// them: what was begun by the old ones can be told from what is begun by the
+	// new. It is "" for who is not claimed.
+	Credential string
+
 	// Revision is that of the record. An update gives the one it was based on,
 	// or store.Any.
 	Revision int64
@@ -39,6 +46,8 @@ type record struct {
 	Password string              `json:"password,omitempty"` // PHC string
 	TOTP     *device             `json:"totp,omitempty"`
 	Link     string              `json:"link,omitempty"` // hash of the one token that is good
+
+	stored []byte // as it was read; see store.Keep
 }
 
 // device is something that makes one-time codes.
@@ -190,7 +199,7 @@ func noUser(name string) error {
 }
 
 func (l *Login) put(ctx context.Context, rec record, expect int64) (int64, error) {
-	value, err := json.Marshal(rec)
+	value, err := store.Keep(rec.stored, rec)
 	if err != nil {
 		return 0, err
 	}
@@ -205,6 +214,7 @@ func decode(it store.Item) (record, error) {
 	if rec.Version != recordVersion {
 		return record{}, fmt.Errorf("%s: version %d is not known", it.Key, rec.Version)
 	}
+	rec.stored = it.Value
 	return rec, nil
 }
 
@@ -212,6 +222,10 @@ func (r record) user(revision int64) User {
 	u := User{Name: r.Name, Roles: r.Roles, Traits: r.Traits, Created: r.Created, Claimed: r.Password != "", Revision: revision}
 	if r.TOTP != nil {
 		u.MFA = r.TOTP.ID
+	}
+	if u.Claimed {
+		sum := sha256.Sum256([]byte("sallyport-credential\x00" + r.Password + "\x00" + u.MFA))
+		u.Credential = hex.EncodeToString(sum[:])
 	}
 	return u
 }

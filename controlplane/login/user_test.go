@@ -371,3 +371,38 @@ func TestGate(t *testing.T) {
 		}
 	})
 }
+
+// TestNewerFieldsStay: what a newer version has written into a user's record is
+// there after each change by this one.
+func TestNewerFieldsStay(t *testing.T) {
+	h := openHouse(t, Optional)
+	ctx := t.Context()
+	h.add(t, "alice", false)
+	it, err := h.store.Get(ctx, "users/alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := strings.Replace(string(it.Value), "{", `{"passkeys":[{"id":"x"}],`, 1)
+	if _, err := h.store.Apply(ctx, store.Op{Key: it.Key, Value: []byte(value), Expect: it.Revision}); err != nil {
+		t.Fatal(err)
+	}
+	stays := func(after string) {
+		t.Helper()
+		if it, err = h.store.Get(ctx, "users/alice"); err != nil || !strings.Contains(string(it.Value), `"passkeys":[{"id":"x"}]`) {
+			t.Errorf("after %s: %s, %v", after, it.Value, err)
+		}
+	}
+	if _, err := h.UpdateUser(ctx, User{Name: "alice", Roles: []string{"auditor"}, Revision: store.Any}); err != nil {
+		t.Fatal(err)
+	}
+	stays("new roles")
+	link, err := h.ResetUser(ctx, "alice", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays("a reset")
+	if _, err := h.Claim(ctx, Claim{Token: link.Token, Password: "a long enough password"}); err != nil {
+		t.Fatal(err)
+	}
+	stays("a claim")
+}

@@ -31,7 +31,7 @@ type options struct {
 
 // unservedOptions concern what this version does not serve, grant something
 // that is not granted here, or only change how things look.
-const unservedOptions = "max_kubernetes_connections mfa_verification_interval desktop_clipboard desktop_directory_sharing " +
+const unservedOptions = "mfa_verification_interval desktop_clipboard desktop_directory_sharing " +
 	"create_desktop_user cert_extensions cert_format create_host_user create_host_user_mode create_host_user_default_shell " +
 	"create_db_user create_db_user_mode idp request_prompt session_recording_mode"
 
@@ -39,7 +39,7 @@ const unservedOptions = "max_kubernetes_connections mfa_verification_interval de
 const grantingOptions = "cert_extensions create_host_user_mode create_db_user create_db_user_mode create_host_user"
 
 const optionFields = "max_session_ttl client_idle_timeout disconnect_expired_cert max_sessions forward_agent port_forwarding " +
-	"ssh_port_forwarding permit_x11_forwarding ssh_file_copy lock pin_source_ip max_connections enhanced_recording " +
+	"ssh_port_forwarding permit_x11_forwarding ssh_file_copy lock pin_source_ip max_connections max_kubernetes_connections enhanced_recording " +
 	"device_trust_mode require_session_mfa request_access record_session " + unservedOptions
 
 // options decodes spec.options.
@@ -108,15 +108,18 @@ func (d *decoder) demands(n *node) {
 	if d.count(n, "max_connections") > 0 {
 		flaw("max_connections", "the number of connections is not limited by this version", classNode, false)
 	}
+	if d.count(n, "max_kubernetes_connections") > 0 {
+		flaw("max_kubernetes_connections", "the number of connections is not limited by this version", classKube, false)
+	}
 	switch v := d.text(n, "require_session_mfa"); v {
 	case "", "no", "false", "off", "0":
 	default:
-		flaw("require_session_mfa", "this version cannot verify MFA for each session", classNode|classApp|classDatabase, true)
+		flaw("require_session_mfa", "this version cannot verify MFA for each session", classNode|classApp|classDatabase|classKube, true)
 	}
 	switch v := d.text(n, "device_trust_mode"); v {
 	case "", "off", "optional":
 	default:
-		flaw("device_trust_mode", "this version cannot verify devices", classNode|classApp|classDatabase, true)
+		flaw("device_trust_mode", "this version cannot verify devices", classNode|classApp|classDatabase|classKube, true)
 	}
 	switch v := d.text(n, "request_access"); v {
 	case "", "optional":
@@ -146,7 +149,11 @@ func (d *decoder) recording(n *node) {
 			d.unknownOption("record_session."+e.key, []string{"default", "ssh", "desktop"}, classNode)
 		case d.text(n, e.key) == "best_effort" || d.text(n, e.key) == "":
 		case d.text(n, e.key) == "strict":
-			d.flaw(flaw{path: "spec.options.record_session." + e.key, classes: classNode,
+			concerned := classNode
+			if e.key == "default" {
+				concerned |= classKube
+			}
+			d.flaw(flaw{path: "spec.options.record_session." + e.key, classes: concerned,
 				why: "this version records no sessions, so it cannot do so strictly"})
 		default:
 			d.fail(e.value, "record_session.%s is strict or best_effort, not %q", clean(e.key), clean(e.value.text))

@@ -133,7 +133,7 @@ func TestUnenforced(t *testing.T) {
 		{"an unknown condition", grants + ", require_moon: full}", false, false, "spec.allow.require_moon", ""},
 		{"a misspelt expression", grants + ", node_labels_expresion: 'false'}", false, false, `did you mean "node_labels_expression"?`, ""},
 		{"moderated sessions", grants + ", require_session_join: [{name: x, kinds: [ssh], count: 1}]}", false, true, "moderated sessions", ""},
-		{"moderated sessions, kube", grants + ", require_session_join: [{name: x, kinds: [k8s], count: 1}]}", true, true, "", ""},
+		{"moderated sessions, kube", grants + ", require_session_join: [{name: x, kinds: [k8s], count: 1}]}", true, true, "moderated sessions", ""},
 		{"no moderated sessions", grants + ", require_session_join: []}", true, true, "", ""},
 		{"an unknown deny", grants + "}\ndeny: {gizmo_labels: {a: b}}", false, false, "spec.deny.gizmo_labels", ""},
 		{"an empty unknown deny", grants + "}\ndeny: {gizmo_labels: {}}", true, true, "", ""},
@@ -329,13 +329,13 @@ func TestPrincipals(t *testing.T) {
 	}
 	p := NewPolicy(roles, 1)
 	id := user(roles...)
-	if got := fmt.Sprintf("%+v", p.Principals(id, nodeWith(labels{"env": "dev"}))); got != "{Visible:true Logins:[alice ubuntu] DatabaseUsers:[] DatabaseNames:[]}" {
+	if got := fmt.Sprintf("%+v", p.Principals(id, nodeWith(labels{"env": "dev"}))); got != "{Visible:true Logins:[alice ubuntu] DatabaseUsers:[] DatabaseNames:[] AWSRoles:[]}" {
 		t.Error(got)
 	}
-	if got := fmt.Sprintf("%+v", p.Principals(id, nodeWith(labels{"env": "other"}))); got != "{Visible:false Logins:[] DatabaseUsers:[] DatabaseNames:[]}" {
+	if got := fmt.Sprintf("%+v", p.Principals(id, nodeWith(labels{"env": "other"}))); got != "{Visible:false Logins:[] DatabaseUsers:[] DatabaseNames:[] AWSRoles:[]}" {
 		t.Error(got)
 	}
-	if got := fmt.Sprintf("%+v", p.Principals(id, database(nil))); got != "{Visible:true Logins:[] DatabaseUsers:[reader svc-blue] DatabaseNames:[*]}" {
+	if got := fmt.Sprintf("%+v", p.Principals(id, database(nil))); got != "{Visible:true Logins:[] DatabaseUsers:[reader svc-blue] DatabaseNames:[*] AWSRoles:[]}" {
 		t.Error(got)
 	}
 	if got := fmt.Sprint(p.Logins(id)); got != "[admin alice ubuntu]" {

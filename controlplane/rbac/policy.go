@@ -70,6 +70,7 @@ type question struct {
 	bare     bool // labels only: may the subject see the resource at all
 	askUser  bool // the database user is matched
 	askName  bool // the database name is matched
+	askAWS   bool // the role of AWS is matched
 	fleeting bool
 }
 
@@ -101,6 +102,9 @@ func (p *Policy) decide(r *sallyport.AccessRequest, bare bool) sallyport.Decisio
 		return d
 	}
 	d.Options = merge(q.held)
+	if q.class == classKube {
+		d.Kube = q.kubeGrant()
+	}
 	if fact := forbidden(r.Action, r.Resource.Kind, &d.Options); fact != "" {
 		return q.deny("", fact)
 	}
@@ -121,6 +125,9 @@ func (p *Policy) question(r *sallyport.AccessRequest, bare bool) (q *question, r
 		q.askUser, q.askName = true, namesDatabases(r.Resource.Protocol)
 	case sallyport.KindApp, sallyport.KindTCP:
 		q.class = classApp
+		q.askAWS = r.Resource.Protocol == sallyport.ProtocolAWS || r.AWSRole != ""
+	case sallyport.KindKube:
+		q.class = classKube
 	default:
 		return q, fmt.Sprintf("resources of kind %q are not served by this version", clean(string(r.Resource.Kind)))
 	}
@@ -149,8 +156,11 @@ func (q *question) deny(role, reason string) sallyport.Decision {
 // what names the resource in a reason.
 func (q *question) what() string {
 	kind := string(q.Resource.Kind)
-	if q.Resource.Kind == sallyport.KindDatabase {
+	switch q.Resource.Kind {
+	case sallyport.KindDatabase:
 		kind = "database"
+	case sallyport.KindKube:
+		kind = "Kubernetes cluster"
 	}
 	return fmt.Sprintf("%s %q", kind, clean(q.Resource.Name))
 }
@@ -165,7 +175,7 @@ func (q *question) refused() (sallyport.Decision, bool) {
 			return q.deny(r.name, fmt.Sprintf("role %q requires a certificate that is bound to an address; log in again", r.name)), true
 		}
 		for i := range r.flaws {
-			if f := &r.flaws[i]; f.classes&q.class != 0 && !f.matching {
+			if f := &r.flaws[i]; f.classes&q.class != 0 && !f.matching && (!f.aws || q.askAWS) {
 				return q.deny(r.name, f.denial(r)), true
 			}
 		}
@@ -225,6 +235,10 @@ func (q *question) deniedBy(r *Role) string {
 		if q.askName && q.includes(c.dbNames, q.DBName, true) {
 			return fmt.Sprintf("database name %q", clean(q.DBName))
 		}
+	case classApp:
+		if q.askAWS && q.includes(c.aws, q.AWSRole, true) {
+			return fmt.Sprintf("AWS role %q", clean(q.AWSRole))
+		}
 	}
 	return ""
 }
@@ -265,6 +279,8 @@ func (q *question) selector(c *conditions) *selector {
 		return &c.node
 	case classDatabase:
 		return &c.db
+	case classKube:
+		return &c.kube
 	}
 	return &c.app
 }
@@ -311,6 +327,9 @@ func (q *question) principalsMatch(r *Role) bool {
 		return validLogin(q.Login) && q.includes(r.allow.logins, q.Login, false)
 	case classDatabase:
 		return q.userMatches(r) && q.nameMatches(r)
+	case classApp:
+		// A wildcard is none: the role to assume is said in full, as Teleport has it.
+		return !q.askAWS || q.AWSRole != "" && q.AWSRole != "*" && q.includes(r.allow.aws, q.AWSRole, false)
 	}
 	return true
 }

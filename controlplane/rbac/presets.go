@@ -27,6 +27,7 @@ spec:
     db_users: ['{{internal.db_users}}']
     db_names: ['{{internal.db_names}}']
     db_roles: ['{{internal.db_roles}}']
+    aws_role_arns: ['{{internal.aws_role_arns}}']
     kubernetes_labels: {'*': '*'}
     kubernetes_groups: ['{{internal.kubernetes_groups}}']
     kubernetes_users: ['{{internal.kubernetes_users}}']

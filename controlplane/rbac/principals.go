@@ -14,6 +14,7 @@ type Principals struct {
 	Logins        []string
 	DatabaseUsers []string
 	DatabaseNames []string
+	AWSRoles      []string // ARNs
 }
 
 // maxPrincipals bounds each list.
@@ -41,6 +42,11 @@ func (p *Policy) Principals(id sallyport.Identity, r sallyport.Resource) Princip
 		out.DatabaseUsers = q.collect(func(c *conditions) []template { return c.dbUsers }, true)
 		if q.askName {
 			out.DatabaseNames = q.collect(func(c *conditions) []template { return c.dbNames }, true)
+		}
+	case classApp:
+		if q.askAWS {
+			out.AWSRoles = q.collect(func(c *conditions) []template { return c.aws }, true)
+			out.AWSRoles = slices.DeleteFunc(out.AWSRoles, func(arn string) bool { return arn == "*" })
 		}
 	}
 	return out

@@ -17,6 +17,9 @@ func (q *question) whyNot(near []*Role) string {
 	if q.class == classNode {
 		return q.notAmong(near, "logins", q.Login, func(r *Role) []template { return r.allow.logins })
 	}
+	if q.class == classApp {
+		return q.notAmong(near, "AWS roles", q.AWSRole, func(r *Role) []template { return r.allow.aws })
+	}
 	if !slices.ContainsFunc(near, q.userMatches) {
 		return q.notAmong(near, "database users", q.DBUser, func(r *Role) []template { return r.allow.dbUsers })
 	}

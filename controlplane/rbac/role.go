@@ -26,10 +26,16 @@ type conditions struct {
 	logins  []template
 	dbUsers []template
 	dbNames []template
+	aws     []template // ARNs of roles
 	node    selector
 	app     selector
 	db      selector
 	rules   []rule
+
+	kube          selector
+	kubeUsers     []template
+	kubeGroups    []template
+	kubeResources []kubeRule
 }
 
 // flaw is a restriction that this version does not enforce. Whoever holds the
@@ -41,6 +47,7 @@ type flaw struct {
 	// matching: it concerns only resources that the role's allow side matches,
 	// as Teleport has it for MFA and devices.
 	matching bool
+	aws      bool // it concerns only applications at AWS
 }
 
 // Warning is something in a document that has no effect here.
@@ -98,6 +105,8 @@ func ParseRole(doc []byte) (*Role, []Warning, error) {
 	if d.err != nil {
 		return nil, nil, d.err
 	}
+	// The same role says the same, in whatever order and form it was written.
+	slices.SortStableFunc(d.role.flaws, func(a, b flaw) int { return strings.Compare(a.path, b.path) })
 	d.role.json = root.appendJSON(nil)
 	if len(d.role.json) > maxDocument {
 		return nil, nil, invalid(0, 0, fmt.Sprintf("the document has %d bytes as JSON; %d are the most", len(d.role.json), maxDocument), "")
@@ -242,6 +251,7 @@ func (d *decoder) spec(root *node) {
 	if d.role.version == 3 {
 		d.defaultLabels(spec.get("allow"))
 	}
+	d.defaultKubeResources(spec.get("allow"))
 }
 
 // defaultLabels gives v3 its labels: everything, for nodes only with logins.
@@ -255,6 +265,7 @@ func (d *decoder) defaultLabels(allow *node) {
 		{"node_labels", &a.node, len(a.logins) > 0},
 		{"app_labels", &a.app, true},
 		{"db_labels", &a.db, true},
+		{"kubernetes_labels", &a.kube, true},
 	} {
 		if s.on && allow.get(s.field) == nil && !s.sel.hasExpr && s.sel.broken == "" {
 			s.sel.hasMap, s.sel.every = true, true
@@ -328,10 +339,24 @@ func (d *decoder) side(n *node, path string, c *conditions) {
 	}
 	c.dbUsers = d.templates(n, "db_users")
 	c.dbNames = d.templates(n, "db_names")
+	c.aws = d.templates(n, "aws_role_arns")
+	if c == &d.role.deny {
+		d.deniedARNs(c.aws, path)
+	}
 	d.selector(n, path, "node_labels", &c.node, classNode)
 	d.selector(n, path, "app_labels", &c.app, classApp)
 	d.selector(n, path, "db_labels", &c.db, classDatabase)
+	d.kube(n, path, c)
 	d.rules(n, path, c)
+}
+
+// deniedARNs finds what is meant as a pattern and would deny nobody.
+func (d *decoder) deniedARNs(list []template, path string) {
+	for i := range list {
+		if t := &list[i]; t.text != "*" && strings.Contains(t.literal(), "*") {
+			d.flaw(flaw{path: path + ".aws_role_arns", why: fmt.Sprintf("%q is no pattern: name ARNs in full, or * for all", clean(t.text)), classes: classApp, aws: true})
+		}
+	}
 }
 
 // conditionNames judges names that are not evaluated.
@@ -365,18 +390,27 @@ func empty(n *node) bool {
 		n.shape == scalar && n.text == ""
 }
 
-// requireJoin: sessions that need a second person. Those of Kubernetes alone
-// are not served anyway.
+// requireJoin: sessions that need a second person.
 func (d *decoder) requireJoin(e entry, field string) {
+	var concerned classes
 	for _, item := range e.value.items {
 		kinds := d.strings(item, "kinds")
-		if len(kinds) == 0 || slices.ContainsFunc(kinds, func(k *node) bool { return k.text != "k8s" }) {
-			d.flaw(flaw{path: field, why: "moderated sessions are not enforced by this version", classes: classNode})
-			return
+		if len(kinds) == 0 {
+			concerned |= classNode | classKube
+		}
+		for _, k := range kinds {
+			if k.text == "k8s" {
+				concerned |= classKube
+			} else {
+				concerned |= classNode
+			}
 		}
 	}
 	if e.value.shape != list {
-		d.flaw(flaw{path: field, why: "moderated sessions are not enforced by this version", classes: classNode})
+		concerned = classNode | classKube
+	}
+	if concerned != 0 {
+		d.flaw(flaw{path: field, why: "moderated sessions are not enforced by this version", classes: concerned})
 	}
 }
 

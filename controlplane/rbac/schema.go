@@ -18,7 +18,8 @@ const (
 	classDatabase
 	classApp // web and TCP
 	classAPI
-	classAll = classNode | classDatabase | classApp | classAPI
+	classKube
+	classAll = classNode | classDatabase | classApp | classAPI | classKube
 )
 
 const (
@@ -26,15 +27,16 @@ const (
 	specFields     = "options allow deny"
 
 	// conditionFields are the fields of allow and deny that are evaluated.
-	conditionFields = "namespaces logins db_users db_names rules " +
-		"node_labels node_labels_expression app_labels app_labels_expression db_labels db_labels_expression"
+	conditionFields = "namespaces logins db_users db_names aws_role_arns rules " +
+		"node_labels node_labels_expression app_labels app_labels_expression db_labels db_labels_expression " +
+		"kubernetes_labels kubernetes_labels_expression kubernetes_groups kubernetes_users kubernetes_resources"
 
 	// unservedFields concern what this version does not serve.
-	unservedFields = "windows_desktop_logins desktop_groups kubernetes_groups kubernetes_users kubernetes_resources " +
-		"kubernetes_labels kubernetes_labels_expression db_service_labels db_service_labels_expression " +
+	unservedFields = "windows_desktop_logins desktop_groups " +
+		"db_service_labels db_service_labels_expression " +
 		"windows_desktop_labels windows_desktop_labels_expression linux_desktop_labels linux_desktop_labels_expression " +
 		"linux_desktop_logins cluster_labels cluster_labels_expression group_labels group_labels_expression " +
-		"workload_identity_labels workload_identity_labels_expression db_roles db_permissions aws_role_arns " +
+		"workload_identity_labels workload_identity_labels_expression db_roles db_permissions " +
 		"azure_identities gcp_service_accounts host_groups host_sudoers impersonate request review_requests " +
 		"join_sessions github_permissions mcp spiffe account_assignments"
 

@@ -146,6 +146,14 @@ func (t *template) expand(s *scope, yield func(string) bool) {
 	}
 }
 
+// literal is what stands in a template beside its expression.
+func (t *template) literal() string {
+	if t.inner == nil {
+		return t.text
+	}
+	return t.prefix + t.suffix
+}
+
 // contains tells whether v is one of the values.
 func (t *template) contains(s *scope, v string) bool {
 	if t.inner == nil {

@@ -61,7 +61,7 @@ func ask(p *Policy, id sallyport.Identity, r sallyport.Resource, login string) s
 type labels = map[string]string
 
 // TestVectors is reference/teleport.md section 4.11, as far as what it speaks
-// of is served here. 13 (Kubernetes) and 15 (leaf clusters) are not.
+// of is served here. 13 (Kubernetes) is TestKubeLists; 15 (leaf clusters) is not served.
 func TestVectors(t *testing.T) {
 	const all = "node_labels: {'*': '*'}"
 	type reply struct {
