@@ -1,5 +1,10 @@
-// Package web serves the pages that a person needs before there is a web UI:
-// claiming an account by its link. They work without JavaScript.
+// Package web serves the pages of the cluster's origin: claiming an account,
+// logging in, what one may reach, one's sessions, and approving programs and
+// applications. They work without JavaScript and have none.
+//
+// What changes something is a POST from a page of this very origin: another
+// application below the cluster's name is the same site, so cookies come with
+// its requests too (docs/web-sessions.md).
 package web
 
 import (
@@ -41,9 +46,14 @@ type Accounts interface {
 // Config says what the pages show.
 type Config struct {
 	Accounts Accounts
+	Desk     Desk
 	Cluster  string
 	Address  string   // host:port of the gateway, for commands to copy
 	Pins     []string // of the host CA
+
+	// KeySet is what tokens for applications are verified by, as JSON; nil for
+	// none.
+	KeySet []byte
 
 	// Claimed records that somebody claims an account, when all has been
 	// checked and before the account changes. With an error the claim is not
@@ -67,8 +77,19 @@ func Handler(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	s := &site{Config: cfg, pages: pages, style: template.CSS(style), policy: policy(style)}
+	s.methods = []Method{passwords{cfg.Desk, cfg.Accounts.SecondFactor(), pages}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.home)
+	mux.HandleFunc("POST /login/{method}", s.own(s.logIn))
+	mux.HandleFunc("POST /logout", s.own(s.logOut))
+	mux.HandleFunc("POST /sessions/end", s.own(s.endSession))
+	mux.HandleFunc("GET /cli", s.visited(s.program))
+	mux.HandleFunc("POST /cli", s.own(s.visited(s.decideProgram)))
+	mux.HandleFunc("GET /device", s.visited(s.device))
+	mux.HandleFunc("POST /device", s.own(s.visited(s.findDevice)))
+	mux.HandleFunc("POST /device/decide", s.own(s.visited(s.decideDevice)))
+	mux.HandleFunc("GET /web/launch/{app}", s.visited(s.launch))
+	mux.HandleFunc("GET /.well-known/jwks.json", s.keys)
 	mux.HandleFunc("GET /claim/{token}", s.offer)
 	mux.HandleFunc("POST /claim/{token}", s.claim)
 	mux.HandleFunc("/", s.unknown)
@@ -79,9 +100,10 @@ func Handler(cfg Config) (http.Handler, error) {
 
 type site struct {
 	Config
-	pages  *template.Template
-	style  template.CSS
-	policy string
+	pages   *template.Template
+	style   template.CSS
+	policy  string
+	methods []Method
 }
 
 // policy is the Content-Security-Policy: nothing but our one style and the QR
@@ -117,6 +139,16 @@ type view struct {
 	CodeNeed string       // off, optional, required
 	Problem  string
 	Hint     string
+
+	// Of visitors who are logged in, or about to be.
+	Forms     []form
+	Next      string // where the login leads
+	Browsers  []browser
+	Resources []resource
+	Program   *programView
+	UserCode  string
+	Prove     template.HTML // fields for who has to give his password again
+	Target    string        // where the page leads by itself
 }
 
 func (s *site) view() view {
@@ -125,10 +157,6 @@ func (s *site) view() view {
 		v.Pin = s.Pins[0]
 	}
 	return v
-}
-
-func (s *site) home(w http.ResponseWriter, _ *http.Request) {
-	s.show(w, http.StatusOK, "home.html", s.view())
 }
 
 func (s *site) unknown(w http.ResponseWriter, _ *http.Request) {
@@ -149,13 +177,7 @@ func (s *site) offer(w http.ResponseWriter, r *http.Request) {
 
 func (s *site) form(w http.ResponseWriter, status int, o login.Offer, fault *sallyport.Problem) {
 	v := s.view()
-	v.User, v.Expires, v.CodeNeed = o.User, o.Expires.UTC().Format("2 January 2006, 15:04 MST"), "optional"
-	switch o.SecondFactor {
-	case login.Off:
-		v.CodeNeed = "off"
-	case login.TOTP:
-		v.CodeNeed = "required"
-	}
+	v.User, v.Expires, v.CodeNeed = o.User, moment(o.Expires), codeNeed(o.SecondFactor)
 	if v.CodeNeed != "off" {
 		qr, err := qrCode(o.URL)
 		if err != nil {

@@ -19,7 +19,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +33,8 @@ import (
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/controlplane/store"
 	"github.com/sallyport/sallyport/controlplane/store/etcd"
+	"github.com/sallyport/sallyport/controlplane/websession"
+	"github.com/sallyport/sallyport/test/leak"
 )
 
 var update = flag.Bool("update", false, "write testdata/*.html")
@@ -65,35 +66,22 @@ var the = sync.OnceValue(func() *house {
 	return h
 })
 
+// TestMain fails when goroutines are left behind.
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if made {
-		if err := errors.Join(the().store.Close(), os.RemoveAll(the().dir)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
+	leak.Main(m, func() {
+		if made {
+			if err := errors.Join(the().store.Close(), os.RemoveAll(the().dir)); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
 		}
-	}
-	if code == 0 && !settled(3) {
-		buf := make([]byte, 1<<20)
-		fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", buf[:runtime.Stack(buf, true)])
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func settled(n int) bool {
-	for range 500 {
-		if runtime.NumGoroutine() <= n {
-			return true
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return false
+	})
 }
 
 // site is the pages, and what they record.
 type pagesUnderTest struct {
 	http.Handler
 	users    *login.Login
+	desk     *desk
 	recorded []string
 	fail     error // of recording
 	log      bytes.Buffer
@@ -105,7 +93,7 @@ func (h *house) pages(t *testing.T, p login.Policy) *pagesUnderTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &pagesUnderTest{users: users}
+	s := &pagesUnderTest{users: users, desk: &desk{sessions: map[string]websession.Session{}, fresh: true}}
 	s.Handler = s.on(t, users)
 	return s
 }
@@ -113,7 +101,7 @@ func (h *house) pages(t *testing.T, p login.Policy) *pagesUnderTest {
 func (s *pagesUnderTest) on(t *testing.T, a Accounts) http.Handler {
 	t.Helper()
 	h, err := Handler(Config{
-		Accounts: a, Cluster: "gw.example.com", Address: "gw.example.com:443", Pins: []string{"sha256:abc"}, Log: slog.New(slog.NewTextHandler(&s.log, nil)),
+		Accounts: a, Desk: s.desk, Cluster: "gw.example.com", Address: "gw.example.com:443", Pins: []string{"sha256:abc"}, Log: slog.New(slog.NewTextHandler(&s.log, nil)),
 		Visitor: func(*http.Request) netip.Addr { return netip.MustParseAddr("192.0.2.1") },
 		Claimed: func(_ context.Context, user string, mfa bool, from netip.Addr) error {
 			s.recorded = append(s.recorded, fmt.Sprintf("%s %v %s", user, mfa, from))
@@ -383,6 +371,10 @@ func TestHeaders(t *testing.T) {
 		"unknown page": httptest.NewRequest(http.MethodGet, "https://gw.example.com/x", nil),
 		"bad method":   httptest.NewRequest(http.MethodDelete, "https://gw.example.com"+path, nil),
 		"cross origin": cross,
+		"login":        ownForm("/login/password", "username", "alice", "password", "wrong"),
+		"program":      httptest.NewRequest(http.MethodGet, "https://gw.example.com"+asked.path(), nil),
+		"own session":  withCookie(httptest.NewRequest(http.MethodGet, "https://gw.example.com/", nil), s.desk.begin("alice")),
+		"approved":     withCookie(ownForm("/cli", "next", asked.path(), "decision", "approve"), s.desk.begin("alice")),
 	}
 	for name, r := range requests {
 		_, page, h := do(s, r)
@@ -513,12 +505,16 @@ func TestPages(t *testing.T) {
 	secret := shown(t, claim)
 	_, wrong := post(s, path, "password", "short", "again", "short")
 	_, done := post(s, path, "password", password, "again", password)
-	_, home := get(s, "/")
+	_, start := get(s, "/")
 	_, gone := get(s, path)
-	for file, page := range map[string]string{"claim": claim, "wrong": wrong, "done": done, "home": home, "problem": gone} {
+	cookie := s.desk.begin("alice")
+	_, home := as(s, cookie, httptest.NewRequest(http.MethodGet, "https://gw.example.com/", nil))
+	_, cli := as(s, cookie, httptest.NewRequest(http.MethodGet, "https://gw.example.com"+asked.path(), nil))
+	_, typed := as(s, cookie, ownForm("/device", "user_code", "bcdf-ghjk"))
+	for file, page := range map[string]string{"claim": claim, "wrong": wrong, "done": done, "login": start, "problem": gone, "home": home, "cli": cli, "devicedecide": typed} {
 		page = strings.ReplaceAll(strings.ReplaceAll(page, name, "NAME"), secret, "SECRET")
 		page = regexp.MustCompile(`base64,[^"]+`).ReplaceAllString(page, "base64,QR")
-		page = regexp.MustCompile(`until [^.]+ UTC`).ReplaceAllString(page, "until THEN")
+		page = regexp.MustCompile(`(until|since|used|<dd>)( ?)\d[^.<,]+, \d\d:\d\d UTC`).ReplaceAllString(page, "${1}${2}THEN")
 		page = regexp.MustCompile(`(?s)<style>.*</style>`).ReplaceAllString(page, "<style></style>")
 		golden := filepath.Join("testdata", file+".html")
 		if *update {
