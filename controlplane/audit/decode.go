@@ -29,70 +29,138 @@ func Decode(line []byte) (sallyport.Event, error) {
 	if !utf8.Valid(line) {
 		return e, errEvent("not UTF-8")
 	}
-	d := &reader{dec: json.NewDecoder(bytes.NewReader(line))}
-	d.dec.UseNumber()
-	if tok, err := d.dec.Token(); err != nil || tok != json.Delim('{') {
-		return e, errEvent("not a JSON object")
+	var room [plainMost]member
+	if list, ok := plainObject(string(line), room[:0]); ok {
+		return e, fillPlain(&e, list)
 	}
-	m, err := d.object(0)
+	m, err := readObject(line)
 	if err != nil {
 		return e, err
-	}
-	if _, err := d.dec.Token(); !errors.Is(err, io.EOF) {
-		return e, errEvent("there is something after the object")
 	}
 	return e, fill(&e, m)
 }
 
+// readObject reads any object of JSON.
+func readObject(line []byte) (map[string]any, error) {
+	d := &reader{dec: json.NewDecoder(bytes.NewReader(line))}
+	d.dec.UseNumber()
+	if tok, err := d.dec.Token(); err != nil || tok != json.Delim('{') {
+		return nil, errEvent("not a JSON object")
+	}
+	m, err := d.object(0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errEvent("there is something after the object")
+	}
+	return m, nil
+}
+
+// textOf is the field of a common name that is text; nil for other names.
+func textOf(e *sallyport.Event, name string) *string {
+	switch name {
+	case "event":
+		return &e.Name
+	case "code":
+		return &e.Code
+	case "uid":
+		return &e.UID
+	case "cluster_name":
+		return &e.Cluster
+	case "user":
+		return &e.User
+	case "user_kind":
+		return &e.UserKind
+	case "login":
+		return &e.Login
+	case "sid":
+		return &e.SessionID
+	case "server_id":
+		return &e.ServerID
+	case "addr.remote":
+		return &e.Addr
+	}
+	return nil
+}
+
 // fill moves the common names from m to the event; the rest is Fields.
 func fill(e *sallyport.Event, m map[string]any) error {
-	texts := map[string]*string{
-		"event": &e.Name, "code": &e.Code, "uid": &e.UID, "cluster_name": &e.Cluster, "user": &e.User,
-		"user_kind": &e.UserKind, "login": &e.Login, "sid": &e.SessionID, "server_id": &e.ServerID, "addr.remote": &e.Addr,
-	}
 	for name, v := range m {
-		to, isText := texts[name]
-		text, ok := v.(string)
-		switch {
-		case isText && !ok:
-			return errEvent("%s is not text", name)
-		case isText:
-			*to = text
-		case name == "time":
-			t, err := time.Parse(time.RFC3339, text)
-			if err != nil {
-				return errEvent("time is not RFC 3339")
-			}
-			// As Encode writes it, so that what is read once can be read again.
-			e.Time = t.UTC().Truncate(time.Millisecond)
-			if e.Time.Year() < 1970 || e.Time.Year() > 9999 {
-				return errEvent("time is out of range")
-			}
-		case name == "success":
-			b, ok := v.(bool)
-			if !ok {
-				return errEvent("success is not true or false")
-			}
-			e.Success = &b
-		case name == "ei":
-			n, ok := v.(int64)
-			if !ok {
-				return errEvent("ei is not a whole number")
-			}
-			if n != 0 {
-				setField(e, "ei", n)
-			}
-		case v == nil:
-		default:
-			name = strings.TrimPrefix(name, fieldsPrefix)
-			if _, twice := e.Fields[name]; twice {
-				return errEvent("a name comes twice")
-			}
-			setField(e, name, v)
+		if err := fillOne(e, name, v); err != nil {
+			return err
 		}
 	}
+	return filled(e)
+}
+
+// fillPlain is fill for a list.
+func fillPlain(e *sallyport.Event, list []member) error {
+	for i := range list {
+		m := &list[i]
+		if to := textOf(e, m.name); to != nil && m.other == nil {
+			*to = m.text
+			continue
+		}
+		if err := fillOne(e, m.name, m.value()); err != nil {
+			return err
+		}
+	}
+	return filled(e)
+}
+
+// filled says whether an event has what each must have.
+func filled(e *sallyport.Event) error {
 	if e.Name == "" || e.Time.IsZero() {
 		return errEvent("event or time is missing")
+	}
+	return nil
+}
+
+func fillOne(e *sallyport.Event, name string, v any) error {
+	to := textOf(e, name)
+	text, ok := v.(string)
+	switch {
+	case to != nil && !ok:
+		return errEvent("%s is not text", name)
+	case to != nil:
+		*to = text
+	case name == "time":
+		return fillTime(e, text)
+	case name == "success":
+		b, ok := v.(bool)
+		if !ok {
+			return errEvent("success is not true or false")
+		}
+		e.Success = &b
+	case name == "ei":
+		n, ok := v.(int64)
+		if !ok {
+			return errEvent("ei is not a whole number")
+		}
+		if n != 0 {
+			setField(e, "ei", n)
+		}
+	case v == nil:
+	default:
+		name = strings.TrimPrefix(name, fieldsPrefix)
+		if _, twice := e.Fields[name]; twice {
+			return errEvent("a name comes twice")
+		}
+		setField(e, name, v)
+	}
+	return nil
+}
+
+func fillTime(e *sallyport.Event, text string) error {
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return errEvent("time is not RFC 3339")
+	}
+	// As Encode writes it, so that what is read once can be read again.
+	e.Time = t.UTC().Truncate(time.Millisecond)
+	if e.Time.Year() < 1970 || e.Time.Year() > 9999 {
+		return errEvent("time is out of range")
 	}
 	return nil
 }
@@ -195,7 +263,7 @@ func isByte(r rune) bool { return r >= byteLow && r <= byteHigh }
 
 func setField(e *sallyport.Event, name string, v any) {
 	if e.Fields == nil {
-		e.Fields = make(map[string]any)
+		e.Fields = make(map[string]any, 16)
 	}
 	e.Fields[name] = v
 }

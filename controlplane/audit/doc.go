@@ -9,6 +9,7 @@
 //	func OpenSpool(c SpoolConfig) (*Spool, error)   // {Dir, Host, MaxBytes, Log, …}
 //	func (*Spool) ID() string                       // "<host id>/<spool UUID>"
 //	func (*Spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error
+//	func (*Spool) Begin(l Line, durable bool) (Commit, error) // Emit that does not wait
 //	func (*Spool) Next(ctx context.Context, after uint64, max int) ([]Record, error) // waits for one at least
 //	func (*Spool) Acknowledge(sequence uint64) error
 //	func (*Spool) Status() SpoolStatus

@@ -165,7 +165,18 @@ func FuzzDecode(f *testing.F) {
 	for _, h := range hostile {
 		f.Add(Encode(sallyport.Event{Name: "x", Time: time.Unix(1, 0), User: h, Fields: map[string]any{h: h}}))
 	}
+	f.Add([]byte(`{"event":"x","time":"2024-01-02T03:04:05Z","a":["\"\\\n\tü","b"],"b":[],"c":true,"d":false,"e":123456789012345678}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
+		if m, ok := plainMap(line); ok && utf8.Valid(line) {
+			if all, err := readObject(line); err != nil || !cmp.Equal(m, all) {
+				t.Fatalf("%q: %v, but a reader of all of JSON has %v, %v", line, m, all, err)
+			}
+			plain, err := Decode(line)
+			var e sallyport.Event
+			if failed := fill(&e, m); (failed == nil) != (err == nil) || err == nil && !cmp.Equal(plain, e) {
+				t.Fatalf("%q: %+v, %v, but by way of a map %+v, %v", line, plain, err, e, failed)
+			}
+		}
 		e, err := Decode(line)
 		if err != nil {
 			return
@@ -182,6 +193,49 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%q\n%q\n%q", line, once, twice)
 		}
 	})
+}
+
+// TestPlainObject: what hosts send most is read the short way, and anything that
+// is not plain the long one.
+func TestPlainObject(t *testing.T) {
+	query := Encode(sallyport.Event{Name: "db.session.query", Code: "TDB02I", Time: time.Unix(1e9, 0), User: "jürgen", Success: yes(),
+		Fields: map[string]any{"db_query": "select \"a\\b\"\n\tfrom ü", "user_roles": []string{"access", "dba"}, "with_mfa": true, "n": int64(12)}})
+	m, ok := plainMap(query)
+	all, err := readObject(query)
+	if !ok || err != nil || !cmp.Equal(m, all) {
+		t.Errorf("%s: %v, %v; %v, %v", query, m, ok, all, err)
+	}
+	for _, line := range []string{
+		"", "{", "{}", "[]", `{"a"}`, `{"a":}`, `{"a":1`, `{"a":1}}`, `{"a":1} `, ` {"a":1}`, `{"a": 1}`, `{"a":1,}`, `{"a":1,"a":2}`, `{"a":1,"b":2,"a":3}`,
+		`{"a":01}`, `{"a":-1}`, `{"a":1.5}`, `{"a":1e3}`, `{"a":1234567890123456789}`, `{"a":null}`, `{"a":tru}`, `{"a":truee}`, `{"a":nul}`,
+		`{"a":{"b":1}}`, `{"a":[1]}`, `{"a":["b",]}`, `{"a":["b"}`, `{"a":["b" ]}`, `{"a":[["b"]]}`, `{"a":"\u0041"}`, `{"a":"\/"}`, `{"a":"\r"}`, `{"a":"\"}`, `{"a":"b`,
+		"{\"a\":\"\n\"}", `{a:1}`, `{1:1}`, `{"a":"b\`,
+	} {
+		if m, ok := plainMap([]byte(line)); ok {
+			t.Errorf("%s is plain: %v", line, m)
+		}
+	}
+}
+
+func plainMap(line []byte) (map[string]any, bool) {
+	list, ok := plainObject(string(line), nil)
+	m := map[string]any{}
+	for i := range list {
+		m[list[i].name] = list[i].value()
+	}
+	return m, ok
+}
+
+func BenchmarkDecode(b *testing.B) {
+	line := Encode(sallyport.Event{Name: "db.session.query", Code: "TDB02I", UID: "5f2c7a", Time: time.Unix(1e9, 0), Cluster: "gw.example.com",
+		User: "alice", UserKind: "human", SessionID: "s1", ServerID: "n1", Addr: "192.0.2.1:5", Success: yes(),
+		Fields: map[string]any{"db_service": "orders", "db_user": "reader", "db_name": "orders", "db_query": "SELECT * FROM orders WHERE id = $1"}})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Decode(line); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func printable(line []byte) bool {

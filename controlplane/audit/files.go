@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/sallyport/sallyport/controlplane/durable"
+	"github.com/sallyport/sallyport/dataplane/handover/failpoint"
 )
 
 // disk is the file system of a journal's directory. Tests put faults into it.
@@ -41,7 +44,7 @@ const (
 type osDisk struct{ dir string }
 
 func newDisk(dir string) (disk, error) {
-	if err := os.MkdirAll(dir, dirMode); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(dir, dirMode); err != nil {
@@ -51,6 +54,37 @@ func newDisk(dir string) (disk, error) {
 }
 
 type osFile struct{ *os.File }
+
+// WriteAt can be stopped in the middle: a large write is not done at once.
+func (f osFile) WriteAt(b []byte, at int64) (int, error) {
+	if !failpoint.Enabled {
+		return f.File.WriteAt(b, at)
+	}
+	if err := failpoint.Hit("audit.write"); err != nil {
+		return 0, err
+	}
+	half := len(b) / 2
+	n, err := f.File.WriteAt(b[:half], at)
+	if err = errors.Join(err, failpoint.Hit("audit.write.half")); err != nil {
+		return n, err
+	}
+	m, err := f.File.WriteAt(b[half:], at+int64(half))
+	return n + m, err
+}
+
+func (f osFile) Truncate(size int64) error {
+	if err := failpoint.Hit("audit.truncate"); err != nil {
+		return err
+	}
+	return f.File.Truncate(size)
+}
+
+func (f osFile) Sync() error {
+	if err := failpoint.Hit("audit.sync"); err != nil {
+		return err
+	}
+	return errors.Join(f.File.Sync(), failpoint.Hit("audit.synced"))
+}
 
 func (f osFile) Size() (int64, error) {
 	st, err := f.Stat()
@@ -70,13 +104,24 @@ func (d osDisk) open(name string, flag int) (file, error) {
 
 func (d osDisk) Open(name string) (file, error) { return d.open(name, 0) }
 
-func (d osDisk) Create(name string) (file, error) { return d.open(name, os.O_CREATE|os.O_EXCL) }
+func (d osDisk) Create(name string) (file, error) {
+	if err := failpoint.Hit("audit.create"); err != nil {
+		return nil, err
+	}
+	return d.open(name, os.O_CREATE|os.O_EXCL)
+}
 
 func (d osDisk) Rename(from, to string) error {
+	if err := failpoint.Hit("audit.rename"); err != nil {
+		return err
+	}
 	return os.Rename(filepath.Join(d.dir, from), filepath.Join(d.dir, to))
 }
 
 func (d osDisk) Remove(name string) error {
+	if err := failpoint.Hit("audit.remove"); err != nil {
+		return err
+	}
 	err := os.Remove(filepath.Join(d.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -101,14 +146,7 @@ func (d osDisk) Read(name string, max int64) ([]byte, error) {
 	return b, err
 }
 
-func (d osDisk) SyncDir() error {
-	f, err := os.Open(d.dir)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	return errors.Join(err, f.Close())
-}
+func (d osDisk) SyncDir() error { return durable.SyncDir(d.dir) }
 
 // replace writes a small file so that a reader sees the old or the new one.
 func replace(d disk, name string, content []byte) error {

@@ -28,5 +28,13 @@ func lockDir(dir string) (io.Closer, error) {
 		}
 		return nil, err
 	}
-	return f, nil
+	return dirLock{f}, nil
+}
+
+type dirLock struct{ f *os.File }
+
+// Close lets go at once: a program that is just being started holds the
+// descriptor too, between fork and exec, and closing ours would not do.
+func (l dirLock) Close() error {
+	return errors.Join(syscall.Flock(int(l.f.Fd()), syscall.LOCK_UN), l.f.Close())
 }

@@ -146,7 +146,7 @@ func TestLogRotatesAndPacks(t *testing.T) {
 	for i := range uint64(40) {
 		appendTo(t, l, "h/1", records(1+10*i, 10), 10*(i+1))
 	}
-	within(t, 10*time.Second, "packing", func() bool {
+	within(t, "packing", func() bool {
 		raw, _ := filepath.Glob(filepath.Join(dir, "*"+segmentSuffix))
 		return len(raw) == 1
 	})

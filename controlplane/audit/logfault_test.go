@@ -18,7 +18,7 @@ import (
 // acknowledged.
 func ship(t testing.TB, l *Log, n uint64) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		have := l.Acknowledged("h/1")
 		if have == n {

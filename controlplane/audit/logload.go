@@ -214,6 +214,9 @@ func (l *Log) cutTail(s *segment, b []byte, at int64) error {
 	if err := replace(l.disk, name, b[at:]); err != nil {
 		return err
 	}
+	if err := l.disk.SyncDir(); err != nil { // before the only other copy goes
+		return err
+	}
 	if err := cut(l.disk, s.name, at); err != nil {
 		return err
 	}

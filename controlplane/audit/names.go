@@ -8,6 +8,9 @@ const (
 	UserLoginCode        = "T1000I"
 	UserLoginFailureCode = "T1000W"
 
+	WebSessionEnd     = "web_session.end" // a browser was logged out; not when it was idle for long
+	WebSessionEndCode = "SA030I"
+
 	UserCreate     = "user.create"
 	UserCreateCode = "T1002I"
 	UserUpdate     = "user.update"
@@ -78,6 +81,7 @@ type Kind struct{ Name, Code string }
 func Kinds() []Kind {
 	return []Kind{
 		{UserLogin, UserLoginCode}, {UserLogin, UserLoginFailureCode},
+		{WebSessionEnd, WebSessionEndCode},
 		{UserCreate, UserCreateCode}, {UserUpdate, UserUpdateCode}, {UserDelete, UserDeleteCode},
 		{UserPasswordChange, UserPasswordChangeCode},
 		{MFAAdd, MFAAddCode}, {MFADelete, MFADeleteCode},

@@ -24,7 +24,7 @@ func (s *Spool) Next(ctx context.Context, after uint64, limit int) ([]Record, er
 			return s.read(after, limit)
 		}
 		if closing {
-			return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: errClosed, Fact: "audit spool is closed"}
+			return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: ErrClosed, Fact: "audit spool is closed"}
 		}
 		select {
 		case <-changed:

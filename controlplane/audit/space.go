@@ -9,12 +9,20 @@ import (
 	"github.com/sallyport/sallyport"
 )
 
+// Ends says that an event is the end of what has begun.
+func Ends(name string) bool {
+	return strings.HasSuffix(name, ".end") || strings.HasSuffix(name, ".leave")
+}
+
 // admit refuses events for which there is no room. The ends of sessions that
 // run have a reserve, so that what has begun is told to its end.
 func (s *Spool) admit(size int64, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ends := strings.HasSuffix(name, ".end") || strings.HasSuffix(name, ".leave")
+	if s.lock == nil { // another process may own the directory
+		return s.refusal(ErrClosed)
+	}
+	ends := Ends(name)
 	if s.starved {
 		s.feedLocked()
 		if s.starved && !ends {

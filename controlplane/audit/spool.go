@@ -75,6 +75,9 @@ type position struct {
 	at  int64
 }
 
+// ProblemUnwritable is SpoolStatus.Problem when the disk takes nothing.
+const ProblemUnwritable = "the spool cannot be written"
+
 // SpoolStatus is for status pages and metrics.
 type SpoolStatus struct {
 	ID           string
@@ -360,35 +363,68 @@ func complete(e sallyport.Event, host string) sallyport.Event {
 
 // Emit takes an event. It returns once the event is in the spool; with durable
 // after the commit that holds it, and an error means that it is not there. The
-// error is a *sallyport.Problem of kind ErrExhausted or ErrUnavailable.
+// error is a *sallyport.Problem of kind ErrExhausted or ErrUnavailable, and of
+// ErrClosed when the spool has been closed.
 func (s *Spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
-	payload := s.encode(e)
-	if err := s.admit(int64(len(payload)+frameSize), e.Name); err != nil {
+	c, err := s.Begin(Line{e.Name, s.encode(e)}, durable)
+	if err != nil || !durable {
 		return err
 	}
-	w := entry{typ: frameEvent, payload: payload}
-	if durable {
-		w.wait = &waiter{done: make(chan struct{})}
-	}
-	if err := s.j.submit([]entry{w}); err != nil {
-		return s.refusal(err)
-	}
-	if !durable {
-		return nil
-	}
 	select {
-	case <-w.wait.done:
-		if w.wait.err != nil {
-			return s.refusal(w.wait.err)
-		}
-		return nil
+	case <-c.Done():
+		return c.Err()
 	case <-ctx.Done():
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: ctx.Err(),
 			Fact: "audit spool did not answer in time", Hint: "look at the disk that holds the data directory"}
 	}
 }
 
+// Line is an encoded event.
+type Line struct {
+	Name string // of the event: the ends of sessions have a reserve
+	JSON []byte // as Encode writes it
+}
+
+// LineOf completes an event of a host and encodes it.
+func LineOf(e sallyport.Event, host string) Line { return Line{e.Name, Encode(complete(e, host))} }
+
+// Commit is a line on its way to the disk.
+type Commit struct {
+	spool *Spool
+	wait  *waiter
+}
+
+// Begin takes a line without waiting for its commit. Lines are in the spool in
+// the order in which they were taken. The Commit can be asked only with durable.
+func (s *Spool) Begin(l Line, durable bool) (Commit, error) {
+	if err := s.admit(int64(len(l.JSON)+frameSize), l.Name); err != nil {
+		return Commit{}, err
+	}
+	c := Commit{spool: s}
+	if durable {
+		c.wait = &waiter{done: make(chan struct{})}
+	}
+	if err := s.j.submit([]entry{{typ: frameEvent, payload: l.JSON, wait: c.wait, patient: Ends(l.Name)}}); err != nil {
+		return Commit{}, s.refusal(err)
+	}
+	return c, nil
+}
+
+// Done is closed when the line is on the disk, or has been given up.
+func (c Commit) Done() <-chan struct{} { return c.wait.done }
+
+// Err is nil when the line is on the disk. It is for after Done.
+func (c Commit) Err() error {
+	if c.wait.err == nil {
+		return nil
+	}
+	return c.spool.refusal(c.wait.err)
+}
+
 func (s *Spool) refusal(err error) error {
+	if errors.Is(err, ErrClosed) {
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "audit spool is closed", Hint: "try again in a moment"}
+	}
 	if errors.Is(err, errBehind) {
 		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Cause: err,
 			Fact: "audit spool is too slow: new sessions are refused", Hint: "look at the disk that holds the data directory"}
@@ -482,7 +518,7 @@ func (s *Spool) Status() SpoolStatus {
 	st.Sequence = s.j.head.seq
 	switch {
 	case s.j.failure != nil && !noSpace(s.j.failure):
-		st.Problem = "the spool cannot be written"
+		st.Problem = ProblemUnwritable
 	case s.j.failure != nil || s.starved:
 		st.Problem = "the disk is full"
 	case s.full:

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
-	"time"
 )
 
 // memory is a log's directory in memory, to be changed and verified often.
@@ -61,7 +60,7 @@ func smallLog(t testing.TB) memory {
 	for i := range uint64(6) {
 		appendTo(t, l, "h/1", records(1+2*i, 2), 2*(i+1))
 	}
-	within(t, 10*time.Second, "packing", func() bool {
+	within(t, "packing", func() bool {
 		raw, _ := filepath.Glob(filepath.Join(dir, "*"+segmentSuffix))
 		return len(raw) == 1
 	})

@@ -171,10 +171,14 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	items, _, err := s.List(t.Context(), "")
-	if err != nil || len(items) != 3 {
+	if err != nil || len(items) != 4 {
 		t.Fatal(len(items), err)
 	}
 	for _, it := range items {
+		if it.Key == recordKey(tokens) {
+			tokensAtRest(t, k, it.Value)
+			continue
+		}
 		var rec record
 		if err := json.Unmarshal(it.Value, &rec); err != nil {
 			t.Fatal(err)
@@ -206,6 +210,23 @@ func TestAtRest(t *testing.T) {
 	}
 	if _, err = Open(t.Context(), config(t, s, sealer)); err == nil || !strings.Contains(err.Error(), "changed") {
 		t.Errorf("user CA's record put in place of the host CA's: %v", err)
+	}
+}
+
+// tokensAtRest is the same for the keys that sign tokens.
+func tokensAtRest(t *testing.T, k *Keys, value []byte) {
+	t.Helper()
+	var rec tokenRecord
+	if err := json.Unmarshal(value, &rec); err != nil || len(rec.Keys) != 1 {
+		t.Fatal(rec, err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k.tokens[0].key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := der[36:68]
+	if bytes.Contains(rec.Keys[0], secret) || bytes.Contains(value, secret) || len(rec.Keys[0]) < len(der) {
+		t.Error("the key for tokens is in clear")
 	}
 }
 

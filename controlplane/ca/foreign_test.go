@@ -10,13 +10,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 func run(t *testing.T, name string, args ...string) (string, bool) {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("%s is missing", name)
+		peers.Missing(t, name)
 	}
 	out, err := exec.Command(path, args...).CombinedOutput()
 	return string(out), err == nil

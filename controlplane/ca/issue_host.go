@@ -39,6 +39,7 @@ type HostRequest struct {
 
 // IssueHost issues the certificates by which a host proves who it is. An
 // agent's names nothing but its own id; a gateway's and auth's also the cluster.
+// A gateway is the cluster's SSH server too, under that name and no node's.
 func (k *Keys) IssueHost(r HostRequest) (Certificates, error) {
 	if err := checkHost(r); err != nil {
 		return Certificates{}, err
@@ -57,10 +58,24 @@ func (k *Keys) IssueHost(r HostRequest) (Certificates, error) {
 	if out.X509, err = k.sign(Host, tmpl, pub); err != nil {
 		return Certificates{}, err
 	}
-	if len(r.SSHKey) > 0 {
+	switch {
+	case len(r.SSHKey) == 0:
+	case r.Kind == sallyport.KindGateway:
+		out.SSH, err = k.issueGateway(r)
+	default:
 		out.SSH, err = k.IssueNode(r.ID, r.SSHKey, r.NodeNames)
 	}
 	return out, err
+}
+
+// issueGateway issues the SSH host certificate of a gateway: for the cluster's
+// name, and the addresses that its other certificate names.
+func (k *Keys) issueGateway(r HostRequest) ([]byte, error) {
+	principals := []string{k.cluster}
+	for _, a := range r.Addresses {
+		principals = append(principals, a.Unmap().String())
+	}
+	return k.issueSSHHost(r.ID, r.SSHKey, principals)
 }
 
 func checkHost(r HostRequest) error {
@@ -89,16 +104,20 @@ func (k *Keys) IssueNode(id string, sshKey []byte, nodeNames []string) ([]byte, 
 	if len(nodeNames) > maxNames {
 		return nil, refused("too many names in one certificate")
 	}
-	pub, err := ParseSSHKey(sshKey)
-	if err != nil {
-		return nil, err
-	}
 	var principals []string
 	for _, name := range append([]string{id}, nodeNames...) {
 		if !validLabel(name) {
 			return nil, refused("node name is not one free DNS label")
 		}
 		principals = append(principals, name, name+"."+k.cluster, name+"."+string(sallyport.KindNode)+"."+k.cluster)
+	}
+	return k.issueSSHHost(id, sshKey, principals)
+}
+
+func (k *Keys) issueSSHHost(id string, sshKey []byte, principals []string) ([]byte, error) {
+	pub, err := ParseSSHKey(sshKey)
+	if err != nil {
+		return nil, err
 	}
 	cert := k.sshCertificate(id, principals, k.now().Add(HostTTL))
 	cert.CertType, cert.Key = ssh.HostCert, pub

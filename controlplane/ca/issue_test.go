@@ -347,6 +347,15 @@ func TestA28_OnlyOwnNames(t *testing.T) {
 		t.Errorf("type %d, key id %s: %s", c.CertType, c.KeyId, d)
 	}
 	gw := netip.MustParseAddr("192.0.2.9")
+	gateway, err := k.IssueHost(HostRequest{Kind: sallyport.KindGateway, ID: hostID, TLSKey: pub, SSHKey: sshLine, Addresses: []netip.Addr{gw}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The jump server's: the cluster, and no name that a node could have.
+	c = parseSSH(t, gateway.SSH)
+	if d := cmp.Diff([]string{cluster, gw.String()}, c.ValidPrincipals); d != "" || c.CertType != ssh.HostCert || c.KeyId != hostID {
+		t.Errorf("gateway: type %d, key id %s: %s", c.CertType, c.KeyId, d)
+	}
 	for name, r := range map[string]HostRequest{
 		"a user":               {Kind: sallyport.KindUser, ID: hostID, TLSKey: pub},
 		"local admin":          {Kind: sallyport.KindLocalAdmin, ID: hostID, TLSKey: pub},

@@ -49,6 +49,7 @@ type Keys struct {
 	cluster string
 	now     func() time.Time
 	all     map[Kind][]authority // newest first, never empty; the first signs
+	tokens  []tokenKey           // same
 }
 
 // authority is one generation of one CA.
@@ -188,6 +189,7 @@ func openKey(s Sealer, kind Kind, part string, sealed []byte) (crypto.Signer, er
 
 func load(ctx context.Context, cfg Config) (*Keys, error) {
 	k := &Keys{cluster: cfg.Cluster, now: cfg.Now, all: make(map[Kind][]authority)}
+	var err error
 	for _, kind := range Kinds() {
 		it, err := cfg.Store.Get(ctx, recordKey(kind))
 		if err != nil {
@@ -197,6 +199,9 @@ func load(ctx context.Context, cfg Config) (*Keys, error) {
 			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the " + string(kind) + " CA cannot be used: " + err.Error(),
 				Hint: hintOf(err), Cause: err}
 		}
+	}
+	if k.tokens, err = openTokens(ctx, cfg); err != nil {
+		return nil, err
 	}
 	return k, nil
 }

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/durable"
+	"github.com/sallyport/sallyport/dataplane/handover/failpoint"
 )
 
 // Sealer encrypts what must not stand in the store in clear. name is the name
@@ -50,6 +52,11 @@ func OpenKeyFile(path string) (*FileKey, error) {
 		key, err = makeKey(path)
 	}
 	if err != nil {
+		return nil, err
+	}
+	// Nothing is sealed by a key that a power cut could take away, also when
+	// whoever made it was killed before its directory was synced.
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	block, err := aes.NewCipher(key)
@@ -92,8 +99,8 @@ func readKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-// makeKey writes a new key durably before anything is sealed with it. When
-// another process was faster, its key is taken.
+// makeKey writes a new key under its name, whole. When another process was
+// faster, its key is taken.
 func makeKey(path string) ([]byte, error) {
 	key := make([]byte, keySize)
 	rand.Read(key)
@@ -106,7 +113,7 @@ func makeKey(path string) ([]byte, error) {
 		tmp.Close()
 		return nil, err
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(failpoint.Hit("ca.key.sync"), tmp.Sync(), tmp.Close(), failpoint.Hit("ca.key.link")); err != nil {
 		return nil, err
 	}
 	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
@@ -114,16 +121,7 @@ func makeKey(path string) ([]byte, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	return key, syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return key, failpoint.Hit("ca.key.linked")
 }
 
 // Seal encrypts.
