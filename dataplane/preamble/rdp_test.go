@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -130,13 +132,26 @@ func FuzzRDP(f *testing.F) {
 // TestRandomRDP is FuzzRDP without coverage, for many more inputs.
 func TestRandomRDP(t *testing.T) { mutants(t, rdpSeeds(t), checkRDP) }
 
-func rdpSeeds(_ testing.TB) [][]byte {
-	return [][]byte{
+func rdpSeeds(t testing.TB) [][]byte {
+	t.Helper()
+	files, err := filepath.Glob("../../fuzz/testdata/first/xfreerdp-*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no captures: %v", err)
+	}
+	seeds := [][]byte{
 		tpkt("Cookie: mstshash=alice\r\n\x01\x00\x08\x00\x0b\x00\x00\x00"),
 		tpkt("\x01\x08\x08\x00\x0b\x00\x00\x00\x06\x00\x24\x00" + string(make([]byte, 32))),
 		tpkt("\r\n"),
-		[]byte{3, 0, 0xff, 0xff},
+		{3, 0, 0xff, 0xff},
 	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = append(seeds, b)
+	}
+	return seeds
 }
 
 func checkRDP(t *testing.T, b []byte) {

@@ -39,10 +39,27 @@ const (
 )
 
 // LingerClose takes over fd, which the loop may watch already, and keeps
-// answer. It calls closed, if not nil, on the loop's thread once fd is closed,
+// answer. It calls closed, if not nil, on the loop's thread once fd is discarded,
 // but not from within LingerClose, unless the loop has been closed.
 func LingerClose(l Loop, fd int, answer []byte, closed func()) *Linger {
-	g := &Linger{loop: l, fd: fd, answer: answer, closed: closed}
+	return LingerFrom(l, fd, Lingering{Answer: answer}, closed)
+}
+
+// Lingering is how far a connection has come.
+type Lingering struct {
+	Answer []byte // the rest of it
+	Eaten  int    // bytes consumed so far
+	Shut   bool   // the answer and the end of the stream are out
+}
+
+// Progress changes nothing.
+func (g *Linger) Progress() Lingering {
+	return Lingering{Answer: g.answer, Eaten: g.eaten, Shut: g.shut}
+}
+
+// LingerFrom is LingerClose that goes on where another process has stopped.
+func LingerFrom(l Loop, fd int, from Lingering, closed func()) *Linger {
+	g := &Linger{loop: l, fd: fd, answer: from.Answer, eaten: from.Eaten, shut: from.Shut, closed: closed}
 	first := g.step
 	if err := l.Watch(fd, g); err != nil {
 		first = g.Abort
@@ -59,6 +76,19 @@ func (g *Linger) Abort() {
 	if !g.over {
 		g.finish()
 	}
+}
+
+// Forsake closes the descriptor here without a word: another process goes on
+// with the connection.
+func (g *Linger) Forsake() {
+	if g.over {
+		return
+	}
+	g.over = true
+	g.loop.Disarm(g)
+	g.loop.Unwatch(g.fd)
+	closeFD(g.fd)
+	g.fd = -1
 }
 
 // Ready implements Handler.

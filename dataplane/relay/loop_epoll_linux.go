@@ -21,23 +21,16 @@ type epollLoop struct {
 	set  int // the epoll set
 	bell int // eventfd that ends a wait
 
-	watches []watch // by descriptor
+	watches watches
+	sifted  []int32 // places with something in watch.kept
 	last    uint32  // the last generation given out
 	credit  credit
 	bulk    int // bytes spliced since the last message
 	events  []unix.EpollEvent
 	now     time.Time
 	scratch []byte
+	batch   batch
 	done    chan struct{} // closed when the thread has ended
-}
-
-// watch is one descriptor in the set. The generation travels with each event:
-// one that was fetched before an Unwatch does not reach the descriptor's, or
-// its number's, next handler.
-type watch struct {
-	handler Handler
-	gen     uint32
-	past    Readiness // of it, what lasts
 }
 
 const (
@@ -51,7 +44,14 @@ const (
 )
 
 // NewEpoll starts a loop on a thread of its own, with an epoll set.
-func NewEpoll() (Loop, error) {
+func NewEpoll() (Loop, error) { return newEpoll(nil) }
+
+// NewBatched is NewEpoll with BatchOn. Where the kernel refuses, the loop is
+// NewEpoll's, and BatchingOf says why.
+func NewBatched() (Loop, error) { return newEpoll(newRing) }
+
+// newEpoll puts calls off when there is a ring to make them by.
+func newEpoll(ring func() (closer, error)) (Loop, error) {
 	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -62,7 +62,7 @@ func NewEpoll() (Loop, error) {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	// Edge-triggered: each write to the bell is an event, nobody need read it.
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(bell)}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: nowhere}
 	if err := unix.EpollCtl(set, unix.EPOLL_CTL_ADD, bell, &ev); err != nil {
 		unix.Close(bell)
 		unix.Close(set)
@@ -78,15 +78,21 @@ func NewEpoll() (Loop, error) {
 		done:    make(chan struct{}),
 	}
 	l.ring = l.ringBell
-	go l.run()
+	began := make(chan struct{})
+	go l.run(ring, began)
+	<-began
 	return l, nil
 }
 
 // run is the loop. Its thread is never unlocked, and so ends with it.
-func (l *epollLoop) run() {
+func (l *epollLoop) run(ring func() (closer, error), began chan<- struct{}) {
 	runtime.LockOSThread()
 	sharpen()
 	defer close(l.done)
+	if ring != nil {
+		l.batch.open(ring)
+	}
+	close(began)
 	var spare []func()
 	for n, closed := 0, false; !closed; {
 		n = l.wait(n)
@@ -96,7 +102,9 @@ func (l *epollLoop) run() {
 		}
 		spare, closed = l.mailbox.run(spare)
 		l.timers.runDue(l.now)
+		l.batch.flush()
 	}
+	l.batch.close()
 	l.stores.close()
 	unix.Close(l.set)
 	unix.Close(l.bell)
@@ -153,12 +161,8 @@ func millis(d time.Duration) int {
 }
 
 func (l *epollLoop) dispatch(ev *unix.EpollEvent) {
-	fd := int(ev.Fd)
-	if fd == l.bell {
-		return
-	}
-	w := &l.watches[fd]
-	if w.handler == nil || w.gen != uint32(ev.Pad) {
+	w := l.watches.of(ev)
+	if w == nil {
 		return
 	}
 	r := epollReadiness(ev.Events)
@@ -187,30 +191,30 @@ func epollReadiness(events uint32) Readiness {
 }
 
 func (l *epollLoop) Watch(fd int, h Handler) error {
-	if fd >= len(l.watches) {
-		l.watches = append(l.watches, make([]watch, fd+1-len(l.watches))...)
-	}
-	w := &l.watches[fd]
-	op := unix.EPOLL_CTL_ADD
-	if w.handler != nil {
-		op = unix.EPOLL_CTL_MOD
+	place, op := l.watches.find(fd), unix.EPOLL_CTL_MOD
+	if place == nowhere {
+		place, op = l.watches.add(fd), unix.EPOLL_CTL_ADD
 	}
 	l.last++
-	ev := unix.EpollEvent{Events: epollInterest, Fd: int32(fd), Pad: int32(l.last)}
+	ev := unix.EpollEvent{Events: epollInterest, Fd: place, Pad: int32(l.last)}
 	if errno := l.control(op, fd, &ev); errno != 0 {
+		if op == unix.EPOLL_CTL_ADD {
+			l.watches.remove(fd)
+		}
 		return os.NewSyscallError("epoll_ctl", errno)
 	}
-	*w = watch{handler: h, gen: l.last}
+	*l.watches.at(place) = watch{handler: h, gen: l.last}
 	return nil
 }
 
 // hand keeps the generation: events that were fetched for the last handler are
 // the next one's.
 func (l *epollLoop) hand(fd int, h Handler) (Readiness, error) {
-	if fd < 0 || fd >= len(l.watches) || l.watches[fd].handler == nil {
+	place := l.watches.find(fd)
+	if place == nowhere {
 		return 0, l.Watch(fd, h)
 	}
-	w := &l.watches[fd]
+	w := l.watches.at(place)
 	w.handler = h
 	return w.past, nil
 }
@@ -219,19 +223,17 @@ func (l *epollLoop) hand(fd int, h Handler) (Readiness, error) {
 // its last reference it goes. A child between fork and exec may hold one for a
 // moment; the events of that moment have an old generation.
 func (l *epollLoop) discard(fd int) {
-	if fd >= 0 && fd < len(l.watches) {
-		l.watches[fd] = watch{}
+	l.watches.remove(fd)
+	if !l.batch.put(fd) {
+		closeFD(fd)
 	}
-	closeFD(fd)
 }
 
 func (l *epollLoop) Unwatch(fd int) {
-	if fd < 0 || fd >= len(l.watches) || l.watches[fd].handler == nil {
-		return
+	if l.watches.remove(fd) {
+		// An error means that it is not in the set, which is what is asked for.
+		_ = l.control(unix.EPOLL_CTL_DEL, fd, nil)
 	}
-	l.watches[fd] = watch{}
-	// An error means that it is not in the set, which is what is asked for.
-	_ = l.control(unix.EPOLL_CTL_DEL, fd, nil)
 }
 
 func (l *epollLoop) control(op, fd int, ev *unix.EpollEvent) syscall.Errno {

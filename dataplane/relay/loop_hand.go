@@ -24,7 +24,8 @@ func Hand(l Loop, fd int, h Handler) (past Readiness, err error) {
 	return 0, l.Watch(fd, h) // a loop of another package reports all again
 }
 
-// Discard is Unwatch and Close in one.
+// Discard is Unwatch and Close in one; a loop that batches closes at the end of
+// its turn, or with Flush.
 func Discard(l Loop, fd int) {
 	if l, ok := l.(hander); ok {
 		l.discard(fd)

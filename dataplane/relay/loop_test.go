@@ -115,27 +115,39 @@ func TestLoopTimers(t *testing.T) {
 			late time.Duration
 		}
 		calls := make(chan call, 16)
-		var never, moved *timer
-		on(t, l, func() {
+		arms := func() (took time.Duration, all []*timer) {
 			arm := func(name int, after time.Duration) *timer {
 				begin := time.Now()
 				d := due(func(time.Time) { calls <- call{name, time.Since(begin) - after} })
 				l.Arm(d, after)
+				all = append(all, d)
 				return d
 			}
+			begin := time.Now()
 			arm(5, 50*time.Millisecond)
 			arm(1, 11*time.Millisecond)
-			never = arm(99, 15*time.Millisecond)
+			never := arm(99, 15*time.Millisecond)
 			arm(3, 13*time.Millisecond) // the same step as 1 and 2
 			arm(2, 12*time.Millisecond)
-			begin := time.Now()
-			moved = due(func(time.Time) { calls <- call{4, time.Since(begin) - 30*time.Millisecond} })
+			moves := time.Now()
+			moved := due(func(time.Time) { calls <- call{4, time.Since(moves) - 30*time.Millisecond} })
+			all = append(all, moved)
 			l.Arm(moved, 5*time.Millisecond)
 			l.Arm(moved, time.Hour)
 			l.Arm(moved, 30*time.Millisecond)
 			arm(0, -time.Second)
 			l.Disarm(never)
 			l.Disarm(never)
+			return time.Since(begin), all
+		}
+		on(t, l, func() {
+			// Each is due so long after it was armed: a pause between two of them
+			// would change their order.
+			for took, all := arms(); took >= time.Millisecond; took, all = arms() {
+				for _, d := range all {
+					l.Disarm(d)
+				}
+			}
 		})
 		for want := range 6 {
 			c := wait(t, calls, "a timer")

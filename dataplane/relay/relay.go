@@ -4,26 +4,27 @@ package relay
 
 import "time"
 
-// Relay is one running relay. All its methods belong to the loop's thread.
+// Relay is one running relay. All its methods belong to the loop's thread. There
+// are as many as there are idle sessions: it is to stay small.
 type Relay struct {
-	loop   Loop
+	stores *stores // and so the loop
 	owner  Owner
-	stores *stores
+
+	a, b side
 
 	id      uint64
-	route   uint32
 	idle    time.Duration
-	started time.Time
-
-	a, b    side
-	moved   time.Time // when a byte last moved; kept only with an idle time
-	passing *passing  // a reset that waits for what was sent before it
-	cause   Reason    // of the first reset or error
+	started time.Duration // on the stores' clock
+	moved   time.Duration // when a byte last moved, on it; kept only with an idle time
+	passing *passing      // a reset that waits for what was sent before it
+	route   uint32
+	cause   Reason // of the first reset or error
 
 	starting bool // within Start: the owner is not told yet
 	over     bool // ended or taken
-	queued   bool // resume is in the mailbox
-	again    func()
+	shared   bool // another process has the descriptors too
+	copied   bool // and nothing has happened since it was told of them
+	queued   bool // it is among the stores' waiting
 }
 
 // side is one descriptor, and the bytes that were read from the other one and
@@ -34,11 +35,11 @@ type Relay struct {
 // of what it was started with.
 type side struct {
 	relay *Relay
-	fd    int
+	kept  *kept // still to be written; before what is in the pipe; nil for nothing
+	pipe  *pipe
 
-	pending []byte  // still to be written; before what is in the pipe
-	buffer  *buffer // the store's, when pending lies in it
-	pipe    *pipe
+	written uint64
+	fd      int32
 
 	readable    bool // since the last EAGAIN
 	ending      bool // read on to the end of the stream
@@ -48,8 +49,6 @@ type side struct {
 
 	splicing bool  // bytes towards this side go through a pipe
 	small    uint8 // small moves in a row while splicing
-
-	written uint64
 }
 
 // pumpBudget is what one direction may move before others have their turn: at
@@ -61,13 +60,7 @@ const pumpBudget = 256 << 10
 // connected, with SO_RCVLOWAT 1; the loop may watch them already. What is
 // queued is moved at once.
 func Start(l Loop, s State, o Owner) *Relay {
-	r := &Relay{
-		loop: l, owner: o, stores: storesOf(l),
-		id: s.ID, route: s.Route, idle: s.Idle, started: s.Started,
-		moved: l.Now(), cause: EndedReset,
-	}
-	r.a.open(r, s.A)
-	r.b.open(r, s.B)
+	r := newRelay(l, s, o)
 	r.starting = true
 	defer func() { r.starting = false }()
 
@@ -82,16 +75,47 @@ func Start(l Loop, s State, o Owner) *Relay {
 	return r
 }
 
+func newRelay(l Loop, s State, o Owner) *Relay {
+	r := &Relay{
+		owner: o, stores: storesOf(l),
+		id: s.ID, route: s.Route, idle: s.Idle, cause: EndedReset,
+	}
+	r.started, r.moved = r.stores.time(s.Started), r.stores.time(l.Now())
+	r.a.open(r, s.A)
+	r.b.open(r, s.B)
+	return r
+}
+
+func (r *Relay) loop() Loop { return r.stores.loop }
+
 func (s *side) open(r *Relay, e End) {
 	*s = side{
-		relay: r, fd: e.FD, pending: e.Pending, written: e.Written,
+		relay: r, fd: int32(e.FD), written: e.Written,
 		readClosed: e.ReadClosed, writeClosed: e.WriteClosed, reset: e.Reset,
 		readable: !e.Drained,
 	}
-	if s.reset {
-		s.pending = nil
+	if !s.reset {
+		s.own(e.Pending)
 	}
 }
+
+// own keeps b itself.
+func (s *side) own(b []byte) {
+	s.kept = nil
+	if len(b) > 0 {
+		s.kept = &kept{bytes: b}
+	}
+}
+
+// pending is still to be written; before what is in the pipe.
+func (s *side) pending() []byte {
+	if s.kept == nil {
+		return nil
+	}
+	return s.kept.bytes
+}
+
+func (s *side) socket() int { return int(s.fd) }
 
 func (r *Relay) watch() error {
 	if err := r.a.watch(); err != nil {
@@ -103,7 +127,7 @@ func (r *Relay) watch() error {
 // watch takes note of what was reported before: the end of the stream may be
 // queued already, and is not announced again.
 func (s *side) watch() error {
-	past, err := Hand(s.relay.loop, s.fd, s)
+	past, err := Hand(s.relay.loop(), s.socket(), s)
 	if past&lasting != 0 {
 		s.ending, s.readable = true, true
 	}
@@ -112,6 +136,12 @@ func (s *side) watch() error {
 
 // ID is State.ID.
 func (r *Relay) ID() uint64 { return r.id }
+
+// Started is State.Started.
+func (r *Relay) Started() time.Time { return r.stores.at(r.started) }
+
+// Idle is after how long without a byte the relay ends; 0 for never.
+func (r *Relay) Idle() time.Duration { return r.idle }
 
 // Written returns the bytes written to A and to B so far.
 func (r *Relay) Written() (a, b uint64) { return r.a.written, r.b.written }
@@ -141,25 +171,25 @@ func (r *Relay) Abort() {
 
 func (r *Relay) state() State {
 	return State{
-		ID: r.id, Route: r.route, Idle: r.idle, Started: r.started,
+		ID: r.id, Route: r.route, Idle: r.idle, Started: r.Started(),
 		A: r.a.end(), B: r.b.end(),
 	}
 }
 
 func (s *side) end() End {
 	return End{
-		FD: s.fd, Pending: s.pending, Written: s.written,
+		FD: s.socket(), Pending: s.pending(), Written: s.written,
 		ReadClosed: s.readClosed, WriteClosed: s.writeClosed, Reset: s.reset,
 	}
 }
 
 // unpipe takes the pipe's bytes into pending. A borrowed buffer goes with them.
 func (s *side) unpipe() {
-	s.buffer = nil
+	s.own(s.pending())
 	if s.pipe == nil {
 		return
 	}
-	s.pending = append(s.pending, s.pipe.read(s.pipe.held)...)
+	s.own(append(s.pending(), s.pipe.read(s.pipe.held)...))
 	s.pipe.held = 0
 	s.unborrow()
 }
@@ -168,9 +198,9 @@ func (s *side) unpipe() {
 // mailbox find it over.
 func (r *Relay) leave() {
 	r.over = true
-	r.loop.Unwatch(r.a.fd)
-	r.loop.Unwatch(r.b.fd)
-	r.loop.Disarm((*deadline)(r))
+	r.loop().Unwatch(r.a.socket())
+	r.loop().Unwatch(r.b.socket())
+	r.loop().Disarm((*deadline)(r))
 }
 
 // closing is how the descriptors are closed.
@@ -183,7 +213,7 @@ const (
 
 func (r *Relay) finish(why Reason, how closing) {
 	r.over = true
-	r.loop.Disarm((*deadline)(r))
+	r.loop().Disarm((*deadline)(r))
 	r.a.close(how)
 	r.b.close(how)
 	if !r.starting || !r.tellLater(why) {
@@ -194,15 +224,20 @@ func (r *Relay) finish(why Reason, how closing) {
 // tellLater is apart from finish because what a function literal captures is
 // allocated, whether it is made or not.
 func (r *Relay) tellLater(why Reason) bool {
-	return r.loop.Post(func() { r.owner.Ended(r.state(), why) })
+	return r.loop().Post(func() { r.owner.Ended(r.state(), why) })
 }
 
 func (s *side) close(how closing) {
 	s.drop()
-	if how == resetBoth {
-		setReset(s.fd)
+	switch {
+	case s.relay.shared:
+		part(s.relay.loop(), s.socket(), how)
+	case how == resetBoth:
+		setReset(s.socket())
+		fallthrough
+	default:
+		Discard(s.relay.loop(), s.socket())
 	}
-	Discard(s.relay.loop, s.fd)
 	s.fd = -1
 }
 
@@ -211,6 +246,7 @@ type deadline Relay
 
 func (d *deadline) Due(now time.Time) {
 	r := (*Relay)(d)
+	r.copied = false
 	switch {
 	case r.over:
 	case r.passing != nil:
@@ -223,9 +259,9 @@ func (d *deadline) Due(now time.Time) {
 // checkIdle ends a relay in which nothing has moved for the idle time. The
 // timer is not moved with each byte, but looks when it is due.
 func (r *Relay) checkIdle(now time.Time) {
-	left := r.idle - now.Sub(r.moved)
+	left := r.idle - (r.stores.time(now) - r.moved)
 	if left > 0 {
-		r.loop.Arm((*deadline)(r), left)
+		r.loop().Arm((*deadline)(r), left)
 		return
 	}
 	how := inOrder

@@ -406,13 +406,12 @@ func TestLoopWatchBlockingRefused(t *testing.T) {
 }
 
 func TestConnectRefused(t *testing.T) {
-	l, err := Listen("127.0.0.1:0")
+	bound, err := Bind("127.0.0.1:0") // nobody else gets the port, and nobody listens
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := LocalAddr(l)
-	Close(l)
-	fd, err := Connect(to)
+	defer Close(bound)
+	fd, err := Connect(LocalAddr(bound))
 	if err != nil {
 		t.Fatal(err)
 	}

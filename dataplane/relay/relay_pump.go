@@ -15,6 +15,7 @@ func (s *side) Ready(rd Readiness) {
 	if r.over {
 		return
 	}
+	r.copied = false
 	if rd&(Ending|HungUp|Failed) != 0 {
 		s.ending = true
 	}
@@ -22,7 +23,7 @@ func (s *side) Ready(rd Readiness) {
 		s.readable = true
 	}
 	if rd&Failed != 0 {
-		if err := socketError(s.fd); err != nil {
+		if err := socketError(s.socket()); err != nil {
 			r.fail(s, err)
 		}
 	}
@@ -38,20 +39,16 @@ func (r *Relay) pumpBoth() {
 
 // resume goes on after the budget was spent.
 func (r *Relay) resume() {
-	r.queued = false
+	r.queued, r.copied = false, false
 	if !r.over {
 		r.pumpBoth()
 	}
 }
 
 func (r *Relay) later() {
-	if r.queued {
-		return
+	if !r.queued {
+		r.queued = r.stores.await(r)
 	}
-	if r.again == nil {
-		r.again = r.resume
-	}
-	r.queued = r.loop.Post(r.again)
 }
 
 // pump moves bytes in one direction until there is nothing to read, no room to
@@ -87,7 +84,7 @@ func (r *Relay) closeWrite(from, to *side) {
 		return
 	}
 	// An error means that the connection is gone: an event says how.
-	_ = shutdownWrite(to.fd)
+	_ = shutdownWrite(to.socket())
 }
 
 func (r *Relay) move(from, to *side) int {
@@ -99,8 +96,8 @@ func (r *Relay) move(from, to *side) int {
 
 // copy moves through the loop's buffer. What cannot be written is kept.
 func (r *Relay) copy(from, to *side) int {
-	b := r.loop.Scratch()
-	n, err := recv(from.fd, b)
+	b := r.loop().Scratch()
+	n, err := recv(from.socket(), b)
 	if n == 0 {
 		r.stopped(from, err)
 		return 0
@@ -113,7 +110,7 @@ func (r *Relay) copy(from, to *side) int {
 	if n < len(b) && !r.starting {
 		r.stores.turn.copied++
 	}
-	m, err := send(to.fd, b[:n])
+	m, err := send(to.socket(), b[:n])
 	to.wrote(m)
 	switch {
 	case err != nil && err != unix.EAGAIN:
@@ -144,7 +141,7 @@ const splicesSmall = 4
 
 // splice moves through a borrowed pipe, which goes back as soon as it is empty.
 func (r *Relay) splice(from, to *side) int {
-	n, err := to.pipe.fill(from.fd)
+	n, err := to.pipe.fill(from.socket())
 	if n == 0 {
 		to.unborrow()
 		if err == unix.EINVAL { // not for splicing: some kinds of socket
@@ -168,7 +165,7 @@ func (r *Relay) splice(from, to *side) int {
 }
 
 func (s *side) borrow() bool {
-	s.pipe = s.relay.stores.pipe(s.relay.loop.Now())
+	s.pipe = s.relay.stores.pipe(s.relay.loop().Now())
 	return s.pipe != nil
 }
 
@@ -178,28 +175,27 @@ func (s *side) unborrow() {
 }
 
 // holds says whether bytes wait to be written to s.
-func (s *side) holds() bool { return len(s.pending) > 0 || s.pipe != nil }
+func (s *side) holds() bool { return s.kept != nil || s.pipe != nil }
 
 // keep copies what could not be written out of the loop's buffer.
 func (s *side) keep(b []byte) {
-	s.buffer = s.relay.stores.buffer()
-	s.pending = s.buffer[:copy(s.buffer[:], b)]
+	s.kept = s.relay.stores.keep(b)
 }
 
 // flush writes what to holds. It reports whether nothing is left; otherwise an
 // event will say when there is room, or to is broken.
 func (r *Relay) flush(to *side) bool {
-	for len(to.pending) > 0 {
-		n, err := send(to.fd, to.pending)
+	for k := to.kept; k != nil && len(k.bytes) > 0; {
+		n, err := send(to.socket(), k.bytes)
 		if err != nil {
 			return r.blocked(to, err)
 		}
-		to.pending = to.pending[n:]
+		k.bytes = k.bytes[n:]
 		to.wrote(n)
 	}
 	to.unkeep()
 	for to.pipe != nil {
-		n, err := to.pipe.empty(to.fd, to.pipe.held)
+		n, err := to.pipe.empty(to.socket(), to.pipe.held)
 		if err != nil {
 			return r.blocked(to, err)
 		}
@@ -222,15 +218,14 @@ func (r *Relay) blocked(to *side, err error) bool {
 func (s *side) wrote(n int) {
 	s.written += uint64(n)
 	if s.relay.idle > 0 {
-		s.relay.moved = s.relay.loop.Now()
+		s.relay.moved = s.relay.stores.time(s.relay.loop().Now())
 	}
 }
 
 func (s *side) unkeep() {
-	s.pending = nil
-	if s.buffer != nil {
-		s.relay.stores.putBuffer(s.buffer)
-		s.buffer = nil
+	if s.kept != nil {
+		s.relay.stores.putBack(s.kept)
+		s.kept = nil
 	}
 }
 
@@ -302,15 +297,15 @@ func (r *Relay) passReset(dead, other *side) {
 		r.finish(r.cause, resetBoth)
 		return
 	}
-	if dead.readClosed && !other.holds() && unsent(other.fd) == 0 {
+	if dead.readClosed && !other.holds() && unsent(other.socket()) == 0 {
 		r.finish(r.cause, resetBoth)
 		return
 	}
 	if r.passing != nil {
 		return
 	}
-	r.passing = &passing{acked: other.acked(), since: r.loop.Now(), pause: resetPauseLeast}
-	r.loop.Arm((*deadline)(r), r.passing.pause)
+	r.passing = &passing{acked: other.acked(), since: r.loop().Now(), pause: resetPauseLeast}
+	r.loop().Arm((*deadline)(r), r.passing.pause)
 }
 
 // hurry looks after a reset that waits. The kernel has no event for "all was
@@ -332,9 +327,9 @@ func (r *Relay) hurry(now time.Time) {
 		return
 	}
 	p.pause = min(2*p.pause, resetPauseMost)
-	r.loop.Arm((*deadline)(r), p.pause)
+	r.loop().Arm((*deadline)(r), p.pause)
 }
 
 func (s *side) acked() uint64 {
-	return s.written - min(s.written, uint64(unsent(s.fd)))
+	return s.written - min(s.written, uint64(unsent(s.socket())))
 }

@@ -233,29 +233,34 @@ func TestF18_StalledReader(t *testing.T) {
 			stuck.left.CloseWrite()
 			there <- x
 		}()
-		var before [2]uint64
+		holds := func() int { // on the loop
+			b := &stuck.relay.b
+			held := len(b.pending())
+			if b.pipe != nil {
+				held += b.pipe.held
+			}
+			return held
+		}
+		var before uint64
 		until(t, "standstill", func() bool {
 			for range 200 { // the neighbour goes on
 				say(t, other.left, "ping")
 				want(t, other.right, "ping")
 			}
-			var now [2]uint64
-			on(t, l, func() { now = [2]uint64{stuck.relay.b.written, 1} })
-			still := now == before && now[0] > 0
+			var now uint64
+			var held int
+			on(t, l, func() { now, held = stuck.relay.b.written, holds() })
+			still := now == before && held > 0 // else who writes has paused
 			before = now
 			return still
 		})
 		on(t, l, func() {
 			b := &stuck.relay.b
-			held := len(b.pending)
-			if b.pipe != nil {
-				held += b.pipe.held
+			if held := holds(); held > 256<<10 {
+				t.Errorf("the relay holds %d bytes, want at most %d", held, 256<<10)
 			}
-			if held == 0 || held > 256<<10 {
-				t.Errorf("the relay holds %d bytes, want some and at most %d", held, 256<<10)
-			}
-			if cap(b.pending) > ScratchSize {
-				t.Errorf("the relay holds a buffer of %d bytes", cap(b.pending))
+			if cap(b.pending()) > ScratchSize {
+				t.Errorf("the relay holds a buffer of %d bytes", cap(b.pending()))
 			}
 			// Each of the four socket buffers was asked to be 32 KiB; the
 			// system doubles that.
@@ -273,15 +278,14 @@ func TestF18_StalledReader(t *testing.T) {
 
 func TestRelayIdle(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		const idle = 60 * time.Millisecond
-		r := startRelay(t, loops[0], idle)
-		begin := time.Now()
+		var r *run
 		var last time.Time
-		for time.Since(begin) < 4*idle {
-			last = time.Now()
-			say(t, r.left, "x")
-			want(t, r.right, "x")
+		idle := 60 * time.Millisecond
+		for kept := false; !kept; idle *= 2 { // the machine may do nothing for as long
+			r = startRelay(t, loops[0], idle)
+			last, kept = r.busy(t, idle, 4*idle)
 		}
+		idle /= 2
 		r.wantEnd(t, EndedIdle)
 		if d := time.Since(last); d < idle {
 			t.Errorf("ended %v after the last byte, want %v", d, idle)
@@ -291,10 +295,32 @@ func TestRelayIdle(t *testing.T) {
 	})
 }
 
+// busy lets bytes move for a time, and says when the last one did. It is false when
+// there was a pause as long as idle in between, and the relay may have ended.
+func (r *run) busy(t *testing.T, idle, whole time.Duration) (last time.Time, kept bool) {
+	t.Helper()
+	begin := time.Now()
+	for last = begin; time.Since(begin) < whole; {
+		before := last
+		last = time.Now()
+		_, err := io.WriteString(r.left, "x")
+		if err == nil {
+			_, err = io.ReadFull(r.right, make([]byte, 1))
+		}
+		if time.Since(before) >= idle {
+			return last, false
+		}
+		if err != nil {
+			t.Fatalf("ended %v after bytes moved, idle is %v: %v", time.Since(before), idle, err)
+		}
+	}
+	return last, true
+}
+
 // An idle relay that is cut in the middle of a transfer must not look complete.
 func TestRelayIdleStalled(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		r := startLinks(t, loops[0], tcpBuffers(t, 4096), tcpBuffers(t, 4096), State{Idle: 200 * time.Millisecond})
+		r := startLinks(t, loops[0], tcpBuffers(t, 4096), tcpBuffers(t, 4096), State{Idle: time.Second}) // fill pauses for less
 		fill(t, r.left)
 		r.wantEnd(t, EndedIdle)
 		if _, _, err := drain(r.right, 1); err == nil {
@@ -420,8 +446,7 @@ func TestRelayTake(t *testing.T) {
 				}
 				carried += len(s.A.Pending) + len(s.B.Pending)
 				moves++
-				r.loop = loops[(hop+1)%len(loops)]
-				on(t, r.loop, func() { r.relay = Start(r.loop, recode(t, s), r.ended) })
+				r.goesOn(t, loops[(hop+1)%len(loops)], recode(t, s))
 			}
 		}
 		for _, c := range streams {
@@ -464,9 +489,12 @@ func recode(t *testing.T, s State) (out State) {
 func TestRelayTaken(t *testing.T) {
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		l := loops[0]
-		r := startRelay(t, l, 20*time.Millisecond)
+		a, b := tcp(t), tcp(t)
+		r := &run{loop: l, left: a.peer, right: b.peer, ended: make(owner, 1)}
 		var s State
-		on(t, l, func() { s = r.relay.Take() })
+		on(t, l, func() { // in one go, however long the machine then does something else
+			s = Start(l, State{Idle: 20 * time.Millisecond, A: End{FD: a.fd}, B: End{FD: b.fd}}, r.ended).Take()
+		})
 		say(t, r.left, "still there")
 		over := make(chan struct{})
 		on(t, l, func() { l.Arm(due(func(time.Time) { close(over) }), 100*time.Millisecond) })
@@ -474,7 +502,8 @@ func TestRelayTaken(t *testing.T) {
 		if len(r.ended) != 0 {
 			t.Fatal("the owner was told")
 		}
-		on(t, l, func() { r.relay = Start(l, s, r.ended) })
+		s.Idle = 0
+		r.goesOn(t, l, s)
 		want(t, r.right, "still there")
 	})
 }
@@ -495,8 +524,7 @@ func TestRelayTakeWhilePassingReset(t *testing.T) {
 		if !ok || !s.A.Reset {
 			t.Fatalf("taken %v, reset %v", ok, s.A.Reset)
 		}
-		r.loop = loops[1]
-		on(t, r.loop, func() { r.relay = Start(r.loop, recode(t, s), r.ended) })
+		r.goesOn(t, loops[1], recode(t, s))
 		sum, got, err := drain(r.right, 1)
 		if err == nil || got == 0 {
 			t.Errorf("%d bytes (%x), then %v; want a reset", got, sum[:4], err)

@@ -25,6 +25,20 @@ const backlog = 65535
 // SO_REUSEPORT: each loop may have one of its own at the same address. Without
 // a host it takes IPv4 and IPv6.
 func Listen(address string) (fd int, err error) {
+	fd, err = Bind(address)
+	if err != nil {
+		return -1, err
+	}
+	if err := BeginListen(fd); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("listen %q: %w", address, err)
+	}
+	return fd, nil
+}
+
+// Bind is Listen up to the moment from which the socket gets connections:
+// BeginListen. Until then other sockets at the address get all of them.
+func Bind(address string) (fd int, err error) {
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return -1, fmt.Errorf("listen %q: %w", address, err)
 	}
@@ -35,28 +49,41 @@ func Listen(address string) (fd int, err error) {
 	ip, _ := netip.AddrFromSlice(addr.IP)
 	port := uint16(addr.Port)
 	if ip.IsValid() && ip != netip.IPv6Unspecified() {
-		return listen(netip.AddrPortFrom(ip.Unmap().WithZone(addr.Zone), port))
+		return bound(netip.AddrPortFrom(ip.Unmap().WithZone(addr.Zone), port))
 	}
-	fd, err = listen(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	fd, err = bound(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		return listen(netip.AddrPortFrom(netip.IPv4Unspecified(), port)) // no IPv6 here
+		return bound(netip.AddrPortFrom(netip.IPv4Unspecified(), port)) // no IPv6 here
 	}
 	return fd, err
 }
 
-func listen(addr netip.AddrPort) (fd int, err error) {
+// BeginListen makes a bound socket a listening one.
+func BeginListen(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, backlog)) }
+
+// EndListen ends a listening socket for all who have it, and resets what is
+// queued at it.
+func EndListen(fd int) error { return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_RD)) }
+
+// Listening says that fd is a listening stream socket.
+func Listening(fd int) bool {
+	on, err := option(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && on != 0
+}
+
+func bound(addr netip.AddrPort) (fd int, err error) {
 	fd, err = newSocket(family(addr))
 	if err != nil {
 		return -1, err
 	}
-	if err := bindListen(fd, addr); err != nil {
+	if err := bind(fd, addr); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("listen %v: %w", addr, err)
 	}
 	return fd, nil
 }
 
-func bindListen(fd int, addr netip.AddrPort) error {
+func bind(fd int, addr netip.AddrPort) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
@@ -68,10 +95,7 @@ func bindListen(fd int, addr netip.AddrPort) error {
 			return os.NewSyscallError("setsockopt", err)
 		}
 	}
-	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
-		return os.NewSyscallError("bind", err)
-	}
-	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(addr)))
 }
 
 // Accept takes one connection from a listening socket. It is non-blocking and
@@ -318,3 +342,7 @@ func ip6(addr [16]byte, zone uint32) netip.Addr {
 	}
 	return ip
 }
+
+// Unacknowledged is how many of the bytes written to a TCP socket its peer's
+// kernel has not acknowledged; 0 where that cannot be told.
+func Unacknowledged(fd int) int { return unsent(fd) }

@@ -10,11 +10,33 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// noIPv6 says why this machine has no IPv6 loopback, if it has none.
+func noIPv6(t *testing.T) error {
+	t.Helper()
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return err
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Close()
+}
+
+// needIPv6 skips what such a machine cannot do.
+func needIPv6(t *testing.T) {
+	t.Helper()
+	if err := noIPv6(t); err != nil {
+		t.Skipf("this machine has no IPv6 loopback: %v", err)
+	}
+}
 
 func TestListen(t *testing.T) {
 	for _, c := range []struct {
@@ -31,6 +53,9 @@ func TestListen(t *testing.T) {
 	} {
 		t.Run(c.address, func(t *testing.T) {
 			noLeak(t)
+			if strings.HasPrefix(c.address, "[") {
+				needIPv6(t)
+			}
 			fd, err := Listen(c.address)
 			if err != nil {
 				t.Fatal(err)
@@ -41,6 +66,9 @@ func TestListen(t *testing.T) {
 				t.Fatalf("accept with nobody there: %v", err)
 			}
 			for _, host := range c.dial {
+				if host == "::1" && noIPv6(t) != nil {
+					continue
+				}
 				conn, err := net.Dial("tcp", net.JoinHostPort(host, portText(port)))
 				if err != nil {
 					t.Fatal(err)
@@ -117,6 +145,9 @@ func TestConnect(t *testing.T) {
 	for network, address := range map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0", "unix": path} {
 		t.Run(network, func(t *testing.T) {
 			noLeak(t)
+			if network == "tcp6" {
+				needIPv6(t)
+			}
 			l, err := net.Listen(network, address)
 			if err != nil {
 				t.Fatal(err)
@@ -253,7 +284,10 @@ func TestLingerClose(t *testing.T) {
 				closed := make(chan struct{})
 				begin := time.Now()
 				on(t, loops[0], func() {
-					LingerClose(loops[0], k.fd, answer, func() { close(closed) })
+					g := LingerClose(loops[0], k.fd, answer, func() { close(closed) })
+					if c.ends { // its time is not what closes it
+						loops[0].Disarm(g)
+					}
 				})
 				if c.after > 0 {
 					if _, err := k.peer.Write(make([]byte, c.after)); err != nil {
@@ -266,9 +300,7 @@ func TestLingerClose(t *testing.T) {
 					k.peer.CloseWrite()
 				}
 				wait(t, closed, "close")
-				if d := time.Since(begin); c.ends && d >= lingerTime {
-					t.Errorf("closed only after %v", d)
-				} else if !c.ends && d < lingerTime {
+				if d := time.Since(begin); !c.ends && d < lingerTime {
 					t.Errorf("closed after %v, want %v", d, lingerTime)
 				}
 			})

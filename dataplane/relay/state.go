@@ -51,7 +51,7 @@ const (
 )
 
 // Owner is told when a relay has ended, on the loop's thread. Both descriptors
-// have been closed by then; in s they are -1. Ended is not called from within
+// have been discarded by then (see Discard); in s they are -1. Ended is not called from within
 // Start, unless the loop has been closed, and not after Take.
 type Owner interface {
 	Ended(s State, why Reason)

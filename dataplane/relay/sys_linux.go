@@ -111,3 +111,14 @@ func failure(errno syscall.Errno) error {
 	}
 	return nil
 }
+
+// resetNow resets a connection, whoever else has the socket: to disconnect an
+// open TCP socket is to abort it (connect(2), AF_UNSPEC). Other kinds of socket
+// know no reset.
+func resetNow(fd int) {
+	var sa unix.RawSockaddr // AF_UNSPEC is 0
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
+	if errno != 0 {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	}
+}

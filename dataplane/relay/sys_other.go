@@ -52,3 +52,6 @@ func shutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
 func setOption(fd, level, name, value int) error { return unix.SetsockoptInt(fd, level, name, value) }
 
 func option(fd, level, name int) (int, error) { return unix.GetsockoptInt(fd, level, name) }
+
+// resetNow leaves it to the close that follows: no process shares sockets here.
+func resetNow(fd int) { setReset(fd) }
