@@ -41,7 +41,7 @@ func keyOf(r sallyport.AccessRequest, revision uint64) key {
 	for _, s := range []string{
 		r.Identity.Fingerprint,
 		string(r.Resource.Kind), r.Resource.Name, r.Resource.ID, r.Resource.Protocol, r.Resource.AgentID,
-		r.Login, r.DBUser, r.DBName, string(r.Action),
+		r.Login, r.DBUser, r.DBName, r.AWSRole, string(r.Action),
 	} {
 		b = appendField(b, s)
 	}

@@ -54,6 +54,10 @@ type Door struct {
 	// UUID). It must not block.
 	Resources func(kind sallyport.Kind, name string) (sallyport.Resource, bool)
 
+	// Elsewhere is how many sessions a user has here that this door does not
+	// know: those of an earlier process. They count for limits. nil: none.
+	Elsewhere func(user string) int64
+
 	Log *slog.Logger
 	Now func() time.Time // nil: time.Now
 
@@ -157,6 +161,9 @@ func (d *Door) Refused() map[string]uint64 { return d.refused.all() }
 
 // Sessions is the number of open sessions.
 func (d *Door) Sessions() int { return d.sessions.len() }
+
+// SessionsBy counts open sessions by kind of resource and by user.
+func (d *Door) SessionsBy() (kinds, users map[string]int64) { return d.sessions.counts() }
 
 // visit is one connection at the door. It stands as Gate in the candidate, so
 // that a session knows the connection that it must not outlive.

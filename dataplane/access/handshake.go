@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/swift"
 )
 
 // hello is what a client asked for, as this agent understands it.
@@ -35,7 +36,7 @@ func (v *visit) handshake(ctx context.Context) (*whole, error) {
 	if err := v.raw.SetDeadline(time.Now().Add(d.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	g := &gated{Conn: v.raw, slots: d.slots}
+	g := &gated{Conn: swift.Conn(v.raw), slots: d.slots}
 	tc := tls.Server(g, v.config(g))
 	err := g.run(func() error { return tc.HandshakeContext(ctx) })
 	if err != nil {
@@ -141,7 +142,9 @@ func offer(kind sallyport.Kind, client []string) (protocols []string, ok bool) {
 		may = []string{alpn.SSH1}
 	case sallyport.KindDatabase:
 		may, silent = []string{alpn.DB1, alpn.PostgreSQL}, true
-	case sallyport.KindKube, sallyport.KindApp:
+	case sallyport.KindKube: // kubectl names none for exec, attach and port-forward
+		may, silent = []string{alpn.HTTP2, alpn.HTTP11}, true
+	case sallyport.KindApp:
 		may = []string{alpn.HTTP2, alpn.HTTP11}
 	case sallyport.KindTCP:
 		may, silent = raw(alpn.TCP1, client), true

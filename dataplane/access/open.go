@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -38,16 +40,77 @@ func (d *Door) openSession(ctx context.Context, c *session.Candidate, use sessio
 		return nil, denial
 	}
 	l := d.newLive(c, use, dec.Options, v)
-	if denial := d.sessions.add(l, dec.Options.MaxSessions); denial != nil {
+	if denial := d.register(l, dec.Options.MaxSessions); denial != nil {
 		d.auditDenial(ctx, c, use, denial.Fact)
 		return nil, denial
 	}
-	if err := d.Events.Emit(ctx, l.complete(use.Start, yes()), true); err != nil {
-		d.sessions.remove(l)
-		return nil, notAudited(err)
-	}
 	l.start(ctx, changed, dec.Options)
+	if err := l.write(ctx); err != nil {
+		denial := notAudited(err)
+		l.abandon(denial)
+		return nil, denial
+	}
 	return &l.session, nil
+}
+
+// write makes the session's start durable. The protocol reaches for its resource
+// meanwhile.
+func (l *live) write(ctx context.Context) error {
+	start := l.complete(l.use.Start, yes())
+	if l.use.Meanwhile == nil {
+		return l.emitStart(ctx, start)
+	}
+	written := make(chan error, 1)
+	go func() {
+		err := l.emitStart(ctx, start)
+		if err != nil {
+			l.stop(notAudited(err)) // the protocol need not reach any further
+		}
+		written <- err
+	}()
+	returned := false
+	defer func() {
+		if !returned { // a bug of the protocol, on its way to who serves the client
+			l.forsake(<-written)
+		}
+	}()
+	l.use.Meanwhile(l.session.Context)
+	returned = true
+	return <-written
+}
+
+// emitStart is Emit, of which a bug is an error: it must not end the agent, nor
+// leave a session behind.
+func (l *live) emitStart(ctx context.Context, start sallyport.Event) (err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			l.door.Log.Error("bug while writing a session's start", "session", l.session.ID, "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
+			err = errors.New("internal error")
+		}
+	}()
+	return l.door.Events.Emit(ctx, start, true)
+}
+
+// forsake ends a session whose protocol does not live to have it, given how it
+// went to write its start down.
+func (l *live) forsake(err error) {
+	if err != nil {
+		l.abandon(notAudited(err))
+		return
+	}
+	l.end(map[string]any{"error": "internal error"})
+}
+
+// register enters a session unless its user has too many.
+func (d *Door) register(l *live, most int64) *sallyport.Problem {
+	var elsewhere int64
+	if l.session.Resource.Kind == sallyport.KindKube {
+		most = 0 // max_sessions counts shells; one kubectl has several connections
+	}
+	if most > 0 && d.Elsewhere != nil {
+		elsewhere = d.Elsewhere(l.session.Identity.Name)
+	}
+	return d.sessions.add(l, most, elsewhere)
 }
 
 // judge is everything that must hold for a use, now.
@@ -78,7 +141,7 @@ func (d *Door) judgeUse(trust *sallyport.Trust, c *session.Candidate, use sessio
 	}
 	dec := d.decide(sallyport.AccessRequest{
 		Identity: c.Identity, Resource: c.Resource, Action: use.Action,
-		Login: use.Login, DBUser: use.DBUser, DBName: use.DBName,
+		Login: use.Login, DBUser: use.DBUser, DBName: use.DBName, AWSRole: use.AWSRole,
 		ClientAddr: c.ClientAddr.Addr().Unmap(), Now: d.Now(),
 	}, trust.Revision)
 	if !dec.Allowed {
@@ -134,10 +197,16 @@ func (d *Door) newLive(c *session.Candidate, use session.Use, o sallyport.Option
 	if principal == "" {
 		principal = use.DBUser
 	}
+	if principal == "" {
+		principal = use.AWSRole
+	}
 	l.session = session.Session{
 		ID: uuid.NewString(), Identity: c.Identity, Resource: c.Resource,
 		Principal: principal, DBName: use.DBName, Options: o, Client: c.ClientAddr, Started: d.Now(),
 		Allow: l.allow, Emit: l.emit, End: l.end, Cancel: l.stop,
+	}
+	if c.Resource.Kind == sallyport.KindKube {
+		l.session.Kube = l.kube
 	}
 	return l
 }
@@ -243,17 +312,26 @@ func (l *live) insist() {
 	}
 }
 
+// leave takes the session off all lists, and ends its watch.
+func (l *live) leave(why *sallyport.Problem) {
+	close(l.over)
+	l.door.sessions.remove(l)
+	if l.visit != nil {
+		l.visit.remove(l)
+	}
+	l.cancel(why)
+	<-l.gone
+}
+
+// abandon ends a session whose start was not written down: there is no end to
+// tell of.
+func (l *live) abandon(why *sallyport.Problem) { l.once.Do(func() { l.leave(why) }) }
+
 // end meets Session.End.
 func (l *live) end(fields map[string]any) {
 	l.once.Do(func() {
-		close(l.over)
-		l.door.sessions.remove(l)
-		if l.visit != nil {
-			l.visit.remove(l)
-		}
 		why := context.Cause(l.session.Context) // nil: the protocol's own end
-		l.cancel(&sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the session has ended"})
-		<-l.gone
+		l.leave(&sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the session has ended"})
 		if why != nil {
 			l.emit(disconnectEvent(why.Error()))
 		}
@@ -275,6 +353,20 @@ func (l *live) allow(a sallyport.Action) *sallyport.Problem {
 	return p
 }
 
+// kube meets Session.Kube. What ends sessions is judged as well, so that a
+// request does not pass in the moment before its session ends.
+func (l *live) kube() (sallyport.KubeGrant, *sallyport.Problem) {
+	trust, err := l.door.Snapshot.Trust()
+	if trust == nil {
+		return nil, staleProblem(err)
+	}
+	dec, p := l.door.judgeUse(trust, &l.client, l.use)
+	if p == nil && dec.Kube == nil {
+		p = denied(l.client.Resource, "no role says what may be asked of it")
+	}
+	return dec.Kube, p
+}
+
 // parentProblem says why the context around a session ended.
 func parentProblem(ctx context.Context) *sallyport.Problem {
 	var p *sallyport.Problem
@@ -291,15 +383,16 @@ type table struct {
 	each map[string]int64
 }
 
-// add registers a session unless its user has max already; 0 is no limit.
-func (t *table) add(l *live, max int64) *sallyport.Problem {
+// add registers a session unless its user has max already, those elsewhere
+// included; 0 is no limit.
+func (t *table) add(l *live, max, elsewhere int64) *sallyport.Problem {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.all == nil {
 		t.all, t.each = make(map[*live]struct{}), make(map[string]int64)
 	}
 	user := l.session.Identity.Name
-	if max > 0 && t.each[user] >= max {
+	if max > 0 && t.each[user]+elsewhere >= max {
 		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Hint: "end another session first",
 			Fact: fmt.Sprintf("too many sessions: your roles allow %d at a time here", max)}
 	}
@@ -319,6 +412,17 @@ func (t *table) remove(l *live) {
 	if t.each[user]--; t.each[user] <= 0 {
 		delete(t.each, user)
 	}
+}
+
+// counts are the sessions by kind of resource and by user.
+func (t *table) counts() (kinds, users map[string]int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	kinds = map[string]int64{}
+	for l := range t.all {
+		kinds[string(l.session.Resource.Kind)]++
+	}
+	return kinds, maps.Clone(t.each)
 }
 
 func (t *table) len() int {

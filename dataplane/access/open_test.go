@@ -186,6 +186,14 @@ func TestMaxSessions(t *testing.T) {
 			t.Error("another user's sessions were counted:", err)
 		}
 		a.End(nil)
+		w.door.Elsewhere = func(user string) int64 { return map[string]int64{"alice": 1}[user] }
+		if _, err := open("alice"); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Errorf("with one in an earlier process: %v", err)
+		}
+		if kinds, users := w.door.SessionsBy(); len(kinds) != 1 || users["alice"] != 1 || users["bob"] != 1 {
+			t.Errorf("sessions by kind %v and user %v", kinds, users)
+		}
+		w.door.Elsewhere = nil
 		d, err := open("alice")
 		if err != nil {
 			t.Error("a session that ended was counted:", err)
@@ -486,6 +494,8 @@ func TestA37_KeysDoNotRunTogether(t *testing.T) {
 		{{Login: "ab", DBUser: "c"}, {Login: "a", DBUser: "bc"}},
 		{{DBUser: "ab"}, {DBUser: "a", DBName: "b"}},
 		{{Login: "root"}, {DBUser: "root"}},
+		{{AWSRole: "arn:a"}, {AWSRole: "arn:b"}},
+		{{DBName: "x"}, {AWSRole: "x"}},
 		{{DBName: "x", Action: "connect"}, {DBName: "xconnect"}},
 		{{Login: "a\x00\x00\x00\x01b"}, {Login: "a", DBUser: "b"}},
 		{{Resource: sallyport.Resource{Labels: map[string]string{"a": "b"}}}, {Resource: sallyport.Resource{Labels: map[string]string{"ab": ""}}}},

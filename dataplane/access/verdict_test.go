@@ -258,7 +258,7 @@ func TestA62_ALPN(t *testing.T) {
 	may := map[sallyport.Kind][]string{
 		sallyport.KindNode:     {"sallyport-ssh/1"},
 		sallyport.KindDatabase: {"", "sallyport-db/1", "postgresql"},
-		sallyport.KindKube:     {"h2", "http/1.1"},
+		sallyport.KindKube:     {"", "h2", "http/1.1"},
 		sallyport.KindApp:      {"h2", "http/1.1"},
 		sallyport.KindTCP:      {"", "sallyport-tcp/1", "postgresql", "imap", "made-up"},
 		sallyport.KindDesktop:  {"", "sallyport-desktop/1", "postgresql", "imap", "made-up"},

@@ -159,9 +159,13 @@ type spool struct {
 	err    error // of durable ones
 	events []sallyport.Event
 	loose  map[string]bool // UIDs of events that did not wait
+	disk   chan struct{}   // durable ones wait until it is closed; nil: they do not
 }
 
 func (s *spool) Emit(_ context.Context, e sallyport.Event, durable bool) error {
+	if durable && s.disk != nil {
+		<-s.disk
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {

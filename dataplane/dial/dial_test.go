@@ -24,7 +24,10 @@ import (
 	"github.com/sallyport/sallyport/identity"
 )
 
-const cluster = "gw.test"
+const (
+	cluster  = "gw.test"
+	patience = time.Minute // the most that anything may take, on a busy machine too
+)
 
 type authority struct {
 	cert *x509.Certificate
@@ -93,7 +96,7 @@ func server(t testing.TB, serve func(net.Conn)) string {
 			if err != nil {
 				return
 			}
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(patience))
 			serve(c)
 			c.Close()
 		}
@@ -188,7 +191,10 @@ func TestGatewayAnswers(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d := &Dialer{Proxy: server(t, tt.serve), Cluster: cluster, Roots: newAuthority(t).pool(), Timeout: 300 * time.Millisecond}
+			d := &Dialer{Proxy: server(t, tt.serve), Cluster: cluster, Roots: newAuthority(t).pool(), Timeout: patience}
+			if tt.name == "nothing" {
+				d.Timeout = 300 * time.Millisecond
+			}
 			_, err := d.DialResource(t.Context(), sallyport.KindTCP, "x", alpn.TCP1)
 			problem(t, err, tt.kind, tt.words)
 			if tt.name == "unknown name" {
@@ -372,15 +378,19 @@ func TestA32_HTTPProxy(t *testing.T) {
 		{"is silent", "", "no answer in time"},
 		{"stops half way", "HTTP/1.1 200 O", "cannot be reached"},
 	}
+	waits := func(answer string) bool { return answer == "" || strings.HasSuffix(answer, "200 O") }
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			via := connectProxy(t, func(c net.Conn, _ *http.Request) {
 				io.WriteString(c, tt.answer)
-				if tt.answer == "" || strings.HasSuffix(tt.answer, "200 O") {
+				if waits(tt.answer) {
 					io.Copy(io.Discard, c)
 				}
 			})
-			d := &Dialer{Proxy: "gateway.test:443", Cluster: cluster, HTTPSProxy: "http://me:secret@" + via, Timeout: 300 * time.Millisecond}
+			d := &Dialer{Proxy: "gateway.test:443", Cluster: cluster, HTTPSProxy: "http://me:secret@" + via, Timeout: patience}
+			if waits(tt.answer) {
+				d.Timeout = 300 * time.Millisecond
+			}
 			_, err := d.DialRaw(t.Context())
 			problem(t, err, sallyport.ErrUnavailable, tt.words)
 			if err != nil && strings.Contains(err.Error(), "secret") {

@@ -2,6 +2,7 @@ package dial
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ const (
 	// DefaultMaxConnections is how many local connections a proxy carries.
 	DefaultMaxConnections = 512
 
-	// preambleTimeout bounds PostgreSQL's first packets.
+	// preambleTimeout bounds PostgreSQL's first packets, and TLS handshakes.
 	preambleTimeout = 30 * time.Second
 
 	acceptPause = 100 * time.Millisecond
@@ -39,6 +40,18 @@ type LocalProxy struct {
 	// is TLS already, and failures are told as PostgreSQL errors. Without it
 	// bytes pass as they are; so does a program's own TLS.
 	Postgres bool
+
+	// TLS is ended for local programs before anything is dialed: it says who may
+	// use the port. nil: whoever reaches it.
+	TLS *tls.Config
+
+	// MySQL says that local programs speak MySQL in clear. Bytes pass as they
+	// are, since the far end speaks first; failures are told as MySQL errors.
+	MySQL bool
+
+	// Redis says that local programs speak Redis in clear. Bytes pass as they are;
+	// failures are told as Redis errors.
+	Redis bool
 
 	MaxConnections int          // 0: DefaultMaxConnections
 	Log            *slog.Logger // nil: none
@@ -125,6 +138,13 @@ func (p *LocalProxy) serve(ctx context.Context, local net.Conn) error {
 	defer local.Close()
 	stop := context.AfterFunc(ctx, func() { abort(local) })
 	defer stop()
+	if p.TLS != nil {
+		inner, err := p.handshake(ctx, local)
+		if err != nil {
+			return err
+		}
+		local = inner
+	}
 	var first []byte
 	if p.Postgres {
 		packet, err := startPostgres(local)
@@ -149,9 +169,25 @@ func (p *LocalProxy) serve(ctx context.Context, local net.Conn) error {
 	return nil
 }
 
+// handshake ends a local program's TLS.
+func (p *LocalProxy) handshake(ctx context.Context, local net.Conn) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, preambleTimeout)
+	defer cancel()
+	tc := tls.Server(local, p.TLS)
+	return tc, tc.HandshakeContext(ctx)
+}
+
 // tell says in the local program's own protocol why there is no connection.
 func (p *LocalProxy) tell(local net.Conn, err error) {
-	if !p.Postgres {
+	var refused func(fact, hint string) []byte
+	switch {
+	case p.Postgres:
+		refused = preamble.Refused28000
+	case p.MySQL:
+		refused = preamble.Refused1045
+	case p.Redis:
+		refused = preamble.RefusedRedis
+	default:
 		abort(local)
 		return
 	}
@@ -161,7 +197,7 @@ func (p *LocalProxy) tell(local net.Conn, err error) {
 		fact, hint = problem.Fact, problem.Hint
 	}
 	local.SetDeadline(time.Now().Add(preambleTimeout))
-	if _, err := local.Write(preamble.Refused28000(fact, hint)); err == nil {
+	if _, err := local.Write(refused(fact, hint)); err == nil {
 		closeWrite(local)
 	}
 }

@@ -43,7 +43,7 @@ func loopback(t testing.TB) (a, b *net.TCPConn) {
 		t.Fatal(err)
 	}
 	for _, conn := range []net.Conn{c, s} {
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(patience))
 		t.Cleanup(func() { conn.Close() })
 	}
 	return c.(*net.TCPConn), s.(*net.TCPConn)
@@ -71,7 +71,7 @@ func proxy(t *testing.T, p *LocalProxy, dial func(context.Context) (net.Conn, er
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		t.Cleanup(func() { c.Close() })
 		return c.(*net.TCPConn)
 	}
@@ -257,7 +257,7 @@ func TestStop(t *testing.T) {
 		t.Error(err)
 	}
 	for i, c := range conns {
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("connection %d: %v", i, err)
 		}

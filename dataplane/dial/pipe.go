@@ -34,6 +34,9 @@ func send(conn net.Conn, in io.Reader) {
 	}
 }
 
+// Join is join, for programs that forward connections themselves.
+func Join(ctx context.Context, a, b net.Conn) error { return join(ctx, a, b) }
+
 // join carries bytes both ways until both directions have ended, one has
 // failed, or ctx is done. It closes both: in order, or when bytes were lost so
 // that both sides can tell.

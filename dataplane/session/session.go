@@ -61,10 +61,11 @@ func (c *Candidate) Open(ctx context.Context, use Use) (*Session, error) {
 
 // Use is what a client asks for, read from its protocol.
 type Use struct {
-	Login  string // nodes
-	DBUser string // databases
-	DBName string
-	Action sallyport.Action // empty: connect
+	Login   string // nodes
+	DBUser  string // databases
+	DBName  string
+	AWSRole string           // applications at AWS: the ARN of the role
+	Action  sallyport.Action // empty: connect
 
 	// Start is the event that marks the start, with the protocol's own
 	// fields; Open fills in the common ones. Denied is the event of a denial
@@ -74,10 +75,17 @@ type Use struct {
 
 	// End is the event that Session.End completes and emits.
 	End sallyport.Event
+
+	// Meanwhile, when not nil, is called once the use is allowed, while its start
+	// is being made durable, which takes as long as a disk does. It may connect to
+	// the resource, and passes nothing of the client's on: not before Open has
+	// returned. ctx is the session's. Open returns when Meanwhile has.
+	Meanwhile func(ctx context.Context)
 }
 
-// Sink takes events. Emit returns once the event is in the spool; with durable
-// it returns after the spool's fsync, and an error means that it is not there.
+// Sink takes events. Emit returns once the event is in the spool, without waiting
+// for a disk; with durable it returns after the spool's fsync, and an error means
+// that it is not there.
 type Sink interface {
 	Emit(ctx context.Context, e sallyport.Event, durable bool) error
 }
@@ -89,7 +97,7 @@ type Session struct {
 	ID        string
 	Identity  sallyport.Identity
 	Resource  sallyport.Resource
-	Principal string // the login or the database user
+	Principal string // the login, the database user or the role of AWS
 	DBName    string
 	Options   sallyport.Options
 	Client    netip.AddrPort
@@ -102,6 +110,10 @@ type Session struct {
 	// Allow asks for a further action within the session (a forward, an
 	// agent); nil means yes. Denials are audited.
 	Allow func(a sallyport.Action) *sallyport.Problem
+
+	// Kube says what the roles of this moment grant on a Kubernetes cluster; nil
+	// for other kinds. It is asked for each request and costs little.
+	Kube func() (sallyport.KubeGrant, *sallyport.Problem)
 
 	// Emit adds the session's common fields and spools the event.
 	Emit func(e sallyport.Event)

@@ -40,6 +40,9 @@ type AgentConfig struct {
 	// Cancel is given PostgreSQL cancel requests; nil for none. ctx is done when the agent stops.
 	Cancel func(ctx context.Context, processID uint32, secretKey []byte)
 
+	// Gate stops the dialing of gateways in an upgrade; nil for always open.
+	Gate *Gate
+
 	// Dial makes TCP connections; nil for net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -84,31 +87,41 @@ func (s *Stream) Refuse(reason string) {
 	s.report.Do(func() { s.link.streamRefused(s.ConnectionID, reason) })
 }
 
-// RunAgent keeps a tunnel to every gateway until ctx is done, and then waits
-// for all streams to return. Its error is that of ctx, or says what is missing
-// in the configuration.
+// RunAgent keeps a tunnel to every gateway until ctx is done, or the gate has
+// been left, and then waits for all streams to return. Its error is that of ctx,
+// or says what is missing in the configuration.
 func RunAgent(ctx context.Context, cfg AgentConfig) error {
 	if cfg.AgentID == "" || cfg.TLS == nil || cfg.Serve == nil || cfg.Assignments == nil || len(cfg.Gateways) == 0 {
 		return errors.New("agent: id, gateways, TLS, assignments and serve are needed")
 	}
 	a := newAgent(ctx, cfg)
+	defer a.endLinks()
 	defer a.tasks.Wait()
 	if !a.firstAssignment() {
 		return ctx.Err()
 	}
 	a.dialAll(cfg.Gateways, nil)
 	a.watchAssignments()
+	defer time.AfterFunc(a.Gate.lastLinks(), a.endLinks).Stop()
+	a.tasks.Wait()
 	return ctx.Err()
 }
+
+// lastLinks is how long the tunnels of an agent that has left may wait for a
+// newer process to take their place. It is longer than usedUpFor: a gateway that
+// changes its process too uses up what is parked.
+const lastLinks = usedUpFor + 2*time.Second
 
 // agent is the state that all links share.
 type agent struct {
 	AgentConfig
-	ctx     context.Context
-	tasks   sync.WaitGroup // links, data connections, cancels
-	served  *served
-	streams chan struct{} // one slot per stream
-	cancels chan struct{} // one slot per cancel request under way
+	ctx      context.Context
+	linkCtx  context.Context // of the control connections
+	endLinks context.CancelFunc
+	tasks    sync.WaitGroup // links, data connections, cancels
+	served   *served
+	streams  chan struct{} // one slot per stream
+	cancels  chan struct{} // one slot per cancel request under way
 
 	mu         sync.Mutex
 	assignment []byte
@@ -141,10 +154,14 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	if cfg.Cancel == nil {
 		cfg.Cancel = func(context.Context, uint32, []byte) {}
 	}
+	if cfg.Gate == nil {
+		cfg.Gate = new(Gate)
+	}
 	def(&cfg.MaxPool, 1024)
 	def(&cfg.MaxStreams, 16384)
+	linkCtx, endLinks := context.WithCancel(ctx)
 	return &agent{
-		AgentConfig: cfg, ctx: ctx, served: newServed(),
+		AgentConfig: cfg, ctx: ctx, linkCtx: linkCtx, endLinks: endLinks, served: newServed(),
 		streams: make(chan struct{}, cfg.MaxStreams), cancels: make(chan struct{}, maxCancels),
 		changed: make(chan struct{}), links: map[string]bool{}, gateways: map[string]*link{}, known: map[string]way{},
 	}
@@ -154,18 +171,23 @@ func (a *agent) firstAssignment() bool {
 	select {
 	case <-a.ctx.Done():
 		return false
+	case <-a.Gate.gone():
+		return false
 	case b, ok := <-a.Assignments:
 		a.assignment = b
 		return ok
 	}
 }
 
-// watchAssignments hands each new assignment to all links, until the end.
+// watchAssignments hands each new assignment to all links, until the end or the
+// gate is left.
 func (a *agent) watchAssignments() {
 	in := a.Assignments
 	for {
 		select {
 		case <-a.ctx.Done():
+			return
+		case <-a.Gate.gone():
 			return
 		case b, ok := <-in:
 			if !ok {
@@ -221,23 +243,33 @@ func (a *agent) wanted(addr string) bool {
 }
 
 // enter makes a link the one to its gateway. It fails when there is another:
-// two addresses lead to the same gateway.
+// two addresses lead to the same gateway. One whose gateway has a successor makes
+// room.
 func (a *agent) enter(l *link) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.gateways[l.gateway] != nil {
-		return false
+	if old := a.gateways[l.gateway]; old != nil {
+		if !old.isLeaving() {
+			return false
+		}
+		l.elder = old
 	}
 	a.gateways[l.gateway] = l
 	return true
 }
 
+// leave takes a link's place away. One that has not come up gives it back.
 func (a *agent) leave(l *link) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.gateways[l.gateway] == l {
-		delete(a.gateways, l.gateway)
+	if a.gateways[l.gateway] != l {
+		return
 	}
+	if l.elder != nil {
+		a.gateways[l.gateway] = l.elder
+		return
+	}
+	delete(a.gateways, l.gateway)
 }
 
 // served remembers which connection ids were served, so that a second attempt

@@ -53,7 +53,8 @@ func (h *Hub) serveData(ctx context.Context, in inbound) error {
 	t.carrier.Store(in.kind)
 	h.counters.add("carried_" + carrierName(in.kind))
 	loop := h.cfg.Loops[int(h.turn.Add(1)&turnMask)%len(h.cfg.Loops)]
-	if !loop.Post(func() { _ = h.settleIn(loop, t, d, fd) }) { // its error is counted, and closes the pair
+	e := &entry{tunnel: t, fd: fd, counter: d.Counter, carried: true}
+	if !loop.Post(func() { _ = h.settleIn(loop, e, d.Answer) }) { // its error is counted, and closes the pair
 		closeFD(fd)
 	}
 	pump(ctx, in.carrier, local)

@@ -65,6 +65,7 @@ func (l *link) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.held--
+	l.unparkLocked()
 }
 
 // dialData makes a data connection. It tries a few times: a gateway's next
@@ -160,6 +161,9 @@ func (l *link) firstByte(conn net.Conn, at Binding, b []byte) error {
 	_, err := conn.Read(b)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
+	}
+	if l.isLeaving() {
+		return err // the gateway's next process has not kept it for so long
 	}
 	l.send(&tunnelv1.Control{Message: &tunnelv1.Control_Retire{Retire: &tunnelv1.Retire{Counters: []uint64{at.Counter}}}})
 	_ = conn.SetReadDeadline(time.Now().Add(retireLimit))

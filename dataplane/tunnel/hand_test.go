@@ -30,9 +30,14 @@ type handAgent struct {
 // byHand connects, and answers pings until the test is over.
 func byHand(t testing.TB, g *gateway, id string, assignment []byte) *handAgent {
 	t.Helper()
+	return byHandSaying(t, g, &tunnelv1.Hello{AgentId: id, Version: "hand", Assignment: assignment})
+}
+
+func byHandSaying(t testing.TB, g *gateway, hello *tunnelv1.Hello) *handAgent {
+	t.Helper()
 	a := &handAgent{t: t, heard: make(chan *tunnelv1.Control, 4096)}
-	a.conn = dialControl(t, g, g.ca.issue(t, sallyport.KindAgent, id))
-	a.say(&tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: &tunnelv1.Hello{AgentId: id, Version: "hand", Assignment: assignment}}})
+	a.conn = dialControl(t, g, g.ca.issue(t, sallyport.KindAgent, hello.AgentId))
+	a.say(&tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: hello}})
 	m, err := ReadControl(a.conn)
 	check0(t, err)
 	a.welcome = m.GetWelcome()

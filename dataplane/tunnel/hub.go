@@ -72,9 +72,9 @@ var (
 // connections, and the clients that wait for one. All methods may be called
 // concurrently; Park and Lease on the thread of the loop that they name.
 //
-// Locks, in the order in which they may be taken: queue.mu, then one pool.mu.
-// Hub.mu, presence and strangers.mu are taken with none of the others held,
-// except that Hub.mu may be taken within presence.
+// Locks, in the order in which they may be taken: gate, presence, queue.mu, then
+// one pool.mu. Hub.mu and strangers.mu are taken with no queue or pool held,
+// adoptions.mu with none but presence and gate.
 type Hub struct {
 	cfg       HubConfig
 	bounds    Bounds
@@ -86,7 +86,20 @@ type Hub struct {
 	turn      atomic.Uint32 // of Config.Loops
 	waits     waits
 	draining  atomic.Bool
-	presence  sync.Mutex // held round a change of agents and the report of it
+	presence  sync.Mutex   // held round a change of agents and the report of it
+	greeted   atomic.Int64 // connections of agents in Serve, but for carried ones
+
+	// gate is held for reading by what changes tunnels on a goroutine of its own,
+	// and for writing while an upgrade has frozen them. What runs on a loop needs
+	// no gate: loops stand still then.
+	gate  sync.RWMutex
+	left  atomic.Bool        // another process has the tunnels
+	over  context.Context    // done when the last control connection must have ended, too
+	leave context.CancelFunc // ends over
+
+	adoptions  adoptions
+	adoptedFor time.Duration // adoptedFor, but in tests
+	orphanTick time.Duration // orphanTick, but in tests
 
 	mu        sync.RWMutex
 	tunnels   map[ID]*tunnel
@@ -95,6 +108,7 @@ type Hub struct {
 	tags      map[uint16]*tunnel
 	revisions map[string]revision
 	swept     time.Time // when revisions were last looked through
+	orphans   map[*tunnel]bool
 }
 
 // resourceName is the key under which clients ask.
@@ -115,12 +129,18 @@ type tunnel struct {
 	since   time.Time
 	keys    keys // set before the tunnel can be found
 	pool    *pool
-	streams atomic.Int64 // leased and not ended
-	talk    *talk
+	talk    *talk // nil for an orphan
 	cancels limiter
 	end     context.CancelCauseFunc // ends its control connection
 	tag     uint16                  // guarded by Hub.mu
 	carrier atomic.Int32            // how its data connections come: the newest one's
+	follows bool                    // its agent goes to a successor of this process first
+	orphan  *orphan                 // nil with a control connection; set before the tunnel can be found
+	up      bool                    // announced; guarded by Hub.presence
+	former  []ID                    // tunnels of the agent that it has inherited from; guarded by Hub.presence
+
+	heir   atomic.Pointer[tunnel]    // of an elder: the agent's newer tunnel
+	elders atomic.Pointer[[]*tunnel] // orphans of the same agent, the newest first; changed under Hub.presence
 
 	names      atomic.Pointer[map[resourceName]bool] // what is routed here now; changed under Hub.mu
 	assignment atomic.Pointer[assignmentView]
@@ -149,11 +169,12 @@ func NewHub(cfg HubConfig) *Hub {
 	}
 	b := cfg.Bounds.withDefaults()
 	c := newCounters()
+	over, leave := context.WithCancel(context.Background())
 	return &Hub{
-		cfg: cfg, bounds: b, strangers: newStrangers(b), counters: c,
+		cfg: cfg, bounds: b, strangers: newStrangers(b), counters: c, over: over, leave: leave, adoptedFor: adoptedFor, orphanTick: orphanTick,
 		parking: &budget{most: int64(b.PoolGateway), refused: c.m["pool_gateway_full"]},
 		tunnels: map[ID]*tunnel{}, agents: map[string]*tunnel{}, names: map[resourceName][]*tunnel{},
-		tags: map[uint16]*tunnel{}, revisions: map[string]revision{},
+		tags: map[uint16]*tunnel{}, revisions: map[string]revision{}, orphans: map[*tunnel]bool{},
 	}
 }
 
@@ -178,6 +199,13 @@ func (h *Hub) Cancel(pid, key uint32) bool {
 		return false
 	}
 	msg := &tunnelv1.PgCancel{ProcessId: pid, SecretKey: binary.BigEndian.AppendUint32(nil, key)}
+	if t.orphan != nil {
+		return h.cancelLater(t, msg)
+	}
+	return h.cancelBy(t, msg)
+}
+
+func (h *Hub) cancelBy(t *tunnel, msg *tunnelv1.PgCancel) bool {
 	if !t.talk.send(&tunnelv1.Control{Message: &tunnelv1.Control_PgCancel{PgCancel: msg}}) {
 		h.counters.add("cancel_slow_agent")
 		return false
@@ -203,11 +231,30 @@ func leastBusy(ts []*tunnel) []*tunnel {
 		return ts
 	}
 	ts = slices.Clone(ts)
-	slices.SortStableFunc(ts, func(a, b *tunnel) int { return cmp.Compare(a.streams.Load(), b.streams.Load()) })
+	slices.SortStableFunc(ts, func(a, b *tunnel) int { return cmp.Compare(a.streams(), b.streams()) })
 	return ts
 }
 
-func (t *tunnel) serves(n resourceName) bool { return (*t.names.Load())[n] }
+// streams is how many of the agent are leased and not ended.
+func (t *tunnel) streams() int64 { return t.pool.share.streams.Load() }
 
-// askForMore wakes the tunnel's writer, which asks for what the pool lacks.
-func (t *tunnel) askForMore() { t.talk.poke() }
+// serves says whether a name leads here: that is the newest tunnel's to say.
+func (t *tunnel) serves(n resourceName) bool {
+	if heir := t.heir.Load(); heir != nil {
+		return heir.serves(n)
+	}
+	return (*t.names.Load())[n]
+}
+
+// askForMore wakes the tunnel's writer, which asks for what the pool lacks. For
+// what an elder lacks its heir asks.
+func (t *tunnel) askForMore() {
+	if heir := t.heir.Load(); heir != nil {
+		heir.pool.begin()
+		heir.askForMore()
+		return
+	}
+	if t.orphan == nil {
+		t.talk.poke()
+	}
+}

@@ -69,7 +69,7 @@ func (l *Lease) Ended() {
 	if l.ended.Swap(true) {
 		return
 	}
-	l.tunnel.streams.Add(-1)
+	l.tunnel.pool.share.streams.Add(-1)
 	l.hub.settle(l, false)
 }
 
@@ -153,10 +153,10 @@ func (q *request) wait() {
 }
 
 // Due ends the wait. A connection that was claimed meanwhile is on its way and
-// will do.
+// will do. When another process has the tunnels, it has the client too.
 func (q *request) Due(time.Time) {
 	q.armed = false
-	if q.hub.queue.remove(q) {
+	if q.hub.queue.remove(q) && !q.hub.left.Load() {
 		q.fail(q.reason)
 	}
 }
@@ -165,7 +165,7 @@ func (q *request) Due(time.Time) {
 func (h *Hub) claim(q *request, first bool) (*entry, *Lease, string) {
 	reason := FailNoTunnel
 	for _, t := range leastBusy(h.serving(q.name)) {
-		e, lease, why := h.claimFrom(t, q, first)
+		e, lease, why := h.claimOf(t, q, first)
 		if e != nil {
 			return e, lease, ""
 		}
@@ -174,9 +174,26 @@ func (h *Hub) claim(q *request, first bool) (*entry, *Lease, string) {
 	return nil, nil, reason
 }
 
+// claimOf tries an agent's tunnel, and then those of before the last upgrade.
+// The client counts as one that found nothing when there is nothing anywhere.
+func (h *Hub) claimOf(t *tunnel, q *request, first bool) (*entry, *Lease, string) {
+	elders := t.elders.Load()
+	if elders == nil {
+		return h.claimFrom(t, q, first)
+	}
+	e, lease, why := h.claimFrom(t, q, false)
+	for i := 0; e == nil && i < len(*elders); i++ {
+		e, lease, _ = h.claimFrom((*elders)[i], q, false)
+	}
+	if e == nil && first {
+		return h.claimFrom(t, q, true)
+	}
+	return e, lease, why
+}
+
 func (h *Hub) claimFrom(t *tunnel, q *request, first bool) (*entry, *Lease, string) {
 	e, reason := t.pool.claim(q.loop, q.admission.known, first)
-	if e != nil || first {
+	if t.pool.asks() {
 		t.askForMore()
 	}
 	if e == nil {
@@ -205,7 +222,8 @@ func (q *request) takeOver(e *entry, lease *Lease) {
 func (q *request) handOver(e *entry, lease *Lease) {
 	e.unwatched(func() {
 		if !q.loop.Post(func() { q.received(e, lease) }) {
-			closeFD(e.fd) // the client's loop is gone, and the client with it
+			e.tunnel.pool.dismiss(e) // the client's loop is gone, and the client with it
+			e.close()
 			q.hub.unclaim(lease)
 			q.release()
 		}
@@ -220,11 +238,14 @@ func (q *request) received(e *entry, lease *Lease) {
 		return
 	}
 	why := peek(e.fd)
-	if why == "" && !e.tunnel.pool.deliver(lease) {
+	switch {
+	case why != "":
+		e.tunnel.pool.dismiss(e)
+	case !e.tunnel.pool.deliver(e, lease):
 		why = "tunnel_ended"
 	}
 	if why != "" {
-		closeFD(e.fd)
+		e.close()
 		q.hub.counters.add(why)
 		q.hub.unclaim(lease)
 		q.seek()
@@ -242,7 +263,7 @@ func (q *request) answer(e *entry, lease *Lease) {
 	q.finish()
 	q.admitted = false // the lease's now
 	lease.FD, lease.Frame = e.fd, frame
-	e.tunnel.streams.Add(1)
+	e.tunnel.pool.share.streams.Add(1)
 	q.hub.counters.add("leased")
 	q.hub.waits.add(q.loop.Now().Sub(q.began))
 	q.waiter.Leased(lease)

@@ -34,7 +34,8 @@ func newCounters() counters {
 		"park_malformed", "park_unknown_tunnel", "park_forged", "park_replayed", "park_pool_full",
 		"parked_byte", "parked_end", "parked_reset", "tunnel_ended",
 		"carried_tls", "carried_websocket", "carried_full", "carried_refused",
-		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "upsert_refused",
+		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "cancel_held", "cancel_late", "upsert_refused",
+		"moved", "moved_parked", "moved_refused", "moved_used_up", "moved_lost",
 		"control_refused", "control_ended", "control_dead",
 	}
 	for _, r := range []string{

@@ -19,8 +19,11 @@ import (
 // An agent's link to one gateway's address:
 //
 //	dial ─▶ TLS ─▶ hello ─▶ welcome ─▶ up ─┬─▶ (dead, goodbye, error) ─▶ back-off ─▶ dial
-//	  ▲                                    └─▶ drain ─▶ goodbye ─▶ the time told ─┐
+//	  ▲                                    ├─▶ drain ─▶ goodbye ─▶ the time told ─┐
+//	  │                                    └─▶ drain, successor ─▶ the time told ─┤
 //	  └───────────────────────────────────────────────────────────────────────────┘
+//
+// With a successor the link stays until the next one is up: see follow.go.
 
 // Reconnecting: dialLimit and the longest pause together are below the 5 s in
 // which an agent must be back after its gateway is.
@@ -42,6 +45,7 @@ var errStandby = errors.New("the gateway is reached by another address")
 type link struct {
 	agent   *agent
 	addr    string
+	target  string // what to dial in place of addr; "" for addr
 	gateway string // its id
 	reached string // where it was reached: the address that its name had
 	tunnel  ID
@@ -50,6 +54,10 @@ type link struct {
 	ceiling int
 	talk    *talk
 	parked  context.Context // done when parked connections are worth nothing any more
+	voice   *voice          // shared with the gateway's next process
+	elder   *link           // whose place this one takes; nil for none
+	leaving chan struct{}   // closed when the gateway has a successor
+	end     context.CancelCauseFunc
 
 	counter atomic.Uint64
 	dialing chan struct{} // one slot per connection being dialed
@@ -57,20 +65,23 @@ type link struct {
 	choosing sync.Mutex // held while carriers are tried
 	chosen   Carrier    // guarded by choosing; "" before
 
-	mu   sync.Mutex
-	held int           // data connections dialed or parked
-	back time.Duration // after a drain: when to come back
+	mu     sync.Mutex
+	held   int                // data connections dialed or parked
+	back   time.Duration      // after a drain: when to come back
+	unpark context.CancelFunc // ends parked
+	ended  bool               // the control connection has
 }
 
 // keepLink keeps one address connected until the agent stops or no welcome
 // names the address any more.
 func (a *agent) keepLink(addr string) {
 	pause, first := firstPause, true
-	for a.wanted(addr) {
+	var next successor
+	for a.Gate.pass(a.linkCtx) && a.wanted(addr) {
 		began := time.Now()
-		l := &link{agent: a, addr: addr, dialing: make(chan struct{}, parallelDials)}
-		err := l.run(a.ctx)
-		if a.ctx.Err() != nil {
+		l := a.newLink(addr, next.address(began))
+		err := l.run(a.linkCtx)
+		if a.linkCtx.Err() != nil {
 			return
 		}
 		if time.Since(began) > steady {
@@ -81,34 +92,45 @@ func (a *agent) keepLink(addr string) {
 		switch {
 		case errors.Is(err, errStandby):
 			wait = jitter(standbyPause)
+		case errors.Is(err, errLeaving):
+			next = successor{l.reached, time.Now()}
+			wait, pause, first = l.comeBack(), firstPause, false
+			a.Log.Info("the gateway has a new process", "gateway", addr, "dial_in", wait)
 		case l.comeBack() > 0:
 			wait = l.comeBack()
 		}
 		level := slog.LevelDebug
-		if l.talk != nil || first { // it was up, or this is the first try; the rest is repetition
+		if (l.talk != nil || first) && !l.isLeaving() { // it was up, or this is the first try; the rest is repetition
 			level = slog.LevelInfo
 		}
 		first = false
 		a.Log.Log(a.ctx, level, "no tunnel", "gateway", addr, "err", err, "again_in", wait)
-		if !sleep(a.ctx, wait) {
+		if !sleep(a.linkCtx, wait) {
 			return
 		}
 	}
 }
 
-// run makes one tunnel and returns why it ended.
+// run makes one tunnel and returns why it ended. When its gateway has a successor
+// it returns errLeaving, and the tunnel goes on until the next one is up.
 func (l *link) run(ctx context.Context) error {
-	conn, err := l.connect(ctx)
+	open, stop := l.agent.Gate.while(ctx)
+	defer stop()
+	conn, err := l.connect(open)
 	if err != nil {
 		return err
 	}
-	defer conn.NetConn().Close()
 	if !l.agent.enter(l) {
+		conn.NetConn().Close()
 		return errStandby
 	}
-	defer l.agent.leave(l)
-	sent, err := l.greet(ctx, conn)
+	sent, err := l.greet(open, conn)
+	if err == nil {
+		err = l.takeOver(conn)
+	}
 	if err != nil {
+		conn.NetConn().Close()
+		l.agent.leave(l)
 		return err
 	}
 	l.agent.Log.Info("tunnel up", "gateway", l.addr, "gateway_id", l.gateway)
@@ -132,7 +154,7 @@ func (l *link) greet(ctx context.Context, conn *tls.Conn) (sent []byte, err erro
 		return nil, err
 	}
 	sent, _ = l.agent.currentAssignment()
-	hello := &tunnelv1.Hello{AgentId: l.agent.AgentID, Version: l.agent.Version, Assignment: sent}
+	hello := &tunnelv1.Hello{AgentId: l.agent.AgentID, Version: l.agent.Version, Assignment: sent, Follows: true}
 	if err := putControl(conn, &tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: hello}}, greetLimit); err != nil {
 		return nil, err
 	}
@@ -194,15 +216,44 @@ func pingTime(ms uint32, otherwise time.Duration) time.Duration {
 	return min(max(time.Duration(ms)*time.Millisecond, 100*time.Millisecond), time.Minute)
 }
 
-// serve runs the control connection. Parked connections end with it; streams
-// that run do not.
+// serve runs the control connection. Parked connections end with it, unless the
+// gateway's next process has them; streams that run do not.
 func (l *link) serve(ctx context.Context, sent []byte) error {
 	userTimeout(l.talk.conn.NetConn(), l.talk.dead)
-	parked, end := context.WithCancel(ctx)
-	defer end()
-	l.parked = parked
-	l.agent.tasks.Go(func() { l.upserts(parked, sent) })
-	return l.talk.run(ctx, l.hear, end)
+	l.parked, l.unpark = context.WithCancel(ctx)
+	ctx, l.end = context.WithCancelCause(ctx)
+	over := make(chan error, 1)
+	l.agent.tasks.Go(func() { l.upserts(ctx, sent) })
+	l.agent.tasks.Go(func() {
+		err := l.talk.run(ctx, l.hear, l.over)
+		l.end(err)
+		l.talk.conn.NetConn().Close()
+		if !l.isLeaving() { // else its place is the next one's
+			l.agent.leave(l)
+		}
+		over <- err
+	})
+	select {
+	case err := <-over:
+		return err
+	case <-l.leaving:
+		return errLeaving
+	}
+}
+
+// over is called when the control connection has ended, or is about to.
+func (l *link) over() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	l.unparkLocked()
+}
+
+// unparkLocked ends what is parked when it is worth nothing any more.
+func (l *link) unparkLocked() {
+	if l.ended && (l.held == 0 || !l.isLeaving()) {
+		l.unpark()
+	}
 }
 
 // upserts sends each assignment that is newer than the one that was sent last.
@@ -256,6 +307,10 @@ func (l *link) pgCancel(c *tunnelv1.PgCancel) {
 func (l *link) drain(d *tunnelv1.Drain) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if d.GetSuccessor() && !l.isLeaving() {
+		l.voice.hush(l)
+		defer close(l.leaving)
+	}
 	l.back = min(max(time.Duration(d.GetComeBackAfterMs())*time.Millisecond, time.Millisecond), longestAbsent)
 }
 
@@ -266,11 +321,11 @@ func (l *link) comeBack() time.Duration {
 }
 
 func (l *link) streamUp(id ID) {
-	l.send(&tunnelv1.Control{Message: &tunnelv1.Control_StreamUp{StreamUp: &tunnelv1.StreamUp{ConnectionId: id[:]}}})
+	l.voice.say(&tunnelv1.Control{Message: &tunnelv1.Control_StreamUp{StreamUp: &tunnelv1.StreamUp{ConnectionId: id[:]}}})
 }
 
 func (l *link) streamRefused(id ID, reason string) {
-	l.send(&tunnelv1.Control{Message: &tunnelv1.Control_StreamRefused{
+	l.voice.say(&tunnelv1.Control{Message: &tunnelv1.Control_StreamRefused{
 		StreamRefused: &tunnelv1.StreamRefused{ConnectionId: id[:], Reason: word(reason)},
 	}})
 }

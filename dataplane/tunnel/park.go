@@ -19,15 +19,14 @@ func (h *Hub) Park(l relay.Loop, fd int, hello []byte, from netip.AddrPort) erro
 	}
 	t.carrier.Store(carriedTCP)
 	keepAlive(fd)
-	return h.settleIn(l, t, d, fd)
+	return h.settleIn(l, &entry{tunnel: t, fd: fd, counter: d.Counter}, d.Answer)
 }
 
 // settleIn parks a data connection whose hello is good, and says so first when
-// it was asked to. It owns fd.
-func (h *Hub) settleIn(l relay.Loop, t *tunnel, d DataHello, fd int) error {
-	e := &entry{tunnel: t, fd: fd, counter: d.Counter}
-	if d.Answer && !writeAll(fd, AppendAnswer(nil, Binding{t.id, d.Counter}, t.keys.gateway)) {
-		closeFD(fd)
+// it was asked to. It owns the descriptor.
+func (h *Hub) settleIn(l relay.Loop, e *entry, answer bool) error {
+	if answer && !writeAll(e.fd, AppendAnswer(nil, Binding{e.tunnel.id, e.counter}, e.tunnel.keys.gateway)) {
+		closeFD(e.fd)
 		h.counters.add("parked_reset")
 		return ErrUnanswered
 	}
@@ -62,7 +61,7 @@ func (h *Hub) shelve(l relay.Loop, e *entry) error {
 	w := &watcher{hub: h, entry: e}
 	generation, ok := t.pool.park(e, l)
 	if !ok {
-		closeFD(e.fd)
+		e.close()
 		return ErrUnknownTunnel
 	}
 	// The entry may be claimed by another loop from here on. Its loop is this
@@ -70,7 +69,7 @@ func (h *Hub) shelve(l relay.Loop, e *entry) error {
 	w.generation = generation
 	if err := l.Watch(e.fd, w); err != nil {
 		if t.pool.lose(e, generation) {
-			closeFD(e.fd)
+			e.close()
 			return err
 		}
 		return nil // claimed meanwhile: Unwatch does no harm, and the peek tells
@@ -96,7 +95,7 @@ func (w *watcher) Ready(relay.Readiness) {
 	}
 	w.hub.counters.add(why)
 	e.loop.Unwatch(e.fd)
-	closeFD(e.fd)
+	e.close()
 	e.tunnel.askForMore()
 }
 
@@ -104,7 +103,7 @@ func (w *watcher) Ready(relay.Readiness) {
 // that watches it.
 func discard(entries []*entry) {
 	for _, e := range entries {
-		e.unwatched(func() { closeFD(e.fd) })
+		e.unwatched(e.close)
 	}
 }
 

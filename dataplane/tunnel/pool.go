@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -19,6 +20,9 @@ import (
 //	                          ▼                   ▼
 //	                        gone ◀────────────────┘
 //
+// In an upgrade of the process parked entries are copied to the new one while
+// they are here; one that leaves the pool after that is named in dropped.
+//
 // Invariant: whoever moves an entry out of parked, under the lock, is the only
 // one that may touch its descriptor from then on, and does so on the loop that
 // watches it.
@@ -28,10 +32,13 @@ type pool struct {
 
 	parkedFor time.Duration
 	all       *budget // of all pools
+	share     *share  // with the agent's other tunnels; set before the tunnel can be found
 
 	mu         sync.Mutex
 	closed     bool
+	orphan     bool    // there is nobody to ask for connections
 	shelves    []shelf // one per loop
+	inFlight   shelf   // claimed, on the way to a client
 	parked     int
 	generation uint64
 	seen       window
@@ -39,6 +46,26 @@ type pool struct {
 
 	half      map[ID]*Lease // leased, not settled
 	halfCount int           // claimed or leased, not settled
+
+	copies  int      // entries that another process has now
+	dropped []uint64 // counters of those that have left since they were copied
+}
+
+// share is what the tunnels that one agent has at once have in common. It has
+// more than one only for a while after an upgrade of the gateway.
+type share struct {
+	streams atomic.Int64 // leased and not ended
+	half    atomic.Int64 // claimed or leased, not settled
+	spare   atomic.Int64 // parked with tunnels that nobody can be asked for more
+}
+
+// take takes one of so many half-open slots.
+func (s *share) take(most int) bool {
+	if s.half.Add(1) <= int64(most) {
+		return true
+	}
+	s.half.Add(-1)
+	return false
 }
 
 // shelf holds the entries that one loop watches, in the order of their parking.
@@ -47,6 +74,7 @@ type shelf struct {
 	loop           relay.Loop
 	oldest, newest *entry
 	length         int
+	fresh          int // of them, those that are to be copied and have not been
 }
 
 func (s *shelf) push(e *entry) {
@@ -58,6 +86,9 @@ func (s *shelf) push(e *entry) {
 	}
 	s.newest = e
 	s.length++
+	if e.moves() {
+		s.fresh++
+	}
 }
 
 func (s *shelf) unlink(e *entry) {
@@ -73,6 +104,9 @@ func (s *shelf) unlink(e *entry) {
 	}
 	e.older, e.newer = nil, nil
 	s.length--
+	if e.moves() {
+		s.fresh--
+	}
 }
 
 // entryState is where in the drawing above an entry is.
@@ -89,19 +123,35 @@ type entry struct {
 	tunnel  *tunnel
 	fd      int
 	counter uint64
+	carried bool // fd is one end of a pair in this process: it cannot move
 
 	// Guarded by the pool's lock.
 	state      entryState
 	loop       relay.Loop // whose epoll set fd is in
 	generation uint64     // one per parking: a stale event names an old one
 	since      time.Time  // of the first parking
+	copied     bool       // another process has the descriptor, and counts on it
+	shared     bool       // another process may have the descriptor
 	older      *entry     // on its shelf
 	newer      *entry
 }
 
+// moves says that the entry is still to be copied.
+func (e *entry) moves() bool { return !e.copied && !e.carried }
+
+// close closes the descriptor of an entry that is gone and watched by nobody.
+// When another process may have it too, the end is said at the socket: a close
+// here says nothing then.
+func (e *entry) close() {
+	if e.shared {
+		endSocket(e.fd)
+	}
+	closeFD(e.fd)
+}
+
 func newPool(b Bounds, all *budget) *pool {
 	return &pool{
-		floor: b.PoolFloor, ceiling: b.PoolCeiling, halfMax: b.HalfOpenAgent, parkedFor: b.ParkedFor, all: all,
+		floor: b.PoolFloor, ceiling: b.PoolCeiling, halfMax: b.HalfOpenAgent, parkedFor: b.ParkedFor, all: all, share: &share{},
 		demand: demand{target: b.PoolFloor}, half: map[ID]*Lease{},
 	}
 }
@@ -128,19 +178,34 @@ func (p *pool) accept(counter uint64) error {
 func (p *pool) park(e *entry, l relay.Loop) (generation uint64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if e.state == entryClaimed {
+		p.inFlight.unlink(e)
+	}
 	if p.closed {
-		e.state = entryGone
+		p.gone(e)
 		return 0, false
 	}
+	p.shelve(e, l)
+	return e.generation, true
+}
+
+func (p *pool) shelve(e *entry, l relay.Loop) {
 	p.generation++
 	e.state, e.loop, e.generation = entryParked, l, p.generation
 	if e.since.IsZero() {
 		e.since = l.Now()
 	}
 	p.shelf(l).push(e)
-	p.parked++
-	p.all.add(1)
-	return p.generation, true
+	p.count(1)
+}
+
+// count counts parked entries.
+func (p *pool) count(n int) {
+	p.parked += n
+	p.all.add(n)
+	if p.orphan {
+		p.share.spare.Add(int64(n))
+	}
 }
 
 func (p *pool) shelf(l relay.Loop) *shelf {
@@ -164,10 +229,11 @@ func (p *pool) claim(l relay.Loop, known, first bool) (*entry, string) {
 	if p.closed {
 		return nil, FailNoTunnel
 	}
-	if p.halfCount >= open(p.halfMax, known) {
+	if !p.share.take(open(p.halfMax, known)) {
 		return nil, FailAgentHalfOpen
 	}
 	if p.parked <= p.target-open(p.target, known) {
+		p.share.half.Add(-1)
 		if first {
 			p.grow()
 		}
@@ -187,8 +253,9 @@ func (p *pool) take(l relay.Loop) *entry {
 		s = p.fullest()
 	}
 	e := s.newest
-	p.remove(e)
+	p.unshelve(e)
 	e.state = entryClaimed
+	p.inFlight.push(e)
 	return e
 }
 
@@ -215,12 +282,33 @@ func (p *pool) lose(e *entry, generation uint64) bool {
 	return true
 }
 
-// remove takes a parked entry off its shelf.
+// remove takes a parked entry out for good.
 func (p *pool) remove(e *entry) {
+	p.unshelve(e)
+	p.gone(e)
+}
+
+func (p *pool) unshelve(e *entry) {
 	p.shelf(e.loop).unlink(e)
-	p.parked--
-	p.all.add(-1)
+	p.count(-1)
+}
+
+// gone notes that an entry will not be parked any more.
+func (p *pool) gone(e *entry) {
 	e.state = entryGone
+	if e.copied {
+		e.copied = false
+		p.copies--
+		p.dropped = append(p.dropped, e.counter)
+	}
+}
+
+// dismiss takes a claimed entry out for good.
+func (p *pool) dismiss(e *entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inFlight.unlink(e)
+	p.gone(e)
 }
 
 // byCounter takes parked entries out that the agent asks to be rid of.
@@ -268,9 +356,11 @@ func (p *pool) close() (parked []*entry, half []*Lease) {
 
 // deliver makes a claimed connection a leased one: from now on the agent's word
 // settles it. ok is false when the pool is closed.
-func (p *pool) deliver(l *Lease) (ok bool) {
+func (p *pool) deliver(e *entry, l *Lease) (ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.inFlight.unlink(e)
+	p.gone(e)
 	if !p.closed {
 		p.half[l.ConnectionID] = l
 	}
@@ -286,6 +376,7 @@ func (p *pool) release(l *Lease) bool {
 	}
 	l.holds = false
 	p.halfCount--
+	p.share.half.Add(-1)
 	if p.half[l.ConnectionID] == l {
 		delete(p.half, l.ConnectionID)
 	}

@@ -48,7 +48,8 @@ func (h *Hub) lookAgain(q *request) (*entry, *Lease) {
 func (h *Hub) giveBack(e *entry) {
 	e.unwatched(func() {
 		if why := peek(e.fd); why != "" {
-			closeFD(e.fd)
+			e.tunnel.pool.dismiss(e)
+			e.close()
 			h.counters.add(why)
 			return
 		}

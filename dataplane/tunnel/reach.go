@@ -102,9 +102,9 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 	}
 	var under net.Conn
 	if by == CarrierWebSocket {
-		under, l.reached, err = l.dialWebSocket(ctx, l.addr)
+		under, l.reached, err = l.dialWebSocket(ctx, l.where())
 	} else {
-		under, l.reached, err = l.dialTCP(ctx, l.addr)
+		under, l.reached, err = l.dialTCP(ctx, l.where())
 	}
 	if err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func (l *link) dialTCP(ctx context.Context, addr string) (conn net.Conn, reached
 	defer cancel()
 	a := l.agent
 	if a.Proxy != nil {
-		proxy, err := a.Proxy(addr)
+		proxy, err := a.Proxy(l.named(addr))
 		if err != nil {
 			return nil, "", fmt.Errorf("%w: %w", errNobody, err)
 		}

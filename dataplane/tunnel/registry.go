@@ -13,7 +13,8 @@ import (
 
 // open makes a tunnel findable by its id, so that data connections can be
 // checked. An older tunnel of the same agent ends: its parked connections lead
-// to a process that has gone, or has forgotten them.
+// to a process that has gone, or has forgotten them. But an orphan waits for its
+// heir: its agent has forgotten nothing.
 func (h *Hub) open(t *tunnel) {
 	old := h.enter(t)
 	if old == nil {
@@ -28,12 +29,23 @@ func (h *Hub) open(t *tunnel) {
 func (h *Hub) enter(t *tunnel) (old *tunnel) {
 	h.presence.Lock()
 	defer h.presence.Unlock()
+	if old = h.agentOf(t.agent); old != nil {
+		t.follow(old)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	old = h.agents[t.agent]
 	h.tunnels[t.id] = t
 	h.agents[t.agent] = t
+	if old != nil && old.orphan != nil {
+		return nil
+	}
 	return old
+}
+
+func (h *Hub) agentOf(agent string) *tunnel {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.agents[agent]
 }
 
 // announce routes what the tunnel's assignment names, asks for its first
@@ -41,12 +53,14 @@ func (h *Hub) enter(t *tunnel) (old *tunnel) {
 func (h *Hub) announce(t *tunnel) {
 	h.presence.Lock()
 	defer h.presence.Unlock()
-	if !h.current(t) {
+	if !h.current(t) || h.left.Load() {
 		return
 	}
+	t.up = true
 	a := t.assignment.Load()
 	h.setNames(t, namesOf(a.Resources, t.agent))
 	h.setTag(t, a.PgCancelTag)
+	h.inherit(t)
 	t.pool.begin()
 	t.askForMore()
 	h.cfg.Log.Info("agent up", "agent", t.agent, "resources", len(a.Resources), "revision", a.Revision)
@@ -59,19 +73,30 @@ func (h *Hub) announce(t *tunnel) {
 func (h *Hub) close(t *tunnel) {
 	h.presence.Lock()
 	defer h.presence.Unlock()
+	h.end(t)
+}
+
+// end is close with Hub.presence held.
+func (h *Hub) end(t *tunnel) {
 	if !h.forget(t) {
 		return
 	}
+	h.unhitch(t)
 	h.setNames(t, map[resourceName]bool{})
 	h.setTag(t, 0)
+	h.shut(t)
+	if h.gone(t) && !h.left.Load() {
+		h.cfg.Log.Info("agent down", "agent", t.agent)
+		h.cfg.Presence(t.presence(false))
+	}
+}
+
+// shut closes what is parked, and counts no stream as half-open any more.
+func (h *Hub) shut(t *tunnel) {
 	parked, half := t.pool.close()
 	discard(parked)
 	for _, l := range half {
 		h.settle(l, false)
-	}
-	if h.left(t) {
-		h.cfg.Log.Info("agent down", "agent", t.agent)
-		h.cfg.Presence(t.presence(false))
 	}
 }
 
@@ -95,11 +120,12 @@ func (h *Hub) forget(t *tunnel) bool {
 	defer h.mu.Unlock()
 	_, ok := h.tunnels[t.id]
 	delete(h.tunnels, t.id)
+	delete(h.orphans, t)
 	return ok
 }
 
-// left removes the agent, unless a newer tunnel of it is here.
-func (h *Hub) left(t *tunnel) bool {
+// gone removes the agent, unless another tunnel of it is here.
+func (h *Hub) gone(t *tunnel) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.agents[t.agent] != t {

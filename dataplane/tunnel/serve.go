@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -38,6 +39,9 @@ func (h *Hub) Serve(ctx context.Context, conn *tls.Conn) error {
 
 // serve is Serve that calls lift when it is known who is at the other end.
 func (h *Hub) serve(ctx context.Context, conn *tls.Conn, lift func()) error {
+	h.greeted.Add(1)
+	greeted := sync.OnceFunc(func() { h.greeted.Add(-1) })
+	defer greeted()
 	agent, head, err := h.meet(ctx, conn)
 	if err != nil {
 		conn.NetConn().Close()
@@ -45,6 +49,7 @@ func (h *Hub) serve(ctx context.Context, conn *tls.Conn, lift func()) error {
 		return err
 	}
 	if string(head) == Magic {
+		greeted()
 		return h.serveData(ctx, inbound{carrier: conn, kind: carriedTLS, head: head, from: addrOf(conn), lift: func() {
 			lift()
 			_ = conn.SetDeadline(time.Time{}) // fails on a closed connection: the pump finds out
@@ -63,17 +68,44 @@ func (h *Hub) serveControl(ctx context.Context, conn *tls.Conn, agent string, he
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
+	defer context.AfterFunc(h.over, func() { conn.NetConn().Close() })()
 	t.end = end
-	h.open(t)
-	err = h.welcome(t)
-	if err == nil {
-		h.announce(t)
-		err = t.talk.run(ctx, func(m *tunnelv1.Control) error { return h.hear(t, m) }, func() { h.close(t) })
+	if err = h.begin(t); err == nil {
+		err = h.talk(ctx, t)
+	} else {
+		h.turnAway(conn, err)
 	}
-	h.close(t)
 	conn.NetConn().Close()
 	h.counters.add(endReason(err))
 	return fmt.Errorf("agent %s: %w", t.agent, err)
+}
+
+// begin makes a tunnel findable, unless another process has them all.
+func (h *Hub) begin(t *tunnel) error {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	if h.left.Load() {
+		return errDrained
+	}
+	h.open(t)
+	return nil
+}
+
+// talk is a tunnel's life from the welcome to its end.
+func (h *Hub) talk(ctx context.Context, t *tunnel) error {
+	ended := func() {
+		h.gate.RLock()
+		defer h.gate.RUnlock()
+		h.close(t)
+	}
+	defer ended()
+	if err := h.welcome(t); err != nil {
+		return err
+	}
+	h.gate.RLock()
+	h.announce(t)
+	h.gate.RUnlock()
+	return t.talk.run(ctx, func(m *tunnelv1.Control) error { return h.hear(t, m) }, ended)
 }
 
 // meet ends the handshake, and reads what the agent says first.
@@ -83,6 +115,7 @@ func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (agent string, head []by
 		return "", nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	defer context.AfterFunc(h.over, func() { conn.NetConn().Close() })()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return "", nil, fmt.Errorf("control connection: %w", err)
 	}
@@ -100,6 +133,7 @@ func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (agent string, head []by
 // the check of its assignment, and the tunnel's keys.
 func (h *Hub) greet(ctx context.Context, conn *tls.Conn, agent string, head []byte) (*tunnel, error) {
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	defer context.AfterFunc(h.over, func() { conn.NetConn().Close() })()
 	t, err := h.hello(conn, agent, head)
 	if err != nil {
 		h.turnAway(conn, err)
@@ -132,7 +166,7 @@ func (h *Hub) hello(conn *tls.Conn, agent string, head []byte) (*tunnel, error) 
 		return nil, errors.New("the hello names another agent than the certificate")
 	}
 	t := &tunnel{
-		id: newID(), agent: agent, version: word(hello.GetVersion()), since: h.cfg.Now(),
+		id: newID(), agent: agent, version: word(hello.GetVersion()), since: h.cfg.Now(), follows: hello.GetFollows(),
 		pool: newPool(h.bounds, h.parking), talk: newTalk(conn, h.bounds.PingInterval, h.bounds.DeadAfter, h.cfg.Now),
 	}
 	t.names.Store(&map[resourceName]bool{})
@@ -150,7 +184,7 @@ func (h *Hub) room() error {
 	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if len(h.tunnels) >= h.bounds.Tunnels {
+	if len(h.tunnels)-len(h.orphans) >= h.bounds.Tunnels {
 		return errTooMany
 	}
 	return nil
@@ -159,21 +193,30 @@ func (h *Hub) room() error {
 // adopt checks an assignment and makes it the tunnel's own. What is routed
 // changes with route.
 func (h *Hub) adopt(t *tunnel, raw []byte) error {
-	a, err := h.cfg.Verify(raw, t.agent)
+	a, err := h.examine(raw, t.agent)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errAssignment, err)
-	}
-	if h.expired(a) {
-		return fmt.Errorf("%w: expired", errAssignment)
-	}
-	if len(a.Resources) > h.bounds.Resources {
-		return fmt.Errorf("%w: %d resources, at most %d", errAssignment, len(a.Resources), h.bounds.Resources)
+		return err
 	}
 	if err := h.renew(t.agent, a); err != nil {
 		return err
 	}
 	t.assignment.Store(&assignmentView{Assignment: a, raw: raw})
 	return nil
+}
+
+// examine checks an assignment of an agent.
+func (h *Hub) examine(raw []byte, agent string) (Assignment, error) {
+	a, err := h.cfg.Verify(raw, agent)
+	if err != nil {
+		return a, fmt.Errorf("%w: %w", errAssignment, err)
+	}
+	if h.expired(a) {
+		return a, fmt.Errorf("%w: expired", errAssignment)
+	}
+	if len(a.Resources) > h.bounds.Resources {
+		return a, fmt.Errorf("%w: %d resources, at most %d", errAssignment, len(a.Resources), h.bounds.Resources)
+	}
+	return a, nil
 }
 
 // renew refuses an older assignment than one that was shown before.
@@ -208,8 +251,14 @@ func (h *Hub) welcome(t *tunnel) error {
 }
 
 // hear acts on one message of an agent. An error ends the tunnel; what later
-// versions say is skipped.
+// versions say is skipped. While tunnels are frozen it waits; what comes when
+// another process has them is nobody's: the agent says it again there.
 func (h *Hub) hear(t *tunnel, m *tunnelv1.Control) error {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	if h.left.Load() {
+		return nil
+	}
 	switch m := m.Message.(type) {
 	case *tunnelv1.Control_Upsert:
 		h.upsert(t, m.Upsert.GetAssignment())
@@ -257,8 +306,8 @@ func (h *Hub) streamUp(t *tunnel, id []byte) {
 		return // ended meanwhile
 	}
 	l.up.Store(true)
-	h.counters.add("stream_up")
 	h.settle(l, true)
+	h.counters.add("stream_up")
 }
 
 func (h *Hub) streamRefused(t *tunnel, r *tunnelv1.StreamRefused) {
@@ -266,20 +315,38 @@ func (h *Hub) streamRefused(t *tunnel, r *tunnelv1.StreamRefused) {
 	if l == nil {
 		return
 	}
+	h.settle(l, false)
 	h.counters.add("stream_refused")
 	h.cfg.Log.Debug("stream refused", "agent", t.agent, "resource", l.Kind+"/"+l.Name, "reason", word(r.GetReason()))
-	h.settle(l, false)
 }
 
 func (t *tunnel) leased(id []byte) *Lease {
 	if len(id) != idSize {
 		return nil
 	}
-	return t.pool.leased(ID(id))
+	if l := t.pool.leased(ID(id)); l != nil {
+		return l
+	}
+	if elders := t.elders.Load(); elders != nil {
+		for _, e := range *elders {
+			if l := e.pool.leased(ID(id)); l != nil {
+				return l
+			}
+		}
+	}
+	return nil
 }
 
-// needs is what the writer says when it was poked.
+// needs is what the writer says when it was poked. The writer pings: it does
+// not wait for a thaw, which pokes it again.
 func (h *Hub) needs(t *tunnel) []*tunnelv1.Control {
+	if !h.gate.TryRLock() {
+		return nil
+	}
+	defer h.gate.RUnlock()
+	if h.left.Load() {
+		return nil
+	}
 	n := t.pool.need()
 	if n == 0 {
 		return nil
@@ -287,8 +354,16 @@ func (h *Hub) needs(t *tunnel) []*tunnelv1.Control {
 	return []*tunnelv1.Control{{Message: &tunnelv1.Control_Need{Need: &tunnelv1.Need{Connections: uint32(n)}}}}
 }
 
-// tick follows the demand, and stops serving what has expired.
+// tick follows the demand, and stops serving what has expired. It does not wait
+// for a thaw either.
 func (h *Hub) tick(t *tunnel) {
+	if !h.gate.TryRLock() {
+		return
+	}
+	defer h.gate.RUnlock()
+	if h.left.Load() {
+		return
+	}
 	retired, lost := t.pool.tick(h.cfg.Now())
 	h.counters.m["need_lost"].Add(uint64(lost))
 	h.drop(t, retired)

@@ -16,7 +16,7 @@ type demand struct {
 
 	pending int // asked of the agent and not yet here
 	unsent  int // of those, what the tunnel's writer has still to say
-	low     int // the least that pending has been in the present round
+	low     int // the least that pending without unsent has been in the present round
 	ticks   int // of the present round
 }
 
@@ -25,6 +25,11 @@ const (
 	// one, so what pending did not fall below in all of it has been lost, however
 	// many others were asked for and came meanwhile. It is asked for again.
 	askTicks = 3
+
+	// askPart is how much of a pool is missing before the agent is told between
+	// ticks: with many streams a second a message for each would cost both sides as
+	// much as the connection itself.
+	askPart = 16
 
 	// decayPart is how much of its excess a pool gives up per tick.
 	decayPart = 32
@@ -55,14 +60,25 @@ func (p *pool) grow() {
 // refill asks for what is missing: what is wanted, and what those who wait will
 // take of it.
 func (p *pool) refill() {
-	n := p.target - p.parked + p.short - p.pending
+	n := p.target - p.parked - int(p.share.spare.Load()) + p.short - p.pending
 	n = min(n, p.ceiling-p.parked-p.pending)
-	if n <= 0 || p.closed {
+	if n <= 0 || p.closed || p.orphan {
 		return
 	}
 	n = p.all.take(n, p.parked+p.pending < p.floor)
 	p.pending += n
 	p.unsent += n
+}
+
+// asks says that the agent should be asked for connections now: somebody waits,
+// or enough are missing. Else the next tick asks.
+func (p *pool) asks() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.orphan {
+		return true // its heir is asked
+	}
+	return p.unsent > 0 && (p.short > 0 || p.unsent >= p.target/askPart)
 }
 
 // need returns how many connections to ask for now; its caller sends them.
@@ -83,7 +99,7 @@ func (p *pool) arrived() bool {
 	}
 	p.pending--
 	p.unsent = min(p.unsent, p.pending)
-	p.low = min(p.low, p.pending)
+	p.low = min(p.low, p.pending-p.unsent)
 	p.all.add(-1) // until it is parked
 	return true
 }
@@ -118,7 +134,7 @@ func (p *pool) expire() (lost int) {
 		lost = min(p.low, p.pending-p.unsent)
 		p.pending -= lost
 		p.all.add(-lost)
-		p.low, p.ticks = p.pending, 0
+		p.low, p.ticks = p.pending-p.unsent, 0
 	}
 	if p.pending == 0 {
 		p.short = 0 // whoever waited has been served, or has gone

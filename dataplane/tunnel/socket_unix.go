@@ -99,6 +99,9 @@ func hungUp(c *net.UnixConn) (gone bool) {
 	return gone || err != nil
 }
 
+// endSocket ends a connection for everybody who has it.
+func endSocket(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
+
 // closeFD closes a descriptor that no loop watches. There is nobody to tell of
 // an error, and nothing to lose: no byte of a client has been written to it.
 func closeFD(fd int) { _ = unix.Close(fd) }

@@ -86,6 +86,7 @@ type TunnelStatus struct {
 	Target   int // wanted
 	HalfOpen int
 	Carrier  string // how its data connections come: "tcp", "tls", "websocket"; "" before the first
+	Moved    bool   // its control connection was the process's before the last upgrade
 }
 
 // Status returns the present state and the counters since the start.
@@ -121,9 +122,12 @@ func (t *tunnel) status() TunnelStatus {
 		AgentID: t.agent, Version: t.version, Since: t.since,
 		Revision:  t.assignment.Load().Revision,
 		Resources: len(*t.names.Load()),
-		RoundTrip: time.Duration(t.talk.round.Load()),
-		Streams:   int(t.streams.Load()),
+		Streams:   int(t.streams()),
 		Carrier:   carrierName(t.carrier.Load()),
+		Moved:     t.orphan != nil,
+	}
+	if t.talk != nil {
+		s.RoundTrip = time.Duration(t.talk.round.Load())
 	}
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
@@ -146,6 +150,8 @@ func (h *Hub) Present() (out []Presence) {
 // Evict ends an agent's tunnel, for a lock or a removal. It reports whether
 // there was one. That the agent does not come back is for Verify to see to.
 func (h *Hub) Evict(agentID string) bool {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
 	h.mu.RLock()
 	t := h.agents[agentID]
 	h.mu.RUnlock()
@@ -165,6 +171,10 @@ func (h *Hub) Drain(after, spread time.Duration) {
 	h.draining.Store(true)
 	tunnels := h.all()
 	for i, t := range tunnels {
+		if t.orphan != nil {
+			h.forsake(t)
+			continue
+		}
 		share := spread / time.Duration(len(tunnels))
 		back := after + share*time.Duration(i) + rand.N(share+1)
 		t.talk.send(&tunnelv1.Control{Message: &tunnelv1.Control_Drain{

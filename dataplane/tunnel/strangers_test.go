@@ -163,6 +163,67 @@ func TestPoolSize(t *testing.T) {
 	}
 }
 
+// TestPoolAsksInGroups: a large pool does not ask for each connection by a message
+// of its own, and gives nothing up for lost that it has not asked for.
+func TestPoolAsksInGroups(t *testing.T) {
+	all := &budget{most: 1000, refused: new(atomic.Uint64)}
+	p := newPool(Bounds{PoolFloor: 64, PoolCeiling: 256}.withDefaults(), all)
+	now := time.Unix(1e9, 0)
+	loop := newScriptLoop(&now)
+	come := func(n int) {
+		for range n {
+			check0(t, p.accept(p.generation+1))
+			p.park(&entry{}, loop)
+		}
+	}
+	claim := func() bool {
+		e, _ := p.claim(loop, true, true)
+		if e != nil {
+			p.release(&Lease{holds: true})
+		}
+		return e != nil
+	}
+	p.begin()
+	if !p.asks() {
+		t.Error("an empty pool does not ask")
+	}
+	come(p.need())
+	for n := range 64 / askPart {
+		if p.asks() {
+			t.Fatalf("asks after %d of 64 were taken", n)
+		}
+		if !claim() {
+			t.Fatal("nothing parked")
+		}
+	}
+	if !p.asks() {
+		t.Errorf("does not ask when a %dth is missing", askPart)
+	}
+	// Something is always missing from here on: what was asked for comes late,
+	// and never all of what is missing was asked for.
+	for second := range 4 * askTicks {
+		for !p.asks() {
+			claim()
+		}
+		asked := p.need()
+		if _, lost := p.tick(now); lost != 0 {
+			t.Fatalf("second %d: %d given up that are on their way", second, lost)
+		}
+		asked += p.need()
+		claim()
+		come(asked)
+	}
+	for claim() {
+	}
+	if !p.asks() {
+		t.Error("does not ask while somebody waits")
+	}
+	p.orphan, p.unsent = true, 0
+	if !p.asks() {
+		t.Error("an elder pool does not have its heir asked")
+	}
+}
+
 // TestPoolForgetsNothing: what was asked for and is lost is asked for again
 // while others are asked for and come: their coming hid it for as long as they did.
 func TestPoolForgetsNothing(t *testing.T) {

@@ -151,7 +151,7 @@ func (t *talk) write(ctx context.Context, end context.CancelCauseFunc, ended fun
 			t.bye(context.Cause(ctx))
 			return ctx.Err()
 		case m := <-t.out:
-			err = t.put(m)
+			err = t.putQueued(m)
 		case <-t.wake:
 			err = t.putAll()
 		case now := <-pings.C:
@@ -185,6 +185,24 @@ func (t *talk) putAll() error {
 	return nil
 }
 
+// putQueued writes a message and those that wait behind it, in one record.
+func (t *talk) putQueued(m *tunnelv1.Control) error {
+	b, err := AppendControl(nil, m)
+	for err == nil && len(b) < slowest {
+		select {
+		case m = <-t.out:
+			b, err = AppendControl(b, m)
+			continue
+		default:
+		}
+		break
+	}
+	if err != nil {
+		return err
+	}
+	return putRaw(t.conn, b, t.dead)
+}
+
 func (t *talk) put(m *tunnelv1.Control) error { return putControl(t.conn, m, t.dead) }
 
 // bye says what is left and why, if it can, and closes.
@@ -216,7 +234,7 @@ func (t *talk) flush() {
 
 func byeReason(cause error) string {
 	switch {
-	case errors.Is(cause, errReplaced):
+	case errors.Is(cause, errReplaced), errors.Is(cause, errFollowed):
 		return "replaced"
 	case errors.Is(cause, ErrDead):
 		return "dead"
@@ -242,11 +260,19 @@ func putControl(c net.Conn, m *tunnelv1.Control, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
+	return putRaw(c, b, wait)
+}
+
+// putRaw writes encoded messages with a deadline.
+func putRaw(c net.Conn, b []byte, wait time.Duration) error {
+	if len(b) == 0 {
+		return nil
+	}
 	wait += time.Duration(len(b)/slowest) * time.Second
 	if err := c.SetWriteDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
-	_, err = c.Write(b)
+	_, err := c.Write(b)
 	return err
 }
 

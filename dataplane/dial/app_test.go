@@ -1,0 +1,176 @@
+package dial
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+)
+
+// appProxy starts a proxy to an application whose agent is h.
+func appProxy(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	far := httptest.NewServer(h)
+	t.Cleanup(far.Close)
+	return serveApp(t, func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", far.Listener.Addr().String())
+	})
+}
+
+func serveApp(t *testing.T, dial func(context.Context) (net.Conn, error)) string {
+	t.Helper()
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- (&AppProxy{Listener: l, Host: "web.app.gw.test", Dial: dial}).Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+// ask sends a request with headers and returns the answer's status and text.
+func ask(t *testing.T, method, addr string, header map[string]string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://"+addr+"/path?q", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range header {
+		if name == "Host" {
+			req.Host = v
+		}
+		req.Header.Set(name, v)
+	}
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(b)
+}
+
+// TestAppProxy: requests name the application, and redirects come back here.
+func TestAppProxy(t *testing.T) {
+	addr := appProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", "https://web.app.gw.test/next?x=1")
+		fmt.Fprintf(w, "%s %s %s %s", r.Host, r.RequestURI, r.Header.Get("Origin"), r.Header.Get("Referer"))
+	})
+	resp, body := ask(t, "GET", addr, map[string]string{"Origin": "http://" + addr, "Referer": "http://" + addr + "/a"})
+	if body != "web.app.gw.test /path?q https://web.app.gw.test https://web.app.gw.test/a" {
+		t.Errorf("%s", body)
+	}
+	if l := resp.Header.Get("Location"); l != "http://"+addr+"/next?x=1" {
+		t.Errorf("leads to %s", l)
+	}
+}
+
+// TestAppProxyForeignPages: what a page of another site can make a browser send
+// to this port goes no further.
+func TestAppProxyForeignPages(t *testing.T) {
+	reached := 0
+	addr := appProxy(t, func(w http.ResponseWriter, r *http.Request) { reached++ })
+	_, port, _ := net.SplitHostPort(addr)
+	for name, c := range map[string]struct {
+		method string
+		header map[string]string
+		want   int
+	}{
+		"plain":                 {"GET", nil, 200},
+		"own page posts":        {"POST", map[string]string{"Origin": "http://" + addr}, 200},
+		"curl posts":            {"POST", nil, 200},
+		"localhost":             {"GET", map[string]string{"Host": "localhost:" + port}, 200},
+		"another loopback":      {"GET", map[string]string{"Host": "[::1]:" + port}, 200},
+		"rebound name":          {"GET", map[string]string{"Host": "evil.test:" + port}, 421},
+		"rebound, like ours":    {"GET", map[string]string{"Host": "127.0.0.1.evil.test"}, 421},
+		"foreign page posts":    {"POST", map[string]string{"Origin": "https://evil.test"}, 403},
+		"foreign page, fetched": {"DELETE", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403},
+		"sandboxed page posts":  {"POST", map[string]string{"Origin": "null"}, 403},
+		"foreign WebSocket":     {"GET", map[string]string{"Origin": "https://evil.test", "Connection": "Upgrade", "Upgrade": "websocket"}, 403},
+	} {
+		before := reached
+		if resp, body := ask(t, c.method, addr, c.header); resp.StatusCode != c.want || (c.want == 200) != (reached > before) {
+			t.Errorf("%s: %s %q, reached %v", name, resp.Status, body, reached > before)
+		}
+	}
+}
+
+// TestAppProxyFailure: the reason is told where the answer would stand.
+func TestAppProxyFailure(t *testing.T) {
+	why := &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "your login expired", Hint: "sally login"}
+	addr := serveApp(t, func(context.Context) (net.Conn, error) { return nil, why })
+	if resp, body := ask(t, "GET", addr, nil); resp.StatusCode != 502 || !strings.Contains(body, why.Fact) || !strings.Contains(body, why.Hint) {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	addr = serveApp(t, func(context.Context) (net.Conn, error) { return nil, errors.New("secret detail") })
+	if resp, body := ask(t, "GET", addr, nil); resp.StatusCode != 502 || strings.Contains(body, "secret") {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+}
+
+// TestAppProxyWebSocket: bytes both ways once the application has switched.
+func TestAppProxyWebSocket(t *testing.T) {
+	addr := appProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		io.Copy(conn, rw)
+	})
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nOrigin: http://%s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", addr, addr)
+	br := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	io.WriteString(conn, "ping")
+	b := make([]byte, 4)
+	if _, err := io.ReadFull(br, b); err != nil || string(b) != "ping" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestAppProxyRole: who reaches the port says nothing that agents take for sally's word.
+func TestAppProxyRole(t *testing.T) {
+	addr := appProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		for name := range r.Header {
+			if strings.HasPrefix(name, "Sallyport-") {
+				t.Errorf("%s arrived", name)
+			}
+		}
+		io.WriteString(w, "answer")
+	})
+	if resp, text := ask(t, "GET", addr, map[string]string{awsRoleHeader: awsTestRole, "sallyport-other": "x"}); resp.StatusCode != 200 || text != "answer" {
+		t.Errorf("%s %q", resp.Status, text)
+	}
+}
