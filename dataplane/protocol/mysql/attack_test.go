@@ -1,0 +1,308 @@
+package mysql
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	proto "github.com/go-mysql-org/go-mysql/mysql"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
+	"github.com/sallyport/sallyport/dataplane/database/dbtest"
+)
+
+// hostile is a server of packets: TLS and a login by the book, then what a test
+// says.
+type hostile struct {
+	t      *testing.T
+	script func(conn net.Conn)
+
+	noTLS  bool
+	before string // sent in clear behind the greeting
+	login  []byte // in place of OK
+}
+
+func (h *hostile) start() string {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	h.t.Cleanup(func() { l.Close() })
+	cert := dbtest.DBCA.Pair("server", "127.0.0.1")
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go h.serve(conn, cert)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func (h *hostile) serve(conn net.Conn, cert tls.Certificate) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	g := greeting{version: "10.11.0-MariaDB", thread: 7, caps: mirrored, charset: 45, status: 2}
+	b := g.forClient(newSalt())
+	if !h.noTLS {
+		b[len(g.version)+16] |= byte(proto.CLIENT_SSL >> 8) // the second byte of the capabilities
+	}
+	conn.Write(append(appendPacket(nil, 0, b), h.before...))
+	if _, _, err := readPacket(conn, 64); err != nil {
+		return
+	}
+	inner := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}})
+	if _, _, err := readPacket(inner, 4096); err != nil {
+		return
+	}
+	ok := h.login
+	if ok == nil {
+		ok = appendPacket(nil, 3, []byte{0, 0, 0, 2, 0, 0, 0})
+	}
+	inner.Write(ok)
+	if h.script != nil {
+		h.script(inner)
+	}
+}
+
+// TestA111_FileThatNobodyNamed: a server that was taken over asks for the
+// client's files.
+func TestA111_FileThatNobodyNamed(t *testing.T) {
+	const named = "load data local infile '/tmp/named' into table t"
+	for name, row := range map[string]struct {
+		command byte
+		text    string
+		caps    uint32
+		file    string
+		ahead   string // a command sent behind the first
+		passes  bool
+	}{
+		"named":                {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, "/tmp/named", "", true},
+		"in double quotes":     {proto.COM_QUERY, `load data concurrent local infile "/tmp/named" into table t`, proto.CLIENT_LOCAL_FILES, "/tmp/named", "", true},
+		"second statement":     {proto.COM_QUERY, "do 1; /*!50000 LOAD XML LOCAL INFILE */ '/tmp/named' into table t", proto.CLIENT_LOCAL_FILES, "/tmp/named", "", true},
+		"escapes":              {proto.COM_QUERY, `load data local infile 'C:\\it\'s ''here''' into table t`, proto.CLIENT_LOCAL_FILES, `C:\it's 'here'`, "", true},
+		"escapes are off":      {proto.COM_QUERY, `load data local infile 'C:\new' into table t`, proto.CLIENT_LOCAL_FILES, `C:\new`, "", true},
+		"another":              {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, "/etc/passwd", "", false},
+		"a part of it":         {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, "/tmp", "", false},
+		"no name":              {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, "", "", false},
+		"a long name":          {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, strings.Repeat("x", 5000), "", false},
+		"of a query":           {proto.COM_QUERY, "select '/tmp/named'", proto.CLIENT_LOCAL_FILES, "/tmp/named", "", false},
+		"in a string":          {proto.COM_QUERY, `select "load data local infile '/tmp/named'"`, proto.CLIENT_LOCAL_FILES, "/tmp/named", "", false},
+		"in a comment":         {proto.COM_QUERY, "select 1 -- load data local infile '/tmp/named'", proto.CLIENT_LOCAL_FILES, "/tmp/named", "", false},
+		"of the server":        {proto.COM_QUERY, "load data infile '/tmp/named' into table t", proto.CLIENT_LOCAL_FILES, "/tmp/named", "", false},
+		"not agreed on":        {proto.COM_QUERY, named, 0, "/tmp/named", "", false},
+		"of a PREPARE":         {proto.COM_STMT_PREPARE, named, proto.CLIENT_LOCAL_FILES, "/tmp/named", "", false},
+		"a command behind it":  {proto.COM_QUERY, named, proto.CLIENT_LOCAL_FILES, "/tmp/named", "select 1", false},
+		"an answer to nothing": {proto.COM_PING, "", proto.CLIENT_LOCAL_FILES, "/tmp/named", "", true}, // one packet of any kind, which no client takes for a request
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &hostile{t: t, script: func(conn net.Conn) {
+				readPacket(conn, 4096)
+				if row.ahead != "" {
+					readPacket(conn, 4096)
+				}
+				conn.Write(appendPacket(nil, 1, append([]byte{0xfb}, row.file...)))
+				io.Copy(io.Discard, conn)
+			}}
+			r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: h.start()} })
+			c := r.dialRaw()
+			c.login("alice", row.caps)
+			b := appendPacket(nil, 0, append([]byte{row.command}, row.text...))
+			if row.ahead != "" {
+				b = append(b, appendPacket(nil, 0, append([]byte{proto.COM_QUERY}, row.ahead...))...)
+			}
+			c.send(b)
+			payload, seq := c.receive()
+			if passed := payload[0] == 0xfb; passed != row.passes || seq != 1 {
+				t.Fatalf("passed %v: %q", passed, payload)
+			}
+			if row.passes {
+				return
+			}
+			if code, _, text, err := parseErr(payload); err != nil || code == 0 {
+				t.Errorf("%d %s %v", code, text, err)
+			}
+			c.Close()
+			if err := r.Result(); !errors.Is(err, sallyport.ErrDenied) && !errors.Is(err, sallyport.ErrInvalid) {
+				t.Error(err)
+			}
+			r.gate.Await(t, "db.session.malformed_packet", 1)
+		})
+	}
+}
+
+// TestA111_FileIsNoCommand: what a client sends as a file is not read as
+// commands, what comes behind it is, and its packets count on.
+func TestA111_FileIsNoCommand(t *testing.T) {
+	got := make(chan string, 8)
+	h := &hostile{t: t, script: func(conn net.Conn) {
+		readPacket(conn, 4096)
+		conn.Write(appendPacket(nil, 1, []byte("\xfbf")))
+		for range 2 {
+			var head [headerSize]byte
+			io.ReadFull(conn, head[:])
+			b := make([]byte, length(head[:]))
+			io.ReadFull(conn, b)
+			got <- string(b)
+		}
+		conn.Write(appendPacket(nil, 4, []byte{0, 0, 0, 2, 0, 0, 0}))
+		b, _, _ := readPacket(conn, 4096)
+		got <- string(b)
+		io.Copy(io.Discard, conn)
+	}}
+	r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: h.start()} })
+	c := r.dialRaw()
+	c.login("alice", proto.CLIENT_LOCAL_FILES)
+	c.command(proto.COM_QUERY, "load data local infile 'f' into table t")
+	c.receive()
+	c.send(append(appendPacket(nil, 2, []byte("\x03drop table a")), 0, 0, 0, 3))
+	if payload, _ := c.receive(); payload[0] != 0 {
+		t.Fatalf("%q", payload)
+	}
+	c.command(proto.COM_QUERY, "select 2")
+	for _, want := range []string{"\x03drop table a", "", "\x03select 2"} {
+		if text := <-got; text != want {
+			t.Errorf("the server got %q, want %q", text, want)
+		}
+	}
+	if e := r.gate.All("db.session.query"); len(e) != 2 || e[1].Fields["db_query"] != "select 2" {
+		t.Errorf("%+v", e)
+	}
+	// Again, with a packet that does not count on.
+	c = r.dialRaw()
+	c.login("alice", proto.CLIENT_LOCAL_FILES)
+	c.command(proto.COM_QUERY, "load data local infile 'f' into table t")
+	c.receive()
+	c.send(appendPacket(nil, 0, []byte("\x03drop table b")))
+	if code, _ := c.fatal(); code != 1156 {
+		t.Errorf("error %d", code)
+	}
+}
+
+// TestA111_Server: a server, or who is between, that wants another way than TLS
+// with a certificate.
+func TestA111_Server(t *testing.T) {
+	for name, row := range map[string]struct {
+		h    hostile
+		want string
+	}{
+		"no TLS":               {hostile{noTLS: true}, "does not offer TLS"},
+		"bytes before TLS":     {hostile{before: "\x07\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00"}, "not reachable"},
+		"password in clear":    {hostile{login: appendPacket(nil, 3, []byte("\xfemysql_clear_password\x00"))}, "asks for a password"},
+		"an old password":      {hostile{login: appendPacket(nil, 3, []byte("\xfe"))}, "asks for a password"},
+		"dialog":               {hostile{login: appendPacket(nil, 3, []byte("\xfedialog\x00\x04Password: "))}, "asks for a password"},
+		"full authentication":  {hostile{login: appendPacket(nil, 3, []byte("\x01\x04"))}, "asks for a password"},
+		"out of order":         {hostile{login: appendPacket(nil, 9, []byte{0, 0, 0, 2, 0, 0, 0})}, "not reachable"},
+		"a packet of nothing":  {hostile{login: []byte{0, 0, 0, 3}}, "not reachable"},
+		"a packet of 16 MiB":   {hostile{login: []byte{0xff, 0xff, 0xff, 3, 0}}, "not reachable"},
+		"an error":             {hostile{login: appendPacket(nil, 3, errPacket(1045, "28000", "Access denied for 'alice'@'10.0.0.1'"))}, "does not accept user"},
+		"an error of its own":  {hostile{login: appendPacket(nil, 3, errPacket(1049, "42000", "Unknown database 'orders'"))}, "Unknown database 'orders'"},
+		"the agent is blocked": {hostile{login: appendPacket(nil, 3, errPacket(1129, "HY000", "Host '10.0.0.1' is blocked"))}, "lets nobody in"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			row.h.t = t
+			r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: row.h.start()} })
+			c := r.dialRaw()
+			c.send(appendPacket(nil, 1, c.answer(rawCaps, "alice\x00\x00orders\x00mysql_native_password\x00")))
+			if _, text := c.fatal(); !strings.Contains(text, row.want) || strings.Contains(text, "10.0.0.1") {
+				t.Error(text)
+			}
+		})
+	}
+}
+
+// TestA111_Packets: what is no command, or not to be served, ends the session
+// before the server has it.
+func TestA111_Packets(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.server.Bounds.Command = 1 << 20 })
+	for name, row := range map[string]struct {
+		bytes []byte
+		code  uint16
+	}{
+		"another user":         {appendPacket(nil, 0, []byte("\x11bob\x00\x00orders\x00\x2d\x00")), 1045},
+		"replication":          {appendPacket(nil, 0, []byte("\x12\x04\x00\x00\x00\x00\x00\x01\x00\x00\x00")), 1045},
+		"replication by GTID":  {appendPacket(nil, 0, []byte("\x1e\x00\x00")), 1045},
+		"a replica":            {appendPacket(nil, 0, []byte("\x15\x01\x00\x00\x00")), 1045},
+		"a table":              {appendPacket(nil, 0, []byte("\x13\x01a\x01b")), 1045},
+		"a clone":              {appendPacket(nil, 0, []byte("\x20")), 1045},
+		"a command of nothing": {[]byte{0, 0, 0, 0}, 1835},
+		"unknown":              {appendPacket(nil, 0, []byte("\x7f")), 1047},
+		"several commands":     {appendPacket(nil, 0, []byte("\xfe\x02\x00\x03x")), 1047},
+		"a delayed insert":     {appendPacket(nil, 0, []byte("\x10")), 1047},
+		"does not begin at 0":  {appendPacket(nil, 1, []byte("\x03select 'smuggled'")), 1156},
+		"does not count on":    {append(appendPacket(nil, 0, nil)[:0], 0xff, 0xff, 0xff, 1), 1156},
+		"too long":             {[]byte{0xff, 0xff, 0xff, 0, 3}, 1153},
+		"EXECUTE short":        {appendPacket(nil, 0, []byte("\x17\x01\x00\x00")), 1835},
+		"CLOSE long":           {appendPacket(nil, 0, []byte("\x19\x01\x00\x00\x00\x00")), 1835},
+		"LONG DATA short":      {appendPacket(nil, 0, []byte("\x18\x01\x00\x00\x00\x00")), 1835},
+		"compressed":           {[]byte{20, 0, 0, 0, 0, 0, 0, 0x78, 0x9c, 0x4b}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := len(r.gate.All("db.session.malformed_packet"))
+			c := r.dialRaw()
+			c.login("alice", 0)
+			c.send(row.bytes)
+			if row.code == 0 { // not whole yet: nothing of it passes
+				c.Close()
+				r.Result()
+				return
+			}
+			if code, text := c.fatal(); code != row.code {
+				t.Errorf("%d %s", code, text)
+			}
+			c.Close()
+			if err := r.Result(); err == nil {
+				t.Error("no error")
+			}
+			e := r.gate.Await(t, "db.session.malformed_packet", before+1)
+			if payload := must(base64.StdEncoding.DecodeString(e.Fields["payload"].(string))); e.Code != "TDB06I" || !bytes.HasPrefix(row.bytes, payload) {
+				t.Errorf("%+v", e)
+			}
+		})
+	}
+	if e := r.gate.All("db.session.query"); len(e) > 0 {
+		t.Errorf("taken for a query: %+v", e)
+	}
+}
+
+// TestA111_NotOffered: what would change how packets are read.
+func TestA111_NotOffered(t *testing.T) {
+	r := newRig(t)
+	c := r.dialRaw()
+	if bad := c.g.caps & (proto.CLIENT_COMPRESS | proto.CLIENT_SSL | proto.CLIENT_ZSTD_COMPRESSION_ALGORITHM | proto.CLIENT_QUERY_ATTRIBUTES | proto.CLIENT_OPTIONAL_RESULTSET_METADATA); bad != 0 {
+		t.Errorf("offered %#x", bad)
+	}
+	if c.g.caps&proto.CLIENT_LONG_PASSWORD == 0 {
+		t.Error("MariaDB's extended capabilities are offered")
+	}
+	// A client that wants it all the same gets none of it.
+	c.login("alice", proto.CLIENT_COMPRESS|proto.CLIENT_QUERY_ATTRIBUTES)
+	c.command(proto.COM_QUERY, "select 1")
+	if payload, _ := c.receive(); payload[0] != 1 {
+		t.Errorf("%q", payload)
+	}
+	// TLS inside of TLS.
+	c = r.dialRaw()
+	c.send(appendPacket(nil, 1, c.answer(rawCaps|proto.CLIENT_SSL, "")))
+	if code, text := c.fatal(); code != 1043 || !strings.Contains(text, "TLS inside of TLS") {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
+// TestLengthIsNotBelieved: memory is used for bytes that have come.
+func TestLengthIsNotBelieved(t *testing.T) {
+	s := splitter{limit: 1 << 30, file: func() (byte, bool) { return 0, false }}
+	n := copy(s.Space(), "\xff\xff\xff\x00\x03select")
+	if _, err := s.take(n); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.Space()); n > database.BufferSize {
+		t.Errorf("room for %d bytes", n)
+	}
+}

@@ -1,0 +1,158 @@
+package mysql
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"strconv"
+
+	proto "github.com/go-mysql-org/go-mysql/mysql"
+
+	"github.com/sallyport/sallyport/dataplane/database"
+)
+
+// statement is what is known of a prepared statement.
+type statement struct {
+	number int64 // of its PREPARE in the session, from 1
+	params int
+	types  []byte       // two for each parameter, of the last EXECUTE that had them
+	long   map[int]bool // parameters whose values were sent before
+}
+
+// statementsMost are remembered of one session; of more, parameters are recorded
+// raw. It is the default of the server's max_prepared_stmt_count and some.
+const statementsMost = 20_000
+
+// executeFixed is what COM_STMT_EXECUTE has before the parameters: the
+// statement, flags, a count.
+const executeFixed = 9
+
+// values reads the parameters of a COM_STMT_EXECUTE (page "COM_STMT_EXECUTE"),
+// without its fixed part. It reports false when they cannot be read as that.
+func (st *statement) values(b []byte) (database.Values, bool) {
+	v := database.NewValues()
+	if st.params == 0 {
+		return v, true
+	}
+	c := cursor{rest: b}
+	nulls := c.bytes((st.params + 7) / 8)
+	if c.byte() == 1 {
+		st.types = append([]byte(nil), c.bytes(2*st.params)...)
+	}
+	if c.short || len(st.types) != 2*st.params {
+		return v, false
+	}
+	for i := range st.params {
+		switch {
+		case st.long[i]:
+			v.Add([]byte("(sent before)"), false)
+		case nulls[i/8]>>(i%8)&1 == 1:
+			v.Add(nil, false)
+		default:
+			b, ok := c.value(st.types[2*i], st.types[2*i+1]&proto.PARAM_UNSIGNED != 0)
+			if !ok {
+				return v, false
+			}
+			v.Add(b, false)
+		}
+	}
+	return v, len(c.rest) == 0
+}
+
+// value reads one value in binary form (page "Binary Protocol Resultset",
+// "Binary Protocol Value") and returns it as text.
+func (c *cursor) value(kind byte, unsigned bool) ([]byte, bool) {
+	var text []byte
+	switch kind {
+	case proto.MYSQL_TYPE_NULL:
+		return nil, true
+	case proto.MYSQL_TYPE_TINY:
+		text = number(uint64(c.byte()), 8, unsigned)
+	case proto.MYSQL_TYPE_SHORT, proto.MYSQL_TYPE_YEAR:
+		text = number(uint64(c.uint16()), 16, unsigned)
+	case proto.MYSQL_TYPE_LONG, proto.MYSQL_TYPE_INT24:
+		text = number(uint64(c.uint32()), 32, unsigned)
+	case proto.MYSQL_TYPE_LONGLONG:
+		text = number(c.uint64(), 64, unsigned)
+	case proto.MYSQL_TYPE_FLOAT:
+		text = strconv.AppendFloat(nil, float64(math.Float32frombits(c.uint32())), 'g', -1, 32)
+	case proto.MYSQL_TYPE_DOUBLE:
+		text = strconv.AppendFloat(nil, math.Float64frombits(c.uint64()), 'g', -1, 64)
+	case proto.MYSQL_TYPE_DATE, proto.MYSQL_TYPE_DATETIME, proto.MYSQL_TYPE_TIMESTAMP:
+		text = moment(c.bytes(int(c.byte())))
+	case proto.MYSQL_TYPE_TIME:
+		text = duration(c.bytes(int(c.byte())))
+	default: // all others are strings
+		text = c.counted()
+	}
+	return text, !c.short && text != nil
+}
+
+func (c *cursor) uint64() uint64 {
+	if b := c.bytes(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+func number(v uint64, bits int, unsigned bool) []byte {
+	if unsigned {
+		return strconv.AppendUint(nil, v, 10)
+	}
+	return strconv.AppendInt(nil, int64(v<<(64-bits))>>(64-bits), 10)
+}
+
+// moment writes a date with or without a time; nil for what is none.
+func moment(b []byte) []byte {
+	c := cursor{rest: b}
+	switch len(b) {
+	case 0:
+		return []byte("0000-00-00")
+	case 4, 7, 11:
+	default:
+		return nil
+	}
+	out := fmt.Appendf(nil, "%04d-%02d-%02d", c.uint16(), c.byte(), c.byte())
+	if len(b) > 4 {
+		out = fmt.Appendf(out, " %02d:%02d:%02d", c.byte(), c.byte(), c.byte())
+	}
+	if len(b) > 7 {
+		out = fmt.Appendf(out, ".%06d", c.uint32())
+	}
+	return out
+}
+
+func duration(b []byte) []byte {
+	c := cursor{rest: b}
+	switch len(b) {
+	case 0:
+		return []byte("00:00:00")
+	case 8, 12:
+	default:
+		return nil
+	}
+	sign := ""
+	if c.byte() != 0 {
+		sign = "-"
+	}
+	hours := uint64(c.uint32()) * 24
+	out := fmt.Appendf(nil, "%s%02d:%02d:%02d", sign, hours+uint64(c.byte()), c.byte(), c.byte())
+	if len(b) > 8 {
+		out = fmt.Appendf(out, ".%06d", c.uint32())
+	}
+	return out
+}
+
+// rawMax is how much of parameters that cannot be read is recorded.
+const rawMax = 4 << 10
+
+// unread are the fields for parameters that could not be read.
+func unread(b []byte) map[string]any {
+	f := map[string]any{"parameters_raw": base64.StdEncoding.EncodeToString(b[:min(len(b), rawMax)])}
+	if len(b) > rawMax {
+		f["parameters_truncated"] = true
+		f["parameters_size"] = int64(len(b))
+	}
+	return f
+}
