@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 func message(kind byte, length uint32, body string) []byte {
@@ -53,12 +54,12 @@ func TestA110_Startup(t *testing.T) {
 				t.Errorf("%+v", e)
 			}
 			conn.Close()
-			if r.result() == nil {
+			if r.Result() == nil {
 				t.Error("no error")
 			}
 		})
 	}
-	if got := r.gate.all(); len(got) != 0 {
+	if got := r.gate.All(); len(got) != 0 {
 		t.Errorf("asked the gate: %+v", got)
 	}
 }
@@ -69,7 +70,7 @@ func TestA110_StartupThatNeverEnds(t *testing.T) {
 		conn := r.dialRaw("alice")
 		conn.Handshake()
 		conn.send([]byte(b))
-		if err := r.result(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := r.Result(); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%q: %v", b, err)
 		}
 	}
@@ -107,7 +108,7 @@ func TestA110_Lengths(t *testing.T) {
 		"Function short":          {message('F', 6, "\x00\x00"+hidden), stateProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := len(r.gate.all("db.session.malformed_packet"))
+			before := len(r.gate.All("db.session.malformed_packet"))
 			conn := r.dialRaw("alice")
 			conn.login("user=alice", "database=orders")
 			conn.send(c.bytes)
@@ -116,17 +117,17 @@ func TestA110_Lengths(t *testing.T) {
 				t.Errorf("%+v", e)
 			}
 			conn.Close()
-			if err := r.result(); !errors.Is(err, sallyport.ErrInvalid) && !errors.Is(err, sallyport.ErrExhausted) {
+			if err := r.Result(); !errors.Is(err, sallyport.ErrInvalid) && !errors.Is(err, sallyport.ErrExhausted) {
 				t.Error(err)
 			}
-			ev := r.gate.await(t, "db.session.malformed_packet", before+1)
+			ev := r.gate.Await(t, "db.session.malformed_packet", before+1)
 			payload := must(base64.StdEncoding.DecodeString(ev.Fields["payload"].(string)))
 			if ev.Code != "TDB06I" || !bytes.HasPrefix(c.bytes, payload) || ev.Fields["error"] != e.Message {
 				t.Errorf("%+v", ev)
 			}
 		})
 	}
-	for _, e := range r.gate.all("db.session.query") {
+	for _, e := range r.gate.All("db.session.query") {
 		t.Errorf("taken for a query: %v", e.Fields["db_query"])
 	}
 	if log := theServer(t).Log(); strings.Contains(log, "smuggled") {
@@ -137,12 +138,12 @@ func TestA110_Lengths(t *testing.T) {
 // TestA110_LengthIsNotBelieved: memory is used for bytes that have come.
 func TestA110_LengthIsNotBelieved(t *testing.T) {
 	s := splitter{limit: 1 << 30}
-	n := copy(s.space(), message('Q', 1<<29, "select"))
+	n := copy(s.Space(), message('Q', 1<<29, "select"))
 	if _, err := s.take(n, nil); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.space()) > bufferSize {
-		t.Errorf("room for %d bytes", len(s.buf))
+	if n := len(s.Space()); n > database.BufferSize {
+		t.Errorf("room for %d bytes", n)
 	}
 }
 
@@ -164,7 +165,7 @@ func TestA63_BytesBeforeTLS(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	r := newRig(t, func(r *rig) { r.server.Target = Target{Address: l.Addr().String(), TLS: Insecure} })
+	r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: l.Addr().String(), TLS: database.Insecure} })
 	conn := r.dialRaw("alice")
 	conn.send(startupBytes(protocol30, "user=alice"))
 	if e := conn.fatal(); e.Code != stateUnableToConnect {

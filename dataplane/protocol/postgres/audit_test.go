@@ -3,21 +3,21 @@ package postgres
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database/dbtest"
 )
+
+// Bounds of package database.
+const partSize, oneParameter = 64 << 10, 4 << 10
 
 func discard(sallyport.Event) {}
 
@@ -39,34 +39,6 @@ func text(events []sallyport.Event, field string) string {
 		b.WriteString(e.Fields[field].(string))
 	}
 	return b.String()
-}
-
-func unescape(s string) string {
-	return must(strconv.Unquote(`"` + strings.NewReplacer(`"`, `\"`, "\n", `\n`).Replace(s) + `"`))
-}
-
-func TestEscaped(t *testing.T) {
-	for in, want := range map[string]string{
-		"": "", "plain é": "plain é", `a\b`: `a\\b`, "\xff": `\xff`, "é\xc3": `é\xc3`, `\xff`: `\\xff`, "\xed\xa0\x80": `\xed\xa0\x80`,
-	} {
-		if got := escaped([]byte(in)); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
-func FuzzEscaped(f *testing.F) {
-	f.Add([]byte("a\\\xffé\""))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		got := escaped(b)
-		if !utf8.ValidString(got) {
-			t.Fatalf("%q", got)
-		}
-		plain := bytes.ContainsAny(b, "\"\n\r")
-		if !plain && unescape(got) != string(b) {
-			t.Fatalf("%q is %q again", got, unescape(got))
-		}
-	})
 }
 
 // TestTextInParts: nothing is lost at the seams, and no character is torn.
@@ -122,45 +94,6 @@ func TestTextInParts(t *testing.T) {
 	}
 }
 
-func TestParametersAreBounded(t *testing.T) {
-	v := newValues()
-	v.add(nil, false)
-	v.add([]byte{}, false)
-	v.add([]byte("text"), false)
-	v.add([]byte("bin"), true)
-	v.add([]byte{0xff}, false)
-	want := map[string]any{
-		"p":        []string{"", "", "text", base64.StdEncoding.EncodeToString([]byte("bin")), base64.StdEncoding.EncodeToString([]byte{0xff})},
-		"base64_p": []int64{4, 5}, "null_p": []int64{1},
-	}
-	if d := cmp.Diff(want, v.fields("p")); d != "" {
-		t.Error(d)
-	}
-
-	v = newValues()
-	for range 65535 {
-		v.add(nil, false)
-	}
-	if len(v.list) != allParams/paramCost || v.fields("p")["p_truncated"] != true || v.fields("p")["p_count"] != int64(65535) {
-		t.Errorf("%d kept", len(v.list))
-	}
-	v = newValues()
-	sum := 0
-	for range 100 {
-		v.add(bytes.Repeat([]byte("x"), 1<<20), false)
-	}
-	for _, s := range v.list {
-		sum += len(s)
-	}
-	if sum > allParams || len(v.list[0]) != oneParameter {
-		t.Errorf("%d bytes kept, %d of the first", sum, len(v.list[0]))
-	}
-	v = newValues()
-	if d := cmp.Diff(map[string]any{}, v.fields("p")); d != "" {
-		t.Error(d)
-	}
-}
-
 func TestNamesAreBounded(t *testing.T) {
 	got := recorded(t, 1, msgExecute, append(bytes.Repeat([]byte{0xff}, 10_000-9), 0, 0, 0, 0, 0))
 	name := got[0].Fields["portal_name"].(string)
@@ -172,8 +105,8 @@ func TestNamesAreBounded(t *testing.T) {
 // TestRecordedBeforeItPasses: while the event is being written, the server has
 // nothing of the statement.
 func TestRecordedBeforeItPasses(t *testing.T) {
-	client, front := tlsPair(t)
-	back, server := tlsPair(t)
+	client, front := dbtest.Ends(t)
+	back, server := dbtest.Ends(t)
 	r := benchRelay(front, back)
 	recorded := make(chan struct{})
 	r.live.sess.Emit = func(sallyport.Event) {

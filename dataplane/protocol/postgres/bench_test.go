@@ -6,38 +6,14 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
-	"net"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database/dbtest"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
-
-// tlsPair returns the ends of a TLS connection over loopback.
-func tlsPair(b testing.TB) (client, server *tls.Conn) {
-	l := must(net.Listen("tcp", "127.0.0.1:0"))
-	defer l.Close()
-	accepted := make(chan net.Conn, 1)
-	go func() {
-		conn, _ := l.Accept()
-		accepted <- conn
-	}()
-	client = tls.Client(must(net.Dial("tcp", l.Addr().String())),
-		&tls.Config{RootCAs: hostCA.pool, ServerName: "localhost", DynamicRecordSizingDisabled: true})
-	server = tls.Server(<-accepted, &tls.Config{Certificates: []tls.Certificate{hostCert}, DynamicRecordSizingDisabled: true})
-	done := make(chan error, 1)
-	go func() { done <- server.Handshake() }()
-	if err := client.Handshake(); err != nil {
-		b.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { client.NetConn().Close(); server.NetConn().Close() })
-	return client, server
-}
 
 // BenchmarkCopy measures COPY through the relay, and through two io.Copy over
 // the same connections: what no relay between TLS and TLS can beat by much.
@@ -46,15 +22,15 @@ func BenchmarkCopy(b *testing.B) {
 	for _, way := range []string{"out", "in"} {
 		for _, kind := range []string{"relay", "straight"} {
 			b.Run(way+"/"+kind, func(b *testing.B) {
-				client, front := tlsPair(b)
-				back, server := tlsPair(b)
+				client, front := dbtest.Ends(b)
+				back, server := dbtest.Ends(b)
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
 					if kind == "relay" {
 						benchRelay(front, back).run(context.Background())
 					} else {
-						straight(front, back)
+						dbtest.Straight(front, back)
 					}
 				}()
 				from, to := server, client
@@ -86,21 +62,7 @@ func benchRelay(front, back *tls.Conn) *relay {
 		server: &Server{}, bounds: Bounds{}.withDefaults(), first: &startup{}, client: front,
 		sess: &session.Session{Emit: func(sallyport.Event) {}},
 	}
-	return newRelay(l, &database{conn: back, r: bufio.NewReaderSize(back, 4<<10)})
-}
-
-func straight(a, b net.Conn) {
-	type plain struct{ io.Writer }
-	type only struct{ io.Reader }
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		io.CopyBuffer(plain{a}, only{b}, make([]byte, 32<<10))
-		a.Close()
-	}()
-	io.CopyBuffer(plain{b}, only{a}, make([]byte, 32<<10))
-	b.Close()
-	<-done
+	return newRelay(l, &backend{conn: back, r: bufio.NewReaderSize(back, 4<<10)})
 }
 
 // BenchmarkQuery is one small simple query, without a database's work.
@@ -110,7 +72,7 @@ func BenchmarkQuery(b *testing.B) {
 	s := splitter{limit: 64 << 20}
 	b.ReportAllocs()
 	for range b.N {
-		n := copy(s.space(), query)
+		n := copy(s.Space(), query)
 		if _, err := s.take(n, a.see); err != nil {
 			b.Fatal(err)
 		}

@@ -92,10 +92,10 @@ func (r *registry) hold(req *cancelRequest) *live {
 // process id a gateway finds this agent, and neither number is the server's.
 func (l *live) rename(body []byte) ([]byte, error) {
 	if l.sending != nil {
-		return nil, unreachable(l.sess.Resource.Name, fmt.Errorf("two BackendKeyData"))
+		return nil, unreachable(l.name, fmt.Errorf("two BackendKeyData"))
 	}
 	if err := l.real.Decode(body); err != nil {
-		return nil, unreachable(l.sess.Resource.Name, err)
+		return nil, unreachable(l.name, err)
 	}
 	var tag uint16
 	if l.server.CancelTag != nil {
@@ -139,17 +139,33 @@ func (s *Server) cancelAs(ctx context.Context, c *session.Candidate, req *cancel
 	if c.Refusal != nil {
 		return
 	}
-	l := s.sessions.hold(req)
-	if l == nil {
-		return
+	if l := s.sessions.hold(req); l == nil {
+		if s.CancelElsewhere != nil {
+			s.CancelElsewhere(c.Identity, req.pid, binary.BigEndian.Uint32(req.key))
+		}
+	} else if s.mayCancel(l, c.Identity) {
+		l.cancelHeld(ctx)
 	}
-	if !sameHolder(l.sess.Identity, c.Identity) {
-		l.cancels.Done()
-		s.log().Warn("cancel request for a session of somebody else",
-			slog.String("session", l.sess.ID), slog.String("user", c.Identity.Name))
-		return
+}
+
+// CancelFor is Cancel for a sender who is known: only what the same identity
+// runs is cancelled.
+func (s *Server) CancelFor(holder sallyport.Identity, pid, key uint32) {
+	l := s.sessions.hold(&cancelRequest{pid: pid, key: binary.BigEndian.AppendUint32(nil, key)})
+	if l != nil && s.mayCancel(l, holder) {
+		go l.cancelHeld(context.Background())
 	}
-	l.cancelHeld(ctx)
+}
+
+// mayCancel lets go of the session when not.
+func (s *Server) mayCancel(l *live, holder sallyport.Identity) bool {
+	if sameHolder(l.sess.Identity, holder) {
+		return true
+	}
+	l.cancels.Done()
+	s.log().Warn("cancel request for a session of somebody else",
+		slog.String("session", l.sess.ID), slog.String("user", holder.Name))
+	return false
 }
 
 // cancelLater sends the request on our own account, because the session is

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sallyport/sallyport"
 )
 
 // TestCancelByPsql is Ctrl-C in psql 15, which sends the request in clear.
@@ -44,7 +46,7 @@ func sleeping(t *testing.T, r *rig, who, name string) (*raw, *pgproto3.BackendKe
 // the connection, which says that it was passed on.
 func (r *rig) cancelInTLS(who string, request []byte) {
 	r.t.Helper()
-	plain, err := net.Dial("tcp", r.addr)
+	plain, err := net.Dial("tcp", r.Addr)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -55,7 +57,7 @@ func (r *rig) cancelInTLS(who string, request []byte) {
 	if _, err := io.ReadFull(plain, s[:]); err != nil || s[0] != 'S' {
 		r.t.Fatalf("SSLRequest: %q %v", s, err)
 	}
-	conn := tls.Client(plain, clientTLS(who))
+	conn := tls.Client(plain, r.TLS(who))
 	if _, err := conn.Write(request); err != nil {
 		r.t.Fatal(err)
 	}
@@ -93,7 +95,7 @@ func TestCancelInTLS(t *testing.T) {
 func TestCancelFromGateway(t *testing.T) {
 	r := newRig(t)
 	conn, key := sleeping(t, r, "alice", t.Name())
-	plain, err := net.Dial("tcp", r.addr)
+	plain, err := net.Dial("tcp", r.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,4 +193,25 @@ func TestCancelAtTheEnd(t *testing.T) {
 		conn.Close(context.Background())
 		<-done
 	}
+}
+
+// TestCancelElsewhere is an upgrade between the session and the request: the new
+// process has no such session and passes the request on, with who asks.
+func TestCancelElsewhere(t *testing.T) {
+	old := newRig(t)
+	conn, key := sleeping(t, old, "alice", t.Name())
+	asked := make(chan string, 2)
+	next := newRig(t, func(r *rig) {
+		r.server.CancelElsewhere = func(holder sallyport.Identity, pid, key uint32) {
+			old.server.CancelFor(holder, pid, key)
+			asked <- holder.Name
+		}
+	})
+	next.cancelInTLS("bob", cancelBytes(key))
+	if who := <-asked; who != "bob" {
+		t.Errorf("asked for %s", who)
+	}
+	until(t, admin(t, theServer(t)), 1, sleepers, t.Name())
+	next.cancelInTLS("alice", cancelBytes(key))
+	conn.wantCancelled()
 }

@@ -63,8 +63,8 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close(ctx)
-	r.result()
-	end := r.gate.await(t, "db.session.end", 1)
+	r.Result()
+	end := r.gate.Await(t, "db.session.end", 1)
 	if rx, tx := end.Fields["rx"].(int64), end.Fields["tx"].(int64); rx < int64(size) || tx < int64(size) {
 		t.Errorf("rx %d, tx %d", rx, tx)
 	}
@@ -122,7 +122,7 @@ func TestA110_CopyAbort(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 		found := false
-		for _, e := range r.gate.all("db.session.query") {
+		for _, e := range r.gate.All("db.session.query") {
 			found = found || e.Fields["db_query"] == "select 'in copy'"
 		}
 		if !found {

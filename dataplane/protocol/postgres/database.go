@@ -4,30 +4,42 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
-// database is our connection to the real server.
-type database struct {
+// backend is our connection to the real server.
+type backend struct {
 	conn *tls.Conn
 	r    *bufio.Reader // reads conn; what is behind ReadyForQuery may be in it
 }
 
+// reach connects, the first time that it is called; later calls wait for that. It
+// is called while the session's start is being written down: nothing but TLS
+// passes until that is done.
+func (l *live) reach(ctx context.Context) {
+	l.once.Do(func() { l.db, l.failed = l.connect(ctx) })
+}
+
+// leave is for a session that was refused.
+func (l *live) leave() {
+	if l.db != nil {
+		hangUp(l.db.conn)
+	}
+}
+
 // connect dials the server, agrees on TLS with the certificate of the user,
 // and is done when the server may be spoken to.
-func (l *live) connect(ctx context.Context) (*database, error) {
+func (l *live) connect(ctx context.Context) (*backend, error) {
 	dialing, cancel := context.WithTimeout(ctx, l.bounds.Connect)
 	defer cancel()
 	conn, err := l.dial(dialing)
@@ -37,37 +49,21 @@ func (l *live) connect(ctx context.Context) (*database, error) {
 		}
 		return nil, err
 	}
-	return &database{conn: conn, r: bufio.NewReaderSize(conn, 4<<10)}, nil
+	return &backend{conn: conn, r: bufio.NewReaderSize(conn, 4<<10)}, nil
 }
 
 // dial is the part of connect that a cancel request needs too.
 func (l *live) dial(ctx context.Context) (*tls.Conn, error) {
-	s := l.server
-	name := l.sess.Resource.Name
+	s, name := l.server, l.name
 	cert, err := s.Certificate(ctx, name, l.first.user)
 	if err != nil {
 		return nil, fmt.Errorf("database %s: no certificate for its user: %w", name, err)
 	}
-	config, err := s.tlsConfig(cert)
-	if err != nil {
-		return nil, err
+	want := database.Want{Target: s.Target, Certificate: cert}
+	if s.Roots != nil {
+		want.Cluster = s.Roots()
 	}
-	config.CurvePreferences = s.groups.offer()
-	conn, err := s.secure(ctx, config, name)
-	if _, alert := remoteAlert(err); alert && config.CurvePreferences != nil {
-		// The server may take other groups by now.
-		s.groups.forget()
-		config = config.Clone()
-		config.CurvePreferences = nil
-		conn, err = s.secure(ctx, config, name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if config.CurvePreferences == nil {
-		s.groups.learn(conn.ConnectionState().CurveID)
-	}
-	return conn, nil
+	return s.memory.Connect(want, func(config *tls.Config) (*tls.Conn, error) { return s.secure(ctx, config, name) })
 }
 
 // secure makes a connection and agrees on TLS.
@@ -77,7 +73,7 @@ func (s *Server) secure(ctx context.Context, config *tls.Config, name string) (*
 		return nil, unreachable(name, err)
 	}
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
-	conn := tls.Client(raw, config)
+	conn := database.Client(raw, config)
 	err = requestTLS(raw, name)
 	if err == nil {
 		err = handshake(ctx, conn, name)
@@ -124,116 +120,20 @@ func handshake(ctx context.Context, conn *tls.Conn, name string) error {
 	return unreachable(name, err)
 }
 
-// tlsConfig is the TLS client towards the server.
-func (s *Server) tlsConfig(cert *tls.Certificate) (*tls.Config, error) {
-	host, _, err := net.SplitHostPort(s.Target.Address)
-	if err != nil {
-		return nil, fmt.Errorf("database address: %w", err)
-	}
-	if s.Target.ServerName != "" {
-		host = s.Target.ServerName
-	}
-	check, err := s.checker(host)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS12,
-		ServerName:   host,
-		Certificates: []tls.Certificate{*cert},
-
-		// The check is VerifyConnection, for all modes: the library's own can
-		// neither leave out the name nor know two pools.
-		InsecureSkipVerify: true,
-		VerifyConnection:   check,
-
-		// COPY is bulk: full records from the start.
-		DynamicRecordSizingDisabled: true,
-	}, nil
-}
-
-// checker returns what checks a server's certificate.
-func (s *Server) checker(host string) (func(tls.ConnectionState) error, error) {
-	switch s.Target.TLS {
-	case Insecure:
-		return nil, nil
-	case VerifyCA:
-		host = ""
-	case VerifyFull, "":
-	default:
-		return nil, fmt.Errorf("unknown TLS mode %q", s.Target.TLS)
-	}
-	var pools []*x509.CertPool
-	if s.Roots != nil {
-		pools = append(pools, s.Roots())
-	}
-	pools = append(pools, s.Target.Roots)
-	return func(cs tls.ConnectionState) error { return s.trusts(cs.PeerCertificates, host, pools) }, nil
-}
-
-// trusts checks a server's chain, unless it was checked and nothing has changed.
-func (s *Server) trusts(chain []*x509.Certificate, host string, pools []*x509.CertPool) error {
-	if len(chain) == 0 {
-		return errors.New("the server has no certificate")
-	}
-	now := time.Now()
-	if s.checked.holds(chain[0], host, pools, now) {
-		return nil
-	}
-	path, err := verify(chain, x509.VerifyOptions{DNSName: host, CurrentTime: now}, pools)
-	if err != nil {
-		return err
-	}
-	s.checked.keep(path, host, pools)
-	return nil
-}
-
-// verify checks a chain against the first of the pools that has its issuer, and
-// returns it with that issuer. A pool that is nil is skipped: to the library it
-// would mean the system's.
-func verify(chain []*x509.Certificate, o x509.VerifyOptions, pools []*x509.CertPool) ([]*x509.Certificate, error) {
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	err := error(x509.UnknownAuthorityError{Cert: chain[0]})
-	for _, pool := range pools {
-		if pool == nil {
-			continue
-		}
-		o.Roots, o.Intermediates = pool, between
-		paths, failed := chain[0].Verify(o)
-		if failed == nil {
-			return paths[0], nil
-		}
-		err = failed
-	}
-	return nil, &tls.CertificateVerificationError{UnverifiedCertificates: chain, Err: err}
-}
-
 // unreachable says why a server could not be reached, without its address.
 func unreachable(name string, err error) *refusal {
-	why := "is not reachable"
-	var dns *net.DNSError
-	var timeout net.Error
-	switch {
-	case errors.As(err, &dns):
-		why = "is not reachable: its host name is not known"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		why = "is not reachable: connection refused"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		why = "is not reachable: no answer in time"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
-		why = "closed the connection before the session began"
-	}
-	return refuse(stateUnableToConnect, sallyport.ErrUnavailable, fmt.Sprintf("database %s %s", name, why), "ask whether the database server is up and trusts the cluster's database CA; its log says").because(err)
+	return refuse(stateUnableToConnect, sallyport.ErrUnavailable, fmt.Sprintf("database %s %s", name, database.Unreachable(err)),
+		"ask whether the database server is up and trusts the cluster's database CA; its log says").because(err)
 }
 
 // greetingMax bounds what a server may send before ReadyForQuery.
 const greetingMax = 64 << 10
 
 // login logs in and gives the client what the server said to that.
-func (l *live) login(ctx context.Context, db *database) error {
+func (l *live) login(ctx context.Context, db *backend) error {
+	if ctx.Err() != nil { // while the start was being written down
+		return ended(ctx)
+	}
 	until := time.Now().Add(l.bounds.Connect)
 	db.conn.SetDeadline(until)
 	l.client.SetWriteDeadline(until)
@@ -255,12 +155,10 @@ func (l *live) login(ctx context.Context, db *database) error {
 
 // greet sends the StartupMessage and returns what the client is to be sent: the
 // server's messages up to ReadyForQuery, with a BackendKeyData of our own.
-func (l *live) greet(db *database) ([]byte, error) {
-	name := l.sess.Resource.Name
-	// A server that refuses our certificate says so and closes, perhaps before
-	// this arrives. Its reset fails the write, and the alert still waits to be read.
+func (l *live) greet(db *backend) ([]byte, error) {
+	name := l.name
 	if _, err := db.conn.Write(l.first.append(nil)); err != nil {
-		return nil, rejected(name, db.lastWords(err))
+		return nil, rejected(name, database.LastWords(db.conn, err))
 	}
 	hello, err := l.negotiate()
 	if err != nil {
@@ -291,22 +189,6 @@ func (l *live) greet(db *database) ([]byte, error) {
 		}
 		hello = append(hello, message...)
 	}
-}
-
-// lastWords returns what a server said before a write to it failed: the alert
-// with which it closed, otherwise the write's own error.
-func (db *database) lastWords(failed error) error {
-	_, err := db.r.Peek(1)
-	if _, ok := remoteAlert(err); ok {
-		return err
-	}
-	return failed
-}
-
-// remoteAlert finds the alert with which a peer ended TLS; close_notify is none.
-func remoteAlert(err error) (*net.OpError, bool) {
-	op, ok := errors.AsType[*net.OpError](err)
-	return op, ok && op.Op == "remote error"
 }
 
 // negotiate answers a client that wants a newer minor version of the protocol
@@ -344,7 +226,7 @@ func (l *live) authenticated(body []byte) error {
 		return nil
 	}
 	return refuse(stateNotAuthorized, sallyport.ErrDenied,
-		fmt.Sprintf("database %s: the server asks for a password, and the agent logs in with a certificate only", l.sess.Resource.Name),
+		fmt.Sprintf("database %s: the server asks for a password, and the agent logs in with a certificate only", l.name),
 		l.rule())
 }
 
@@ -370,12 +252,12 @@ func hbaWord(name string) string {
 func (l *live) refusedBy(message []byte) error {
 	var e pgproto3.ErrorResponse
 	if err := e.Decode(message[headerSize:]); err != nil {
-		return unreachable(l.sess.Resource.Name, err)
+		return unreachable(l.name, err)
 	}
 	cause := fmt.Errorf("%s %s: %s", e.Severity, e.Code, e.Message)
 	if e.Routine == "ClientAuthentication" {
 		return refuse(stateNotAuthorized, sallyport.ErrDenied,
-			fmt.Sprintf("database %s: the server does not accept user %q for database %q with the agent's certificate", l.sess.Resource.Name, l.first.user, l.first.database),
+			fmt.Sprintf("database %s: the server does not accept user %q for database %q with the agent's certificate", l.name, l.first.user, l.first.database),
 			l.rule()).because(cause)
 	}
 	r := refuse(e.Code, sallyport.ErrDenied, "the database server refused the login: "+e.Message, e.Hint).because(cause)
@@ -386,7 +268,7 @@ func (l *live) refusedBy(message []byte) error {
 // rejected explains the loss of the connection during the login. With TLS 1.3
 // a server says only then that it does not like our certificate.
 func rejected(name string, err error) error {
-	if op, ok := remoteAlert(err); ok {
+	if op, ok := database.RemoteAlert(err); ok {
 		return refuse(stateNotAuthorized, sallyport.ErrDenied,
 			fmt.Sprintf("database %s: the server rejected the agent's certificate: %s", name, op.Err.Error()),
 			"the server's ssl_ca_file needs the cluster's database CA").because(err)

@@ -6,9 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
+	"github.com/sallyport/sallyport/dataplane/database/dbtest"
 	peer "github.com/sallyport/sallyport/tools/peers/postgres"
 )
 
@@ -23,25 +22,25 @@ import (
 func TestDatabaseTrust(t *testing.T) {
 	addr := theServer(t).Addr
 	_, port, _ := net.SplitHostPort(addr)
-	other := newAuthority("somebody else's").pool
+	other := dbtest.NewAuthority("somebody else's").Pool
 	for name, c := range map[string]struct {
-		target Target
+		target database.Target
 		roots  func() *x509.CertPool
 		want   string // "" when it is to be trusted
 	}{
-		"default":               {Target{Address: addr}, roots(dbCA.pool), ""},
-		"own name":              {Target{Address: addr, ServerName: "db.internal"}, roots(dbCA.pool), ""},
-		"wrong name":            {Target{Address: addr, ServerName: "other.internal"}, roots(dbCA.pool), "is not trusted"},
-		"name not in it":        {Target{Address: "localhost:" + port}, roots(dbCA.pool), "is not trusted"},
-		"full, wrong CA":        {Target{Address: addr, TLS: VerifyFull}, roots(other), "is not trusted"},
-		"second CA":             {Target{Address: addr, Roots: dbCA.pool}, roots(other), ""},
-		"only a configured CA":  {Target{Address: addr, Roots: dbCA.pool}, nil, ""},
-		"no CA at all":          {Target{Address: addr}, nil, "is not trusted"},
-		"nil pool":              {Target{Address: addr}, roots(nil), "is not trusted"},
-		"verify-ca, wrong name": {Target{Address: addr, TLS: VerifyCA, ServerName: "other.internal"}, roots(dbCA.pool), ""},
-		"verify-ca, wrong CA":   {Target{Address: addr, TLS: VerifyCA}, roots(other), "is not trusted"},
-		"insecure":              {Target{Address: addr, TLS: Insecure}, nil, ""},
-		"unknown mode":          {Target{Address: addr, TLS: "prefer"}, roots(dbCA.pool), "cannot be served"},
+		"default":               {database.Target{Address: addr}, roots(dbtest.DBCA.Pool), ""},
+		"own name":              {database.Target{Address: addr, ServerName: "db.internal"}, roots(dbtest.DBCA.Pool), ""},
+		"wrong name":            {database.Target{Address: addr, ServerName: "other.internal"}, roots(dbtest.DBCA.Pool), "is not trusted"},
+		"name not in it":        {database.Target{Address: "localhost:" + port}, roots(dbtest.DBCA.Pool), "is not trusted"},
+		"full, wrong CA":        {database.Target{Address: addr, TLS: database.VerifyFull}, roots(other), "is not trusted"},
+		"second CA":             {database.Target{Address: addr, Roots: dbtest.DBCA.Pool}, roots(other), ""},
+		"only a configured CA":  {database.Target{Address: addr, Roots: dbtest.DBCA.Pool}, nil, ""},
+		"no CA at all":          {database.Target{Address: addr}, nil, "is not trusted"},
+		"nil pool":              {database.Target{Address: addr}, roots(nil), "is not trusted"},
+		"verify-ca, wrong name": {database.Target{Address: addr, TLS: database.VerifyCA, ServerName: "other.internal"}, roots(dbtest.DBCA.Pool), ""},
+		"verify-ca, wrong CA":   {database.Target{Address: addr, TLS: database.VerifyCA}, roots(other), "is not trusted"},
+		"insecure":              {database.Target{Address: addr, TLS: database.Insecure}, nil, ""},
+		"unknown mode":          {database.Target{Address: addr, TLS: "prefer"}, roots(dbtest.DBCA.Pool), "cannot be served"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, func(r *rig) { r.server.Target, r.server.Roots = c.target, c.roots })
@@ -54,10 +53,10 @@ func TestDatabaseTrust(t *testing.T) {
 				return
 			}
 			wantFatal(t, err, stateUnableToConnect, c.want)
-			if err := r.result(); err == nil {
+			if err := r.Result(); err == nil {
 				t.Error("no error")
 			}
-			if e := r.gate.await(t, "db.session.end", 1); e.Fields["error"] == nil {
+			if e := r.gate.Await(t, "db.session.end", 1); e.Fields["error"] == nil {
 				t.Errorf("%v", e.Fields)
 			}
 		})
@@ -100,7 +99,7 @@ func TestDatabaseRefuses(t *testing.T) {
 	// A certificate for another name than the one it logs in as.
 	r = newRig(t, func(r *rig) {
 		r.server.Certificate = func(context.Context, string, string) (*tls.Certificate, error) {
-			return new(dbCA.pair("mallory")), nil
+			return new(dbtest.DBCA.Pair("mallory")), nil
 		}
 	})
 	_, err = r.connect("alice")
@@ -108,10 +107,10 @@ func TestDatabaseRefuses(t *testing.T) {
 }
 
 func TestDatabaseRejectsTheCertificate(t *testing.T) {
-	wrong := newAuthority("databases") // the same name, another key
+	wrong := dbtest.NewAuthority("databases") // the same name, another key
 	r := newRig(t, func(r *rig) {
 		r.server.Certificate = func(context.Context, string, string) (*tls.Certificate, error) {
-			return new(wrong.pair("alice")), nil
+			return new(wrong.Pair("alice")), nil
 		}
 	})
 	_, err := r.connect("alice")
@@ -138,7 +137,7 @@ func TestNoCertificate(t *testing.T) {
 func TestDatabaseWithoutTLS(t *testing.T) {
 	s := started(t)(peer.Start("", peer.Options{}))
 	t.Cleanup(s.Stop)
-	r := newRig(t, func(r *rig) { r.server.Target = Target{Address: s.Addr, TLS: Insecure} })
+	r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: s.Addr, TLS: database.Insecure} })
 	_, err := r.connect("alice")
 	wantFatal(t, err, stateUnableToConnect, "does not offer TLS")
 }
@@ -158,9 +157,9 @@ func TestDatabaseThatHangs(t *testing.T) {
 	r = newRig(t, func(r *rig) { r.server.Target.Address = l.Addr().String() })
 	conn := r.dialRaw("alice")
 	conn.send(startupBytes(protocol30, "user=alice"))
-	r.gate.await(t, "db.session.start", 1)
+	r.gate.Await(t, "db.session.start", 1)
 	within(t, "the lock", func() {
-		r.gate.lock()
+		r.gate.Lock()
 		if e := conn.fatal(); e.Code != stateEnded || e.Message != "user alice is locked: on leave" {
 			t.Errorf("%+v", e)
 		}
@@ -171,29 +170,4 @@ func TestUnknownHost(t *testing.T) {
 	r := newRig(t, func(r *rig) { r.server.Target.Address = "no-such-host.invalid:5432" })
 	_, err := r.connect("alice")
 	wantFatal(t, err, stateUnableToConnect, "is not reachable")
-}
-
-// TestSystemRootsAreNotUsed runs in a process of its own whose system trusts
-// our database CA: a pool that is missing must not mean the system's.
-func TestSystemRootsAreNotUsed(t *testing.T) {
-	const child = "SALLYPORT_TEST_SYSTEM_ROOTS"
-	if os.Getenv(child) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestSystemRootsAreNotUsed$", "-test.count=1")
-		dir := t.TempDir()
-		cmd.Env = append(os.Environ(), child+"=1", "SSL_CERT_FILE="+filepath.Join(dir, "ca"), "SSL_CERT_DIR="+dir)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-		return
-	}
-	if err := os.WriteFile(os.Getenv("SSL_CERT_FILE"), dbCA.pem, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	leaf := must(x509.ParseCertificate(dbCA.pair("server", "db.internal").Certificate[0]))
-	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: "db.internal"}); err != nil {
-		t.Skipf("this system's trust cannot be set: %v", err)
-	}
-	if _, err := verify([]*x509.Certificate{leaf}, x509.VerifyOptions{DNSName: "db.internal"}, []*x509.CertPool{nil, nil}); err == nil {
-		t.Error("the system's roots were used")
-	}
 }

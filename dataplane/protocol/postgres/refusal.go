@@ -110,13 +110,10 @@ func (r *refusal) message() []byte {
 // noNUL keeps a text from ending a field of a message early.
 func noNUL(s string) string { return strings.ReplaceAll(s, "\x00", "") }
 
-// farewell bounds how long a dismissed client may take to hear why.
-const farewell = 800 * time.Millisecond
-
-// dismiss tells a client why and says goodbye. It reads what the client still
-// sends, because a close with bytes unread would be a reset, and the reset would
-// overtake the message.
-func dismiss(conn net.Conn, r *refusal) {
+// dismiss tells a client why and says goodbye, within the time given. It reads
+// what the client still sends, because a close with bytes unread would be a
+// reset, and the reset would overtake the message.
+func dismiss(conn net.Conn, r *refusal, farewell time.Duration) {
 	until := time.Now().Add(farewell)
 	hard := time.AfterFunc(farewell, func() { hangUp(conn) })
 	defer hard.Stop()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // relay passes messages between a client and the database of one session.
@@ -23,7 +24,7 @@ import (
 type relay struct {
 	live   *live
 	client net.Conn
-	db     *database
+	db     *backend
 
 	split splitter // up's
 	track tracker  // down's until it has ended
@@ -36,12 +37,12 @@ type relay struct {
 	began          time.Time
 }
 
-func newRelay(l *live, db *database) *relay {
+func newRelay(l *live, db *backend) *relay {
 	return &relay{
 		live:   l,
 		client: l.client,
 		db:     db,
-		split:  splitter{limit: l.bounds.Message},
+		split:  splitter{limit: l.bounds.Message, Buffer: database.Buffer{Rooms: &l.server.rooms}},
 		track:  tracker{last: msgReadyForQuery},
 		up:     make(chan error, 1),
 		down:   make(chan error, 1),
@@ -87,7 +88,7 @@ func (r *relay) run(ctx context.Context) error {
 			case !ok: // what the client sent cannot be passed on
 				return r.dismiss(&up, &down, refusalOf(err, stateProtocol))
 			case why.who == dbServer: // what it still said is on its way down
-				linger = time.After(farewell)
+				linger = time.After(r.live.bounds.Farewell)
 			case why.inOrder():
 				linger = time.After(r.live.bounds.Linger)
 			default:
@@ -122,13 +123,13 @@ func (r *relay) pumpUp() {
 
 func (r *relay) copyUp(audit *auditor) error {
 	for {
-		n, readErr := r.client.Read(r.split.space())
+		n, readErr := r.client.Read(r.split.Space())
 		if n > 0 {
 			r.moved(&r.received, n)
 			pass, err := r.split.take(n, audit.see)
 			if err != nil {
 				if bad, ok := errors.AsType[*refusal](err); ok {
-					audit.malformed(bad, r.split.unpassed())
+					audit.malformed(bad, r.split.Unpassed())
 				}
 				return err
 			}
@@ -151,7 +152,7 @@ func (r *relay) copyUp(audit *auditor) error {
 func (r *relay) pumpDown() { r.down <- r.copyDown() }
 
 func (r *relay) copyDown() error {
-	buf := make([]byte, firstSize)
+	buf := make([]byte, database.FirstSize)
 	for {
 		n, readErr := r.db.r.Read(buf)
 		if n > 0 {
@@ -166,8 +167,8 @@ func (r *relay) copyDown() error {
 		if readErr != nil {
 			return &lost{dbServer, readErr}
 		}
-		if n == len(buf) && n < bufferSize {
-			buf = make([]byte, bufferSize)
+		if n == len(buf) && n < database.BufferSize {
+			buf = make([]byte, database.BufferSize)
 		}
 	}
 }
@@ -179,12 +180,12 @@ func (r *relay) serverEnded(err error, up *chan error) error {
 	if why == nil || why.who == client {
 		return err
 	}
-	hard := time.AfterFunc(farewell, func() { hangUp(r.client) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client) })
 	defer hard.Stop()
 	hangUp(r.db.conn)
 	until := r.stopUp(up)
 	gone := refuse(stateConnectionLost, sallyport.ErrUnavailable,
-		fmt.Sprintf("database %s closed the connection", r.live.sess.Resource.Name), "connect again").because(why.err)
+		fmt.Sprintf("database %s closed the connection", r.live.name), "connect again").because(why.err)
 	told := r.terminated.Load() || r.track.last == msgErrorResponse
 	if !r.track.whole() {
 		return gone // in the middle of a message nothing can be said
@@ -204,7 +205,7 @@ func (r *relay) serverEnded(err error, up *chan error) error {
 // here on, what runs at the server is cancelled, the message that is on its way
 // to the client is finished if that can be soon, and then the client is told.
 func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(farewell, func() { hangUp(r.client); hangUp(r.db.conn) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client); hangUp(r.db.conn) })
 	defer hard.Stop()
 	r.db.conn.SetWriteDeadline(past())
 	until := r.stopUp(up)
@@ -213,7 +214,7 @@ func (r *relay) dismiss(up, down *chan error, why *refusal) error {
 	r.db.conn.SetReadDeadline(past())
 	<-*down
 	*down = nil
-	if !r.finish(time.Now().Add(farewell / 4)) {
+	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
 		return why
 	}
 	hangUp(r.db.conn)
@@ -225,7 +226,7 @@ func (r *relay) dismiss(up, down *chan error, why *refusal) error {
 
 // stopUp ends the client's direction and returns by when all must be over.
 func (r *relay) stopUp(up *chan error) time.Time {
-	until := time.Now().Add(farewell)
+	until := time.Now().Add(r.live.bounds.Farewell)
 	if *up == nil {
 		return until
 	}
@@ -240,7 +241,7 @@ func (r *relay) stopUp(up *chan error) time.Time {
 // reports whether the client's stream stands between two messages.
 func (r *relay) finish(until time.Time) bool {
 	r.db.conn.SetReadDeadline(until)
-	buf := make([]byte, bufferSize)
+	buf := make([]byte, database.BufferSize)
 	for !r.track.whole() {
 		n, err := r.db.r.Read(buf[:min(len(buf), r.track.missing())])
 		if n > 0 {

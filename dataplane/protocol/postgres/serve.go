@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
 
@@ -25,7 +26,7 @@ import (
 // and not changed; its methods may be called concurrently.
 type Server struct {
 	Cluster string
-	Target  Target
+	Target  database.Target
 
 	// CancelTag is the agent's 16 bits of the process ids that clients get, by
 	// which a gateway knows where a cancel request belongs. It is asked once
@@ -40,37 +41,17 @@ type Server struct {
 	// Target.Roots count.
 	Roots func() *x509.CertPool
 
+	// CancelElsewhere is given a request by a known sender for a session that is
+	// not here: it may be in an earlier process. It must not block. nil: nobody.
+	CancelElsewhere func(holder sallyport.Identity, pid, key uint32)
+
 	Bounds Bounds
 	Log    *slog.Logger // nil: nothing is logged
 
 	sessions registry
-	groups   groups
-	checked  checked
+	memory   database.Memory
+	rooms    database.Rooms
 }
-
-// Target is where the database is.
-type Target struct {
-	Address string // host:port
-	TLS     TLSMode
-
-	// ServerName is the name that the server's certificate must have. "": the
-	// host of Address.
-	ServerName string
-
-	// Roots are accepted as issuers beside the cluster's own. nil: none. The
-	// system's roots are never used.
-	Roots *x509.CertPool
-}
-
-// TLSMode says how far the database's certificate is checked. There is no mode
-// without TLS.
-type TLSMode string
-
-const (
-	VerifyFull TLSMode = "verify-full" // the issuer and the name; "" means this
-	VerifyCA   TLSMode = "verify-ca"   // the issuer
-	Insecure   TLSMode = "insecure"    // nothing
-)
 
 // Bounds limit what one client can use. A zero field means the default.
 type Bounds struct {
@@ -78,6 +59,7 @@ type Bounds struct {
 	Connect   time.Duration // from the dial to the server's ReadyForQuery; 15 s
 	Cancel    time.Duration // for a cancel request to the server; 5 s
 	Linger    time.Duration // for the server after the client has ended its half; 30 s
+	Farewell  time.Duration // for a client that is sent away to hear why; 800 ms
 	Message   uint32        // bytes of a message other than CopyData; 64 MiB
 	Statement int           // bytes of a statement's text that are recorded; 1 MiB
 }
@@ -87,6 +69,7 @@ func (b Bounds) withDefaults() Bounds {
 	set(&b.Connect, 15*time.Second)
 	set(&b.Cancel, 5*time.Second)
 	set(&b.Linger, 30*time.Second)
+	set(&b.Farewell, 800*time.Millisecond)
 	set(&b.Message, 64<<20)
 	set(&b.Statement, 1<<20)
 	return b
@@ -115,12 +98,14 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 		s.cancelAs(ctx, c, first.cancel)
 		return nil
 	}
-	sess, err := c.Open(ctx, s.use(c, first))
-	if err != nil {
-		dismiss(conn, refusalOf(err, stateNotAuthorized))
+	l := &live{server: s, bounds: bounds, name: c.Resource.Name, first: first, client: conn}
+	use := s.use(c, first)
+	use.Meanwhile = l.reach
+	if l.sess, err = c.Open(ctx, use); err != nil {
+		l.leave()
+		dismiss(conn, refusalOf(err, stateNotAuthorized), bounds.Farewell)
 		return err
 	}
-	l := &live{server: s, bounds: bounds, sess: sess, first: first, client: conn}
 	return l.serve(ctx)
 }
 
@@ -133,7 +118,7 @@ func (s *Server) hello(conn net.Conn, bounds Bounds) (*startup, error) {
 	}
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			dismiss(conn, r)
+			dismiss(conn, r, bounds.Farewell)
 			return nil, r
 		}
 		return nil, fmt.Errorf("the client sent no startup message: %w", err)
@@ -187,13 +172,18 @@ func (s *Server) use(c *session.Candidate, first *startup) session.Use {
 	}
 }
 
-// live is a session that was allowed.
+// live is a session from when it is asked for.
 type live struct {
 	server *Server
 	bounds Bounds
-	sess   *session.Session
+	name   string           // the resource's
+	sess   *session.Session // once it was allowed and its start is written down
 	first  *startup
 	client net.Conn
+
+	once   sync.Once // the database was dialed
+	db     *backend  // nil with failed
+	failed error
 
 	// What the server lets a cancel request be known by.
 	id   keyID
@@ -211,14 +201,15 @@ func (l *live) serve(ctx context.Context) (err error) {
 	var sum totals
 	defer func() { l.sess.End(sum.fields(err)) }()
 
-	db, err := l.connect(ctx)
+	l.reach(ctx)
+	db, err := l.db, l.failed
 	if err != nil {
-		dismiss(l.client, refusalOf(err, stateUnableToConnect))
+		dismiss(l.client, refusalOf(err, stateUnableToConnect), l.bounds.Farewell)
 		return err
 	}
 	defer hangUp(db.conn)
 	if err := l.login(ctx, db); err != nil {
-		dismiss(l.client, refusalOf(err, stateUnableToConnect))
+		dismiss(l.client, refusalOf(err, stateUnableToConnect), l.bounds.Farewell)
 		return err
 	}
 	r := newRelay(l, db)

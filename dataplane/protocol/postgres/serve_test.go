@@ -39,18 +39,18 @@ func TestPsql(t *testing.T) {
 	if err != nil || string(out) != "alice|orders|psql-test\n" {
 		t.Fatalf("psql: %v\n%s", err, out)
 	}
-	if err := r.result(); err != nil {
+	if err := r.Result(); err != nil {
 		t.Error(err)
 	}
 	var got []string
-	for _, e := range r.gate.all() {
+	for _, e := range r.gate.All() {
 		got = append(got, e.Name+" "+e.Code)
 	}
 	want := []string{"db.session.start TDB00I", "db.session.query TDB02I", "db.session.end TDB01I"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	start, end := r.gate.all()[0], r.gate.all()[2]
+	start, end := r.gate.All()[0], r.gate.All()[2]
 	wantFields := map[string]any{
 		"db_service": "orders", "db_protocol": "postgres", "db_uri": r.server.Target.Address, "db_user": "alice", "db_name": "orders",
 	}
@@ -73,7 +73,7 @@ func TestSimpleQuery(t *testing.T) {
 		}
 	}
 	var got []string
-	for _, e := range r.gate.all("db.session.query") {
+	for _, e := range r.gate.All("db.session.query") {
 		if e.Code != "TDB02I" || e.Fields["db_user"] != "alice" {
 			t.Errorf("event %+v", e)
 		}
@@ -83,8 +83,8 @@ func TestSimpleQuery(t *testing.T) {
 		t.Error(d)
 	}
 	conn.Close(context.Background())
-	r.result()
-	if n := r.gate.await(t, "db.session.end", 1).Fields["server_errors"]; n != int64(1) {
+	r.Result()
+	if n := r.gate.Await(t, "db.session.end", 1).Fields["server_errors"]; n != int64(1) {
 		t.Errorf("%v errors of the server, want 1", n)
 	}
 }
@@ -138,7 +138,7 @@ func TestExtendedQuery(t *testing.T) {
 			want[i].Fields[k] = v
 		}
 	}
-	if d := cmp.Diff(want, r.gate.all()[1:]); d != "" {
+	if d := cmp.Diff(want, r.gate.All()[1:]); d != "" {
 		t.Error(d)
 	}
 }
@@ -161,7 +161,7 @@ func TestFunctionCall(t *testing.T) {
 			break
 		}
 	}
-	e := r.gate.await(t, "db.session.postgres.function", 1)
+	e := r.gate.Await(t, "db.session.postgres.function", 1)
 	if e.Code != "TPG04I" || e.Fields["function_oid"] != int64(1397) || !cmp.Equal(e.Fields["function_args"], []string{"-5"}) {
 		t.Errorf("event %+v", e)
 	}
@@ -214,11 +214,11 @@ func TestPgxPipeline(t *testing.T) {
 		t.Errorf("%d rows, %d failures", rows, fails)
 	}
 	// A statement that the server skips was sent, and so is recorded.
-	if got := r.gate.all("db.session.postgres.statements.execute"); len(got) < 252 {
+	if got := r.gate.All("db.session.postgres.statements.execute"); len(got) < 252 {
 		t.Errorf("%d executions recorded", len(got))
 	}
 	found := false
-	for _, e := range r.gate.all("db.session.postgres.statements.parse") {
+	for _, e := range r.gate.All("db.session.postgres.statements.parse") {
 		found = found || e.Fields["query"] == "select 'skipped'"
 	}
 	if !found {
@@ -236,7 +236,7 @@ func TestA113_NothingHides(t *testing.T) {
 			t.Fatalf("%.40q: %v", text, err)
 		}
 	}
-	texts := func() []sallyport.Event { return r.gate.all("db.session.query") }
+	texts := func() []sallyport.Event { return r.gate.All("db.session.query") }
 
 	multi := "select 1; /* create table x(); */ create temp table seen(); -- drop table y\n; select 2"
 	run(multi)
@@ -278,7 +278,7 @@ func TestA113_NothingHides(t *testing.T) {
 	if len(texts()) != before {
 		t.Error("half a statement is recorded")
 	}
-	if e := r.gate.await(t, "db.session.malformed_packet", 1); e.Code != "TDB06I" {
+	if e := r.gate.Await(t, "db.session.malformed_packet", 1); e.Code != "TDB06I" {
 		t.Errorf("event %+v", e)
 	}
 }
@@ -291,7 +291,7 @@ func TestA113_ExactBytes(t *testing.T) {
 	if _, err := conn.PgConn().Exec(context.Background(), "select 'caf\xe9\\x41'").ReadAll(); err != nil {
 		t.Fatal(err)
 	}
-	e := r.gate.await(t, "db.session.query", 1)
+	e := r.gate.Await(t, "db.session.query", 1)
 	if e.Fields["db_query"] != `select 'caf\xe9\\x41'` || e.Fields["db_query_escaped"] != true {
 		t.Errorf("recorded %v", e.Fields)
 	}
@@ -299,7 +299,7 @@ func TestA113_ExactBytes(t *testing.T) {
 
 func TestDenied(t *testing.T) {
 	r := newRig(t, func(r *rig) {
-		r.gate.deny = func(use session.Use) *sallyport.Problem {
+		r.gate.Deny = func(use session.Use) *sallyport.Problem {
 			if use.DBUser == "alice" && use.DBName == "orders" {
 				return nil
 			}
@@ -314,10 +314,10 @@ func TestDenied(t *testing.T) {
 	if pgErr.Code != "28000" || pgErr.Severity != "FATAL" || pgErr.Message != `no role lets you use database user "bob"` || pgErr.Hint != "ask for role dba" {
 		t.Errorf("%+v", pgErr)
 	}
-	if err := r.result(); !errors.Is(err, sallyport.ErrDenied) {
+	if err := r.Result(); !errors.Is(err, sallyport.ErrDenied) {
 		t.Errorf("Serve: %v", err)
 	}
-	if got := r.gate.all(); len(got) != 1 || got[0].Code != "TDB00W" || *got[0].Success {
+	if got := r.gate.All(); len(got) != 1 || got[0].Code != "TDB00W" || *got[0].Success {
 		t.Errorf("events %+v", got)
 	}
 	out, err := psql(t, r.psqlString("bob"), "-c", "select 1").CombinedOutput()
@@ -329,7 +329,7 @@ func TestDenied(t *testing.T) {
 
 func TestRefusal(t *testing.T) {
 	r := newRig(t, func(r *rig) {
-		r.refusal = sallyport.Denied("your certificate expired at 12:00", "run: sally login")
+		r.Refusal = sallyport.Denied("your certificate expired at 12:00", "run: sally login")
 	})
 	out, err := psql(t, r.psqlString("alice"), "-c", "select 1").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "FATAL:  your certificate expired at 12:00") || !strings.Contains(string(out), "HINT:  run: sally login") {
@@ -342,7 +342,7 @@ func TestRefusal(t *testing.T) {
 func TestA19_NamesAsTheServerTakesThem(t *testing.T) {
 	r := newRig(t)
 	asked := make(chan session.Use, 1)
-	r.gate.deny = func(use session.Use) *sallyport.Problem { asked <- use; return nil }
+	r.gate.Deny = func(use session.Use) *sallyport.Problem { asked <- use; return nil }
 	conn := r.mustConnect("alice", "user=Ali ce", "database=Or ders")
 	if use := <-asked; use.DBUser != "Ali ce" || use.DBName != "Or ders" {
 		t.Errorf("asked for %+v", use)
@@ -382,9 +382,9 @@ func TestA19_NamesThatAreRefused(t *testing.T) {
 			t.Errorf("%q: %+v", params, e)
 		}
 		conn.Close()
-		r.result()
+		r.Result()
 	}
-	if got := r.gate.all(); len(got) != 0 {
+	if got := r.gate.All(); len(got) != 0 {
 		t.Errorf("asked the gate: %+v", got)
 	}
 }
@@ -456,7 +456,7 @@ func TestSeveralMessagesAtOnce(t *testing.T) {
 			n++
 		}
 	}
-	if got := r.gate.all("db.session.query"); len(got) != 20 {
+	if got := r.gate.All("db.session.query"); len(got) != 20 {
 		t.Errorf("%d recorded", len(got))
 	}
 }

@@ -1,6 +1,10 @@
 package postgres
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/sallyport/sallyport/dataplane/database"
+)
 
 // The bodies of the messages that are recorded ("Message Formats"). Each is
 // read to its last byte, as pq_getmsgend demands: what the server would not
@@ -87,7 +91,7 @@ func decodeParse(body []byte) (parseMessage, error) {
 
 type bindMessage struct {
 	portal, statement []byte
-	params            values
+	params            database.Values
 }
 
 func decodeBind(body []byte) (bindMessage, error) {
@@ -100,8 +104,8 @@ func decodeBind(body []byte) (bindMessage, error) {
 
 // values reads the formats, the count, and the values of Bind and
 // FunctionCall. Invariant: nothing is allocated by a count.
-func (c *cursor) values() values {
-	v := newValues()
+func (c *cursor) values() database.Values {
+	v := database.NewValues()
 	n := c.uint16()
 	formats := c.bytes(2 * n)
 	for i := range c.uint16() {
@@ -109,7 +113,7 @@ func (c *cursor) values() values {
 		if c.short {
 			break
 		}
-		v.add(b, isBinary(formats, i))
+		v.Add(b, isBinary(formats, i))
 	}
 	return v
 }
@@ -152,7 +156,7 @@ func decodeClose(body []byte) (what byte, name []byte, err error) {
 
 type functionCall struct {
 	oid  uint32
-	args values
+	args database.Values
 }
 
 func decodeFunctionCall(body []byte) (functionCall, error) {

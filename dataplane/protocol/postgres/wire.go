@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // Numbers of the protocol (src/include/libpq/pqcomm.h, protocol.h).
@@ -196,61 +198,25 @@ const (
 // any other message is held until it is whole and has been seen.
 //
 //	for {
-//		n, err := conn.Read(s.space())
+//		n, err := conn.Read(s.Space())
 //		pass, bad := s.take(n, see)
 //		…
 //	}
 type splitter struct {
-	limit uint32 // longest message that is held, its length included
-
-	buf        []byte
-	full       bool // the last read filled it
-	head, tail int  // buf[head:tail] has been read and has not passed
-	stream     int  // bytes of a CopyData that pass before the next header
+	database.Buffer
+	limit  uint32 // longest message that is held, its length included
+	stream int    // bytes of a CopyData that pass before the next header
 }
 
-// bufferSize is what one direction of a session reads at once: a TLS record is
-// at most 16 KiB, and a message may hang over from the last.
-const bufferSize = 32 << 10
-
-// firstSize is what a direction reads at once until a read fills it: most
-// sessions never do.
-const firstSize = 4 << 10
-
-// space returns the room to read into; it is never empty. A held message gets
-// room as its bytes arrive, never by what its header promises.
-func (s *splitter) space() []byte {
-	size := len(s.buf)
-	switch {
-	case size == 0:
-		size = firstSize
-	case size < bufferSize && s.full, size > bufferSize && s.head == s.tail:
-		size = bufferSize
-	case s.tail-s.head == size:
-		size *= 2
-	}
-	if size != len(s.buf) {
-		buf := make([]byte, size)
-		s.tail = copy(buf, s.buf[s.head:s.tail])
-		s.buf, s.head = buf, 0
-	} else if s.head > 0 {
-		s.tail = copy(s.buf, s.buf[s.head:s.tail])
-		s.head = 0
-	}
-	return s.buf[s.tail:]
-}
-
-// take accepts the n bytes that were read into space. It calls see with the
+// take accepts the n bytes that were read into Space. It calls see with the
 // body of each message that is held and has become whole, and returns the bytes
-// that may pass; they and the bodies stay valid until the next call of space.
-// After an error the stream cannot be read on, and nothing may pass; unpassed
+// that may pass; they and the bodies stay valid until the next call of Space.
+// After an error the stream cannot be read on, and nothing may pass; Unpassed
 // then begins with the message at fault.
 func (s *splitter) take(n int, see func(kind byte, body []byte) error) ([]byte, error) {
-	s.tail += n
-	s.full = s.tail == len(s.buf)
-	at := s.head
-	for at < s.tail {
-		rest := s.buf[at:s.tail]
+	held, at := s.Add(n), 0
+	for at < len(held) {
+		rest := held[at:]
 		if s.stream > 0 {
 			k := min(s.stream, len(rest))
 			s.stream -= k
@@ -262,7 +228,7 @@ func (s *splitter) take(n int, see func(kind byte, body []byte) error) ([]byte, 
 		}
 		size, err := s.size(rest)
 		if err != nil {
-			s.head = at
+			s.Pass(at)
 			return nil, err
 		}
 		if rest[0] == msgCopyData {
@@ -273,18 +239,13 @@ func (s *splitter) take(n int, see func(kind byte, body []byte) error) ([]byte, 
 			break
 		}
 		if err := see(rest[0], rest[headerSize:size]); err != nil {
-			s.head = at
+			s.Pass(at)
 			return nil, err
 		}
 		at += size
 	}
-	pass := s.buf[s.head:at]
-	s.head = at
-	return pass, nil
+	return s.Pass(at), nil
 }
-
-// unpassed is what has been read and has not passed.
-func (s *splitter) unpassed() []byte { return s.buf[s.head:s.tail] }
 
 // size returns how many bytes the message has that b begins with. The length
 // is compared as the unsigned number it is, before anything is added to it: a

@@ -5,11 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // seen is a message as the splitter shows it.
@@ -23,7 +26,7 @@ func splitAll(stream []byte, limit uint32, seed uint64) (got []seen, passed []by
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	s := splitter{limit: limit}
 	for len(stream) > 0 {
-		n := copy(s.space()[:min(len(s.space()), 1+rnd.IntN(40))], stream)
+		n := copy(s.Space()[:min(len(s.Space()), 1+rnd.IntN(40))], stream)
 		stream = stream[n:]
 		pass, err := s.take(n, func(kind byte, body []byte) error {
 			got = append(got, seen{kind, string(body)})
@@ -137,20 +140,58 @@ func FuzzSplit(f *testing.F) {
 // TestSplitterGivesBack: a session that once sent a big message does not keep
 // the room for it.
 func TestSplitterGivesBack(t *testing.T) {
-	s := splitter{limit: 1 << 20}
+	s, heard := splitter{limit: 1 << 20}, 0
 	big := must((&pgproto3.Query{String: strings.Repeat("x", 500_000)}).Encode(nil))
 	for len(big) > 0 {
-		n := copy(s.space(), big)
+		n := copy(s.Space(), big)
 		big = big[n:]
-		if _, err := s.take(n, func(byte, []byte) error { return nil }); err != nil {
+		if _, err := s.take(n, func(_ byte, body []byte) error { heard += len(body); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if cap(s.buf) < 500_000 {
+	if heard < 500_000 {
 		t.Error("the message was not held")
 	}
-	if s.space(); cap(s.buf) != bufferSize {
-		t.Errorf("%d bytes kept", cap(s.buf))
+	if n := len(s.Space()); n != database.BufferSize {
+		t.Errorf("%d bytes kept", n)
+	}
+}
+
+// TestLentBuffers: two sessions whose long messages lie in the same buffers, one
+// after the other, see their own.
+func TestLentBuffers(t *testing.T) {
+	rooms, rnd := &database.Rooms{}, rand.New(rand.NewPCG(1, 0))
+	var streams, passed [2][]byte
+	var want, got [2][]seen
+	var sessions [2]splitter
+	for i := range sessions {
+		sessions[i] = splitter{limit: 8 << 20, Buffer: database.Buffer{Rooms: rooms}}
+		for n, size := range []int{10, 500_000, 40_000, 6_000_000, 20, 70_000, 2_000_000, 300, 600_000} {
+			text := strings.Repeat(string(rune('a'+2*n+i)), size)
+			streams[i] = append(streams[i], message('Q', uint32(4+size), text)...)
+			want[i] = append(want[i], seen{'Q', text})
+		}
+	}
+	left := streams
+	for len(left[0])+len(left[1]) > 0 {
+		i := rnd.IntN(2)
+		s := &sessions[i]
+		room := s.Space()
+		n := copy(room[:min(len(room), 1+rnd.IntN(32<<10))], left[i])
+		left[i] = left[i][n:]
+		pass, err := s.take(n, func(kind byte, body []byte) error {
+			got[i] = append(got[i], seen{kind, string(body)})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		passed[i] = append(passed[i], pass...)
+	}
+	for i := range sessions {
+		if !bytes.Equal(passed[i], streams[i]) || !slices.Equal(got[i], want[i]) {
+			t.Errorf("session %d: %d bytes of %d, %d messages of %d", i, len(passed[i]), len(streams[i]), len(got[i]), len(want[i]))
+		}
 	}
 }
 
@@ -163,7 +204,7 @@ func TestBufferFollowsTraffic(t *testing.T) {
 	feed := func(b []byte) {
 		t.Helper()
 		for len(b) > 0 {
-			n := copy(s.space(), b)
+			n := copy(s.Space(), b)
 			b = b[n:]
 			if _, err := s.take(n, hear); err != nil {
 				t.Fatal(err)
@@ -174,18 +215,18 @@ func TestBufferFollowsTraffic(t *testing.T) {
 	for range 1000 {
 		feed(small)
 	}
-	if len(s.buf) != firstSize {
-		t.Errorf("%d bytes for small talk", len(s.buf))
+	if n := len(s.Space()); n != database.FirstSize {
+		t.Errorf("%d bytes for small talk", n)
 	}
 	heard = 0
-	feed(bytes.Repeat(small, 2*firstSize/len(small)))
-	if len(s.buf) != bufferSize {
-		t.Errorf("%d bytes for bulk", len(s.buf))
+	feed(bytes.Repeat(small, 2*database.FirstSize/len(small)))
+	if n := len(s.Space()); n != database.BufferSize {
+		t.Errorf("%d bytes for bulk", n)
 	}
-	if want := 2 * firstSize / len(small) * (len(small) - headerSize); heard != want {
+	if want := 2 * database.FirstSize / len(small) * (len(small) - headerSize); heard != want {
 		t.Errorf("%d bytes of bodies, want %d", heard, want)
 	}
-	query := must((&pgproto3.Query{String: strings.Repeat("x", 3*firstSize)}).Encode(nil))
+	query := must((&pgproto3.Query{String: strings.Repeat("x", 3*database.FirstSize)}).Encode(nil))
 	s, heard = splitter{limit: 1 << 20}, 0
 	for i := 0; i < len(query); i += 1000 {
 		feed(query[i:min(i+1000, len(query))])
@@ -202,7 +243,7 @@ func TestNoAllocation(t *testing.T) {
 	none := func(byte, []byte) error { return errors.New("held") }
 	at := 0
 	if n := testing.AllocsPerRun(100, func() {
-		n := copy(s.space(), rows[at:])
+		n := copy(s.Space(), rows[at:])
 		at += n
 		if at == len(rows) {
 			at = 0
@@ -331,7 +372,7 @@ func FuzzStatements(f *testing.F) {
 			var m pgproto3.Bind
 			same(t, &m, body, err, func() bool {
 				return m.DestinationPortal == string(ours.portal) && m.PreparedStatement == string(ours.statement) &&
-					len(m.Parameters) == int(ours.params.total) && nulls(m.Parameters, ours.params)
+					len(m.Parameters) == ours.params.Len() && nulls(m.Parameters, ours.params)
 			})
 		case msgExecute:
 			ours, err := decodeExecute(body)
@@ -353,7 +394,7 @@ func FuzzStatements(f *testing.F) {
 				return // pgproto3 knows two formats; the server has its own words for others
 			}
 			var m pgproto3.FunctionCall
-			same(t, &m, body, err, func() bool { return m.Function == ours.oid && len(m.Arguments) == int(ours.args.total) })
+			same(t, &m, body, err, func() bool { return m.Function == ours.oid && len(m.Arguments) == ours.args.Len() })
 		}
 		a := auditor{emit: discard, base: map[string]any{}, statement: 1 << 10}
 		a.see(kind, body)
@@ -391,12 +432,15 @@ func foreignFormat(body []byte) bool {
 	return foreign
 }
 
-func nulls(theirs [][]byte, ours values) bool {
+func nulls(theirs [][]byte, ours database.Values) bool {
+	fields := ours.Fields("p")
+	list, _ := fields["p"].([]string)
+	got, _ := fields["null_p"].([]int64)
 	var want []int64
-	for i, p := range theirs[:min(len(theirs), len(ours.list))] {
+	for i, p := range theirs[:min(len(theirs), len(list))] {
 		if p == nil {
 			want = append(want, int64(i+1))
 		}
 	}
-	return cmp.Equal(want, ours.nulls)
+	return cmp.Equal(want, got)
 }
