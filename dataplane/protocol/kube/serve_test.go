@@ -1,0 +1,530 @@
+package kube
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+)
+
+// TestA120_Impersonation: over both versions of HTTP the API server hears of
+// the principals that roles give, and of nobody whom the client names.
+func TestA120_Impersonation(t *testing.T) {
+	seen := make(chan http.Header, 1)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		seen <- hr.Header.Clone()
+		io.WriteString(w, "{}")
+	})
+	r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer {
+		return sallyport.KubeAnswer{Allowed: true, Groups: []string{"dev", "ops", masters}}
+	})
+	evil := http.Header{"Impersonate-User": {"admin"}, "impersonate-group": {masters}, "Impersonate_group": {masters}, "Impersonate-Extra-Scopes": {"x"},
+		"Authorization": {"Bearer evil"}, "X-Remote-User": {"admin"}, "Cookie": {"a=b"}}
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		res, body := do(t, r.client(protocol), "GET", "/api/v1/namespaces/a/pods/b", evil, nil)
+		if res.StatusCode != 200 {
+			t.Fatalf("%s: %d %s", protocol, res.StatusCode, body)
+		}
+		h := <-seen
+		for name, want := range map[string][]string{"Impersonate-User": {"kate"}, "Impersonate-Group": {"dev", "ops"}, "Authorization": {"Bearer agents-own-token"}} {
+			if !slices.Equal(h[name], want) {
+				t.Errorf("%s: %s is %q, want %q", protocol, name, h[name], want)
+			}
+		}
+		for name, v := range h {
+			if strings.HasPrefix(strings.ToLower(name), "impersonate") && name != "Impersonate-User" && name != "Impersonate-Group" || name == "Cookie" || name == "X-Remote-User" || name == "X-Forwarded-For" {
+				t.Errorf("%s: %s: %q is passed on", protocol, name, v)
+			}
+		}
+	}
+}
+
+// TestDenials are Status objects, whose message kubectl prints.
+func TestDenials(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { t.Error("a denied request is passed on") })
+	for _, tt := range []struct {
+		method, path string
+		answer       sallyport.KubeAnswer
+		code         int
+		says         string
+	}{
+		{"GET", "/api/v1/namespaces/a/secrets/b", sallyport.KubeAnswer{Reason: "no role allows it"}, 403, "Kubernetes cluster prod: no role allows it"},
+		{"GET", "/api/v1/namespaces/a/secrets/b", sallyport.KubeAnswer{Allowed: true}, 403, "no user and no group"},
+		{"GET", "/api/v1/namespaces/a/secrets/b", sallyport.KubeAnswer{Allowed: true, Groups: []string{masters}}, 403, "no user and no group"},
+		{"GET", "/api/v1/namespaces/a/secrets/b", sallyport.KubeAnswer{Allowed: true, Users: []string{"x", "y"}}, 403, "several Kubernetes users: x, y"},
+		{"DELETE", "/api/v1/namespaces/a/secrets", sallyport.KubeAnswer{Allowed: true, Groups: []string{"g"}, Keep: onlyDev}, 403, "some secrets only"},
+		{"GET", "/api/v1/namespaces/../secrets", sallyport.KubeAnswer{}, 400, "not in its plain form"},
+		{"GET", "/api/v1/watch/secrets", sallyport.KubeAnswer{}, 400, "old paths"},
+	} {
+		r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer { return tt.answer })
+		for _, protocol := range []string{"h2", "http/1.1"} {
+			before := len(r.named("kube.request"))
+			res, body := do(t, r.client(protocol), tt.method, tt.path, nil, nil)
+			var s struct {
+				Kind, APIVersion, Status, Message, Reason string
+				Code                                      int
+			}
+			if err := json.Unmarshal([]byte(body), &s); err != nil {
+				t.Fatalf("%s: %v", body, err)
+			}
+			if res.StatusCode != tt.code || s.Code != tt.code || s.Kind != "Status" || s.APIVersion != "v1" || s.Status != "Failure" || s.Reason == "" || !strings.Contains(s.Message, tt.says) {
+				t.Errorf("%s %s: %d %s", tt.method, tt.path, res.StatusCode, body)
+			}
+			events := r.named("kube.request")
+			if len(events) != before+1 || *events[before].Success || events[before].Fields["response_code"] != int64(tt.code) {
+				t.Errorf("%s %s: events %+v", tt.method, tt.path, events[before:])
+			}
+		}
+	}
+}
+
+// TestRefused: a client that gets no session is told why, and gets nothing else.
+func TestRefused(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { t.Error("a refused request is passed on") })
+	r.refusal = sallyport.Denied("user kate is locked: gone", "ask somebody")
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		res, body := do(t, r.client(protocol), "GET", "/api", nil, nil)
+		if res.StatusCode != 403 || !strings.Contains(body, "user kate is locked: gone (ask somebody)") {
+			t.Errorf("%s: %d %s", protocol, res.StatusCode, body)
+		}
+	}
+}
+
+// TestEvents: each request is one event, with the status of its answer.
+func TestEvents(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if strings.HasSuffix(hr.URL.Path, "gone") {
+			w.WriteHeader(404)
+		}
+		io.WriteString(w, "{}")
+	})
+	c := r.client("h2")
+	do(t, c, "GET", "/apis/apps/v1/namespaces/a/deployments/web", nil, nil)
+	do(t, c, "GET", "/api/v1/nodes/gone", nil, nil)
+	events := r.named("kube.request")
+	if len(events) != 2 || len(r.named("session.connect")) != 1 {
+		t.Fatalf("%+v", events)
+	}
+	want := map[string]any{"verb": "GET", "request_path": "/apis/apps/v1/namespaces/a/deployments/web", "resource_api_group": "apps/v1", "resource_kind": "deployments",
+		"resource_name": "web", "resource_namespace": "a", "kubernetes_cluster": "prod", "response_code": int64(200)}
+	for k, v := range want {
+		if events[0].Fields[k] != v {
+			t.Errorf("%s is %v, want %v", k, events[0].Fields[k], v)
+		}
+	}
+	if e := events[1]; *e.Success || e.Fields["response_code"] != int64(404) || e.Code != "T3009I" {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestFiltered: a narrowed list is asked for in JSON and filtered; a form that
+// cannot be filtered reaches nobody.
+func TestFiltered(t *testing.T) {
+	form := "application/json"
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if got := hr.Header.Get("Accept"); got != "application/json" || hr.Header.Get("Accept-Encoding") != "" {
+			t.Errorf("asked for %q %q", got, hr.Header.Get("Accept-Encoding"))
+		}
+		w.Header().Set("Content-Type", form)
+		io.WriteString(w, `{"items":[`+podA+`,`+podB+`]}`)
+	})
+	r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer {
+		return sallyport.KubeAnswer{Allowed: true, Groups: []string{"g"}, Keep: onlyDev}
+	})
+	accept := http.Header{"Accept": {"application/vnd.kubernetes.protobuf"}, "Accept-Encoding": {"gzip"}}
+	if res, body := do(t, r.client("h2"), "GET", "/api/v1/pods", accept, nil); res.StatusCode != 200 || body != `{"items":[`+podA+`]}` {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	form = "application/vnd.kubernetes.protobuf"
+	if res, body := do(t, r.client("h2"), "GET", "/api/v1/pods", accept, nil); res.StatusCode != 502 || strings.Contains(body, `"prod"`) {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+}
+
+// TestWatch: events come as they happen, and a lock ends the watch.
+func TestWatch(t *testing.T) {
+	next := make(chan string)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if hr.URL.Query().Get("watch") != "true" {
+			t.Errorf("asked for %s", hr.URL)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.(http.Flusher).Flush()
+		for {
+			select {
+			case e := <-next:
+				io.WriteString(w, e+"\n")
+				w.(http.Flusher).Flush()
+			case <-hr.Context().Done():
+				return
+			}
+		}
+	})
+	for _, keep := range []func(string, string) bool{nil, onlyDev} {
+		r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer {
+			return sallyport.KubeAnswer{Allowed: true, Groups: []string{"g"}, Keep: keep}
+		})
+		for _, protocol := range []string{"h2", "http/1.1"} {
+			res, err := r.client(protocol).Get("http://kube/api/v1/pods?watch=1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(res.Body)
+			for i := range 3 {
+				if keep != nil {
+					next <- `{"type":"ADDED","object":` + podB + `}`
+				}
+				next <- `{"type":"ADDED","object":` + podA + `}`
+				if line, err := lines.ReadString('\n'); err != nil || !strings.Contains(line, `"dev"`) {
+					t.Fatalf("%s, event %d: %q %v", protocol, i, line, err)
+				}
+			}
+			r.lock()
+			if _, err := lines.ReadString('\n'); err == nil {
+				t.Errorf("%s: the watch goes on after the lock", protocol)
+			}
+			res.Body.Close()
+		}
+	}
+}
+
+// TestLockIdle: a connection that is kept ends with a lock too.
+func TestLockIdle(t *testing.T) {
+	r := newRig(t, onePod)
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		served := make(chan struct{})
+		p := new(http.Protocols)
+		p.SetUnencryptedHTTP2(protocol == "h2")
+		p.SetHTTP1(protocol != "h2")
+		tr := &http.Transport{Protocols: p, DialContext: func(context.Context, string, string) (net.Conn, error) {
+			conn, ended := r.dial(protocol)
+			go func() { <-ended; close(served) }()
+			return conn, nil
+		}}
+		do(t, &http.Client{Transport: tr, Timeout: waitTime}, "GET", "/api/v1/namespaces/a/pods/b", nil, nil)
+		r.lock()
+		select {
+		case <-served:
+		case <-time.After(waitTime):
+			t.Errorf("%s: the connection stays", protocol)
+		}
+		tr.CloseIdleConnections()
+	}
+}
+
+// TestNamesInBodies: a role for some names counts for objects to be created.
+func TestNamesInBodies(t *testing.T) {
+	got := make(chan string, 1)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		b, _ := io.ReadAll(hr.Body)
+		got <- string(b)
+		w.WriteHeader(201)
+		io.WriteString(w, "{}")
+	})
+	r.roles(func(q sallyport.KubeRequest) sallyport.KubeAnswer {
+		return sallyport.KubeAnswer{Allowed: q.Name == "web", Groups: []string{"g"}, Reason: "not yours"}
+	})
+	c := r.client("h2")
+	js := http.Header{"Content-Type": {"application/json"}}
+	for _, tt := range []struct {
+		h    http.Header
+		body string
+		code int
+	}{
+		{js, `{"metadata":{"name":"web"},"spec":1}`, 201},
+		{js, `{"metadata":{"name":"db"}}`, 403},
+		{js, `{"metadata":{"generateName":"web"}}`, 403},
+		{js, `{"metadata":{"name":"db"},"metadata":{"name":"web"}}`, 403},
+		{js, `{"metadata":{"name":"web"},"metadata":{"name":"db"}}`, 403},
+		{js, `{"metadata":{"name":"db"},"Metadata":{"name":"web"}}`, 403},
+		{js, `{"Metadata":{"name":"web"}}`, 403},
+		{js, `{"metadata":{"name":"web","Name":"db"}}`, 403},
+		{js, `[`, 403},
+		{js, ``, 403},
+		{http.Header{"Content-Type": {"application/yaml"}}, "metadata: {name: web}", 403},
+		{http.Header{"Content-Type": {"application/vnd.kubernetes.protobuf"}}, "k8s\x00web", 403},
+	} {
+		res, body := do(t, c, "POST", "/api/v1/namespaces/a/pods", tt.h, strings.NewReader(tt.body))
+		if res.StatusCode != tt.code {
+			t.Errorf("%q: %d %s", tt.body, res.StatusCode, body)
+		}
+		if tt.code == 201 {
+			if b := <-got; b != tt.body {
+				t.Errorf("%q became %q", tt.body, b)
+			}
+		}
+	}
+}
+
+// TestLargeBody: a request that is too large is refused, whether it says how
+// large it is or not.
+func TestLargeBody(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		io.Copy(io.Discard, hr.Body)
+		io.WriteString(w, "{}")
+	})
+	r.server.Bounds.Size = 1 << 20
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		res, body := do(t, r.client(protocol), "POST", "/api/v1/namespaces/a/pods", nil, io.LimitReader(endlessA{}, 3<<20))
+		if res.StatusCode != 413 {
+			t.Errorf("%s: %d %s", protocol, res.StatusCode, body)
+		}
+	}
+}
+
+// TestA75_Slow: who begins a request and does not end it is cut.
+func TestA75_Slow(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { io.Copy(io.Discard, hr.Body) })
+	r.server.Bounds = Bounds{Header: 50 * time.Millisecond, Body: 50 * time.Millisecond, Idle: 50 * time.Millisecond}
+	for _, sent := range []string{"", "GET /api HTTP/1.1\r\nHo", "POST /api/v1/namespaces/a/pods HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc", "GET /api HTTP/1.1\r\nHost: a\r\n\r\n"} {
+		conn, served := r.dial("http/1.1")
+		io.WriteString(conn, sent)
+		select {
+		case <-served:
+		case <-time.After(waitTime):
+			t.Errorf("after %q the connection stays", sent)
+		}
+	}
+}
+
+// echo switches protocols and sends back what it gets, after a word of its own.
+func echo(w http.ResponseWriter, hr *http.Request) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		w.WriteHeader(500)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nX-User: %s\r\n\r\nhello\n", hr.Header.Get("Upgrade"), hr.Header.Get("Impersonate-User"))
+	rw.Flush()
+	io.Copy(conn, rw)
+}
+
+func ask(t *testing.T, w io.Writer, method, path, protocol string, extra string) {
+	t.Helper()
+	if _, err := fmt.Fprintf(w, "%s %s HTTP/1.1\r\nHost: kube\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n", method, path, protocol, extra); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStreams: exec, attach and port-forward pass as raw bytes by either protocol
+// and method, are sessions of their own, and end with a lock.
+func TestStreams(t *testing.T) {
+	r := newRig(t, echo)
+	for i, tt := range []struct{ method, path, protocol, start string }{
+		{"POST", "/api/v1/namespaces/a/pods/b/exec?command=sh&command=-c&command=x&container=main&tty=true", "SPDY/3.1", "session.start"},
+		{"GET", "/api/v1/namespaces/a/pods/b/exec?command=sh", "websocket", "session.start"},
+		{"POST", "/api/v1/namespaces/a/pods/b/attach", "SPDY/3.1", "session.start"},
+		{"GET", "/api/v1/namespaces/a/pods/b/portforward?ports=80", "websocket", "port"},
+	} {
+		starts, ends := len(r.named(tt.start)), len(r.named("session.end"))
+		conn, served := r.dial("http/1.1")
+		ask(t, conn, tt.method, tt.path, tt.protocol, "Impersonate-User: root\r\n")
+		br := bufio.NewReader(conn)
+		res, err := http.ReadResponse(br, nil)
+		if err != nil || res.StatusCode != 101 || res.Header.Get("Upgrade") != strings.ToLower(tt.protocol) && res.Header.Get("Upgrade") != tt.protocol || res.Header.Get("X-User") != "kate" {
+			t.Fatalf("%s: %v %+v", tt.path, err, res)
+		}
+		if line, err := br.ReadString('\n'); line != "hello\n" {
+			t.Fatalf("%q %v", line, err)
+		}
+		io.WriteString(conn, "ping\n")
+		if line, err := br.ReadString('\n'); line != "ping\n" {
+			t.Fatalf("%q %v", line, err)
+		}
+		if len(r.named(tt.start)) != starts+1 {
+			t.Errorf("%s: no %s", tt.path, tt.start)
+		}
+		if i%2 == 0 {
+			r.lock()
+		} else {
+			conn.(interface{ CloseWrite() error }).CloseWrite()
+		}
+		if rest, _ := io.ReadAll(br); len(rest) > 0 {
+			t.Errorf("%s: %q after the end", tt.path, rest)
+		}
+		select {
+		case <-served:
+		case <-time.After(waitTime):
+			t.Fatalf("%s: the stream does not end", tt.path)
+		}
+		if len(r.named("session.end")) != ends+1 {
+			t.Errorf("%s: no session.end", tt.path)
+		}
+	}
+	start := r.named("session.start")[0]
+	if got := start.Fields["initial_command"]; !slices.Equal(got.([]string), []string{"sh", "-c", "x"}) || start.Fields["interactive"] != true || start.Fields["kubernetes_container_name"] != "main" {
+		t.Errorf("%+v", start.Fields)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open != 0 {
+		t.Errorf("%d sessions stay open", r.open)
+	}
+}
+
+// TestA122_UpgradeRefused: when the API server does not switch, what follows is
+// HTTP again and judged again: CVE-2018-1002105 left a raw pipe.
+func TestA122_UpgradeRefused(t *testing.T) {
+	paths := make(chan string, 4)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		paths <- hr.URL.Path + " " + hr.Header.Get("Impersonate-User")
+		w.Header().Set("Content-Length", "2")
+		w.WriteHeader(400)
+		io.WriteString(w, "{}")
+	})
+	r.roles(func(q sallyport.KubeRequest) sallyport.KubeAnswer {
+		a := everything(q)
+		a.Allowed = q.Resource == "pods"
+		return a
+	})
+	conn, _ := r.dial("http/1.1")
+	br := bufio.NewReader(conn)
+	ask(t, conn, "GET", "/api/v1/namespaces/a/pods/b/exec", "websocket", "")
+	res, err := http.ReadResponse(br, nil)
+	if err != nil || res.StatusCode != 400 {
+		t.Fatalf("%v %+v", err, res)
+	}
+	io.Copy(io.Discard, res.Body)
+	// In a raw pipe this would be the agent's own request.
+	fmt.Fprint(conn, "GET /api/v1/secrets HTTP/1.1\r\nHost: kube\r\nImpersonate-User: system:admin\r\n\r\n")
+	if res, err := http.ReadResponse(br, nil); err == nil && res.StatusCode != 403 {
+		t.Errorf("after a refused upgrade: %+v", res)
+	}
+	if p := <-paths; p != "/api/v1/namespaces/a/pods/b/exec kate" {
+		t.Errorf("%q", p)
+	}
+	select {
+	case p := <-paths:
+		t.Errorf("the API server was asked %q", p)
+	default:
+	}
+}
+
+// TestUpgradeRefusedIsTold: the end of a stream's session, which the spool may
+// hold up, closed the connection before the API server's answer was sent.
+func TestUpgradeRefusedIsTold(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+		io.WriteString(w, "no preferred addresses found")
+	})
+	closed := make(chan struct{})
+	r.wrap = func(c net.Conn) net.Conn { return &closing{Conn: c, closed: closed} }
+	r.ending = func() {
+		select {
+		case <-closed:
+		case <-time.After(50 * time.Millisecond): // it does not come
+		}
+	}
+	conn, _ := r.dial("http/1.1")
+	ask(t, conn, "POST", "/api/v1/namespaces/a/pods/b/exec?command=sh", "SPDY/3.1", "")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != http.StatusInternalServerError {
+		t.Fatalf("%v %+v", err, res)
+	}
+	if body, err := io.ReadAll(res.Body); err != nil || string(body) != "no preferred addresses found" {
+		t.Errorf("%q %v", body, err)
+	}
+}
+
+// closing tells when a connection is closed for the first time.
+type closing struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *closing) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestUpgradeElsewhere: a watch over a WebSocket could not be filtered.
+func TestUpgradeElsewhere(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { t.Error("passed on") })
+	for _, path := range []string{"/api/v1/secrets?watch=1", "/api/v1/namespaces/a/pods/b/log", "/version"} {
+		conn, _ := r.dial("http/1.1")
+		ask(t, conn, "GET", path, "websocket", "")
+		if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != 400 {
+			t.Errorf("%s: %v %+v", path, err, res)
+		}
+	}
+}
+
+// TestUnaskedSwitch: a hostile API server cannot make a pipe of a request.
+func TestUnaskedSwitch(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if hr.ProtoMajor == 2 {
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			io.WriteString(w, "{}")
+			return
+		}
+		echo(w, hr)
+	})
+	path := "/api/v1/namespaces/a/pods/b"
+	if res, body := do(t, r.client("http/1.1"), "GET", path, nil, nil); res.StatusCode == 101 {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	r.server.Target.plain = r.server.Target.streams // HTTP/1.1
+	if res, body := do(t, r.client("http/1.1"), "GET", path, nil, nil); res.StatusCode != 502 {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+}
+
+// TestServerGone: no answer is told as a Status.
+func TestServerGone(t *testing.T) {
+	r := newRig(t, nil)
+	r.api.Close()
+	res, body := do(t, r.client("h2"), "GET", "/api/v1/pods", nil, nil)
+	if res.StatusCode != 502 || !strings.Contains(body, "the API server does not answer the agent") || strings.Contains(body, "127.0.0.1") {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+}
+
+// TestA36_Canaries: answers on shared connections reach who asked.
+func TestA36_Canaries(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if strings.HasSuffix(hr.URL.Path, "7") {
+			panic(http.ErrAbortHandler)
+		}
+		io.WriteString(w, hr.URL.Path)
+	})
+	c := r.client("h2")
+	errs := make(chan error, 8)
+	for g := range 8 {
+		go func() {
+			for i := range 200 {
+				path := fmt.Sprintf("/api/v1/namespaces/u%d/pods/p%d", g, i)
+				ctx, cancel := context.WithTimeout(context.Background(), waitTime)
+				req, _ := http.NewRequestWithContext(ctx, "GET", "http://kube"+path, nil)
+				res, err := c.Do(req)
+				if err == nil {
+					b, rerr := io.ReadAll(res.Body)
+					res.Body.Close()
+					if rerr == nil && res.StatusCode == 200 && string(b) != path {
+						errs <- fmt.Errorf("%s got %s", path, b)
+						cancel()
+						return
+					}
+				}
+				cancel()
+			}
+			errs <- nil
+		}()
+	}
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
