@@ -1,0 +1,1105 @@
+package webapp
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"net/textproto"
+	"net/url"
+	"os"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/sallyport/sallyport"
+)
+
+const wiki = "https://wiki." + cluster
+
+// cookies are those that an answer sets, by name.
+func cookies(resp *http.Response) map[string]*http.Cookie {
+	out := map[string]*http.Cookie{}
+	for _, c := range resp.Cookies() {
+		out[c.Name] = c
+	}
+	return out
+}
+
+// TestLogin goes the whole way once, also where the application has a service
+// worker that passes on what the browser asks for.
+func TestLogin(t *testing.T) {
+	for _, dest := range []string{"document", "empty"} {
+		t.Run(dest, func(t *testing.T) { testLogin(t, dest) })
+	}
+}
+
+func testLogin(t *testing.T, dest string) {
+	r := newRig(t)
+	c := r.client("wiki."+cluster, "h2")
+	led := func(q *http.Request, site string) {
+		q.Header.Set("Sec-Fetch-Site", site)
+		q.Header.Set("Sec-Fetch-Mode", "navigate")
+		q.Header.Set("Sec-Fetch-Dest", dest)
+	}
+	resp, _ := r.ask(c, "GET", wiki+":8443/page?x=1", func(q *http.Request) { led(q, "cross-site") })
+	launch, err := url.Parse(resp.Header.Get("Location"))
+	login := cookies(resp)[loginCookie]
+	if err != nil || resp.StatusCode != http.StatusFound || login == nil {
+		t.Fatalf("%s %v %v", resp.Status, resp.Header, err)
+	}
+	verifier, _, _ := strings.Cut(login.Value, ".")
+	sum := sha256.Sum256([]byte(verifier))
+	if launch.Host != cluster+":8443" || launch.Path != "/web/launch/wiki" || launch.Query().Get("challenge") != b64.EncodeToString(sum[:]) || len(launch.Query()) != 1 {
+		t.Errorf("led to %s", launch)
+	}
+	if !login.HttpOnly || !login.Secure || login.SameSite != http.SameSiteLaxMode || login.Path != "/" || login.Domain != "" {
+		t.Errorf("cookie %v", login)
+	}
+	code := strings.Repeat("c", codeSize)
+	r.set(func() { r.codes[code] = Code{Verifier: verifier, App: "wiki"} })
+	resp, _ = r.ask(c, "GET", wiki+":8443/.sallyport/callback?code="+code, func(q *http.Request) {
+		q.AddCookie(login)
+		led(q, "same-site")
+	})
+	session := cookies(resp)[sessionCookie]
+	if resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/page?x=1" || session == nil || cookies(resp)[loginCookie].MaxAge >= 0 {
+		t.Fatalf("%s %v", resp.Status, resp.Header)
+	}
+	if !session.HttpOnly || !session.Secure || session.SameSite != http.SameSiteLaxMode || session.Path != "/" || session.Domain != "" {
+		t.Errorf("cookie %v", session)
+	}
+	resp, body := r.ask(c, "GET", wiki+":8443/page?x=1", func(q *http.Request) {
+		q.AddCookie(&http.Cookie{Name: "theirs", Value: "1"})
+		with(session.Value)(q)
+		q.AddCookie(login)
+	})
+	if want := `wiki for ann, access: GET /page?x=1 cookies=["theirs=1"]`; resp.StatusCode != http.StatusOK || body != want {
+		t.Errorf("%s %q, want %q", resp.Status, body, want)
+	}
+	if got := len(r.questions); got != 0 {
+		t.Errorf("auth was asked %d times about what it had just said", got)
+	}
+}
+
+// TestA73_CodeElsewhere: a code is good with the verifier of its browser, for its
+// application, once; everything else makes no session.
+func TestA73_CodeElsewhere(t *testing.T) {
+	verifier, other := strings.Repeat("v", codeSize), strings.Repeat("w", codeSize)
+	code := strings.Repeat("c", codeSize)
+	for name, tt := range map[string]struct {
+		app, login, query string
+		used, left        bool // the code: before, and afterwards
+	}{
+		"another browser":     {app: "wiki", login: other + ".Lw", query: "code=" + code},
+		"no login begun":      {app: "wiki", query: "code=" + code},
+		"another application": {app: "blog", login: verifier + ".Lw", query: "code=" + code},
+		"twice":               {app: "wiki", login: verifier + ".Lw", query: "code=" + code, used: true},
+		"two codes":           {app: "wiki", login: verifier + ".Lw", query: "code=" + code + "&code=" + code, left: true},
+		"no code":             {app: "wiki", login: verifier + ".Lw", query: "", left: true},
+		"a long code":         {app: "wiki", login: verifier + ".Lw", query: "code=" + code + "c", left: true},
+		"no verifier":         {app: "wiki", login: "." + ".Lw", query: "code=" + code},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			if !tt.used {
+				r.set(func() { r.codes[code] = Code{Verifier: verifier, App: "wiki"} })
+			}
+			c := r.client(tt.app+"."+cluster, "h2")
+			resp, body := r.ask(c, "GET", "https://"+tt.app+"."+cluster+"/.sallyport/callback?"+tt.query, func(q *http.Request) {
+				if tt.login != "" {
+					q.AddCookie(&http.Cookie{Name: loginCookie, Value: tt.login})
+				}
+			})
+			if resp.StatusCode != http.StatusForbidden || cookies(resp)[sessionCookie] != nil || !strings.Contains(body, "not good here") {
+				t.Errorf("%s %v\n%s", resp.Status, resp.Header, body)
+			}
+			if got := resp.Header.Get("Cross-Origin-Opener-Policy"); got != "same-origin" {
+				t.Errorf("who opened the window may look into it: %q", got)
+			}
+			r.set(func() {
+				if _, left := r.codes[code]; left != tt.left {
+					t.Errorf("the code is still good: %v, want %v", left, tt.left)
+				}
+			})
+		})
+	}
+}
+
+// TestA71_Misdirected: a request is served on a connection of its own host only.
+func TestA71_Misdirected(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		for host, want := range map[string]int{
+			"wiki." + cluster: 200, "WIKI." + cluster + ":8443": 200, "blog." + cluster: 421, cluster: 421, "wiki.app." + cluster: 421, "127.0.0.1": 421,
+			"wiki." + cluster + ".evil.test": 421, "wiki." + cluster + ":http": 421, "wiki." + cluster + ".": 421, "": 421,
+		} {
+			if host == "" && protocol == "h2" {
+				continue // Go's client puts the address there
+			}
+			resp, _ := r.ask(r.client("wiki."+cluster, protocol), "GET", wiki+"/", func(q *http.Request) {
+				with(session)(q)
+				if q.Host = host; host == "" {
+					q.Host, q.URL.Host = "x", "x"
+				}
+			})
+			if resp.StatusCode != want {
+				t.Errorf("%s, host %q: %s, want %d", protocol, host, resp.Status, want)
+			}
+		}
+	}
+	for _, name := range []string{"app." + cluster, "auth." + cluster, cluster} {
+		if resp, _ := r.ask(r.client(name, "h2"), "GET", "https://"+name+"/", with(session)); resp.StatusCode != 421 {
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+	}
+}
+
+// TestA72_ForeignPages: what a page of another origin can make a browser send.
+func TestA72_ForeignPages(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	type h map[string]string
+	link := func(site string) h {
+		return h{"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+	}
+	own, other := wiki, "https://blog."+cluster
+	for name, tt := range map[string]struct {
+		method  string
+		headers h
+		want    int
+	}{
+		"own page":            {"GET", h{"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}, 200},
+		"own form":            {"POST", h{"Sec-Fetch-Site": "same-origin", "Origin": own}, 200},
+		"own frame":           {"GET", h{"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 200},
+		"typed":               {"GET", link("none"), 200},
+		"link, same site":     {"GET", link("same-site"), 200},
+		"link, cross site":    {"GET", link("cross-site"), 200},
+		"link, by own worker": {"GET", h{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "empty"}, 200},
+		"form, by own worker": {"POST", h{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "empty"}, 403},
+		"form, same site":     {"POST", link("same-site"), 403},
+		"form, cross site":    {"POST", link("cross-site"), 403},
+		"fetch, same site":    {"GET", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty", "Origin": other}, 403},
+		"blind, same site":    {"GET", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "empty"}, 403},
+		"image":               {"GET", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403},
+		"script":              {"GET", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"}, 403},
+		"frame, same site":    {"GET", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403},
+		"object":              {"GET", h{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "object"}, 403},
+		"preflight":           {"OPTIONS", h{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Origin": other, "Access-Control-Request-Method": "PUT"}, 403},
+		"an unknown word":     {"GET", h{"Sec-Fetch-Site": "near", "Sec-Fetch-Mode": "cors"}, 403},
+		"old, own form":       {"POST", h{"Origin": own}, 200},
+		"old, foreign form":   {"POST", h{"Origin": other}, 403},
+		"old, null":           {"POST", h{"Origin": "null"}, 403},
+		"old, by http":        {"POST", h{"Origin": "http://wiki." + cluster}, 403},
+		"old, another port":   {"POST", h{"Origin": own + ":8443"}, 403},
+		"old, says nothing":   {"POST", h{}, 403},
+		"old, delete":         {"DELETE", h{}, 403},
+		"old, foreign fetch":  {"GET", h{"Origin": other}, 403},
+		"old, link":           {"GET", h{}, 200},
+		"socket, no origin":   {"GET", h{"Upgrade": "websocket", "Connection": "Upgrade"}, 403},
+		"socket, foreign":     {"GET", h{"Upgrade": "websocket", "Connection": "Upgrade", "Origin": other, "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "websocket"}, 403},
+		"socket, foreign old": {"GET", h{"Upgrade": "websocket", "Connection": "Upgrade", "Origin": other}, 403},
+		"socket, lying":       {"GET", h{"Upgrade": "websocket", "Connection": "Upgrade", "Origin": other, "Sec-Fetch-Site": "same-origin"}, 403},
+	} {
+		before := len(r.arrived())
+		resp, _ := r.ask(r.client("wiki."+cluster, "http/1.1"), tt.method, wiki+"/x", func(q *http.Request) {
+			q.AddCookie(&http.Cookie{Name: sessionCookie, Value: session})
+			for name, value := range tt.headers {
+				q.Header.Set(name, value)
+			}
+		})
+		if resp.StatusCode != tt.want {
+			t.Errorf("%s: %s, want %d", name, resp.Status, tt.want)
+		}
+		if tt.want == 403 && len(r.arrived()) != before {
+			t.Errorf("%s: the request has arrived", name)
+		}
+	}
+}
+
+// TestA73_Headers: what an application says of other origins, or of ours, stays
+// behind; and so does what is ours of what a browser sends.
+func TestA73_Headers(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		h := w.Header()
+		h["Set-Cookie"] = []string{"a=1; Domain=" + cluster, sessionCookie + "=evil; Path=/; Secure", loginCookie + "=evil", "__host-SALLYPORT-app=evil", "=" + sessionCookie + "=evil", "b=2"}
+		h.Set("Clear-Site-Data", `"cookies"`)
+		h.Set("Alt-Svc", `h3=":443"`)
+		h.Set("Content-Security-Policy", "default-src 'self'")
+		h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+		fmt.Fprintf(w, "%q", q.Header["Cookie"])
+	})
+	resp, body := r.ask(r.client("wiki."+cluster, "h2"), "GET", wiki+"/", func(q *http.Request) {
+		q.Header.Set("Cookie", "x=1; "+sessionCookie+"="+session+"; __host-sallyport-APP=2; y=3")
+		q.Header.Set("Sec-Fetch-Site", "same-origin")
+	})
+	if body != `["x=1; y=3"]` {
+		t.Errorf("the application got %s", body)
+	}
+	if got := resp.Header["Set-Cookie"]; !slices.Equal(got, []string{"a=1", "b=2"}) {
+		t.Errorf("cookies %q", got)
+	}
+	for name, want := range map[string][]string{"Clear-Site-Data": nil, "Alt-Svc": nil, "Cross-Origin-Resource-Policy": {"same-origin"}, "Origin-Agent-Cluster": {"?1"},
+		"Content-Security-Policy": {"default-src 'self'", "frame-ancestors 'self'"}} {
+		if got := resp.Header[name]; !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestCookieOfAnother: a cookie opens the application that it is for.
+func TestCookieOfAnother(t *testing.T) {
+	r := newRig(t)
+	session, own := r.know("blog"), r.know("wiki")
+	for name, change := range map[string]func(*http.Request){
+		"of another application": with(session), "unknown": with(cookie(77)), "short": with("x"),
+		"twice":   func(q *http.Request) { with(own)(q); with(own)(q) },
+		"letters": with(strings.Repeat("*", sessionSize)),
+	} {
+		resp, _ := r.ask(r.client("wiki."+cluster, "h2"), "POST", wiki+"/", change)
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+	}
+	if got := r.arrived(); len(got) != 0 {
+		t.Errorf("arrived: %q", got)
+	}
+}
+
+// TestStreams: events pass when they are sent, a WebSocket lives, both beyond the
+// deadlines of strangers; and both end with the session, without a request.
+func TestStreams(t *testing.T) {
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			testStreams(t, protocol)
+		})
+	}
+}
+
+// strangersDeadline is one that a test lets pass.
+const strangersDeadline = 10 * time.Second
+
+func testStreams(t *testing.T, protocol string) {
+	r := newRigWith(t, strangersDeadline)
+	session := r.know("wiki")
+	more := make(chan string, 2)
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/socket" {
+			c, err := websocket.Accept(w, q, nil)
+			if err != nil {
+				return
+			}
+			defer c.CloseNow()
+			for {
+				kind, b, err := c.Read(q.Context())
+				if err != nil || c.Write(q.Context(), kind, b) != nil {
+					return
+				}
+			}
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		for {
+			select {
+			case line := <-more:
+				io.WriteString(w, "data: "+line+"\n\n")
+				w.(http.Flusher).Flush()
+			case <-q.Context().Done():
+				return
+			}
+		}
+	})
+	c := r.client("wiki."+cluster, protocol)
+	c.Timeout = 0
+	q, err := http.NewRequest("GET", wiki+"/events", nil)
+	check(t, err)
+	with(session)(q)
+	answers := make(chan *http.Response, 1)
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		resp, err := c.Do(q)
+		if err != nil {
+			t.Error(err)
+		}
+		answers <- resp
+	})
+	more <- "first"
+	resp := <-answers
+	if resp == nil {
+		t.FailNow()
+	}
+	lines := bufio.NewScanner(resp.Body)
+	next := func() string {
+		for lines.Scan() {
+			if lines.Text() != "" {
+				return lines.Text()
+			}
+		}
+		return "over"
+	}
+	if got := next(); got != "data: first" {
+		t.Fatalf("%q", got)
+	}
+	socketHost := r.client("wiki."+cluster, "http/1.1")
+	socketHost.Timeout = 0
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ws, _, err := websocket.Dial(ctx, wiki+"/socket", &websocket.DialOptions{HTTPClient: socketHost,
+		HTTPHeader: http.Header{"Origin": {wiki}, "Cookie": {sessionCookie + "=" + session}}})
+	check(t, err)
+	check(t, ws.Write(ctx, websocket.MessageText, []byte("me")))
+	if _, b, err := ws.Read(ctx); err != nil || string(b) != "me" {
+		t.Fatalf("%q %v", b, err)
+	}
+	if got := r.server.Upgraded(); got != 1 {
+		t.Errorf("%d WebSockets", got)
+	}
+	time.Sleep(strangersDeadline + time.Second/2)
+	more <- "second"
+	if got := next(); got != "data: second" {
+		t.Fatalf("after the deadlines: %q", got)
+	}
+	check(t, ws.Write(ctx, websocket.MessageText, []byte("again")))
+	if _, b, err := ws.Read(ctx); err != nil || string(b) != "again" {
+		t.Fatalf("after the deadlines: %q %v", b, err)
+	}
+	r.set(func() { delete(r.good, session) })
+	if got := next(); got != "over" {
+		t.Errorf("after the end: %q", got)
+	}
+	if _, b, err := ws.Read(ctx); err == nil {
+		t.Errorf("after the end: %q", b)
+	}
+	cancel()
+	ws.CloseNow()
+	resp.Body.Close()
+	tasks.Wait()
+	eventually(t, "no WebSocket", func() bool { return r.server.Upgraded() == 0 })
+	if resp, _ := r.ask(r.client("wiki."+cluster, "h2"), "POST", wiki+"/", with(session)); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("after the end: %s", resp.Status)
+	}
+}
+
+// TestHints: what an application says before its answer reaches no other origin
+// either.
+func TestHints(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		for name, value := range map[string]string{"Link": "</a.css>; rel=preload", "Set-Cookie": "a=1; Domain=gw.test", "Clear-Site-Data": `"cookies"`,
+			"Alt-Svc": `h3=":443"`, "Sallyport-Thing": "x"} {
+			h.Set(name, value)
+		}
+		w.WriteHeader(http.StatusEarlyHints)
+		clear(h)
+		io.WriteString(w, "ok")
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		hints := make(chan textproto.MIMEHeader, 1)
+		trace := &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			hints <- h
+			return nil
+		}}
+		resp, body := r.ask(r.client("wiki."+cluster, protocol), "GET", wiki+"/", func(q *http.Request) {
+			with(session)(q)
+			*q = *q.WithContext(httptrace.WithClientTrace(q.Context(), trace))
+		})
+		if resp.StatusCode != http.StatusOK || body != "ok" {
+			t.Errorf("%s: %s %q", protocol, resp.Status, body)
+		}
+		select {
+		case h := <-hints:
+			want := textproto.MIMEHeader{"Link": {"</a.css>; rel=preload"}, "Set-Cookie": {"a=1"}}
+			if !reflect.DeepEqual(h, want) {
+				t.Errorf("%s: %q, want %q", protocol, h, want)
+			}
+		default:
+			t.Errorf("%s: no hints have come", protocol)
+		}
+	}
+}
+
+// TestQuiet: a stream that nobody sends to does not keep a session alive.
+func TestQuiet(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+	})
+	q, err := http.NewRequest("GET", wiki+"/", nil)
+	check(t, err)
+	with(session)(q)
+	resp, err := r.client("wiki."+cluster, "h2").Do(q)
+	check(t, err)
+	defer resp.Body.Close()
+	r.now.Add(int64(askAfter))
+	loud := func() (loud, quiet int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, q := range r.questions {
+			if q.Quiet {
+				quiet++
+			} else {
+				loud++
+			}
+		}
+		return loud, quiet
+	}
+	eventually(t, "two questions that do not count as use", func() bool {
+		r.now.Add(int64(time.Second))
+		_, quiet := loud()
+		return quiet >= 2
+	})
+	if n, _ := loud(); n > 2 { // the first, and the one after the request
+		t.Errorf("%d questions count as use", n)
+	}
+}
+
+// cut waits until an answer that is under way is cut off, by the server.
+func cut(t *testing.T, resp *http.Response) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.ReadAll(resp.Body)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("what ran has ended well")
+		}
+	case <-time.After(patience):
+		t.Error("what ran goes on")
+		resp.Body.Close()
+		<-ended
+	}
+}
+
+// TestRoles: who gets other roles gets another certificate, and what ran by the
+// old one ends.
+func TestRoles(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	c.Timeout = 0 // it would cut what the server is to cut
+	if _, body := r.ask(c, "GET", wiki+"/", with(session)); !strings.Contains(body, "ann, access:") {
+		t.Fatal(body)
+	}
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+	})
+	q, err := http.NewRequest("GET", wiki+"/", nil)
+	check(t, err)
+	with(session)(q)
+	resp, err := c.Do(q)
+	check(t, err)
+	defer resp.Body.Close()
+	r.set(func() { r.roles = []string{"auditor"} })
+	cut(t, resp)
+	r.serve("wiki", nil)
+	r.set(func() { delete(r.apps, "wiki") })
+	if _, body := r.ask(c, "GET", wiki+"/", with(session)); !strings.Contains(body, "ann, auditor:") {
+		t.Error(body)
+	}
+}
+
+// TestRenew: a certificate is renewed before it ends, and what runs goes on.
+func TestRenew(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.ask(c, "GET", wiki+"/", with(session))
+	r.ask(c, "GET", wiki+"/", with(session))
+	if got := r.dials.Load(); got != 1 {
+		t.Errorf("%d connections for two requests", got)
+	}
+	pass, gone := make(chan struct{}), make(chan struct{})
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.(http.Flusher).Flush()
+		select {
+		case <-pass:
+			io.WriteString(w, "to the end")
+		case <-q.Context().Done():
+			close(gone)
+		}
+	})
+	q, err := http.NewRequest("GET", wiki+"/", nil)
+	check(t, err)
+	with(session)(q)
+	resp, err := c.Do(q)
+	check(t, err)
+	defer resp.Body.Close()
+	r.now.Add(int64(6 * time.Minute))
+	eventually(t, "another certificate", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.questions) > 1 && r.questions[len(r.questions)-1].Key != nil
+	})
+	r.set(func() { delete(r.apps, "wiki") })
+	eventually(t, "a connection by another certificate", func() bool { // which may be on its way from auth
+		_, body := r.ask(c, "GET", wiki+"/", with(session))
+		return strings.Contains(body, "ann") && r.dials.Load() == 2
+	})
+	if _, body := r.ask(c, "GET", wiki+"/", with(session)); !strings.Contains(body, "ann") || r.dials.Load() != 2 {
+		t.Errorf("%q, %d connections", body, r.dials.Load())
+	}
+	close(pass)
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "to the end" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestRolesAfterRenew: what runs by a certificate that has been renewed since ends
+// too when the roles change.
+func TestRolesAfterRenew(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	c.Timeout = 0
+	resp := r.run(c, session)
+	defer resp.Body.Close()
+	r.set(func() { delete(r.apps, "wiki") })
+	r.now.Add(int64(6 * time.Minute))
+	eventually(t, "a connection by another certificate", func() bool {
+		_, body := r.ask(c, "GET", wiki+"/", with(session))
+		return strings.Contains(body, "ann, access:") && r.dials.Load() == 2
+	})
+	r.set(func() { r.roles = []string{"auditor"} })
+	cut(t, resp)
+}
+
+// TestRolesWithoutCertificate: nothing goes on by the old roles where auth tells of
+// others and gives no certificate for them.
+func TestRolesWithoutCertificate(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	c.Timeout = 0
+	resp := r.run(c, session)
+	defer resp.Body.Close()
+	r.set(func() { r.roles, r.uncertified = []string{"auditor"}, errors.New("nobody can sign") })
+	cut(t, resp)
+	if resp, body := r.ask(c, "GET", wiki+"/", with(session)); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	r.set(func() { r.uncertified = nil; delete(r.apps, "wiki") })
+	if _, body := r.ask(c, "GET", wiki+"/", with(session)); !strings.Contains(body, "ann, auditor:") {
+		t.Error(body)
+	}
+}
+
+// TestCertificateEnds: what runs ends with the last certificate, while auth is away.
+func TestCertificateEnds(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	c.Timeout = 0
+	resp := r.run(c, session)
+	defer resp.Body.Close()
+	r.set(func() { r.refusal = errors.New("no way to auth") })
+	r.now.Add(int64(11 * time.Minute))
+	cut(t, resp)
+}
+
+// run begins an answer that goes on until the server ends it.
+func (r *rig) run(c *http.Client, session string) *http.Response {
+	r.t.Helper()
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+	})
+	q, err := http.NewRequest("GET", wiki+"/", nil)
+	check(r.t, err)
+	with(session)(q)
+	resp, err := c.Do(q)
+	check(r.t, err)
+	return resp
+}
+
+// TestAuthAway: what is held is good to the certificate's end, and not beyond.
+func TestAuthAway(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.ask(c, "GET", wiki+"/", with(session))
+	r.set(func() { r.refusal = errors.New("no way to auth") })
+	for _, tt := range []struct {
+		later time.Duration
+		want  int
+	}{{time.Minute, 200}, {8 * time.Minute, 200}, {2 * time.Minute, 503}} {
+		r.now.Add(int64(tt.later))
+		if resp, body := r.ask(c, "GET", wiki+"/", with(session)); resp.StatusCode != tt.want {
+			t.Errorf("after %v more: %s %s", tt.later, resp.Status, body)
+		}
+	}
+	for err, want := range map[error]int{
+		&sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "bound to another address"}: 403,
+		&sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no such application"}:    404,
+		&sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth is away"}:        503,
+		&sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "you are logged out"}: 401,
+		&sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many"}:              429,
+	} {
+		r.set(func() { r.refusal = err })
+		r.now.Add(int64(time.Minute))
+		if resp, _ := r.ask(c, "POST", wiki+"/", with(session)); resp.StatusCode != want {
+			t.Errorf("%v: %s, want %d", err, resp.Status, want)
+		}
+	}
+}
+
+// TestLogout ends what runs at once.
+func TestLogout(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	c.Timeout = 0
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+	})
+	q, err := http.NewRequest("GET", wiki+"/", nil)
+	check(t, err)
+	with(session)(q)
+	running, err := c.Do(q)
+	check(t, err)
+	defer running.Body.Close()
+	if resp, body := r.ask(c, "GET", wiki+"/.sallyport/logout", with(session)); resp.StatusCode != 200 || !strings.Contains(body, "<form method=\"post\">") {
+		t.Fatalf("%s %s", resp.Status, body)
+	}
+	foreignForm := func(q *http.Request) { with(session)(q); q.Header.Set("Sec-Fetch-Site", "same-site") }
+	if resp, _ := r.ask(c, "POST", wiki+"/.sallyport/logout", foreignForm); resp.StatusCode != 403 {
+		t.Errorf("from another origin: %s", resp.Status)
+	}
+	resp, _ := r.ask(c, "POST", wiki+"/.sallyport/logout", with(session))
+	if k := cookies(resp)[sessionCookie]; resp.StatusCode != 200 || k == nil || k.MaxAge >= 0 {
+		t.Errorf("%s %v", resp.Status, resp.Header)
+	}
+	cut(t, running)
+	if resp, _ := r.ask(c, "POST", wiki+"/", with(session)); resp.StatusCode != 401 {
+		t.Errorf("afterwards: %s", resp.Status)
+	}
+}
+
+// TestStalled: a browser that takes nothing does not hold up the end of what it
+// began, be it a download or a WebSocket.
+func TestStalled(t *testing.T) {
+	t.Parallel()
+	for name, head := range map[string]string{
+		"download":  "GET / HTTP/1.1\r\nSec-Fetch-Site: same-origin\r\n",
+		"WebSocket": "GET / HTTP/1.1\r\nOrigin: " + wiki + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			session := r.know("wiki")
+			var sent atomic.Int64
+			more := func(b []byte) { sent.Add(int64(len(b))) }
+			r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+				part := make([]byte, 64<<10)
+				more(part)
+				switch name {
+				case "download":
+					for err := error(nil); err == nil; more(part) {
+						_, err = w.Write(part)
+					}
+				case "WebSocket":
+					ws, err := websocket.Accept(w, q, &websocket.AcceptOptions{InsecureSkipVerify: true})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer ws.CloseNow()
+					for ws.Write(q.Context(), websocket.MessageBinary, part) == nil {
+						more(part)
+					}
+				}
+			})
+			conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
+			check(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, head+"Host: wiki."+cluster+"\r\nCookie: "+sessionCookie+"="+session+"\r\n\r\n")
+			check(t, err)
+			last, since := int64(0), time.Now()
+			eventually(t, "nothing moves", func() bool { // too early would be well too
+				if n := sent.Load(); n != last || n == 0 {
+					last, since = n, time.Now()
+				}
+				return time.Since(since) > time.Second/4
+			})
+			s := r.server.sessions.list()[0]
+			if _, open := s.standing(); open != 1 {
+				t.Fatalf("%d requests", open)
+			}
+			r.server.sessions.drop(s, gone())
+			eventually(t, "the request is over", func() bool {
+				_, open := s.standing()
+				return open == 0 && r.server.Upgraded() == 0
+			})
+		})
+	}
+}
+
+// TestRestart: a WebSocket of which this process lets go is told that it may come
+// again; one whose session has ended is cut off.
+func TestRestart(t *testing.T) {
+	for name, test := range map[string]struct {
+		why  error
+		want websocket.StatusCode
+	}{
+		"the process ends": {context.Canceled, websocket.StatusServiceRestart},
+		"the session ends": {gone(), -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			session := r.know("wiki")
+			r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+				ws, err := websocket.Accept(w, q, &websocket.AcceptOptions{InsecureSkipVerify: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer ws.CloseNow()
+				_ = ws.Write(q.Context(), websocket.MessageText, []byte("welcome"))
+				_, _, _ = ws.Read(q.Context())
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			c := r.client("wiki."+cluster, "http/1.1")
+			c.Timeout = 0
+			ws, _, err := websocket.Dial(ctx, wiki+"/", &websocket.DialOptions{HTTPClient: c,
+				HTTPHeader: http.Header{"Origin": {wiki}, "Cookie": {sessionCookie + "=" + session}}})
+			check(t, err)
+			defer ws.CloseNow()
+			if _, b, err := ws.Read(ctx); err != nil || string(b) != "welcome" {
+				t.Fatalf("%q, %v", b, err)
+			}
+			r.server.sessions.drop(r.server.sessions.list()[0], test.why)
+			_, _, err = ws.Read(ctx)
+			if got := websocket.CloseStatus(err); err == nil || got != test.want {
+				t.Errorf("it ends with %v, by code %d", err, got)
+			}
+			eventually(t, "no WebSocket", func() bool { return r.server.Upgraded() == 0 })
+		})
+	}
+}
+
+// TestA75_Strangers: cookies that nobody knows make few questions at a time, and
+// leave nothing behind.
+func TestA75_Strangers(t *testing.T) {
+	r := newRig(t)
+	var now, most atomic.Int64
+	release := make(chan struct{})
+	r.set(func() {
+		r.asking = func() {
+			n := now.Add(1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			<-release
+			now.Add(-1)
+		}
+	})
+	const requests = 4 * strangersSource
+	var tasks sync.WaitGroup
+	var codes sync.Map
+	for i := range requests {
+		tasks.Go(func() {
+			c := r.client("wiki."+cluster, "h2")
+			q, _ := http.NewRequest("POST", wiki+"/", nil)
+			with(cookie(5000 + i))(q)
+			resp, err := c.Do(q)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+			codes.Store(i, resp.StatusCode)
+		})
+	}
+	eventually(t, "all places are taken", func() bool { return now.Load() == strangersSource })
+	close(release)
+	tasks.Wait()
+	if got := most.Load(); got > strangersSource {
+		t.Errorf("%d questions at once", got)
+	}
+	codes.Range(func(_, code any) bool {
+		if code != http.StatusUnauthorized && code != http.StatusTooManyRequests {
+			t.Errorf("answered %v", code)
+		}
+		return true
+	})
+	if got := len(r.server.sessions.list()); got != 0 {
+		t.Errorf("%d sessions are left", got)
+	}
+	r.server.strangers.mu.Lock()
+	defer r.server.strangers.mu.Unlock()
+	if got := len(r.server.strangers.sources); got != 0 {
+		t.Errorf("%d sources are left", got)
+	}
+}
+
+// TestA75_Waiting: a source waits with so many at most, and others are served.
+func TestA75_Waiting(t *testing.T) {
+	var s strangers
+	from, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1")
+	ctx, cancel := context.WithCancel(t.Context())
+	var leaves []func()
+	for range strangersSource {
+		leave, err := s.enter(ctx, from)
+		check(t, err)
+		leaves = append(leaves, leave)
+	}
+	var tasks sync.WaitGroup
+	for range strangersWaiting - strangersSource {
+		tasks.Go(func() {
+			if _, err := s.enter(ctx, netip.MustParseAddr("2001:db8::2")); err == nil { // of the same /64
+				t.Error("there was a place")
+			}
+		})
+	}
+	eventually(t, "all wait", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.sources[prefixOf(from)].users == strangersWaiting
+	})
+	over, stop := context.WithCancel(context.Background())
+	stop()
+	if _, err := s.enter(over, from); !errors.Is(err, sallyport.ErrExhausted) {
+		t.Errorf("one more has not been refused before it waits: %v", err)
+	}
+	leave, err := s.enter(ctx, other)
+	check(t, err)
+	leaves = append(leaves, leave)
+	cancel()
+	tasks.Wait()
+	for _, leave := range leaves {
+		leave()
+	}
+	if len(s.sources) != 0 || len(s.all) != 0 {
+		t.Errorf("%d sources and %d places are left", len(s.sources), len(s.all))
+	}
+}
+
+// TestA75_Sources: many sources together wait with so many at most.
+func TestA75_Sources(t *testing.T) {
+	var s strangers
+	var places []netip.Prefix
+	from := netip.MustParseAddr("192.0.2.1")
+	for len(places) < strangersMost {
+		from = from.Next()
+		for range strangersWaiting / 2 {
+			if here, _ := s.join(prefixOf(from)); here == nil {
+				t.Fatalf("no room after %d", len(places))
+			}
+			places = append(places, prefixOf(from))
+		}
+	}
+	known := len(s.sources)
+	for _, one := range []netip.Addr{from, from.Next()} {
+		if here, _ := s.join(prefixOf(one)); here != nil || len(s.sources) != known {
+			t.Errorf("%v: there is room for one more, or its source is kept: %d of %d", one, len(s.sources), known)
+		}
+	}
+	s.part(places[0])
+	if here, _ := s.join(prefixOf(from.Next())); here == nil {
+		t.Error("no room after one has left")
+	}
+	for _, place := range append(places[1:], prefixOf(from.Next())) {
+		s.part(place)
+	}
+	if s.waiting != 0 || len(s.sources) != 0 {
+		t.Errorf("%d are left, of %d sources", s.waiting, len(s.sources))
+	}
+}
+
+// TestA75_SlowBody: a body of who is not logged in is not waited for, and its
+// connection ends by the deadlines of strangers.
+func TestA75_SlowBody(t *testing.T) {
+	t.Parallel()
+	r := newRigWith(t, strangersDeadline)
+	conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
+	check(t, err)
+	defer conn.Close()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	_, err = io.WriteString(conn, "POST /x HTTP/1.1\r\nHost: wiki."+cluster+"\r\nSec-Fetch-Site: same-origin\r\nContent-Length: 1000000000\r\n\r\nslow")
+	check(t, err)
+	b, err := io.ReadAll(conn)
+	if errors.Is(err, os.ErrDeadlineExceeded) || !strings.HasPrefix(string(b), "HTTP/1.1 401 ") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestRoom: the session that was unused for longest makes room, and the one that
+// is in use stays.
+func TestRoom(t *testing.T) {
+	s := &Server{Cluster: cluster}
+	v := &visit{Server: s, app: "wiki"}
+	var first *session
+	for i := range maxSessions + 10 {
+		one := &session{server: s, app: "wiki", cookie: cookie(i), used: time.Unix(int64(i), 0)}
+		one.ctx, one.cancel = context.WithCancelCause(context.Background())
+		if i == 0 {
+			first, one.open = one, 1
+		}
+		if _, err := s.sessions.add(keyOf("wiki", one.cookie), one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := len(s.sessions.list()); got != maxSessions {
+		t.Errorf("%d sessions", got)
+	}
+	if there, err := s.sessions.find(v, cookie(0)); err != nil || there != first {
+		t.Error("the one in use is gone")
+	}
+	for _, one := range s.sessions.list() {
+		one.over(errForgotten)
+	}
+}
+
+// TestLargeBodies: what passes is not kept, in either direction.
+func TestLargeBodies(t *testing.T) {
+	const size, part, most = 64 << 20, 16 << 20, 16 << 20
+	kept := func() int64 { // what nobody has any more is gone
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return int64(s.HeapAlloc)
+	}
+	r := newRig(t)
+	session := r.know("wiki")
+	before := kept()
+	var peak atomic.Int64
+	look := func() { peak.Store(max(peak.Load(), kept()-before)) }
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		if q.Method == "GET" {
+			for range size / part {
+				io.CopyN(w, zeros{}, part)
+				look()
+			}
+			return
+		}
+		buf, n := make([]byte, 1<<20), int64(0)
+		for {
+			m, err := io.ReadFull(q.Body, buf)
+			if n += int64(m); err != nil {
+				break
+			}
+			if n%part == 0 {
+				look()
+			}
+		}
+		fmt.Fprint(w, n)
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		c := r.client("wiki."+cluster, protocol)
+		c.Timeout = 0
+		q, err := http.NewRequest("POST", wiki+"/", io.LimitReader(zeros{}, size))
+		check(t, err)
+		with(session)(q)
+		resp, err := c.Do(q)
+		check(t, err)
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || string(b) != fmt.Sprint(size) {
+			t.Errorf("%s: %q, %v", protocol, b, err)
+		}
+		q, err = http.NewRequest("GET", wiki+"/", nil)
+		check(t, err)
+		with(session)(q)
+		resp, err = c.Do(q)
+		check(t, err)
+		n, err := io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if err != nil || n != size {
+			t.Errorf("%s: %d bytes, %v", protocol, n, err)
+		}
+	}
+	if got := peak.Load(); got > most {
+		t.Errorf("%d MB of heap for bodies of %d MB", got>>20, size>>20)
+	}
+	t.Logf("%d KB of heap for bodies of %d MB", peak.Load()>>10, size>>20)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// FuzzLocalPath: wherever a path comes from, a browser that is led there stays at
+// this origin.
+func FuzzLocalPath(f *testing.F) {
+	for _, seed := range []string{"/", "/a?b=c#d", "//evil.test", "/\\evil.test", "/\t/evil.test", "\\\\evil.test", "https://evil.test", "/.sallyport/callback", "/%2f/evil.test", " /x", "/a\r\nSet-Cookie: x=1", "/é"} {
+		f.Add(seed)
+	}
+	base, err := url.Parse(wiki + "/from")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		out := localPath(in)
+		if out != in && out != "/" {
+			t.Fatalf("%q became %q", in, out)
+		}
+		// As browsers read it (URL, section 4.4): controls and spaces at the ends
+		// and tabs and newlines anywhere are passed over, a backslash is a slash.
+		seen := strings.Map(func(r rune) rune {
+			switch r {
+			case '\t', '\n', '\r':
+				return -1
+			case '\\':
+				return '/'
+			}
+			return r
+		}, strings.TrimFunc(out, func(r rune) bool { return r <= ' ' }))
+		u, err := base.Parse(seen)
+		if err != nil {
+			if !strings.HasPrefix(seen, "/") || strings.HasPrefix(seen, "//") {
+				t.Fatalf("%q: %v", out, err)
+			}
+			return
+		}
+		if u.Scheme != "https" || u.Host != base.Host || u.User != nil {
+			t.Fatalf("%q leads to %s", out, u)
+		}
+		if strings.ContainsAny(out, "\r\n\x00") {
+			t.Fatalf("%q in a header", out)
+		}
+	})
+}
+
+// FuzzLogin: a cookie that was not made here is none, and one that was is read as
+// it was written.
+func FuzzLogin(f *testing.F) {
+	f.Add(newVerifier() + "." + b64.EncodeToString([]byte("/x")))
+	f.Add("..")
+	f.Add(strings.Repeat("v", codeSize) + ".Ly9ldmlsLnRlc3Q")
+	f.Fuzz(func(t *testing.T, value string) {
+		verifier, path, ok := parseLogin(value)
+		if !ok {
+			return
+		}
+		if !letters(verifier, codeSize) || localPath(path) != path {
+			t.Fatalf("%q: %q %q", value, verifier, path)
+		}
+		if v, p, ok := parseLogin(verifier + "." + b64.EncodeToString([]byte(path))); !ok || v != verifier || p != path {
+			t.Fatalf("%q is read as %q %q", value, v, p)
+		}
+	})
+}
