@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 )
 
 // account is one login of this host, ready to run programs.
@@ -50,7 +51,7 @@ const (
 // who has proved that the certificate names this login.
 func (a accounts) find(ctx context.Context, login string) (account, *sallyport.Problem) {
 	if !validLogin(login) {
-		return account{}, sallyport.Denied(fmt.Sprintf("login %q is not a login name", printable(login, maxLogin)), "")
+		return account{}, sallyport.Denied(fmt.Sprintf("login %q is not a login name", sshauth.Printable(login, maxLogin)), "")
 	}
 	acc, err := a.entry(ctx, login)
 	switch {
@@ -215,7 +216,7 @@ func (a accounts) closed() (text string, closed bool) {
 	}
 	defer f.Close()
 	head, _ := io.ReadAll(io.LimitReader(f, 512))
-	if text = printable(strings.TrimSpace(string(head)), 512); text == "" {
+	if text = sshauth.Printable(strings.TrimSpace(string(head)), 512); text == "" {
 		text = "no reason given"
 	}
 	return text, true

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 func etcWith(t *testing.T, files map[string]string) string {
@@ -109,7 +111,7 @@ func TestElsewhere(t *testing.T) {
 // TestAsk uses the host's own getent.
 func TestAsk(t *testing.T) {
 	if _, err := os.Stat(getent); err != nil {
-		t.Skip("getent is not installed")
+		peers.Missing(t, "getent")
 	}
 	fields, err := ask(context.Background(), "passwd", "root")
 	if err != nil || len(fields) != 7 || fields[2] != "0" {

@@ -2,8 +2,10 @@ package ssh
 
 import (
 	"context"
+	"maps"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 )
 
 const (
@@ -45,15 +48,15 @@ func (h *handshake) deny(login string, p *sallyport.Problem) {
 	}
 	s, outer, failed := h.server, h.candidate.Identity, false
 	s.log().Info("ssh: authentication refused", "connection", h.candidate.ConnectionID,
-		"user", outer.Name, "login", printable(login, maxLogin), "reason", p.Fact, "cause", p.Cause)
+		"user", outer.Name, "login", sshauth.Printable(login, maxLogin), "reason", p.Fact, "cause", p.Cause)
 	if s.Events == nil {
 		return
 	}
 	event := sallyport.Event{
 		Name: "auth", Code: "T3007W", UID: uuid.NewString(), Time: time.Now().UTC(),
-		Cluster: s.Cluster, ServerID: s.HostID, Login: printable(login, maxLogin),
+		Cluster: s.Cluster, ServerID: s.HostID, Login: sshauth.Printable(login, maxLogin),
 		Addr: h.candidate.ClientAddr.String(), Success: &failed,
-		Fields: map[string]any{"error": printable(p.Fact, maxMessage), "server_hostname": s.Hostname, "proto": proto},
+		Fields: map[string]any{"error": sshauth.Printable(p.Fact, sshauth.MaxText), "server_hostname": s.Hostname, "proto": proto},
 	}
 	// The person is the one of the outer certificate: it is proved.
 	if outer.Kind == sallyport.KindUser {
@@ -99,14 +102,19 @@ func (c *connection) refused(r rule, details map[string]any) {
 // executed writes what a command came to.
 func (ch *channel) executed(state *os.ProcessState, failure error) {
 	fields := map[string]any{
-		"command": printable(ch.command, maxCommand), "proto": proto, "server_hostname": ch.conn.server.Hostname,
+		"command": sshauth.Printable(ch.command, maxCommand), "proto": proto, "server_hostname": ch.conn.server.Hostname,
 		"interactive": ch.tty != nil,
 	}
 	code, fault := outcome(state, failure)
 	fields["exitCode"] = strconv.Itoa(code)
-	event := sallyport.Event{Name: "exec", Code: "T3002I", Fields: fields, Login: ch.conn.account.name, ServerID: ch.conn.server.HostID}
+	event := sallyport.Event{Name: "exec", Code: "T3002I"}
+	if ch.copying != nil {
+		event = ch.copying.event()
+		maps.Copy(fields, event.Fields)
+	}
+	event.Fields, event.Login, event.ServerID = fields, ch.conn.account.name, ch.conn.server.HostID
 	if fault != "" {
-		event.Code = "T3002E"
+		event.Code = strings.TrimSuffix(event.Code, "I") + "E"
 		fields["exitError"] = fault
 	}
 	success := fault == ""
@@ -117,7 +125,7 @@ func (ch *channel) executed(state *os.ProcessState, failure error) {
 // outcome is an exit code as a shell gives it, and the fault in words.
 func outcome(state *os.ProcessState, failure error) (code int, fault string) {
 	if failure != nil {
-		return -1, printable(failure.Error(), maxMessage)
+		return -1, sshauth.Printable(failure.Error(), sshauth.MaxText)
 	}
 	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		return 128 + int(ws.Signal()), state.String()
@@ -143,7 +151,6 @@ func (c *connection) end() {
 		"participants": []string{c.session.Identity.Name}, "interactive": c.interactive.Load(),
 		"session_start":   c.session.Started.UTC().Format(timeFormat),
 		"session_stop":    time.Now().UTC().Format(timeFormat),
-		"server_id":       c.server.HostID,
 		"server_hostname": c.server.Hostname,
 		"proto":           proto,
 	})

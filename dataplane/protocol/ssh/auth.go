@@ -10,15 +10,31 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 	"github.com/sallyport/sallyport/identity"
 	"golang.org/x/crypto/ssh"
 )
 
 // grant is what a client has won by a proven certificate.
 type grant struct {
-	session   *session.Session
-	account   account
-	permitPTY bool
+	session *session.Session
+	account account
+	permit  permit
+}
+
+// Extensions of certificates (PROTOCOL.certkeys).
+const (
+	extensionPTY     = "permit-pty"
+	extensionForward = "permit-port-forwarding"
+	extensionAgent   = "permit-agent-forwarding"
+)
+
+// permit is what the certificate's extensions allow, beside the roles.
+type permit struct{ pty, forward, agent bool }
+
+func permitOf(cert *ssh.Certificate) permit {
+	has := func(name string) bool { _, ok := cert.Extensions[name]; return ok }
+	return permit{pty: has(extensionPTY), forward: has(extensionForward), agent: has(extensionAgent)}
 }
 
 // grantKey marks the grant in the permissions of the authentication that
@@ -98,35 +114,18 @@ func (a *accepted) discard() {
 	<-done
 }
 
-// config has what is modern on both sides since 2018: AEAD or
-// encrypt-then-MAC, no SHA-1, no compression (the library has none). Strict key
-// exchange (Terrapin, CVE-2023-48795) is on whenever the client knows it.
+// config is what all of our servers speak, and how this one lets people in.
 func (h *handshake) config() (*ssh.ServerConfig, error) {
 	signer, err := h.server.HostSigner()
 	if err != nil {
 		return nil, fmt.Errorf("host key: %w", err)
 	}
-	config := &ssh.ServerConfig{
-		Config: ssh.Config{
-			KeyExchanges: []string{
-				ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519, "curve25519-sha256@libssh.org",
-				ssh.KeyExchangeECDHP256, ssh.KeyExchangeECDHP384,
-			},
-			Ciphers: []string{
-				ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherChaCha20Poly1305,
-				ssh.CipherAES256CTR, ssh.CipherAES128CTR,
-			},
-			MACs: []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM},
-		},
-		PublicKeyAuthAlgorithms:   keyAlgorithms(),
-		MaxAuthTries:              h.server.maxAuthTries(),
-		ServerVersion:             h.server.version(),
-		PublicKeyCallback:         h.offered,
-		VerifiedPublicKeyCallback: h.proven,
-		AuthLogCallback:           h.tried,
-		PreAuthConnCallback:       h.exchanged,
-	}
-	config.AddHostKey(signer)
+	config := sshauth.Config(signer, h.server.Version)
+	config.MaxAuthTries = h.server.maxAuthTries()
+	config.PublicKeyCallback = h.offered
+	config.VerifiedPublicKeyCallback = h.proven
+	config.AuthLogCallback = h.tried
+	config.PreAuthConnCallback = h.exchanged
 	return config, nil
 }
 
@@ -168,11 +167,11 @@ func (h *handshake) check(login string, key ssh.PublicKey) (*ssh.Certificate, *r
 	if err != nil {
 		return nil, &refusal{problem: problemOf(err, "this host does not know the cluster's user CAs")}
 	}
-	q := certificateCheck{
-		cluster: h.server.Cluster, cas: cas, login: login,
-		addr: h.candidate.ClientAddr.Addr(), now: time.Now(),
+	q := sshauth.Check{
+		Cluster: h.server.Cluster, CAs: cas, Login: login,
+		Addr: h.candidate.ClientAddr.Addr(), Now: time.Now(),
 	}
-	cert, problem := q.run(key)
+	cert, problem := q.Run(key)
 	if problem != nil {
 		_, isCert := key.(*ssh.Certificate)
 		return nil, &refusal{problem: problem, quiet: !isCert}
@@ -185,7 +184,7 @@ func (h *handshake) admit(login string, cert *ssh.Certificate) (*grant, *refusal
 	id, err := identity.FromSSH(cert)
 	if err != nil {
 		return nil, &refusal{problem: &sallyport.Problem{Kind: sallyport.ErrDenied,
-			Fact: "the certificate is not one of this cluster's", Hint: hintLogin, Cause: err}}
+			Fact: "the certificate is not one of this cluster's", Hint: sshauth.HintLogin, Cause: err}}
 	}
 	if p := h.samePerson(id); p != nil {
 		return nil, &refusal{problem: p}
@@ -201,8 +200,7 @@ func (h *handshake) admit(login string, cert *ssh.Certificate) (*grant, *refusal
 	if p != nil {
 		return nil, &refusal{problem: p, audited: true}
 	}
-	_, permitPTY := cert.Extensions[extensionPTY]
-	return &grant{session: s, account: acc, permitPTY: permitPTY}, nil
+	return &grant{session: s, account: acc, permit: permitOf(cert)}, nil
 }
 
 // samePerson holds the inner certificate against the outer one. A gateway may
@@ -210,17 +208,17 @@ func (h *handshake) admit(login string, cert *ssh.Certificate) (*grant, *refusal
 func (h *handshake) samePerson(id sallyport.Identity) *sallyport.Problem {
 	outer := h.candidate.Identity
 	if id.Cluster != h.server.Cluster || outer.Cluster != h.server.Cluster {
-		return sallyport.Denied(fmt.Sprintf("the certificate is of another cluster than %s", h.server.Cluster), hintLogin)
+		return sallyport.Denied(fmt.Sprintf("the certificate is of another cluster than %s", h.server.Cluster), sshauth.HintLogin)
 	}
 	switch {
 	case outer.Kind == sallyport.KindUser && outer.Name == id.Name && outer.Usage == "" && id.Usage == "":
 		return nil
 	case outer.Kind == sallyport.KindUser && outer.Name != id.Name:
-		return sallyport.Denied("the SSH certificate and the TLS certificate name different users", hintLogin)
+		return sallyport.Denied("the SSH certificate and the TLS certificate name different users", sshauth.HintLogin)
 	case outer.Kind == sallyport.KindGateway && h.boundTo(id, outer):
 		return nil
 	}
-	return sallyport.Denied("the certificate is not for SSH on this connection", hintLogin)
+	return sallyport.Denied("the certificate is not for SSH on this connection", sshauth.HintLogin)
 }
 
 // boundTo: a browser's certificate is good only in the hands of its gateway.
@@ -263,7 +261,7 @@ func (h *handshake) tried(meta ssh.ConnMetadata, method string, err error) {
 		// The SSH library could not read the key, or does not know its
 		// algorithm; many clients try one key by several.
 		r = &refusal{quiet: len(h.lines) > 0, problem: &sallyport.Problem{Kind: sallyport.ErrDenied,
-			Fact: "the key or certificate is not acceptable", Hint: hintLogin, Cause: err}}
+			Fact: "the key or certificate is not acceptable", Hint: sshauth.HintLogin, Cause: err}}
 	}
 	switch {
 	case r.audited:
@@ -300,19 +298,8 @@ func told(r *refusal) error {
 	if r.quiet {
 		return r
 	}
-	return &ssh.BannerError{Err: r, Message: message(r.problem)}
+	return &ssh.BannerError{Err: r, Message: sshauth.Message(r.problem)}
 }
-
-// message is a problem as a person reads it on a terminal.
-func message(p *sallyport.Problem) string {
-	text := "ERROR: " + printable(p.Fact, maxMessage) + "\r\n"
-	if p.Hint != "" {
-		text += "hint: " + printable(p.Hint, maxMessage) + "\r\n"
-	}
-	return text
-}
-
-const maxMessage = 1 << 10 // bytes of a fact or a hint on the wire
 
 // problemOf is the problem within err, or one with the fact given.
 func problemOf(err error, fact string) *sallyport.Problem {

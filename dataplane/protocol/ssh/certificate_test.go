@@ -23,6 +23,7 @@ import (
 
 	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/tools/peers"
+	reserve "github.com/sallyport/sallyport/tools/peers/port"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -148,18 +149,16 @@ func (d *differential) startSSHD() {
 	dir := t.TempDir()
 	if os.Getuid() == 0 {
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
-			t.Skipf("sshd wants /run/sshd: %v", err)
+			peers.Missing(t, "sshd (which wants /run/sshd)")
 		}
 	}
 	run(t, d.keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "hostkey"))
 	d.caFile = filepath.Join(dir, "ca")
 	writePrivate(t, d.caFile, d.host.userCA)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var err error
+	if d.sshd, err = reserve.Reserve(); err != nil {
 		t.Fatal(err)
 	}
-	d.sshd = l.Addr().String()
-	l.Close()
 	config := filepath.Join(dir, "sshd_config")
 	text := fmt.Sprintf("ListenAddress 127.0.0.1\nPort %s\nHostKey %s/hostkey\nTrustedUserCAKeys %s.pub\nAuthorizedKeysFile none\n"+
 		"PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\nPermitRootLogin yes\nMaxAuthTries 20\nLogLevel VERBOSE\n",

@@ -7,9 +7,11 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -38,9 +40,12 @@ type channel struct {
 	tty     *terminal
 	command string // "" for a shell
 	program *process
-	started bool   // shell or exec was granted or tried: RFC 4254 section 6.5
-	running bool   // notices can be shown; guarded by conn.mu
-	begin   func() // what follows the answer to a request; may be nil
+	files   *fileLog    // looks at what passes; nil unless it is sftp
+	copying *scpUse     // nil unless the command is scp's far half
+	started bool        // shell or exec was granted or tried: RFC 4254 section 6.5
+	running bool        // notices can be shown; guarded by conn.mu
+	begin   func()      // what follows the answer to a request; may be nil
+	ended   atomic.Bool // the client has been told how it ended
 	pumps   sync.WaitGroup
 }
 
@@ -101,7 +106,7 @@ func (ch *channel) answer(q *ssh.Request) bool {
 		return r.serve(ch, q.Payload)
 	}
 	if r.fact != "" {
-		ch.say(message(sallyport.Denied(r.fact, "")))
+		ch.say(sshauth.Message(sallyport.Denied(r.fact, "")))
 		ch.conn.refused(r.rule, nil)
 	}
 	return false
@@ -113,27 +118,6 @@ func (ch *channel) keptAlive([]byte) bool { return true }
 // section 2.1). The program learns it when the channel closes.
 func (ch *channel) endOfWrite([]byte) bool { return true }
 
-// declineSubsystem serves none, and says so: clients of sftp show what comes on
-// stderr of a subsystem that ends, but nothing of one that is refused.
-func (ch *channel) declineSubsystem(payload []byte) bool {
-	var r signalRequest // one string, the name
-	if ch.started || ssh.Unmarshal(payload, &r) != nil {
-		return false
-	}
-	ch.started = true
-	fact, hint := fmt.Sprintf("this version does not serve the subsystem %q", printable(r.Name, 64)), ""
-	if r.Name == "sftp" {
-		hint = `use "scp -O" to copy files`
-	}
-	row := rule{name: "subsystem", fact: fact, event: sallyport.Event{Name: "subsystem", Code: "T3001E"}}
-	ch.conn.refused(row, map[string]any{"name": printable(r.Name, 64)})
-	ch.begin = func() {
-		ch.say(message(sallyport.Denied(fact, hint)))
-		ch.close("exit-status", ssh.Marshal(exitStatus{Status: 1}))
-	}
-	return true
-}
-
 func (ch *channel) setEnv(payload []byte) bool {
 	var r envRequest
 	return !ch.started && ssh.Unmarshal(payload, &r) == nil && ch.env.set(r.Name, r.Value)
@@ -144,14 +128,14 @@ func (ch *channel) askTerminal(payload []byte) bool {
 	if !ok || ch.started || ch.tty != nil {
 		return false
 	}
-	if !ch.conn.permitPTY {
-		ch.say(message(sallyport.Denied("the certificate does not permit a terminal", "")))
+	if !ch.conn.permit.pty {
+		ch.say(sshauth.Message(sallyport.Denied("the certificate does not permit a terminal", "")))
 		return false
 	}
 	tty, err := openTerminal(r, ch.conn.account)
 	if err != nil {
 		ch.conn.server.log().Error("ssh: no terminal", "session", ch.conn.session.ID, "error", err)
-		ch.say(message(sallyport.Denied("this host has no terminal to give", "")))
+		ch.say(sshauth.Message(sallyport.Denied("this host has no terminal to give", "")))
 		return false
 	}
 	ch.tty = tty
@@ -198,7 +182,7 @@ func (ch *channel) startCommand(payload []byte) bool {
 		return false
 	}
 	if len(r.Command) > maxArg {
-		ch.say(message(sallyport.Denied("the command is longer than this host can run", "")))
+		ch.say(sshauth.Message(sallyport.Denied("the command is longer than this host can run", "")))
 		return false
 	}
 	return ch.start(r.Command)
@@ -210,6 +194,9 @@ func (ch *channel) start(command string) bool {
 		return false
 	}
 	ch.started, ch.command = true, command
+	if !ch.mayCopy(command) {
+		return true
+	}
 	if ch.tty != nil {
 		ch.conn.interactive.Store(true)
 	}
@@ -218,11 +205,11 @@ func (ch *channel) start(command string) bool {
 	}
 	p, warning, err := startProcess(ch.launch())
 	if warning != "" {
-		ch.say(printable(warning, maxMessage) + "\r\n")
+		ch.say(sshauth.Printable(warning, sshauth.MaxText) + "\r\n")
 	}
 	if err != nil {
 		ch.conn.server.log().Error("ssh: program not started", "session", ch.conn.session.ID, "login", ch.conn.account.name, "error", err)
-		ch.say(message(sallyport.Denied(fmt.Sprintf("the shell %q cannot be started on this host", ch.conn.account.shell), "")))
+		ch.say(sshauth.Message(sallyport.Denied(fmt.Sprintf("the shell %q cannot be started on this host", ch.conn.account.shell), "")))
 		ch.executed(nil, err)
 		return false
 	}
@@ -262,6 +249,11 @@ func (ch *channel) pumpInput() {
 		n, err := ch.ssh.Read(buf)
 		if n > 0 {
 			ch.conn.touch()
+			if ch.files.request(buf[:n]) != nil {
+				ch.say(sshauth.Message(sallyport.Denied(badFiles, "")))
+				ch.program.hangUp()
+				break
+			}
 			if _, werr := in.Write(buf[:n]); werr != nil {
 				ch.endOfInput()
 				break
@@ -292,6 +284,9 @@ func (ch *channel) pump(to *stream, from *os.File) {
 		n, err := from.Read(buf)
 		if n > 0 {
 			ch.conn.touch()
+			if to == &ch.out && ch.files.response(buf[:n]) != nil {
+				return
+			}
 			if _, werr := to.Write(buf[:n]); werr != nil {
 				return
 			}
@@ -340,15 +335,26 @@ func (ch *channel) finish(outputs *sync.WaitGroup) {
 		// Wakes pumpTerminal, which then reads what is left.
 		_ = ch.tty.master.SetReadDeadline(time.Now().Add(drainIdle))
 	}
-	if ch.command != "" {
+	if ch.command != "" && ch.files == nil {
 		ch.executed(ch.program.state, nil)
 	}
 	outputs.Wait()
+	ch.files.end(ch.program.state)
 	ch.close(exitMessage(ch.program.state))
 }
 
-// close says how it ended and closes our side of the channel.
+// dismiss ends the channel while its program runs: as one that was terminated,
+// which it is about to be (RFC 4254 section 6.10).
+func (ch *channel) dismiss(fact string) {
+	ch.close("exit-signal", ssh.Marshal(exitSignal{Name: "TERM", Message: sshauth.Printable(fact, sshauth.MaxText)}))
+}
+
+// close says how it ended and closes our side of the channel. The first to say
+// it counts.
 func (ch *channel) close(name string, payload []byte) {
+	if ch.ended.Swap(true) {
+		return
+	}
 	// Errors mean that the channel is closed: nobody waits for the rest.
 	_, _ = ch.ssh.SendRequest(name, false, payload)
 	ch.out.mu.Lock() // the SSH library wants no writer beside CloseWrite

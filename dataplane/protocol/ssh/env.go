@@ -95,6 +95,9 @@ func (ch *channel) environment() []string {
 		"SSH_TELEPORT_CLUSTER_NAME=" + c.server.Cluster, envCluster + "=" + c.server.Cluster,
 		"SSH_TELEPORT_HOST_UUID=" + c.server.HostID, envHost + "=" + c.server.HostID,
 	}
+	if socket := c.agentSocket(); socket != "" {
+		env = append(env, "SSH_AUTH_SOCK="+socket)
+	}
 	if ch.tty != nil {
 		env = append(env, "SSH_TTY="+ch.tty.name, "TERM="+ch.term())
 	}

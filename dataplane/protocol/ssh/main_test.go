@@ -4,43 +4,31 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/test/leak"
 )
 
 // TestMain fails when processes or goroutines are left behind.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "serve-files" { // as the agent's own program does
+		if err := ServeFiles(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
+	for end := time.Now().Add(deadline); code == 0 && children() > 0 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if code == 0 && children() > 0 {
 		fmt.Fprintln(os.Stderr, "processes were left behind")
 		code = 1
 	}
-	if left := goroutines(); code == 0 && left != "" {
-		fmt.Fprintln(os.Stderr, "goroutines were left behind\n"+left)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// goroutines gives the stacks of those that serve SSH, once they had time to
-// end.
-func goroutines() string {
-	for end := time.Now().Add(5 * time.Second); ; {
-		buf := make([]byte, 4<<20)
-		var left []string
-		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			if strings.Contains(stack, "protocol/ssh.") && !strings.Contains(stack, "TestMain") || strings.Contains(stack, "crypto/ssh.") {
-				left = append(left, stack)
-			}
-		}
-		if len(left) == 0 || time.Now().After(end) {
-			return strings.Join(left, "\n\n")
-		}
-		<-time.After(10 * time.Millisecond)
-	}
+	os.Exit(leak.CodeOf(code, "protocol/ssh.", "crypto/ssh."))
 }
 
 // children counts what this process has not reaped.

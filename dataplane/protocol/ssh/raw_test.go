@@ -86,8 +86,8 @@ func join(parts ...[]byte) []byte {
 	return b
 }
 
-// rawConnect exchanges versions.
-func (h *host) rawConnect() *rawClient {
+// rawGreet sends a version.
+func (h *host) rawGreet() *rawClient {
 	h.t.Helper()
 	conn, err := net.Dial("tcp", h.addr)
 	if err != nil {
@@ -99,6 +99,13 @@ func (h *host) rawConnect() *rawClient {
 		h.t.Fatal(err)
 	}
 	fmt.Fprint(conn, "SSH-2.0-raw\r\n")
+	return c
+}
+
+// rawConnect exchanges versions.
+func (h *host) rawConnect() *rawClient {
+	h.t.Helper()
+	c := h.rawGreet()
 	line, err := c.r.ReadString('\n')
 	if err != nil {
 		h.t.Fatal(err)

@@ -7,9 +7,9 @@ import (
 
 // Facts for the person whose client asked for something that is not served.
 const (
-	noForward   = "this version does not forward ports"
+	noForward   = "this direction is the server's"
 	noX11       = "this version does not forward X11"
-	noAgent     = "this version does not forward agents"
+	noAgent     = "an agent is opened by the server"
 	noTunnel    = "this version does not forward network devices"
 	unknownType = "not served"
 )
@@ -36,7 +36,7 @@ type channelRule struct {
 // globalRule is about a global request (RFC 4254 section 4). serve answers.
 type globalRule struct {
 	rule
-	serve func(*connection, *ssh.Request) bool
+	serve func(c *connection, payload []byte) (ok bool, reply []byte)
 }
 
 // requestRule is about a request on a session channel (RFC 4254 section 6).
@@ -53,8 +53,8 @@ func channelRules() []channelRule {
 	rejected := sallyport.Event{Name: "session.rejected", Code: "T1006W"}
 	return []channelRule{
 		{rule: rule{name: "session"}, serve: (*connection).openSession},
-		{rule: rule{name: "direct-tcpip", fact: noForward, event: port}},
-		{rule: rule{name: "direct-streamlocal@openssh.com", fact: noForward, event: port}},
+		{rule: rule{name: "direct-tcpip"}, serve: (*connection).openDirectTCP},
+		{rule: rule{name: "direct-streamlocal@openssh.com"}, serve: (*connection).openDirectUnix},
 		{rule: rule{name: "forwarded-tcpip", fact: noForward, event: port}},
 		{rule: rule{name: "forwarded-streamlocal@openssh.com", fact: noForward, event: port}},
 		{rule: rule{name: "tun@openssh.com", fact: noTunnel, event: port}},
@@ -65,14 +65,13 @@ func channelRules() []channelRule {
 }
 
 func globalRules() []globalRule {
-	port := sallyport.Event{Name: "port", Code: "T3003E"}
 	return []globalRule{
 		{rule: rule{name: "keepalive@openssh.com"}, serve: (*connection).keptAlive},
 		{rule: rule{name: "no-more-sessions@openssh.com"}, serve: (*connection).noMoreSessions},
-		{rule: rule{name: "tcpip-forward", fact: noForward, event: port}},
-		{rule: rule{name: "cancel-tcpip-forward"}},
-		{rule: rule{name: "streamlocal-forward@openssh.com", fact: noForward, event: port}},
-		{rule: rule{name: "cancel-streamlocal-forward@openssh.com"}},
+		{rule: rule{name: "tcpip-forward"}, serve: (*connection).forwardTCP},
+		{rule: rule{name: "cancel-tcpip-forward"}, serve: (*connection).cancelTCP},
+		{rule: rule{name: "streamlocal-forward@openssh.com"}, serve: (*connection).forwardUnix},
+		{rule: rule{name: "cancel-streamlocal-forward@openssh.com"}, serve: (*connection).cancelUnix},
 		{rule: rule{name: "hostkeys-00@openssh.com"}},
 		{rule: rule{name: "hostkeys-prove-00@openssh.com"}},
 	}
@@ -80,7 +79,6 @@ func globalRules() []globalRule {
 
 func requestRules() []requestRule {
 	x11 := sallyport.Event{Name: "x11-forward", Code: "T3008W"}
-	rejected := sallyport.Event{Name: "session.rejected", Code: "T1006W"}
 	return []requestRule{
 		{rule: rule{name: "pty-req"}, serve: (*channel).askTerminal},
 		{rule: rule{name: "window-change"}, serve: (*channel).resize},
@@ -91,10 +89,10 @@ func requestRules() []requestRule {
 		{rule: rule{name: "break"}, serve: (*channel).sendBreak},
 		{rule: rule{name: "keepalive@openssh.com"}, serve: (*channel).keptAlive},
 		{rule: rule{name: "eow@openssh.com"}, serve: (*channel).endOfWrite},
-		{rule: rule{name: "subsystem"}, serve: (*channel).declineSubsystem},
+		{rule: rule{name: "subsystem"}, serve: (*channel).askSubsystem},
 		{rule: rule{name: "x11-req", fact: noX11, event: x11}},
-		{rule: rule{name: "auth-agent-req@openssh.com", fact: noAgent, event: rejected}},
-		{rule: rule{name: "auth-agent-req", fact: noAgent, event: rejected}},
+		{rule: rule{name: "auth-agent-req@openssh.com"}, serve: (*channel).forwardAgent},
+		{rule: rule{name: "auth-agent-req"}, serve: (*channel).forwardAgent},
 		{rule: rule{name: "xon-xoff"}},
 		{rule: rule{name: "exit-status"}},
 		{rule: rule{name: "exit-signal"}},

@@ -31,10 +31,11 @@ var knownTypes = struct{ channels, globals, requests []string }{
 // Types that this version serves. A new one stands here, and in the test that
 // shows it refused to a role without the right.
 var servedTypes = struct{ channels, globals, requests []string }{
-	channels: []string{"session"},
-	globals:  []string{"keepalive@openssh.com", "no-more-sessions@openssh.com"},
+	channels: []string{"session", "direct-tcpip", "direct-streamlocal@openssh.com"},
+	globals: []string{"keepalive@openssh.com", "no-more-sessions@openssh.com", "tcpip-forward", "cancel-tcpip-forward",
+		"streamlocal-forward@openssh.com", "cancel-streamlocal-forward@openssh.com"},
 	requests: []string{"pty-req", "window-change", "env", "shell", "exec", "signal", "break", "keepalive@openssh.com", "eow@openssh.com",
-		"subsystem"}, // granted, to say on its stderr that there is none
+		"subsystem", "auth-agent-req@openssh.com", "auth-agent-req"},
 }
 
 // TestA02_EveryTypeHasARow: the tables and the lists above agree in both
@@ -160,10 +161,10 @@ func TestA02_RefusedTypes(t *testing.T) {
 	}
 }
 
-// TestA02_Subsystems: whatever its name, nothing runs behind it.
+// TestA02_Subsystems: behind any name but sftp, nothing runs.
 func TestA02_Subsystems(t *testing.T) {
 	h := newHost(t, nil)
-	for i, name := range []string{"sftp", "netconf", "parallel-sftp", "cat", "/bin/sh", ""} {
+	for i, name := range []string{"netconf", "SFTP", "parallel-sftp", "cat", "/bin/sh", ""} {
 		s := h.session()
 		in, err := s.StdinPipe()
 		if err != nil {
@@ -194,11 +195,15 @@ func TestA02_DeniedRole(t *testing.T) {
 	h := newHost(t, func(h *host) {
 		h.gate.allow = func(sallyport.Action) *sallyport.Problem { return sallyport.Denied("denied", "") }
 	})
+	payload := map[string][]byte{
+		"direct-tcpip":                   ssh.Marshal(directTCP{Host: "127.0.0.1", Port: uint32(tcpPort(t, h.addr))}),
+		"direct-streamlocal@openssh.com": ssh.Marshal(directUnix{Path: "/run/socket"}),
+	}
 	for _, kind := range servedTypes.channels {
 		c := h.rawLogin()
 		c.send(channelOpen("session", 0)) // decided with the connection
 		c.expect(msgChannelConfirm)
-		c.send(channelOpen(kind, 1))
+		c.send(join(channelOpen(kind, 1), payload[kind]))
 		c.expect(msgChannelRefused)
 		c.Close()
 	}

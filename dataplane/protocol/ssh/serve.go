@@ -6,13 +6,13 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -41,21 +41,42 @@ type Server struct {
 	LoginGrace       time.Duration // until the user is proven, from the start; 0: 30 s
 	MaxAuthTries     int           // 0: 6
 	MaxChannels      int           // open at once on one connection; 0: 10
+	MaxForwards      int           // forwarded connections open at once on one connection; 0: 64
+	MaxForwardsInAll int           // and on all together; 0: 512
+	MaxListeners     int           // that one client may have listen here; 0: 16
 	KeepAlive        time.Duration // between questions whether the client lives; 0: 1 min
 	KillGrace        time.Duration // from SIGHUP to SIGKILL; 0: 2 s
 
-	parent parent // of all programs
+	// ListenAnywhere says whether ssh -R listens at the address that the client
+	// names, as GatewayPorts of sshd_config(5) with "clientspecified"; otherwise
+	// only programs of this host reach what is forwarded. Called for each, and
+	// concurrently; nil for never.
+	ListenAnywhere func() bool
 
-	// etc stands for /etc in tests.
-	etc string
+	// FileServer is a shell command that serves sftp, when the host has no
+	// sftp-server of OpenSSH's; "" for none.
+	FileServer string
+
+	parent     parent       // of all programs
+	forwarding atomic.Int64 // forwarded connections of all clients
+
+	// etc stands for /etc in tests, places for those of fileServers, and tell for
+	// tellTimeout.
+	etc    string
+	places []string
+	tell   time.Duration
 }
 
 func (s *Server) handshakeTimeout() time.Duration { return orElse(s.HandshakeTimeout, 10*time.Second) }
 func (s *Server) loginGrace() time.Duration       { return orElse(s.LoginGrace, 30*time.Second) }
 func (s *Server) maxAuthTries() int               { return orElse(s.MaxAuthTries, 6) }
 func (s *Server) maxChannels() int                { return orElse(s.MaxChannels, 10) }
+func (s *Server) maxForwards() int                { return orElse(s.MaxForwards, 64) }
+func (s *Server) maxForwardsInAll() int           { return orElse(s.MaxForwardsInAll, 512) }
+func (s *Server) maxListeners() int               { return orElse(s.MaxListeners, 16) }
 func (s *Server) keepAlive() time.Duration        { return orElse(s.KeepAlive, time.Minute) }
 func (s *Server) killGrace() time.Duration        { return orElse(s.KillGrace, 2*time.Second) }
+func (s *Server) tellTime() time.Duration         { return orElse(s.tell, tellTimeout) }
 func (s *Server) accounts() accounts              { return accounts{etc: s.etc} }
 
 func (s *Server) log() *slog.Logger {
@@ -63,20 +84,6 @@ func (s *Server) log() *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return s.Log
-}
-
-// version is the identification string: no space, no "-", at most 255 bytes
-// (RFC 4253 section 4.2).
-func (s *Server) version() string {
-	if s.Version == "" {
-		return "SSH-2.0-Sallyport"
-	}
-	return "SSH-2.0-Sallyport_" + strings.Map(func(c rune) rune {
-		if c <= ' ' || c >= 0x7f || c == '-' {
-			return '_'
-		}
-		return c
-	}, s.Version[:min(len(s.Version), 64)])
 }
 
 func orElse[T int | time.Duration](v, fallback T) T {
@@ -107,9 +114,12 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 		return err
 	}
 	run := &connection{
-		server: s, session: a.grant.session, account: a.grant.account, permitPTY: a.grant.permitPTY,
+		server: s, session: a.grant.session, account: a.grant.account, permit: a.grant.permit,
 		ssh: a.conn, local: local, done: make(chan struct{}), channels: make(map[*channel]struct{}),
+		inlets: make(map[string]*inlet),
 	}
+	run.life, run.endLife = context.WithCancel(context.Background())
+	defer run.endLife()
 	defer run.end()
 	if !stop() {
 		a.discard()
@@ -138,14 +148,16 @@ func (c clientConn) RemoteAddr() net.Addr { return c.addr }
 // connection is one authenticated client: one session of the gate, and a
 // channel for each shell or command.
 type connection struct {
-	server    *Server
-	session   *session.Session
-	account   account
-	permitPTY bool
-	ssh       *ssh.ServerConn
-	local     netip.AddrPort
+	server  *Server
+	session *session.Session
+	account account
+	permit  permit
+	ssh     *ssh.ServerConn
+	local   netip.AddrPort
 
-	done        chan struct{} // closed when the client is gone
+	done        chan struct{}   // closed when the client is gone
+	life        context.Context // of what is forwarded: done when the session ends, or the client is gone
+	endLife     context.CancelFunc
 	running     sync.WaitGroup
 	interactive atomic.Bool
 	active      atomic.Int64 // Unix nanoseconds of the last byte of a channel
@@ -153,8 +165,12 @@ type connection struct {
 	sealed      atomic.Bool  // no-more-sessions@openssh.com
 	refusals    allowance
 	resizes     allowance
+	forwarding  atomic.Int64 // forwarded connections that are open
+	denials     atomic.Int64 // of the gate: see ask
 
 	mu       sync.Mutex
+	inlets   map[string]*inlet     // that listen for the client; guarded by mu
+	agent    string                // the socket of the forwarded ssh-agent; "" without; guarded by mu
 	channels map[*channel]struct{} // open; guarded by mu
 	noticed  []string              // refusals that have been told or will be; guarded by mu
 	notices  []string              // those of them that wait for a channel; guarded by mu
@@ -170,6 +186,7 @@ func (c *connection) serve(ctx context.Context, a *accepted) error {
 		c.answerChannel(offer)
 	}
 	close(c.done)
+	c.endLife()
 	c.ssh.Close()
 	c.running.Wait()
 	if err := c.ssh.Wait(); err != nil && !isNetwork(err) {
@@ -196,21 +213,24 @@ func (c *connection) answerChannel(offer ssh.NewChannel) {
 func (c *connection) answerGlobal(requests <-chan *ssh.Request) {
 	for q := range requests {
 		r := globalRuleOf(q.Type)
-		ok := r.serve != nil && r.serve(c, q)
+		ok, reply := false, []byte(nil)
+		if r.serve != nil {
+			ok, reply = r.serve(c, q.Payload)
+		}
 		if r.fact != "" {
 			c.notice(r.fact)
 			c.refused(r.rule, nil)
 		}
 		// An error means that the connection is gone, which ends the loop.
-		_ = q.Reply(ok, nil)
+		_ = q.Reply(ok, reply)
 	}
 }
 
-func (c *connection) keptAlive(*ssh.Request) bool { return true }
+func (c *connection) keptAlive([]byte) (bool, []byte) { return true, nil }
 
-func (c *connection) noMoreSessions(*ssh.Request) bool {
+func (c *connection) noMoreSessions([]byte) (bool, []byte) {
 	c.sealed.Store(true)
-	return true
+	return true, nil
 }
 
 // openSession admits a session channel. The use is decided again for each one
@@ -240,12 +260,12 @@ func (c *connection) openSession(offer ssh.NewChannel) {
 func (c *connection) mayOpen() (ssh.RejectionReason, string) {
 	switch {
 	case c.session.Context.Err() != nil:
-		return ssh.Prohibited, printable(problemOf(context.Cause(c.session.Context), "the session has ended").Fact, maxMessage)
+		return ssh.Prohibited, sshauth.Printable(problemOf(context.Cause(c.session.Context), "the session has ended").Fact, sshauth.MaxText)
 	case c.sealed.Load():
 		return ssh.Prohibited, "no more sessions on this connection"
 	case c.opened.Add(1) > 1:
 		if p := c.allow(sallyport.ActionConnect); p != nil {
-			return ssh.Prohibited, printable(p.Fact, maxMessage)
+			return ssh.Prohibited, sshauth.Printable(p.Fact, sshauth.MaxText)
 		}
 	}
 	return 0, ""
@@ -280,13 +300,15 @@ func (c *connection) remove(ch *channel) {
 	delete(c.channels, ch)
 }
 
+// maxNotices bounds what one connection is told.
+const maxNotices = 16
+
 // notice shows a fact once, on a channel that is open or else on the next one:
-// a global request has no words in its refusal. Facts are those of the table of
-// rules, so there are few.
+// a global request has no words in its refusal.
 func (c *connection) notice(fact string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if slices.Contains(c.noticed, fact) {
+	if slices.Contains(c.noticed, fact) || len(c.noticed) >= maxNotices {
 		return
 	}
 	c.noticed = append(c.noticed, fact)
@@ -353,31 +375,37 @@ func (c *connection) cancel(fact string) {
 	c.disconnect(p)
 }
 
-// disconnect tells every terminal why, and closes.
+// disconnect tells every terminal why, ends the channels in order, and closes.
 func (c *connection) disconnect(p *sallyport.Problem) {
+	c.endLife() // what is forwarded needs no words
 	told := make(chan struct{})
 	c.running.Go(func() {
 		defer close(told)
-		c.tell(message(p))
+		c.dismiss(p)
 	})
 	select {
 	case <-told:
-	case <-time.After(tellTimeout): // a client that does not read
+	case <-time.After(c.server.tellTime()): // a client that does not read
 	}
 	c.ssh.Close()
 	c.server.log().Info("ssh: session ended", "session", c.session.ID, "user", c.session.Identity.Name, "reason", p.Fact)
 }
 
-func (c *connection) tell(text string) {
+func (c *connection) dismiss(p *sallyport.Problem) {
 	c.mu.Lock()
-	list := make([]*channel, 0, len(c.channels))
+	open := make(map[*channel]bool, len(c.channels)) // whether a program runs there
 	for ch := range c.channels {
-		list = append(list, ch)
+		open[ch] = ch.running
 	}
 	c.mu.Unlock()
 	var each sync.WaitGroup
-	for _, ch := range list {
-		each.Go(func() { ch.say("\r\n" + text) })
+	for ch, running := range open {
+		each.Go(func() {
+			ch.say("\r\n" + sshauth.Message(p))
+			if running {
+				ch.dismiss(p.Fact)
+			}
+		})
 	}
 	each.Wait()
 }

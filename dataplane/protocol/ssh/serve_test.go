@@ -419,7 +419,8 @@ func TestChannelsAreBounded(t *testing.T) {
 	}
 }
 
-// TestEndOfSession: a lock is told on the terminal and cuts within a second.
+// TestEndOfSession: a lock is told on the terminal and cuts what runs: nothing
+// waits for the time that a client has which does not read, or for the program.
 func TestEndOfSession(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	h := newHost(t, func(h *host) { h.gate.ctx = ctx })
@@ -434,7 +435,7 @@ func TestEndOfSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Start("echo $$; exec sleep 60"); err != nil {
+	if err := s.Start("echo $$; exec sleep 600"); err != nil {
 		t.Fatal(err)
 	}
 	var pid int
@@ -443,16 +444,17 @@ func TestEndOfSession(t *testing.T) {
 	}
 	started := time.Now()
 	cancel(sallyport.Denied("user alice is locked: incident 7", "ask your administrator"))
-	if err := s.Wait(); err == nil {
-		t.Error("the session ended well")
+	var exit *ssh.ExitError
+	if err := s.Wait(); !errors.As(err, &exit) || exit.Signal() != "TERM" || exit.Msg() != "user alice is locked: incident 7" {
+		t.Errorf("the session ended with %v", err)
 	}
-	if took := time.Since(started); took > time.Second {
+	waitFor(t, "Serve to return", func() { <-h.errs })
+	if took := time.Since(started); took >= unhurried {
 		t.Errorf("took %v", took)
 	}
 	if !strings.Contains(errs.String(), "ERROR: user alice is locked: incident 7\r\nhint: ask your administrator\r\n") {
 		t.Errorf("told %q", errs.String())
 	}
-	waitFor(t, "Serve to return", func() { <-h.errs })
 	if alive(pid) {
 		t.Error("the program lives")
 	}
@@ -461,10 +463,25 @@ func TestEndOfSession(t *testing.T) {
 	}
 }
 
-// TestEndOfSessionDeafClient: nor does a client that reads nothing delay it.
+// TestEndOfSessionDeafClient: nor does a client that reads nothing delay it: the
+// end comes within a second, and the time that programs get. A busy machine may
+// make one try longer.
 func TestEndOfSessionDeafClient(t *testing.T) {
+	const tries = 10
+	var took time.Duration
+	for range tries {
+		var most time.Duration
+		if took, most = deafClientEnds(t); took <= most {
+			return
+		}
+	}
+	t.Errorf("took %v at last, %d times too long", took, tries)
+}
+
+func deafClientEnds(t *testing.T) (took, most time.Duration) {
+	t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	h := newHost(t, func(h *host) { h.gate.ctx = ctx })
+	h := newHost(t, func(h *host) { h.gate.ctx, h.server.tell = ctx, 0 })
 	s := h.session()
 	out, err := s.StdoutPipe()
 	if err != nil {
@@ -479,27 +496,41 @@ func TestEndOfSessionDeafClient(t *testing.T) {
 	started := time.Now()
 	cancel(sallyport.Denied("expired", ""))
 	waitFor(t, "Serve to return", func() { <-h.errs })
-	if took := time.Since(started); took > time.Second+h.server.KillGrace {
-		t.Errorf("took %v", took)
+	return time.Since(started), time.Second + h.server.KillGrace
+}
+
+// TestIdleTimeout: a session in which nothing moves ends. One that a busy machine
+// has not begun by then is tried again with more time.
+func TestIdleTimeout(t *testing.T) {
+	for limit := 200 * time.Millisecond; !idleEnds(t, limit); limit *= 2 {
+		if limit > deadline {
+			t.Fatal("no session begins")
+		}
 	}
 }
 
-func TestIdleTimeout(t *testing.T) {
-	h := newHost(t, func(h *host) { h.gate.opts.ClientIdleTimeout = 200 * time.Millisecond })
-	s := h.session()
+// idleEnds says whether the session had begun when it was ended.
+func idleEnds(t *testing.T, limit time.Duration) (begun bool) {
+	t.Helper()
+	h := newHost(t, func(h *host) { h.gate.opts.ClientIdleTimeout = limit })
+	s, err := h.dial().NewSession()
+	if err != nil {
+		return false
+	}
 	var errs bytes.Buffer
 	s.Stderr = &errs
-	if err := s.Start("sleep 60"); err != nil {
-		t.Fatal(err)
+	if err := s.Start("sleep 600"); err != nil {
+		return false
 	}
 	waitFor(t, "the idle session to end", func() { _ = s.Wait() })
-	if !strings.Contains(errs.String(), "idle for 200ms") {
+	if !strings.Contains(errs.String(), fmt.Sprintf("idle for %v", limit)) {
 		t.Errorf("told %q", errs.String())
 	}
 	waitFor(t, "Serve to return", func() { <-h.errs })
-	if e := h.gate.named("client.disconnect"); len(e) != 1 || e[0].Fields["reason"] != "the session was idle for 200ms" {
+	if e := h.gate.named("client.disconnect"); len(e) != 1 || e[0].Fields["reason"] != fmt.Sprintf("the session was idle for %v", limit) {
 		t.Errorf("events %+v", e)
 	}
+	return true
 }
 
 // TestDeadClient: who answers no question is hung up on.
@@ -541,7 +572,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	if h.gate.ended != 1 || h.gate.fields["interactive"] != false || h.gate.fields["proto"] != "ssh" ||
-		h.gate.fields["session_start"] == nil || h.gate.fields["session_stop"] == nil || h.gate.fields["server_id"] != h.server.HostID {
+		h.gate.fields["session_start"] == nil || h.gate.fields["session_stop"] == nil || h.gate.fields["server_id"] != nil { // every event has it: twice is fields.server_id
 		t.Errorf("end %d: %+v", h.gate.ended, h.gate.fields)
 	}
 }

@@ -149,6 +149,7 @@ func TestA82_RejectedChannels(t *testing.T) {
 	c := h.rawLogin()
 	const rounds, each = 6, 10_000
 	open := channelOpen("x11", 0)
+	began := time.Now()
 	reject := func() {
 		var reader sync.WaitGroup
 		reader.Go(func() {
@@ -181,8 +182,9 @@ func TestA82_RejectedChannels(t *testing.T) {
 	if after := heap(); after > before+(1<<20) {
 		t.Errorf("%d KiB more after %d refused channels", (after-before)>>10, rounds*each)
 	}
-	if n := len(h.gate.named("x11-forward")); n == 0 || n > 2*burst {
-		t.Errorf("%d events about %d refused channels", n, rounds*each)
+	most := burst + int(time.Since(began)/time.Second) + 1 // see allowance
+	if n := len(h.gate.named("x11-forward")); n == 0 || n > most {
+		t.Errorf("%d events about %d refused channels, want at most %d", n, rounds*each, most)
 	}
 }
 
@@ -250,19 +252,26 @@ func TestUnclosedChannels(t *testing.T) {
 
 // TestSilentClient: deadlines hold before the person is proven.
 func TestSilentClient(t *testing.T) {
-	h := newHost(t, func(h *host) {
-		h.server.HandshakeTimeout, h.server.LoginGrace = 50*time.Millisecond, 300*time.Millisecond
-	})
-	for name, reach := range map[string]func() *rawClient{"no keys": h.rawConnect, "no proof": h.rawService} {
-		started := time.Now()
-		c := reach()
-		if got := c.untilEnd(); got != "" {
-			t.Errorf("%s: %s", name, got)
-		}
-		took := time.Since(started)
-		if name == "no proof" && took < 200*time.Millisecond || name == "no keys" && took > 250*time.Millisecond {
-			t.Errorf("%s: ended after %v", name, took)
-		}
-		c.Close()
+	for name, c := range map[string]struct {
+		handshake, grace time.Duration
+		reach            func(*host) *rawClient
+		least            time.Duration
+	}{
+		"no keys":  {50 * time.Millisecond, time.Hour, (*host).rawGreet, 0},
+		"no proof": {5 * time.Second, 6 * time.Second, (*host).rawService, 6 * time.Second}, // the keys are there in time
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, func(h *host) { h.server.HandshakeTimeout, h.server.LoginGrace = c.handshake, c.grace })
+			started := time.Now()
+			raw := c.reach(h)
+			if got := raw.untilEnd(); got != "" {
+				t.Error(got)
+			}
+			if took := time.Since(started); took < c.least {
+				t.Errorf("ended after %v", took)
+			}
+			raw.Close()
+		})
 	}
 }

@@ -32,6 +32,40 @@ type signalRequest struct {
 	Name string
 }
 
+// directTCP is what direct-tcpip says (RFC 4254 section 7.2), and in its other
+// direction forwarded-tcpip.
+type directTCP struct {
+	Host       string
+	Port       uint32
+	OriginHost string
+	OriginPort uint32
+}
+
+// listenTCP is tcpip-forward and cancel-tcpip-forward (RFC 4254 section 7.1).
+type listenTCP struct {
+	Host string
+	Port uint32
+}
+
+type listeningTCP struct {
+	Port uint32
+}
+
+// directUnix is direct-streamlocal@openssh.com (OpenSSH PROTOCOL section 2.4).
+type directUnix struct {
+	Path, Reserved1 string
+	Reserved2       uint32
+}
+
+// listenUnix is streamlocal-forward@openssh.com and its cancel.
+type listenUnix struct {
+	Path string
+}
+
+type forwardedUnix struct {
+	Path, Reserved string
+}
+
 type exitStatus struct {
 	Status uint32
 }
@@ -88,16 +122,4 @@ func parseModes(s string) []mode {
 // dimension fits a number of cells or pixels into what a tty holds.
 func dimension(n uint32) uint16 {
 	return uint16(min(n, 1<<16-1))
-}
-
-// printable makes a text safe to show on a terminal and in a log: one line, no
-// control characters, at most limit bytes.
-func printable(s string, limit int) string {
-	s = strings.ToValidUTF8(s[:min(len(s), limit)], "?")
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c >= 0x7f && c < 0xa0 {
-			return '?'
-		}
-		return c
-	}, s)
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport/sallyport/dataplane/sshauth"
 	"github.com/sallyport/sallyport/identity"
 	"golang.org/x/crypto/ssh"
 )
@@ -32,23 +33,6 @@ func TestParseModes(t *testing.T) {
 	}
 }
 
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain":             "plain",
-		"é ü":               "é ü",
-		"a\x1b[2Jb":         "a?[2Jb",
-		"a\r\nb":            "a??b",
-		"a\u009bb":          "a?b",
-		"a\x7f":             "a?",
-		"bad \xff utf":      "bad ? utf",
-		"0123456789abcdefg": "0123456789abcdef",
-	} {
-		if got := printable(in, 16); got != want {
-			t.Errorf("%q: %q", in, got)
-		}
-	}
-}
-
 func FuzzRequests(f *testing.F) {
 	f.Add([]byte(ssh.Marshal(ptyRequest{Term: "xterm", Columns: 80, Rows: 24, Modes: "\x35\x00\x00\x00\x01\x00"})))
 	f.Add(str("LANG", "C"))
@@ -71,7 +55,7 @@ func FuzzRequests(f *testing.F) {
 				t.Errorf("%q=%q", e.Name, e.Value)
 			}
 		}
-		for _, c := range printable(string(payload), 64) {
+		for _, c := range sshauth.Printable(string(payload), 64) {
 			if c < ' ' || c == 0x7f {
 				t.Errorf("control character in %q", payload)
 			}
@@ -88,13 +72,22 @@ func FuzzCertificate(f *testing.F) {
 	f.Add(h.certificate(newKey(f).PublicKey(), func(c *ssh.Certificate) {
 		c.CriticalOptions = map[string]string{"source-address": "127.0.0.1"}
 	}).Marshal())
-	q := certificateCheck{cluster: cluster, cas: [][]byte{h.userCA.PublicKey().Marshal()}, login: h.login, now: time.Now()}
+	q := sshauth.Check{Cluster: cluster, CAs: [][]byte{h.userCA.PublicKey().Marshal()}, Login: h.login, Now: time.Now()}
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		key, err := ssh.ParsePublicKey(blob)
 		if err != nil {
 			return
 		}
-		cert, p := q.run(key)
+		cert, p := q.Run(key)
+		ours := q.Ours(key) == nil
+		if p == nil && !ours {
+			t.Error("good, and not ours")
+		}
+		if c, _ := key.(*ssh.Certificate); ours {
+			if id, err := identity.FromSSH(c); err == nil && id.Name != "alice" {
+				t.Errorf("a forged identity: %+v", id)
+			}
+		}
 		if p != nil {
 			if p.Fact == "" {
 				t.Error("a refusal without a reason")

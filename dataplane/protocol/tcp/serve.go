@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,17 +35,23 @@ type Server struct {
 	// Dial reaches the target of a resource; nil for net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger // nil: none
+
+	buffers sync.Pool // of *[bufferSize]byte, for directions that have ended
 }
 
 // Serve carries one client's stream. It is an access.Handler.
 func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	sess, err := c.Open(ctx, use(c))
+	far := &far{server: s, resource: c.Resource}
+	use := use(c)
+	use.Meanwhile = far.reach
+	sess, err := c.Open(ctx, use)
 	if err != nil {
+		far.drop()
 		return refuse(c, conn, err)
 	}
 	var moved traffic
 	defer func() { sess.End(moved.fields()) }()
-	target, err := s.dial(sess, c.Resource)
+	target, err := far.of(sess)
 	if err != nil {
 		moved.failed = err
 		return refuse(c, conn, err)
@@ -55,33 +62,68 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	}
 	client, stop := session.Idle(sess, conn)
 	defer stop()
-	if err := join(sess.Context, client, target, &moved); err != nil {
+	if err := s.join(sess.Context, client, target, &moved); err != nil {
 		moved.failed = err
 		return fmt.Errorf("%w: %w", session.ErrCut, err)
 	}
 	return nil
 }
 
-func (s *Server) dial(sess *session.Session, r sallyport.Resource) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(sess.Context, dialTimeout)
-	defer cancel()
-	dial := s.Dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
+// far is the connection to the target. It is made while the session's start is
+// being written down; nothing passes on it before that is done.
+type far struct {
+	server   *Server
+	resource sallyport.Resource
+
+	once sync.Once
+	conn net.Conn // nil with err
+	err  error
+}
+
+// reach dials, the first time that it is called; later calls wait for that.
+func (f *far) reach(ctx context.Context) {
+	f.once.Do(func() {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		dial := f.server.Dial
+		if dial == nil {
+			dial = (&net.Dialer{}).DialContext
+		}
+		f.conn, f.err = dial(ctx, "tcp", strings.TrimPrefix(f.resource.Address, "tcp://"))
+	})
+}
+
+// drop is for a session that was refused.
+func (f *far) drop() {
+	if f.conn != nil {
+		abort(f.conn)
 	}
-	conn, err := dial(ctx, "tcp", strings.TrimPrefix(r.Address, "tcp://"))
-	if err == nil {
-		return conn, nil
+}
+
+// of returns the connection for a session that has begun.
+func (f *far) of(sess *session.Session) (net.Conn, error) {
+	f.reach(sess.Context)
+	if sess.Context.Err() != nil { // perhaps while the start was being written down
+		f.drop()
+		return nil, ended(sess.Context)
 	}
-	if s.Log != nil {
-		s.Log.Warn("target does not answer", "session", sess.ID, "resource", r.Name, "error", err)
+	if f.err == nil {
+		return f.conn, nil
 	}
-	var why *sallyport.Problem
-	if errors.As(context.Cause(sess.Context), &why) {
-		return nil, why
+	if f.server.Log != nil {
+		f.server.Log.Warn("target does not answer", "session", sess.ID, "resource", f.resource.Name, "error", f.err)
 	}
-	return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err,
-		Fact: "resource " + r.Name + ": the target does not answer", Hint: "check that it runs, or tell its owner"}
+	return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: f.err,
+		Fact: "resource " + f.resource.Name + ": the target does not answer", Hint: "check that it runs, or tell its owner"}
+}
+
+// ended says why a session that must end now does.
+func ended(ctx context.Context) *sallyport.Problem {
+	if why, ok := errors.AsType[*sallyport.Problem](context.Cause(ctx)); ok {
+		return why
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: context.Cause(ctx),
+		Fact: "the session was ended by the agent", Hint: "connect again"}
 }
 
 // refuse tells the reason to a client that knows greetings.
@@ -128,7 +170,7 @@ type traffic struct {
 
 // join carries bytes both ways until both directions have ended, one has
 // failed, or ctx is done. An error means that not all bytes arrived.
-func join(ctx context.Context, client, target net.Conn, moved *traffic) error {
+func (s *Server) join(ctx context.Context, client, target net.Conn, moved *traffic) error {
 	stop := context.AfterFunc(ctx, func() {
 		// The client's connection is not ours to close.
 		client.SetDeadline(time.Unix(1, 0))
@@ -136,8 +178,8 @@ func join(ctx context.Context, client, target net.Conn, moved *traffic) error {
 	})
 	defer stop()
 	errs := make(chan error, 2)
-	go func() { errs <- carry(target, client, &moved.rx) }()
-	go func() { errs <- carry(client, target, &moved.tx) }()
+	go func() { errs <- s.carry(target, client, &moved.rx) }()
+	go func() { errs <- s.carry(client, target, &moved.tx) }()
 	err := <-errs
 	if err != nil {
 		client.SetDeadline(time.Unix(1, 0))
@@ -162,8 +204,13 @@ func abort(c net.Conn) {
 }
 
 // carry copies one direction and ends it.
-func carry(dst, src net.Conn, n *atomic.Int64) error {
-	buf := make([]byte, bufferSize)
+func (s *Server) carry(dst, src net.Conn, n *atomic.Int64) error {
+	room, _ := s.buffers.Get().(*[bufferSize]byte)
+	if room == nil {
+		room = new([bufferSize]byte)
+	}
+	defer s.buffers.Put(room)
+	buf := room[:]
 	for {
 		r, err := src.Read(buf)
 		if r > 0 {
