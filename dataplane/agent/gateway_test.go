@@ -35,7 +35,7 @@ const (
 	cluster   = "gw.test"
 	agentID   = "a6e17000-0000-4000-8000-000000000001"
 	gatewayID = "9a7e0000-0000-4000-8000-000000000001"
-	patience  = 10 * time.Second
+	patience  = 30 * time.Second
 )
 
 func must[T any](t testing.TB) func(v T, err error) T {
@@ -118,6 +118,7 @@ func startGateway(t testing.TB, hostCA *authority, assigned []sallyport.Resource
 			return tunnel.Assignment{Revision: 1, Resources: assigned}, nil
 		},
 		Presence: func(p tunnel.Presence) { g.presence <- p },
+		Bounds:   tunnel.Bounds{LeaseWait: patience},
 	})
 	cert := hostCA.issue(t, sallyport.Identity{Kind: sallyport.KindGateway, Name: gatewayID, Cluster: cluster}, cluster)
 	cfg := &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{alpn.Tunnel1},

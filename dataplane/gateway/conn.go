@@ -25,11 +25,14 @@ type conn struct {
 
 	stage   stage
 	said    preambles
-	watched bool // fd is in the loop's set
-	ending  bool // the client may send nothing more
-	ended   bool // it does not: all it sent is in buf
-	shed    bool // accepted on a reserved descriptor, to be told so
-	lowat   int  // SO_RCVLOWAT of fd
+	watched bool      // fd is in the loop's set
+	ending  bool      // the client may send nothing more
+	ended   bool      // it does not: all it sent is in buf
+	shed    bool      // accepted on a reserved descriptor, to be told so
+	drawn   bool      // it was decided which process serves it (trial.go)
+	trial   uint8     // the trial that it counts in; 0 for none
+	drawnAt time.Time // when that was
+	lowat   int       // SO_RCVLOWAT of fd
 	buf     []byte
 	slot    slot
 
@@ -44,11 +47,12 @@ type conn struct {
 	routed  alpn.Class
 	route   uint32
 	cancel  func() // of the lease that is waited for
-	ends    func() // of the lease that is held
+	held    Lease  // nil for none
 	other   int    // the far end's descriptor; -1 without
 	head    []byte // what goes to it before the client's bytes
 	flight  int    // how many of the client's bytes have been offered
 	sent    int    // of head and flight
+	acked   bool   // an agent's kernel has what was sent
 	more    bool   // the client may have sent something behind its flight
 	bye     *relay.Linger
 }
@@ -101,7 +105,7 @@ func (c *conn) Ready(r relay.Readiness) {
 func (c *conn) Due(time.Time) {
 	switch c.stage {
 	case reading:
-		c.abandon(outcomeTimeout)
+		c.unheard()
 	case leasing:
 		c.refuse(alpn.UnrecognizedName, outcomeTimeout)
 	case connecting, offering:
@@ -214,7 +218,7 @@ func (c *conn) watch() bool {
 	}
 	c.watched = true
 	if c.stage == reading {
-		c.loop.Arm(c, c.bounds.Stage)
+		c.loop.Arm(c, c.patience())
 	}
 	return true
 }
@@ -342,8 +346,12 @@ func (c *conn) farewell() {
 	c.leave(false)
 }
 
-// refuse answers with a TLS alert.
+// refuse answers with a TLS alert, where TLS is spoken.
 func (c *conn) refuse(a alpn.Alert, why outcome) {
+	if c.wordless() {
+		c.abandon(why)
+		return
+	}
 	record := a.Record()
 	c.answer(record[:], why)
 }

@@ -18,6 +18,8 @@ const (
 	outcomeAcceptError
 	outcomeExhausted // no descriptor was left
 	outcomeShed
+	outcomePassed // to the canary
+	outcomeSilent // led to where those go that say nothing
 
 	outcomeParked
 	outcomeParkRefused
@@ -65,7 +67,7 @@ const (
 // String names the outcome as metrics do.
 func (o outcome) String() string {
 	return [...]string{
-		outcomeAccepted: "accepted", outcomeAcceptError: "accept_error", outcomeExhausted: "descriptors_exhausted", outcomeShed: "shed",
+		outcomeAccepted: "accepted", outcomeAcceptError: "accept_error", outcomeExhausted: "descriptors_exhausted", outcomeShed: "shed", outcomePassed: OutcomePassed, outcomeSilent: "silent",
 		outcomeParked: "parked", outcomeParkRefused: "park_refused",
 		outcomeLeased: "leased", outcomeLeaseFailed: "lease_failed", outcomeLeaseAgain: "lease_again",
 		outcomeConnectFailed: "connect_failed", outcomeRelayed: "relayed", outcomeHandedOff: "handed_off", outcomeHandshake: "handshake", outcomeHandshakeFailed: "handshake_failed",
@@ -230,4 +232,5 @@ func (c *classes) of(r alpn.Route) *account {
 func (c *conn) count(why outcome) {
 	c.counts.add(why)
 	c.acct.add(why)
+	c.judge(why.result())
 }

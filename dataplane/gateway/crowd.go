@@ -19,6 +19,7 @@ type crowd struct {
 	total  int
 	ended  map[netip.Prefix]int // at most bounds.EndedGateway entries
 	open   int                  // their sum
+	speech int                  // strangers that speak SSH
 	rate   fading[int64]        // when the source's next connection is within its rate, Unix nanoseconds
 	known  fading[struct{}]
 }
@@ -102,6 +103,31 @@ func (c *crowd) placeLocked(s *slot, source netip.Prefix, now time.Time) (outcom
 	return 0, true
 }
 
+// restore gives a connection the place that it had in another process.
+func (c *crowd) restore(s *slot, from netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.source, s.held = sourceOf(from), true
+	c.total++
+	c.half[s.source]++
+}
+
+// proven are the sources that are known now.
+func (c *crowd) proven(now time.Time) []netip.Prefix {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known.keys(now)
+}
+
+// remember makes sources known.
+func (c *crowd) remember(sources []netip.Prefix, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range sources {
+		c.known.put(s, struct{}{}, now)
+	}
+}
+
 // leave gives the place back. With good the connection came to something: what
 // its rate was charged is given back too, the rate is a stranger's.
 func (c *crowd) leave(s *slot, good bool, now time.Time) {
@@ -154,6 +180,29 @@ func (c *crowd) release(from netip.Addr) {
 	if c.ended[source]--; c.ended[source] <= 0 {
 		delete(c.ended, source)
 	}
+}
+
+// speak takes a place for a stranger that speaks SSH, beside the one that it has;
+// hush gives it back. Before it is known who he is, the first bytes of each may
+// make the SSH library set 256 KiB aside.
+func (c *crowd) speak(from netip.Addr, now time.Time) (bound outcome, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	most := c.bounds.WaitingSSH
+	if _, known := c.known.get(sourceOf(from), now); !known {
+		most -= most / reservedPart
+	}
+	if c.speech >= most {
+		return outcomeGatewayFull, false
+	}
+	c.speech++
+	return 0, true
+}
+
+func (c *crowd) hush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.speech--
 }
 
 // prove makes a source known.
@@ -247,4 +296,18 @@ func (f *fading[V]) turn(at time.Time) {
 	case gone >= f.period, len(f.now) >= fadingMost:
 		f.now, f.past, f.turned = nil, f.now, at
 	}
+}
+
+// keys are those that get finds.
+func (f *fading[V]) keys(at time.Time) (out []netip.Prefix) {
+	f.turn(at)
+	for k := range f.now {
+		out = append(out, k)
+	}
+	for k := range f.past {
+		if _, ok := f.now[k]; !ok {
+			out = append(out, k)
+		}
+	}
+	return out
 }

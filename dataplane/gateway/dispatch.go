@@ -13,6 +13,9 @@ import (
 
 // dispatch sends a connection whose hello has been read on its way.
 func (c *conn) dispatch(r alpn.Route) {
+	if !c.shed && c.elsewhere(r) {
+		return
+	}
 	c.routed, c.acct = r.Class, c.classes.of(r)
 	if c.shed {
 		c.turnedAway()
@@ -39,6 +42,26 @@ func (c *conn) dispatch(r alpn.Route) {
 	default:
 		c.handOff(r.Class)
 	}
+}
+
+// reroute sends a connection on whose route is no more, as the table now says.
+// Its flight is where it was.
+func (c *conn) reroute() {
+	if c.wordless() {
+		c.toSilent()
+		return
+	}
+	b, err := c.see()
+	if err != nil {
+		c.abandon(outcomeReset)
+		return
+	}
+	if need, err := c.hello.Parse(b); err != nil || need > 0 {
+		c.abandon(outcomeInternal) // it was whole before
+		return
+	}
+	c.flight, c.up, c.route = len(b), nil, 0
+	c.dispatch(c.table.Route(&c.hello))
 }
 
 // afterPostgres says that the route is one that a PostgreSQL client can mean. A
@@ -115,6 +138,6 @@ func (c *conn) Leased(s Stream) {
 	if c.slot.held {
 		c.crowd.leave(&c.slot, true, c.loop.Now())
 	}
-	c.ends = s.Ended
+	c.held = s.Lease
 	c.offer(s.FD, s.Frame)
 }

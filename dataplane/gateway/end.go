@@ -43,7 +43,88 @@ func (c *conn) handOff(class alpn.Class) {
 		conn = &proxiedConn{Conn: conn, peer: net.TCPAddrFromAddrPort(h.peer)}
 	}
 	h.conn = conn
+	h.serving.Add(1)
 	h.tasks.Go(h.serve)
+}
+
+// ssh takes a connection out of the loop that speaks SSH in clear (RFC 4253,
+// section 4.2). It keeps its place in the crowd until the client has proved who
+// it is, or the connection is closed.
+func (c *conn) ssh() {
+	switch {
+	case c.cfg.SSH == nil:
+		c.abandon(outcomeSSH)
+		return
+	case c.ended:
+		c.abandon(outcomeEndedEarly)
+		return
+	case c.shed:
+		c.abandon(outcomeShed)
+		return
+	}
+	bound, ok := c.crowd.enter(&c.slot, c.peer.Addr(), true, c.loop.Now())
+	if ok {
+		bound, ok = c.crowd.speak(c.peer.Addr(), c.loop.Now())
+	}
+	if !ok {
+		c.abandon(bound)
+		return
+	}
+	s := &stranger{gateway: c.Gateway, peer: c.peer, slot: c.slot}
+	var prefix []byte
+	if c.buf != nil {
+		prefix = append(prefix, c.buf...)
+	}
+	c.slot = slot{} // the stranger's now
+	c.count(outcomeHandedOff)
+	conn, err := relay.NetConn(c.release(), prefix)
+	if err != nil {
+		s.settle(outcomeInternal, false)
+		return
+	}
+	s.Conn = conn
+	s.gateway.serving.Add(1)
+	s.gateway.tasks.Go(s.serve)
+}
+
+// stranger is a connection that left its loop before its client was anybody.
+type stranger struct {
+	net.Conn
+	gateway *Gateway
+	peer    netip.AddrPort
+	once    sync.Once
+	slot    slot
+}
+
+func (s *stranger) serve() {
+	defer s.gateway.serving.Add(-1)
+	defer s.Close()
+	s.gateway.cfg.SSH(s.gateway.ctx, s)
+}
+
+// RemoteAddr is the client's, also behind a trusted proxy.
+func (s *stranger) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(s.peer) }
+
+// Proven implements Stranger.
+func (s *stranger) Proven() {
+	s.gateway.crowd.prove(s.peer.Addr(), time.Now())
+	s.settle(outcomeHandshake, true)
+}
+
+// Close closes the connection; one that was a stranger's to the end is counted
+// as such.
+func (s *stranger) Close() error {
+	err := s.Conn.Close()
+	s.settle(outcomeHandshakeFailed, false)
+	return err
+}
+
+func (s *stranger) settle(why outcome, good bool) {
+	s.once.Do(func() {
+		s.gateway.outside.add(why)
+		s.gateway.crowd.hush()
+		s.gateway.crowd.leave(&s.slot, good, time.Now())
+	})
 }
 
 // unserved: the cluster's own name exists, and speaks other protocols; an app's
@@ -70,6 +151,7 @@ type handshake struct {
 // serve ends TLS and gives the connection to the handler of the protocol that
 // was negotiated.
 func (h *handshake) serve() {
+	defer h.serving.Add(-1)
 	under := &endedConn{Conn: h.conn}
 	conn := tls.Server(under, h.end.TLS)
 	// Lifted below, when the handshake is done; the handler sets its own.

@@ -24,27 +24,35 @@ const (
 func startEndToEnd(t *testing.T, loops []relay.Loop) *rig {
 	t.Helper()
 	ca := newAuthority(t)
-	h := tunnel.NewHub(tunnel.HubConfig{
-		GatewayID: e2eGateway, Cluster: cluster,
-		Verify: func([]byte, string) (tunnel.Assignment, error) {
-			return tunnel.Assignment{Revision: 1, Resources: []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: "orders"}}}, nil
-		},
-	})
+	h := newHub(loops)
 	control := &tls.Config{
 		Certificates: []tls.Certificate{ca.issue(t, "/gateway/"+e2eGateway, cluster)}, MinVersion: tls.VersionTLS13,
 		NextProtos: []string{alpn.Tunnel1}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.pool,
 	}
 	r := newRig(t, loops, func(c *Config) {
 		c.Tunnels = Through(h)
-		c.Ends = map[alpn.Class]End{alpn.Tunnel: {TLS: control, Handlers: map[string]Handler{
-			alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) { _ = h.Serve(ctx, conn) },
-		}}}
+		c.Ends = tunnelEnd(control, h)
 		c.Bounds = Bounds{} // as in life
 	})
 	r.ca = ca
 	runAgent(t, r)
 	eventually(t, "the agent is there", func() bool { return h.Live("db", "orders") })
 	return r
+}
+
+func newHub(loops []relay.Loop) *tunnel.Hub {
+	return tunnel.NewHub(tunnel.HubConfig{
+		GatewayID: e2eGateway, Cluster: cluster, Loops: loops,
+		Verify: func([]byte, string) (tunnel.Assignment, error) {
+			return tunnel.Assignment{Revision: 1, Resources: []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: "orders"}}}, nil
+		},
+	})
+}
+
+func tunnelEnd(control *tls.Config, h *tunnel.Hub) map[alpn.Class]End {
+	return map[alpn.Class]End{alpn.Tunnel: {TLS: control, Handlers: map[string]Handler{
+		alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) { _ = h.Serve(ctx, conn) },
+	}}}
 }
 
 func runAgent(t *testing.T, r *rig) {

@@ -42,7 +42,7 @@ func (c *conn) decide(b []byte) (need int) {
 	case alpn.TPKT:
 		return c.rdp(b)
 	case alpn.SSH:
-		c.abandon(outcomeSSH)
+		c.ssh()
 	}
 	return 0
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -29,10 +30,12 @@ type Config struct {
 	// gateway.
 	Loops []relay.Loop
 
-	Tunnels Tunnels            // ways to agents; nil for none
-	Auth    Upstream           // where auth and join connections go; the zero value for nowhere
-	Ends    map[alpn.Class]End // what ends TLS here: Web, Tunnel, Gateway, Store, Challenge, App
+	Tunnels Tunnels                         // ways to agents; nil for none
+	Auth    Upstream                        // where auth and join connections go; the zero value for nowhere
+	Ends    map[alpn.Class]End              // what ends TLS here: Web, Tunnel, Gateway, Store, Challenge, App
+	SSH     func(context.Context, Stranger) // what begins with SSH's identification string; nil for nothing
 	Static  []StaticRoute
+	Silent  *SilentRoute // where clients go that say nothing; nil for nowhere
 
 	// TrustedProxies may tell a client's address by a PROXY header. From
 	// everybody else such a header is refused.
@@ -43,6 +46,8 @@ type Config struct {
 
 	Bounds Bounds
 	Log    *slog.Logger // nil for none
+
+	guest bool // it listens nowhere
 }
 
 // Bounds are what strangers may take. Zero fields take the default.
@@ -52,10 +57,13 @@ type Bounds struct {
 	Stage time.Duration
 
 	// Connect is how long an upstream may take when there is another one; 3 s.
+	// An agent's data connection that has not even acknowledged the first flight
+	// by then gives way to another one.
 	Connect time.Duration
 
 	WaitingSource  int // connections that wait, per source (/32, /64); 16
 	WaitingGateway int // and in all; 4,096
+	WaitingSSH     int // of them, those that speak SSH and have not logged in; 512
 	SourceRate     int // new ones per source and second; 20
 	LargeHellos    int // hellos of more than 16 KiB at once, per loop; 64
 
@@ -65,11 +73,15 @@ type Bounds struct {
 	EndedGateway int // and in all; 4,096, and at most a quarter of the descriptors
 }
 
+// DefaultStage is Bounds.Stage when it is 0.
+const DefaultStage = 10 * time.Second
+
 func (b Bounds) withDefaults() Bounds {
-	def(&b.Stage, 10*time.Second)
+	def(&b.Stage, DefaultStage)
 	def(&b.Connect, 3*time.Second)
 	def(&b.WaitingSource, 16)
 	def(&b.WaitingGateway, 4096)
+	def(&b.WaitingSSH, 512)
 	def(&b.SourceRate, 20)
 	def(&b.LargeHellos, 64)
 	def(&b.EndedSource, 64)
@@ -104,6 +116,17 @@ func def[T int | time.Duration](v *T, d T) {
 // which is when the gateway closes.
 type Handler func(ctx context.Context, conn *tls.Conn)
 
+// Stranger is a connection of which nothing has been read. Until Proven or Close is
+// called, it holds one of the places of those that wait, without a deadline:
+// whoever has it sets them. It runs on a goroutine of its own, and that ends
+// soon after its context is done, which is when the gateway closes.
+type Stranger interface {
+	net.Conn
+
+	// Proven says that the client has proved who it is.
+	Proven()
+}
+
 // End is how TLS is ended for one class of connections. Each class has a
 // tls.Config of its own: what it offers in NextProtos is what Handlers has, so
 // that no handshake ends with a protocol of another class.
@@ -119,6 +142,8 @@ type StaticRoute struct {
 	Match     alpn.Match
 	Upstreams []string // "host:port" or "unix:/path"
 	Proxy     bool     // tell the client's address by PROXY protocol version 2
+
+	silent time.Duration // of a SilentRoute: its After
 }
 
 // Gateway is a running gateway.
@@ -137,10 +162,17 @@ type Gateway struct {
 	current   atomic.Pointer[settings]
 	renamed   chan struct{} // the settings have other names to resolve
 
-	ctx    context.Context // done when the gateway closes
-	stop   context.CancelFunc
-	tasks  sync.WaitGroup // handshakes, handlers, the resolver
-	closed sync.Once
+	ctx     context.Context // done when the gateway closes
+	stop    context.CancelFunc
+	names   context.Context // done when the gateway has left, or closes: no name is resolved, nothing leased any more
+	unnamed context.CancelFunc
+	tasks   sync.WaitGroup // handshakes, handlers, the resolver
+	serving atomic.Int64   // of them, handshakes and handlers
+	closed  sync.Once
+	served  chan struct{} // closed when the gateway has left and no handler runs
+	giver   *Giver
+	strays  strays
+	trials  trials
 }
 
 // Start opens the sockets and serves until Close.
@@ -160,19 +192,20 @@ func Start(cfg Config) (*Gateway, error) {
 
 // prepare checks the configuration. Nothing is open when it fails.
 func prepare(cfg Config) (*Gateway, error) {
-	if len(cfg.Loops) == 0 || len(cfg.Listen) == 0 {
+	if len(cfg.Loops) == 0 || len(cfg.Listen) == 0 && !cfg.guest {
 		return nil, errors.New("gateway: no loop or no listen address")
 	}
+	relay.GrowTable()
 	for class, end := range cfg.Ends {
 		if err := end.check(); err != nil {
 			return nil, fmt.Errorf("gateway: %v: %w", class, err)
 		}
 	}
-	g := &Gateway{cfg: cfg, log: cfg.Log, classes: newClasses(), renamed: make(chan struct{}, 1)}
+	g := &Gateway{cfg: cfg, log: cfg.Log, classes: newClasses(), renamed: make(chan struct{}, 1), served: make(chan struct{})}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
-	s, _, err := g.settle(Settings{Static: cfg.Static, TrustedProxies: cfg.TrustedProxies, Idle: cfg.Idle, Bounds: cfg.Bounds}, nil)
+	s, _, err := g.settle(Settings{Static: cfg.Static, Silent: cfg.Silent, TrustedProxies: cfg.TrustedProxies, Idle: cfg.Idle, Bounds: cfg.Bounds}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
@@ -182,6 +215,8 @@ func prepare(cfg Config) (*Gateway, error) {
 	g.current.Store(s)
 	g.crowd = newCrowd(s.bounds)
 	g.ctx, g.stop = context.WithCancel(context.Background())
+	g.names, g.unnamed = context.WithCancel(g.ctx)
+	g.giver = &Giver{gateway: g}
 	return g, nil
 }
 
@@ -252,6 +287,7 @@ func (g *Gateway) open() (n int) {
 // returns when nothing is left.
 func (g *Gateway) Close() {
 	g.closed.Do(func() {
+		g.giver.letGo()
 		g.stop()
 		g.each(func(w *lane) { w.close() })
 	})

@@ -20,6 +20,7 @@ type lane struct {
 	*Gateway
 	*settings // replaced by Reload
 	counts    counters
+	index     int // among the lanes
 	loop      relay.Loop
 	listeners []*listener
 	conns     map[*conn]struct{} // not yet routed, or lingering
@@ -31,7 +32,11 @@ type lane struct {
 	large     int                // hellos in buffers of their own
 	spare     [][]byte
 	blanks    []*conn
-	reserve   reserve // against the day when descriptors run out
+	reserve   reserve  // against the day when descriptors run out
+	handing   uint32   // the hand-over that is under way; 0 for none
+	dropped   []uint64 // relays that were copied in it and have ended since
+	words     bool     // what a relay is goes with its copy
+	form      *form    // for records of relays; nil without a hand-over
 }
 
 const (
@@ -62,16 +67,9 @@ func tuning() relay.Tuning {
 
 // listen opens each address once per loop, as one SO_REUSEPORT set.
 func (g *Gateway) listen() error {
-	for _, l := range g.cfg.Loops {
-		w := &lane{
-			Gateway: g, settings: g.current.Load(), loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
-			view: make([]byte, prefixRoom+viewSize),
-		}
-		w.reserve.fill() // without it nothing is shed, only delayed
-		g.lanes = append(g.lanes, w)
-	}
-	for _, address := range g.cfg.Listen {
-		if err := g.listenAt(address); err != nil {
+	g.line()
+	for place, address := range g.cfg.Listen {
+		if err := g.listenAt(place, address); err != nil {
 			return err
 		}
 	}
@@ -86,7 +84,20 @@ func (g *Gateway) listen() error {
 	return nil
 }
 
-func (g *Gateway) listenAt(address string) error {
+// line makes a lane on each loop.
+func (g *Gateway) line() {
+	for i, l := range g.cfg.Loops {
+		w := &lane{
+			Gateway: g, settings: g.current.Load(), index: i, loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
+			view: make([]byte, prefixRoom+viewSize),
+		}
+		w.reserve.fill() // without it nothing is shed, only delayed
+		g.lanes = append(g.lanes, w)
+	}
+}
+
+func (g *Gateway) listenAt(place int, address string) error {
+	given := address
 	if err := unused(address); err != nil {
 		return err
 	}
@@ -95,7 +106,7 @@ func (g *Gateway) listenAt(address string) error {
 		if err != nil {
 			return err
 		}
-		w.listeners = append(w.listeners, &listener{lane: w, fd: fd})
+		w.listeners = append(w.listeners, &listener{lane: w, fd: fd, address: given, place: place})
 		if err := relay.Tune(fd, tuning()); err != nil {
 			return fmt.Errorf("listen %s: %w", address, err)
 		}
@@ -161,11 +172,13 @@ func (w *lane) close() {
 
 // listener is one listening socket on one loop.
 type listener struct {
-	lane   *lane
-	fd     int
-	paused bool
-	scarce bool // the last accept found no descriptor
-	queued bool // more is in the mailbox
+	lane    *lane
+	fd      int
+	address string // as configured
+	place   int    // in Config.Listen
+	paused  bool
+	scarce  bool // the last accept found no descriptor
+	queued  bool // more is in the mailbox
 }
 
 // Ready implements relay.Handler.
@@ -202,6 +215,9 @@ func (l *listener) one() bool {
 	case errors.Is(err, relay.ErrAgain):
 		return false
 	case exhausted(err):
+		if relay.Flush(l.lane.loop) {
+			return true // some were free already, but for being closed
+		}
 		l.lane.counts.add(outcomeExhausted)
 		if l.scarce { // who waits has waited for a pause, and has said something
 			l.shed()

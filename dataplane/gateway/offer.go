@@ -80,6 +80,9 @@ func (c *conn) connect() {
 			break
 		}
 		fd, err := to.connect()
+		if exhausted(err) && relay.Flush(c.loop) { // some are free, but for being closed
+			fd, err = to.connect()
+		}
 		if exhausted(err) {
 			c.turnedAway()
 			return
@@ -120,19 +123,21 @@ func (c *conn) offer(fd int, head []byte) {
 		c.abandon(outcomeInternal)
 		return
 	}
-	c.loop.Arm(c, c.bounds.Stage)
+	c.acked = false
+	c.loop.Arm(c, min(c.bounds.Connect, c.bounds.Stage))
 	c.progress(0)
 }
 
 // progress writes what is left to write, and joins when the far end's first byte
 // has come.
 func (c *conn) progress(r relay.Readiness) {
-	if err := c.send(); err != nil {
+	connected, err := c.send()
+	if err != nil {
 		c.tryNext(c.whySilent())
 		return
 	}
 	if c.stage == connecting {
-		if c.sent == 0 {
+		if !connected {
 			return
 		}
 		c.stage = offering
@@ -162,6 +167,7 @@ func (c *conn) progress(r relay.Readiness) {
 // answered joins: the far end's first byte has come.
 func (c *conn) answered() {
 	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
+	c.heard()
 	c.join(c.repaid())
 }
 
@@ -182,8 +188,16 @@ func (c *conn) unanswered() {
 }
 
 // overdue: the far end has not answered in time. A static route's server that
-// has got the whole flight may take longer than that.
+// has got the whole flight may take longer than that. An agent has the whole
+// stage, but its kernel acknowledges within a round trip: a data connection that
+// something on the way has forgotten does not, and costs its client not more
+// than Connect.
 func (c *conn) overdue() {
+	if c.stage == offering && c.up == nil && !c.acked && c.bounds.Connect < c.bounds.Stage && relay.Unacknowledged(c.other) == 0 {
+		c.acked = true
+		c.loop.Arm(c, c.bounds.Stage-c.bounds.Connect)
+		return
+	}
 	if c.stage == offering && c.routed == alpn.Static && c.sent == len(c.head)+c.flight {
 		c.join(false)
 		return
@@ -201,27 +215,34 @@ func (c *conn) whySilent() outcome {
 
 // send writes head and flight from where it stopped. In the kernel's queue or
 // in the connection's buffer, the flight stays where it is. While the far end
-// is not connected yet there is no room.
-func (c *conn) send() error {
+// is not connected yet there is no room; where there is nothing to write it must
+// be asked.
+func (c *conn) send() (connected bool, err error) {
 	total := len(c.head) + c.flight
+	if total == 0 && c.stage == connecting {
+		if connected, err = relay.Connected(c.other); err != nil {
+			c.blame()
+		}
+		return connected, err
+	}
 	for c.sent < total {
 		b, err := c.outgoing()
 		if err != nil {
-			return err
+			return false, err
 		}
 		n, err := relay.Write(c.other, b)
 		if errors.Is(err, relay.ErrAgain) || c.stage == connecting && errors.Is(err, unix.ENOTCONN) {
-			return nil
+			break
 		}
 		if err != nil {
 			if c.stage == connecting {
 				c.blame()
 			}
-			return err
+			return false, err
 		}
 		c.sent += n
 	}
-	return nil
+	return c.sent > 0, nil
 }
 
 // outgoing is what is still to be written: head and flight side by side in the
@@ -235,7 +256,7 @@ func (c *conn) outgoing() ([]byte, error) {
 	}
 	start := prefixRoom - len(c.head)
 	copy(c.view[start:], c.head)
-	if c.viewed != c || c.views < c.flight {
+	if c.flight > 0 && (c.viewed != c || c.views < c.flight) {
 		n, err := c.peek(c.flight)
 		if err != nil {
 			return nil, err
@@ -263,6 +284,8 @@ func (c *conn) tryNext(why outcome) {
 		c.refuse(alpn.InternalError, outcomeNoUpstream)
 	case c.attempt >= c.tries():
 		c.refuse(alpn.UnrecognizedName, why)
+	case c.up != nil && c.up.gone:
+		c.reroute()
 	case c.up != nil:
 		c.connect()
 	default:
@@ -281,9 +304,9 @@ func (c *conn) dropFar() {
 		relay.Discard(c.loop, c.other)
 		c.other = -1
 	}
-	if c.ends != nil {
-		c.ends()
-		c.ends = nil
+	if c.held != nil {
+		c.held.Ended()
+		c.held = nil
 	}
 }
 
@@ -296,13 +319,14 @@ func (c *conn) join(good bool) {
 		c.abandon(outcomeReset)
 		return
 	}
-	l := &link{lane: c.lane, peer: c.peer, ends: c.ends, routed: c.routed, acct: c.acct}
+	l := &link{lane: c.lane, peer: c.peer, held: c.held, acct: c.acct, routed: c.routed, trial: c.trial}
+	c.judge(outcomeRelayed.result())
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
 		A: relay.End{FD: c.fd, Drained: drained && c.watched},
 		B: relay.End{FD: c.other, Pending: rest, Written: uint64(c.sent)},
 	}
-	c.ends, c.other = nil, -1 // the relay's now
+	c.held, c.other = nil, -1 // the relay's now
 	c.resetLowat()
 	c.stage = gone
 	c.loop.Disarm(c)
@@ -336,14 +360,21 @@ func (c *conn) unsent() (rest []byte, drained, ok bool) {
 	return append(rest, behind...), drained, ok
 }
 
-// link is a running relay's owner.
+// link is a running relay's owner. There are as many as there are idle sessions:
+// it is to stay small.
 type link struct {
 	*lane
 	relay  *relay.Relay
 	peer   netip.AddrPort
-	ends   func()
-	routed alpn.Class
+	held   Lease // nil for none
 	acct   *account
+	sent   uint32 // the last hand-over that it was copied in
+	routed alpn.Class
+	trial  uint8 // that it counts in; 0 for none
+
+	// Of an heir: what it is has been said, and that it is so when the other
+	// process stops.
+	worded, final bool
 }
 
 func (l *link) start(s relay.State) {
@@ -355,17 +386,26 @@ func (l *link) start(s relay.State) {
 	l.relay = relay.Start(l.loop, s, l)
 }
 
+// forget takes the link out. A process that it was copied to is told later.
+func (l *link) forget(id uint64) {
+	delete(l.links, l)
+	if l.handing != 0 && l.sent == l.handing {
+		l.dropped = append(l.dropped, id)
+	}
+}
+
 // Ended implements relay.Owner.
 func (l *link) Ended(s relay.State, why relay.Reason) {
-	delete(l.links, l)
+	l.forget(s.ID)
+	l.judge(why)
 	l.counts.relays.Add(-1)
 	l.counts.bytesOut.Add(s.A.Written)
 	l.counts.bytesIn.Add(s.B.Written)
 	l.acct.relays.Add(-1)
 	l.acct.out.Add(s.A.Written)
 	l.acct.in.Add(s.B.Written)
-	if l.ends != nil {
-		l.ends()
+	if l.held != nil {
+		l.held.Ended()
 	}
 	if !l.debugs() {
 		return

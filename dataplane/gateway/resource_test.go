@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -290,7 +291,7 @@ func TestRetry(t *testing.T) {
 // it, also when it answers before.
 func TestSlowFarEnd(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
-		r := newRig(t, loops, nil)
+		r := newRig(t, loops, func(c *Config) { c.Bounds.Connect, c.Bounds.Stage = patience, patience }) // the agent reads when the test has the time
 		r.tunnels.answerNarrow()
 		small := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
 		for _, size := range []int{14 << 10, 60 << 10} {
@@ -321,6 +322,36 @@ func TestSlowFarEnd(t *testing.T) {
 				conn.Close()
 			}
 		}
+	})
+}
+
+// TestF13_ForgottenOnTheWay: a data connection whose peer does not acknowledge
+// what it gets, and says nothing, gives way to another one; one that has
+// acknowledged and takes its time does not.
+func TestF13_ForgottenOnTheWay(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, func(c *Config) { c.Bounds.Connect, c.Bounds.Stage = 300*time.Millisecond, patience })
+		r.tunnels.stuffFirst()
+		hello := helloBytes(t, r.ca.client("orders.db.gw.test", alpn.PostgreSQL))
+		conn := r.say(hello)
+		forgotten := <-r.tunnels.agents
+		defer forgotten.Close()
+		second := r.tunnels.agent()
+		got := make([]byte, len(hello))
+		_, err := io.ReadFull(second, got)
+		check(t, err)
+		if !bytes.Equal(got, hello) || second.request.Attempt != 1 || second.request.ConnectionID != forgotten.request.ConnectionID {
+			t.Errorf("the second got another flight, or %+v", second.request)
+		}
+		time.Sleep(2 * 300 * time.Millisecond) // longer than it takes to be forgotten: that it is not is what is tested
+		_, err = second.Write([]byte("served"))
+		check(t, err)
+		second.Close()
+		if got := readAll(t, conn); string(got) != "served" {
+			t.Errorf("the client got %q", got)
+		}
+		conn.Close()
+		eventually(t, "both are given back", func() bool { return r.tunnels.endedNow() == 2 })
 	})
 }
 

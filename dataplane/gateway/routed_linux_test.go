@@ -86,8 +86,15 @@ func (b *bareSession) read(fd, n int) {
 
 func (b *bareSession) await(fd int, events int16) {
 	fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
-	if n, err := unix.Poll(fds[:], int(patience.Milliseconds())); n != 1 && err != unix.EINTR {
-		b.Fatalf("descriptor not ready: %v", err)
+	for {
+		n, err := unix.Poll(fds[:], int(patience.Milliseconds()))
+		if err == unix.EINTR { // the runtime's own signals
+			continue
+		}
+		if n != 1 {
+			b.Fatalf("descriptor not ready for %d: %v", events, err)
+		}
+		return
 	}
 }
 

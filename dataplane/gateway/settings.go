@@ -17,6 +17,7 @@ import (
 // Settings are what a running gateway can be given anew; the fields are Config's.
 type Settings struct {
 	Static         []StaticRoute
+	Silent         *SilentRoute
 	TrustedProxies []netip.Prefix
 	Idle           time.Duration
 	Bounds         Bounds
@@ -32,7 +33,8 @@ type Difference struct {
 // is changed on the loop's thread only. What it points to is read-only.
 type settings struct {
 	table   *alpn.Table
-	static  []*upstream // by alpn.Route.Index
+	static  []*upstream   // by alpn.Route.Index; behind them the silent clients', if there is one
+	silent  time.Duration // after which a silent client goes there; 0 for never
 	trusted []netip.Prefix
 	idle    time.Duration
 	bounds  Bounds
@@ -50,6 +52,9 @@ type route struct {
 // label names a route for people and counters. No two routes of a table have
 // the same: what shares a name differs in its protocols.
 func (s StaticRoute) label() string {
+	if s.silent > 0 {
+		return silentLabel
+	}
 	if len(s.Match.SNI) == 0 {
 		return ""
 	}
@@ -86,11 +91,18 @@ func (g *Gateway) settle(s Settings, old *settings) (*settings, Difference, erro
 	if err != nil {
 		return nil, d, err
 	}
-	n := &settings{
-		table: table, static: make([]*upstream, 0, len(s.Static)), trusted: s.TrustedProxies, idle: s.Idle, bounds: s.Bounds.withDefaults(),
-		routes: make(map[string]*route, len(s.Static)), servers: map[string]*server{},
+	all, err := s.all()
+	if err != nil {
+		return nil, d, err
 	}
-	for i, r := range s.Static {
+	n := &settings{
+		table: table, static: make([]*upstream, 0, len(all)), trusted: s.TrustedProxies, idle: s.Idle, bounds: s.Bounds.withDefaults(),
+		routes: make(map[string]*route, len(all)), servers: map[string]*server{},
+	}
+	if s.Silent != nil {
+		n.silent = s.Silent.After
+	}
+	for i, r := range all {
 		label := r.label()
 		var was *route
 		if old != nil {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
 // Snapshot is what an operator may see of a gateway.
@@ -89,6 +91,9 @@ func (g *Gateway) accounts() (out []RouteSnapshot) {
 	for _, u := range g.current.Load().static {
 		out = u.acct.appendTo(out)
 	}
+	for _, a := range g.strays.all() {
+		out = a.appendTo(out)
+	}
 	slices.SortFunc(out, func(a, b RouteSnapshot) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
@@ -97,7 +102,7 @@ func (a *account) appendTo(out []RouteSnapshot) []RouteSnapshot {
 	s := RouteSnapshot{
 		Name: a.name, Relays: int(a.relays.Load()), BytesIn: a.in.Load(), BytesOut: a.out.Load(), Results: make(map[string]uint64, results-1),
 	}
-	used := false
+	used := s.Relays > 0 // begun by another process
 	for r := resultNone + 1; r < results; r++ {
 		n := a.results[r].Load()
 		s.Results[r.String()] = n
@@ -134,6 +139,7 @@ type LoopSnapshot struct {
 	Connections int           // not routed yet, or lingering
 	Relays      int
 	LargeHellos int
+	Batching    relay.Batching
 }
 
 // Loops asks each loop what it holds, and waits for at most the given time. What
@@ -169,6 +175,7 @@ func (g *Gateway) Loops(within time.Duration) []LoopSnapshot {
 		} else {
 			out[i].Delay = time.Since(asked)
 		}
+		out[i].Batching = relay.BatchingOf(g.lanes[i].loop)
 	}
 	return out
 }

@@ -33,7 +33,21 @@ type Waiter interface {
 type Stream struct {
 	FD    int    // the waiter's; watched by no loop
 	Frame []byte // to be written first
-	Ended func() // to be called when FD has been closed
+	Lease Lease
+}
+
+// Lease is what a stream is to its tunnel.
+type Lease interface {
+	Ended() // to be called when the descriptor has been closed
+
+	// Ref names the stream, for another process that goes on with it.
+	Ref() tunnel.StreamRef
+}
+
+// Adopter is Tunnels that count streams which another process has leased, also
+// before they know the tunnel. ended is to be called as Lease.Ended is.
+type Adopter interface {
+	AdoptStream(tunnel.StreamRef) (ended func())
 }
 
 // Through makes the ways of a hub's tunnels.
@@ -50,5 +64,5 @@ type hubWaiter struct{ Waiter }
 
 // Leased implements tunnel.Waiter.
 func (w hubWaiter) Leased(l *tunnel.Lease) {
-	w.Waiter.Leased(Stream{FD: l.FD, Frame: l.Frame, Ended: l.Ended})
+	w.Waiter.Leased(Stream{FD: l.FD, Frame: l.Frame, Lease: l})
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -77,7 +76,6 @@ func TestServerThatTakesItsTime(t *testing.T) {
 			_, _ = conn.Write(got)
 		})
 		r := newRig(t, loops, func(c *Config) {
-			c.Bounds.Stage = 2 * time.Second
 			c.Static = []StaticRoute{{Match: alpn.Match{SNI: []string{"shop.example.com"}}, Upstreams: []string{b.Addr().String()}}}
 		})
 		conn := r.say(hello)

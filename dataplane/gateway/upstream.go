@@ -29,6 +29,7 @@ type Upstream struct {
 type upstream struct {
 	servers []*server
 	proxy   bool
+	gone    bool // its route is no more: who is on the way there is routed anew
 	turns   atomic.Uint32
 	acct    *account // of the route; nil for auth
 }
@@ -36,12 +37,13 @@ type upstream struct {
 // server is one configured address and what it stands for now. All upstreams
 // that have the address share it.
 type server struct {
-	path  string // of a Unix socket
-	host  string // a name; "" for a literal
-	port  uint16
-	addrs atomic.Pointer[[]netip.AddrPort]
-	lost  atomic.Bool  // its name could not be resolved the last time
-	rests atomic.Int64 // until when it is tried last, Unix nanoseconds
+	address string // as configured
+	path    string // of a Unix socket
+	host    string // a name; "" for a literal
+	port    uint16
+	addrs   atomic.Pointer[[]netip.AddrPort]
+	lost    atomic.Bool  // its name could not be resolved the last time
+	rests   atomic.Int64 // until when it is tried last, Unix nanoseconds
 }
 
 // restFor is how long a server that could not be connected to is tried only when
@@ -68,10 +70,10 @@ func (t target) connect() (fd int, err error) {
 
 func newServer(address string) (*server, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return &server{path: path}, nil
+		return &server{address: address, path: path}, nil
 	}
 	if strings.HasPrefix(address, "/") {
-		return &server{path: address}, nil
+		return &server{address: address, path: address}, nil
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -81,7 +83,7 @@ func newServer(address string) (*server, error) {
 	if err != nil || host == "" {
 		return nil, fmt.Errorf("upstream %q: not host:port", address)
 	}
-	s := &server{host: host, port: uint16(n)}
+	s := &server{address: address, host: host, port: uint16(n)}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		s.host = ""
 		s.addrs.Store(&[]netip.AddrPort{netip.AddrPortFrom(ip, s.port)})
@@ -205,11 +207,11 @@ const (
 func (g *Gateway) resolve() {
 	for {
 		wait := resolveEvery
-		if !g.resolveAll(g.ctx, g.named()) {
+		if !g.resolveAll(g.names, g.named()) {
 			wait = resolveSoon
 		}
 		select {
-		case <-g.ctx.Done():
+		case <-g.names.Done():
 			return
 		case <-g.renamed:
 		case <-time.After(wait):

@@ -1,0 +1,333 @@
+//go:build unix
+
+package gateway
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/dataplane/tunnel"
+	handoverv1 "github.com/sallyport/sallyport/wire/sallyport/handover/v1"
+)
+
+// takeRelays watches relays that still run in the other process.
+func (h *Heir) takeRelays(body []byte, in *incoming) error {
+	lane, all, err := splitRelays(body, h.form.relays[:0])
+	if err != nil {
+		return err
+	}
+	h.form.relays = all
+	if len(in.fds) != 2*len(all) {
+		return errRecord
+	}
+	w, r := h.lane(lane), &h.form.relay
+	return h.on(w, func() error {
+		for _, encoded := range all {
+			if err := proto.Unmarshal(encoded, r); err != nil {
+				return err
+			}
+			if h.relays[r.Id] != nil {
+				return errRecord
+			}
+			l, err := w.inherit(r)
+			if err != nil {
+				return err
+			}
+			state := relay.State{
+				ID: r.Id, Idle: time.Duration(max(r.Idle, 0)), Started: time.Unix(0, r.Started),
+				A: relay.End{FD: in.next()}, B: relay.End{FD: in.next()},
+			}
+			if l.relay, err = relay.Adopt(w.loop, state, l); err != nil {
+				return err
+			}
+			w.links[l] = struct{}{}
+			l.counts.relays.Add(1)
+			l.acct.relays.Add(1)
+			h.enter(l, r)
+		}
+		relay.Sift(w.loop)
+		return nil
+	})
+}
+
+// heirForm is what records of relays are read into, again and again: there are
+// thousands of relays, and little memory to spare while two processes have them.
+type heirForm struct {
+	relays [][]byte
+	relay  handoverv1.GatewayRelay
+}
+
+// Fields of GatewayRelays.
+const (
+	relaysLane  protowire.Number = 1
+	relaysRelay protowire.Number = 2
+)
+
+// splitRelays takes a GatewayRelays apart. The relays, which are appended to all,
+// are still encoded and lie in b.
+func splitRelays(b []byte, all [][]byte) (lane uint32, _ [][]byte, err error) {
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return 0, nil, protowire.ParseError(n)
+		}
+		if number > protowire.MaxValidNumber { // which ConsumeTag lets pass
+			return 0, nil, fmt.Errorf("a field cannot have the number %d", number)
+		}
+		b = b[n:]
+		switch {
+		case number == relaysLane && kind == protowire.VarintType:
+			var v uint64
+			v, n = protowire.ConsumeVarint(b)
+			lane = uint32(v)
+		case number == relaysRelay && kind == protowire.BytesType:
+			var v []byte
+			v, n = protowire.ConsumeBytes(b)
+			all = append(all, v)
+		default: // of a later version
+			n = protowire.ConsumeFieldValue(number, kind, b)
+		}
+		if n < 0 {
+			return 0, nil, protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	return lane, all, nil
+}
+
+// enter notes a relay that has come, and what it is, if that has come with it.
+func (h *Heir) enter(l *link, r *handoverv1.GatewayRelay) {
+	h.relays[r.Id] = l
+	if !r.Worded {
+		return
+	}
+	l.worded = true
+	h.worded++
+	image := imageOf(r.Id, r.Flags)
+	image.A.Written, image.B.Written = r.ToA, r.ToB
+	l.relay.Restore(image)
+	if r.Flags != 0 {
+		h.waiting[l.index] = append(h.waiting[l.index], l)
+	}
+}
+
+func (w *lane) inherit(r *handoverv1.GatewayRelay) (*link, error) {
+	peer, err := address(r.Peer)
+	if err != nil {
+		return nil, err
+	}
+	l := &link{lane: w, peer: peer}
+	l.acct, l.routed = w.accountOf(r.Account)
+	if len(r.Tunnel) > 0 {
+		l.held, err = w.stream(r.Tunnel, r.Connection)
+	}
+	return l, err
+}
+
+// takeDropped lets go of relays that have ended in the other process: there
+// their end was said.
+func (h *Heir) takeDropped(m *handoverv1.GatewayDropped) error {
+	for _, id := range m.Id {
+		l := h.relays[id]
+		if l == nil {
+			return errRecord
+		}
+		delete(h.relays, id)
+		delete(h.owed, id)
+		if l.worded {
+			h.worded--
+		}
+		err := h.on(l.lane, func() error {
+			l.relay.Forsake()
+			delete(l.links, l)
+			l.counts.relays.Add(-1)
+			l.acct.relays.Add(-1)
+			if l.held != nil {
+				l.held.Ended()
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeWords: the loops are held, and the relays' threads with them.
+func (h *Heir) takeWords(m *handoverv1.GatewayWords) error {
+	if len(m.Flags) != len(m.Id) || len(m.ToA) != len(m.Id) || len(m.ToB) != len(m.Id) {
+		return errRecord
+	}
+	for i, id := range m.Id {
+		image := imageOf(id, m.Flags[i])
+		image.A.Written, image.B.Written = m.ToA[i], m.ToB[i]
+		l, err := h.word(id)
+		if err != nil {
+			return err
+		}
+		l.relay.Restore(image)
+		if m.Flags[i] != 0 {
+			h.started[l.index] = append(h.started[l.index], l)
+		}
+	}
+	return nil
+}
+
+func (h *Heir) word(id uint64) (*link, error) {
+	l := h.relays[id]
+	if l == nil || l.final {
+		return nil, errRecord
+	}
+	if !l.worded {
+		h.worded++
+	}
+	l.worded, l.final = true, true
+	return l, nil
+}
+
+func (h *Heir) takeBusy(m *handoverv1.GatewayBusy, in *incoming) error {
+	for _, b := range m.Relay {
+		l, err := h.word(b.Id)
+		if err != nil {
+			return err
+		}
+		if b.PendingToA > pendingMost || b.PendingToB > pendingMost || b.PipedToA > pipedMost || b.PipedToB > pipedMost {
+			return errRecord
+		}
+		image := imageOf(b.Id, b.Flags)
+		image.A.Written, image.B.Written = b.ToA, b.ToB
+		if need := pipes(b.PipedToA) + pipes(b.PipedToB); len(in.fds) < 2*need {
+			return errRecord
+		}
+		image.A.Pipe, image.B.Pipe = in.pipe(b.PipedToA), in.pipe(b.PipedToB)
+		l.relay.Restore(image)
+		if b.PendingToA+b.PendingToB > 0 {
+			h.owed[b.Id] = &owed{toA: int(b.PendingToA), toB: int(b.PendingToB)}
+		}
+		// Those that hold bytes come before the others.
+		h.started[l.index] = append(h.started[l.index], l)
+	}
+	return nil
+}
+
+const (
+	// pendingMost is what a relay may hold in memory: a hello, a head and what
+	// came behind them, or what a pipe has.
+	pendingMost = 1 << 20
+
+	// pipedMost is more than a pipe holds.
+	pipedMost = 1 << 24
+)
+
+func pipes(held uint32) int {
+	if held == 0 {
+		return 0
+	}
+	return 1
+}
+
+func (in *incoming) pipe(held uint32) relay.Pipe {
+	if held == 0 {
+		return relay.Pipe{}
+	}
+	return relay.Pipe{R: in.next(), W: in.next(), Held: int(held)}
+}
+
+func (h *Heir) takePending(m *handoverv1.GatewayPending) error {
+	l, o := h.relays[m.Id], h.owed[m.Id]
+	if l == nil || o == nil {
+		return errRecord
+	}
+	left := &o.toA
+	if m.ToB {
+		left = &o.toB
+	}
+	if len(m.Data) == 0 || len(m.Data) > *left {
+		return errRecord
+	}
+	*left -= len(m.Data)
+	l.relay.Append(m.ToB, m.Data)
+	return nil
+}
+
+// strays are the accounts of routes that are no more, but whose connections go
+// on.
+type strays struct {
+	mu sync.Mutex
+	by map[string]*account
+}
+
+func (s *strays) of(name string) *account {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by == nil {
+		s.by = map[string]*account{}
+	}
+	a := s.by[name]
+	if a == nil {
+		a = &account{name: name}
+		s.by[name] = a
+	}
+	return a
+}
+
+func (s *strays) all() (out []*account) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.by {
+		out = append(out, a)
+	}
+	return out
+}
+
+// accountOf finds what a connection is counted under by its name.
+func (w *lane) accountOf(name string) (*account, alpn.Class) {
+	if own, ok := strings.CutPrefix(name, clusterPrefix); ok {
+		if a := w.classes.resources[own]; a != nil {
+			return a, alpn.Resource
+		}
+		for i, a := range w.classes.other {
+			if a.name == name {
+				return a, alpn.Class(i)
+			}
+		}
+	}
+	if r := w.routes[name]; r != nil {
+		return r.upstream.acct, alpn.Static
+	}
+	return w.strays.of(name), alpn.Static
+}
+
+// inheritance is a stream that another process has leased.
+type inheritance struct {
+	ref   tunnel.StreamRef
+	ended func()
+}
+
+// Ended implements Lease.
+func (s *inheritance) Ended() { s.ended() }
+
+// Ref implements Lease.
+func (s *inheritance) Ref() tunnel.StreamRef { return s.ref }
+
+// stream takes over a leased stream.
+func (g *Gateway) stream(tunnelID, connection []byte) (Lease, error) {
+	s := &inheritance{ended: func() {}}
+	if len(tunnelID) != len(s.ref.Tunnel) || len(connection) != len(s.ref.Connection) {
+		return nil, errRecord
+	}
+	copy(s.ref.Tunnel[:], tunnelID)
+	copy(s.ref.Connection[:], connection)
+	if adopter, ok := g.cfg.Tunnels.(Adopter); ok {
+		s.ended = adopter.AdoptStream(s.ref)
+	}
+	return s, nil
+}
