@@ -8,9 +8,14 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/sallyport/sallyport"
 )
+
+// adminGrace is what requests get that are under way when the admin socket is
+// closed.
+const adminGrace = time.Second
 
 // ServeAdmin serves the admin socket, a Unix socket with mode 0600, until ctx
 // is done. Root and the owner of this process are let in, and audited by uid;
@@ -26,11 +31,20 @@ func ServeAdmin(ctx context.Context, ln net.Listener, handler http.Handler) erro
 			return WithCaller(ctx, Caller{Identity: sallyport.Identity{Kind: sallyport.KindLocalAdmin, Name: uid}})
 		},
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		grace, cancel := context.WithTimeout(context.Background(), adminGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(ln)
+	if stop() {
 		return err
 	}
+	<-closed
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -19,6 +20,7 @@ import (
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/controlplane/rbac"
 	"github.com/sallyport/sallyport/controlplane/store"
+	"github.com/sallyport/sallyport/controlplane/websession"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -57,7 +59,11 @@ type Server struct {
 	cfg    Config
 	state  *state
 	guard  *guard
+	web    *websession.Sessions
 	quotas quotas // of events about what strangers tried
+
+	drained   chan struct{} // closed by Drain
+	drainOnce sync.Once
 }
 
 // New makes the server, stores the preset roles that are missing, and reads the
@@ -66,7 +72,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, drained: make(chan struct{}), web: websession.New(websession.Config{Store: cfg.Store, Now: cfg.Now})}
 	s.state = newState(&s.cfg)
 	s.guard = &guard{rules: methods(), check: s.check, standing: s.standing, denied: s.denied}
 	for _, r := range rbac.Presets() {
@@ -80,6 +86,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 
 // Run keeps the view fresh until ctx is done.
 func (s *Server) Run(ctx context.Context) error { return s.state.run(ctx) }
+
+// Drain ends the streams: another process is about to serve, and there their
+// clients open them anew. Calls that are no streams end by themselves.
+func (s *Server) Drain() { s.drainOnce.Do(func() { close(s.drained) }) }
+
+// drain is what a stream ends with. Clients try again after ErrUnavailable.
+func drain() error {
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth is changing over to another process", Hint: "open the stream again"}
+}
 
 // Handler serves all services; every method passes the table first. All other
 // paths are the web origin's: pages, for visitors only; pages may be nil.

@@ -229,14 +229,14 @@ func listen(t *testing.T, l *Listener) string {
 // reached says that a call came through. In TLS 1.3 a client learns that its
 // certificate was refused only after its own handshake.
 func reached(w *world, d door) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := w.dial(ctx, d)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(time.Minute))
 	_, err = conn.Read(make([]byte, 1)) // HTTP/2 settings come unasked
 	return err == nil
 }

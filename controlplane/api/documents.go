@@ -158,10 +158,26 @@ func trim(s string) string {
 func strict(doc []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(doc))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return invalid(strings.TrimPrefix(err.Error(), "json: "))
+	return unread(dec.Decode(v))
+}
+
+// unread says what is wrong with a document in the words of documents, not in those
+// of Go.
+func unread(err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	var kind *json.UnmarshalTypeError
+	var moment *time.ParseError
+	switch {
+	case errors.As(err, &kind) && kind.Field == "":
+		return invalid("a document is a mapping with kind, version, metadata and spec; this is of another kind: " + kind.Value)
+	case errors.As(err, &kind):
+		return invalid(fmt.Sprintf("%s: not what belongs there, but of the kind %s", strings.TrimPrefix(strings.TrimPrefix(kind.Field, "header"), "."), kind.Value))
+	case errors.As(err, &moment):
+		return invalid(fmt.Sprintf("%s is not a time such as 2026-01-31T15:04:05Z", trim(moment.Value)))
+	}
+	return invalid(strings.TrimPrefix(err.Error(), "json: "))
 }
 
 func invalid(fact string) error {
@@ -174,7 +190,7 @@ func headerOf(doc []byte) (header, error) {
 		return h, invalid(fmt.Sprintf("a document of %d bytes, at most %d", len(doc), maxDocument))
 	}
 	if err := json.Unmarshal(doc, &h); err != nil {
-		return h, invalid("not a document: " + err.Error())
+		return h, unread(err)
 	}
 	return h, h.check()
 }

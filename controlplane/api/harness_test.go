@@ -19,7 +19,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -38,6 +37,7 @@ import (
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/controlplane/store"
 	"github.com/sallyport/sallyport/controlplane/store/etcd"
+	"github.com/sallyport/sallyport/test/leak"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -80,28 +80,13 @@ var the = sync.OnceValue(func() *world {
 
 var made = false // the world was made
 
+// TestMain fails when goroutines are left behind.
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if made {
-		the().stop()
-	}
-	if code == 0 && !settled(3) {
-		buf := make([]byte, 1<<20)
-		fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", buf[:runtime.Stack(buf, true)])
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// settled waits until at most n goroutines are left.
-func settled(n int) bool {
-	for range 500 {
-		if runtime.NumGoroutine() <= n {
-			return true
+	leak.Main(m, func() {
+		if made {
+			the().stop()
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return false
+	})
 }
 
 func newWorld() (w *world, err error) {
@@ -303,7 +288,7 @@ func (w *world) dial(ctx context.Context, d door) (*tls.Conn, error) {
 	if d.address != "" {
 		network, address = "tcp", d.address
 	}
-	raw, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, address)
+	raw, err := (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -342,7 +327,7 @@ func (w *world) http(t testing.TB, d door) *http.Client {
 		t.Cleanup(tr.CloseIdleConnections)
 		rt = tr
 	}
-	return &http.Client{Transport: withHeaders{rt, d.header}, Timeout: 20 * time.Second}
+	return &http.Client{Transport: withHeaders{rt, d.header}, Timeout: time.Minute}
 }
 
 type withHeaders struct {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"github.com/sallyport/sallyport/controlplane/ca/signed"
 	"github.com/sallyport/sallyport/controlplane/inventory"
 	"github.com/sallyport/sallyport/controlplane/join"
+	"github.com/sallyport/sallyport/identity"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -299,8 +301,60 @@ func (s hostService) IssueDatabaseCertificate(ctx context.Context, req *connect.
 	return connect.NewResponse(resp), nil
 }
 
+// IssueAppToken is for agents, for applications that they serve, and about users
+// whose certificate they have been shown.
+func (s hostService) IssueAppToken(ctx context.Context, req *connect.Request[sallyportv1.IssueAppTokenRequest]) (*connect.Response[sallyportv1.IssueAppTokenResponse], error) {
+	h, err := s.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	app := req.Msg.GetApp()
+	id, err := s.visitor(req.Msg.GetUserCertificate(), app)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.cfg.Inventory.Serves(ctx, h.ID, sallyport.KindApp, app); err != nil {
+		if errors.Is(err, sallyport.ErrNotFound) {
+			err = &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this agent does not serve that application"}
+		}
+		return nil, err
+	}
+	token, notAfter, err := s.cfg.CA.IssueAppToken(id, app)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.IssueAppTokenResponse{Token: token, Expires: timestamppb.New(notAfter)}), nil
+}
+
+// maxVisitor bounds a user's certificate, in DER.
+const maxVisitor = 64 << 10
+
+// visitor is who a certificate names, if it is a good one of a user and may be
+// used for the application.
+func (s hostService) visitor(der []byte, app string) (sallyport.Identity, error) {
+	bad := &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "that is no good certificate of a user"}
+	if len(der) > maxVisitor {
+		return sallyport.Identity{}, bad
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return sallyport.Identity{}, bad
+	}
+	id, err := identity.VerifyPeer([]*x509.Certificate{leaf}, identity.Want{
+		Roots: s.cfg.CA.Pool(ca.User), Cluster: s.cfg.CA.Cluster(), Kinds: []sallyport.IdentityKind{sallyport.KindUser},
+		Usage: x509.ExtKeyUsageClientAuth, Now: s.cfg.Now(),
+	})
+	if err != nil {
+		return sallyport.Identity{}, bad
+	}
+	if list := id.AllowedResources; len(list) > 0 && !slices.Contains(list, "/"+id.Cluster+"/"+string(sallyport.KindApp)+"/"+app) {
+		return sallyport.Identity{}, sallyport.Denied("the certificate was issued for other resources", "")
+	}
+	return id, s.unlocked(id)
+}
+
 // WatchSnapshot sends the newest snapshot at once and each newer one. The
-// stream ends when the host is locked or removed.
+// stream ends when the host is locked or removed, or by Drain.
 func (s hostService) WatchSnapshot(ctx context.Context, req *connect.Request[sallyportv1.WatchSnapshotRequest], stream *connect.ServerStream[sallyportv1.Signed]) error {
 	if err := s.state.atLeast(ctx, req.Msg.GetHaveRevision()); err != nil {
 		return err
@@ -316,6 +370,8 @@ func (s hostService) WatchSnapshot(ctx context.Context, req *connect.Request[sal
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-s.drained:
+			return drain()
 		case <-next:
 		}
 	}

@@ -70,22 +70,46 @@ type Listener struct {
 	Log *slog.Logger
 
 	mu        sync.Mutex
-	conns     map[net.Conn]*list.Element // element of strangers, or nil
-	strangers *list.List                 // of net.Conn, the oldest first
+	conns     map[net.Conn]*held
+	strangers *list.List // of net.Conn, the oldest first
+	sockets   map[net.Listener]struct{}
+	serving   sync.WaitGroup // calls of Serve
+	draining  bool
+
+	entrances func() *entrances // made by the first call of Serve
 }
 
-// Serve accepts until ctx is done. Connections that are open then are closed.
+// held is a connection that is open. It is guarded by Listener.mu.
+type held struct {
+	stranger *list.Element // of strangers, or nil
+	shaken   bool          // its handshake has ended
+}
+
+// Serve accepts until ctx is done, or Drain is called. When ctx is done ln and
+// the connections that are open are closed; Drain leaves ln as it is.
 func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
+	if !l.begin(ln) {
+		return nil
+	}
+	defer l.serving.Done()
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
 		ln.Close()
 		l.closeAll()
 	})
-	defer stop()
-	defer cancel()
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer l.closeAll()
+	err := l.accept(ctx, ln, &wg)
+	if !l.leaving() {
+		l.closeAll()
+	}
+	wg.Wait()
+	stop() // after Drain: ln is somebody else's
+	return err
+}
+
+// accept starts a goroutine of wg for each connection.
+func (l *Listener) accept(ctx context.Context, ln net.Listener, wg *sync.WaitGroup) error {
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -94,24 +118,27 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 			}
 			return nil
 		}
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return err
+		if err == nil {
+			if !l.add(conn) {
+				conn.Close()
+				continue
 			}
-			l.Log.Warn("accept", "error", err)
-			if pause(ctx, 100*time.Millisecond) != nil {
-				return nil
-			}
+			wg.Go(func() {
+				defer l.remove(conn)
+				l.serve(ctx, conn)
+			})
 			continue
 		}
-		if !l.add(conn) {
-			conn.Close()
-			continue
+		if l.leaving() {
+			return nil
 		}
-		wg.Go(func() {
-			defer l.remove(conn)
-			l.serve(ctx, conn)
-		})
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		l.Log.Warn("accept", "error", err)
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return nil
+		}
 	}
 }
 
@@ -120,28 +147,37 @@ func (l *Listener) add(c net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.conns == nil {
-		l.conns, l.strangers = map[net.Conn]*list.Element{}, list.New()
+		l.conns, l.strangers = map[net.Conn]*held{}, list.New()
 	}
 	if l.strangers.Len() >= maxStrangers {
 		oldest := l.strangers.Front()
 		old := l.strangers.Remove(oldest).(net.Conn)
-		l.conns[old] = nil // its own goroutine removes it
+		l.conns[old].stranger = nil // its own goroutine removes it
 		old.Close()
 	}
 	if len(l.conns) >= maxConnections+maxStrangers {
 		return false
 	}
-	l.conns[c] = l.strangers.PushBack(c)
+	l.conns[c] = &held{stranger: l.strangers.PushBack(c)}
 	return true
+}
+
+// shaken says that the connection's handshake has ended.
+func (l *Listener) shaken(c net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.conns[c]; h != nil {
+		h.shaken = true
+	}
 }
 
 // known says that the connection's other end has shown a certificate.
 func (l *Listener) known(c net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.conns[c]; e != nil {
-		l.strangers.Remove(e)
-		l.conns[c] = nil
+	if h := l.conns[c]; h != nil && h.stranger != nil {
+		l.strangers.Remove(h.stranger)
+		h.stranger = nil
 	}
 	return len(l.conns)-l.strangers.Len() <= maxConnections
 }
@@ -150,8 +186,8 @@ func (l *Listener) remove(c net.Conn) {
 	c.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.conns[c]; e != nil {
-		l.strangers.Remove(e)
+	if h := l.conns[c]; h != nil && h.stranger != nil {
+		l.strangers.Remove(h.stranger)
 	}
 	delete(l.conns, c)
 }
@@ -171,22 +207,18 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 		l.Log.Debug("handshake", "from", raw.RemoteAddr(), "error", err)
 		return
 	}
-	h2, life := &http2.Server{MaxConcurrentStreams: joinStreams, IdleTimeout: joinIdle, MaxUploadBufferPerConnection: 1 << 16, MaxUploadBufferPerStream: 1 << 16}, joinTimeout
+	l.shaken(raw)
+	in, life := &l.entrances().join, joinTimeout
 	if audienceOf(caller) != nobody {
 		if !l.known(raw) {
 			return
 		}
-		h2 = &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout}
-		life = time.Until(caller.Identity.NotAfter)
+		in, life = &l.entrances().auth, time.Until(caller.Identity.NotAfter)
 	}
 	// A connection ends with the certificate that opened it.
 	end := time.AfterFunc(life, func() { raw.Close() })
 	defer end.Stop()
-	h2.ServeConn(tc, &http2.ServeConnOpts{
-		Context:    WithCaller(ctx, caller),
-		Handler:    l.Handler,
-		BaseConfig: &http.Server{ReadHeaderTimeout: headerTimeout, ReadTimeout: bodyTimeout, MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(l.Log.Handler(), slog.LevelDebug)},
-	})
+	in.h2.ServeConn(&farewell{Conn: tc}, &http2.ServeConnOpts{Context: WithCaller(ctx, caller), Handler: l.Handler, BaseConfig: in.base})
 }
 
 // handshake reads the PROXY header where there may be one, and ends TLS, all

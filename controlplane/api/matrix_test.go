@@ -76,14 +76,16 @@ var allowedTo = map[string]string{
 	"ExportAuthorities": "none auditor editor", "SignDatabaseServer": "editor",
 	"WhoAmI": "none auditor editor", "Reissue": "none auditor editor", "ListResources": "none auditor editor",
 	"ListClusters": "none auditor editor", "Explain": "none auditor editor",
-	"Ping": "none auditor editor",
+	"Ping": "none auditor editor", "ListWebSessions": "none auditor editor", "EndWebSession": "none auditor editor",
 }
 
 // othersAllowed is the same for callers that are no users.
 var othersAllowed = map[string]string{
 	"Ping": "visitor agent gateway admin", "Login": "visitor", "Join": "nobody",
-	"RenewHost": "agent gateway", "Announce": "agent", "IssueDatabaseCertificate": "agent", "WatchSnapshot": "agent gateway",
+	"RenewHost": "agent gateway", "Announce": "agent", "IssueDatabaseCertificate": "agent", "IssueAppToken": "agent", "WatchSnapshot": "agent gateway",
 	"AppendEvents": "agent gateway", "ReportPresence": "gateway",
+	"RedeemAppCode": "gateway", "RenewAppSession": "gateway", "EndAppSession": "gateway",
+	"FinishLogin": "visitor", "BeginDeviceLogin": "visitor", "PollDeviceLogin": "visitor",
 }
 
 // requestFor is one that passes the door and then fails, or does no harm.

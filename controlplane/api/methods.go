@@ -37,20 +37,32 @@ func methods() map[string]rule {
 		sallyportv1connect.PublicServicePingProcedure:  {who: webVisitor | anyCaller},
 		sallyportv1connect.PublicServiceLoginProcedure: {who: webVisitor},
 
+		sallyportv1connect.PublicServiceFinishLoginProcedure:      {who: webVisitor},
+		sallyportv1connect.PublicServiceBeginDeviceLoginProcedure: {who: webVisitor},
+		sallyportv1connect.PublicServicePollDeviceLoginProcedure:  {who: webVisitor},
+
 		sallyportv1connect.JoinServiceJoinProcedure: {who: nobody},
 
 		sallyportv1connect.HostServiceRenewHostProcedure:                {who: anyHost},
 		sallyportv1connect.HostServiceAnnounceProcedure:                 {who: agent},
 		sallyportv1connect.HostServiceIssueDatabaseCertificateProcedure: {who: agent},
+		sallyportv1connect.HostServiceIssueAppTokenProcedure:            {who: agent},
 		sallyportv1connect.HostServiceWatchSnapshotProcedure:            {who: anyHost},
 		sallyportv1connect.HostServiceAppendEventsProcedure:             {who: anyHost},
 		sallyportv1connect.HostServiceReportPresenceProcedure:           {who: gateway},
+		sallyportv1connect.HostServiceRedeemAppCodeProcedure:            {who: gateway},
+		sallyportv1connect.HostServiceRenewAppSessionProcedure:          {who: gateway},
+		sallyportv1connect.HostServiceEndAppSessionProcedure:            {who: gateway},
 
 		sallyportv1connect.AccessServiceWhoAmIProcedure:        {who: user},
 		sallyportv1connect.AccessServiceReissueProcedure:       {who: user},
 		sallyportv1connect.AccessServiceListResourcesProcedure: {who: user},
 		sallyportv1connect.AccessServiceListClustersProcedure:  {who: user},
 		sallyportv1connect.AccessServiceExplainProcedure:       {who: user},
+
+		// One's own, and nobody else's.
+		sallyportv1connect.AccessServiceListWebSessionsProcedure: {who: user},
+		sallyportv1connect.AccessServiceEndWebSessionProcedure:   {who: user},
 
 		sallyportv1connect.AdminServiceGetStatusProcedure:    {who: adminOrLocal, kind: "status", verb: "read"},
 		sallyportv1connect.AdminServiceCreateUserProcedure:   {who: adminOrLocal, kind: "user", verb: "create"},

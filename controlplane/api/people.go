@@ -32,7 +32,7 @@ type publicService struct{ *Server }
 func (s publicService) Ping(context.Context, *connect.Request[sallyportv1.PingRequest]) (*connect.Response[sallyportv1.PingResponse], error) {
 	return connect.NewResponse(&sallyportv1.PingResponse{
 		Cluster: s.cfg.CA.Cluster(), ServerVersion: s.cfg.Version, SecondFactor: s.cfg.SecondFactor,
-		DefaultSessionTtlSeconds: int64(ca.MaxUserTTL.Seconds()), CaPins: s.cfg.CA.Pins(),
+		DefaultSessionTtlSeconds: int64(ca.MaxUserTTL.Seconds()), CaPins: s.cfg.CA.Pins(), BrowserLogin: true,
 	}), nil
 }
 
@@ -46,7 +46,7 @@ func (s publicService) Login(ctx context.Context, req *connect.Request[sallyport
 	id := s.identityOf(u)
 	id.MFA, id.LoginAddr = u.MFA, c.Addr.Addr().Unmap().String()
 	if err := s.unlocked(id); err != nil {
-		return nil, errors.Join(err, s.emitLogin(ctx, c, u.Name, err))
+		return nil, errors.Join(err, s.emitLogin(ctx, c, byPassword(u.Name), err))
 	}
 	if s.state.view().policy.PinSourceIP(id) {
 		id.PinnedAddr = id.LoginAddr
@@ -55,7 +55,7 @@ func (s publicService) Login(ctx context.Context, req *connect.Request[sallyport
 	if err != nil {
 		return nil, err
 	}
-	if err := s.emitLogin(ctx, c, u.Name, nil); err != nil {
+	if err := s.emitLogin(ctx, c, byPassword(u.Name), nil); err != nil {
 		return nil, err // unrecorded, the certificates are dropped
 	}
 	return connect.NewResponse(resp), nil
@@ -67,7 +67,7 @@ func (s publicService) authenticate(ctx context.Context, c Caller, m *sallyportv
 	}
 	u, err := s.cfg.Users.Login(ctx, login.Attempt{User: m.GetUser(), Password: m.GetPassword(), Code: m.GetOtp(), Addr: c.Addr.Addr()})
 	if err != nil {
-		return login.User{}, errors.Join(err, s.emitLogin(ctx, c, m.GetUser(), err))
+		return login.User{}, errors.Join(err, s.emitLogin(ctx, c, byPassword(m.GetUser()), err))
 	}
 	return u, nil
 }
@@ -90,9 +90,21 @@ func keyFault[T any](_ T, err error) error { return err }
 // maxLoginName bounds what somebody who is not logged in writes into the log.
 const maxLoginName = 64
 
-func (s *Server) emitLogin(ctx context.Context, c Caller, name string, failure error) error {
+// loginOf says who logs in, and how.
+type loginOf struct {
+	user    string
+	method  string // local: password and code
+	session string // id of the web session, if any
+}
+
+func byPassword(user string) loginOf { return loginOf{user: user, method: "local"} }
+
+func (s *Server) emitLogin(ctx context.Context, c Caller, l loginOf, failure error) error {
 	ok := failure == nil
-	e := sallyport.Event{Name: audit.UserLogin, Code: audit.UserLoginCode, User: name[:min(len(name), maxLoginName)], UserKind: "human", Success: &ok, Fields: map[string]any{"method": "local"}}
+	e := sallyport.Event{Name: audit.UserLogin, Code: audit.UserLoginCode, User: l.user[:min(len(l.user), maxLoginName)], UserKind: "human", Success: &ok, Fields: map[string]any{"method": l.method}}
+	if l.session != "" {
+		e.Fields["web_session"] = l.session
+	}
 	if ok {
 		return s.emit(ctx, c, e)
 	}
@@ -218,27 +230,35 @@ func covers(wanted, have sallyport.Identity) bool {
 
 // ListResources shows what the caller may reach, and as what.
 func (s accessService) ListResources(ctx context.Context, req *connect.Request[sallyportv1.ListResourcesRequest]) (*connect.Response[sallyportv1.ListResourcesResponse], error) {
-	c := callerOf(ctx)
-	list, err := s.cfg.Inventory.List(ctx, sallyport.Kind(req.Msg.GetKind()))
+	list, err := s.resources(ctx, callerOf(ctx).Identity, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&sallyportv1.ListResourcesResponse{Resources: list}), nil
+}
+
+// resources are those that somebody may see.
+func (s *Server) resources(ctx context.Context, id sallyport.Identity, m *sallyportv1.ListResourcesRequest) ([]*sallyportv1.AccessibleResource, error) {
+	list, err := s.cfg.Inventory.List(ctx, sallyport.Kind(m.GetKind()))
 	if err != nil {
 		return nil, err
 	}
 	policy := s.state.view().policy
-	resp := &sallyportv1.ListResourcesResponse{}
+	var out []*sallyportv1.AccessibleResource
 	for _, r := range list {
-		if name := req.Msg.GetName(); name != "" && name != r.Name && name != r.ID {
+		if name := m.GetName(); name != "" && name != r.Name && name != r.ID {
 			continue
 		}
-		p := policy.Principals(c.Identity, r.Resource)
+		p := policy.Principals(id, r.Resource)
 		if !p.Visible {
 			continue
 		}
-		resp.Resources = append(resp.Resources, &sallyportv1.AccessibleResource{
+		out = append(out, &sallyportv1.AccessibleResource{
 			Resource: toWire(r.Resource), Logins: p.Logins, DatabaseUsers: p.DatabaseUsers, DatabaseNames: p.DatabaseNames,
-			Online: r.Online,
+			AwsRoleArns: p.AWSRoles, Online: r.Online,
 		})
 	}
-	return connect.NewResponse(resp), nil
+	return out, nil
 }
 
 // ListClusters shows this one.
@@ -261,7 +281,7 @@ func (s accessService) Explain(ctx context.Context, req *connect.Request[sallypo
 	}
 	r := list[i]
 	d := policy.Decide(sallyport.AccessRequest{Identity: c.Identity, Resource: r.Resource, Action: sallyport.ActionConnect, Login: m.GetLogin(),
-		DBUser: m.GetDatabaseUser(), DBName: m.GetDatabaseName(), ClientAddr: c.Addr.Addr(), Now: s.cfg.Now()})
+		DBUser: m.GetDatabaseUser(), DBName: m.GetDatabaseName(), AWSRole: m.GetAwsRoleArn(), ClientAddr: c.Addr.Addr(), Now: s.cfg.Now()})
 	resp := &sallyportv1.ExplainResponse{Exists: true, Online: r.Online, Allowed: d.Allowed, Reason: d.Reason}
 	if !d.Allowed {
 		resp.Hint = s.hint(c.Identity, r.Resource)

@@ -112,7 +112,7 @@ func TestViewOfOthers(t *testing.T) {
 	t.Cleanup(func() {
 		w.store.Apply(context.Background(), store.Op{Key: "lock/" + name, Delete: true, Expect: store.Any})
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		next := w.server.state.next()

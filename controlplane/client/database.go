@@ -53,10 +53,17 @@ type databaseRecord struct {
 	Certificate []byte `json:"certificate"`
 }
 
-// open reads what is on disk and removes what is not good any more.
+// open reads what is on disk.
 func (d *databaseCertificates) open(h *Host) error {
 	d.host, d.wake = h, make(chan struct{}, 1)
 	d.certs, d.due = map[databaseUser]*tls.Certificate{}, map[databaseUser]bool{}
+	return d.loadAll()
+}
+
+// loadAll reads what is on disk, over what is held, and removes what is not
+// good any more.
+func (d *databaseCertificates) loadAll() error {
+	h := d.host
 	dir := filepath.Join(h.cfg.Dir, databaseDir)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -67,7 +74,7 @@ func (d *databaseCertificates) open(h *Host) error {
 		if d.load(path) {
 			continue
 		}
-		if err := os.Remove(path); err != nil {
+		if err := h.files.remove(path); err != nil {
 			return err
 		}
 	}
@@ -75,6 +82,8 @@ func (d *databaseCertificates) open(h *Host) error {
 }
 
 func (d *databaseCertificates) load(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	var r databaseRecord
 	found, err := readJSON(path, &r)
 	key := databaseUser{r.Database, r.User}
@@ -170,7 +179,7 @@ func (d *databaseCertificates) store(key databaseUser, cert *tls.Certificate) er
 			return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this agent holds certificates for too many database users"}
 		}
 	}
-	if err := writeJSON(d.path(key), databaseRecord{key.database, key.user, cert.Certificate[0]}); err != nil {
+	if err := d.host.files.writeJSON(d.path(key), databaseRecord{key.database, key.user, cert.Certificate[0]}); err != nil {
 		return err
 	}
 	d.certs[key] = cert
@@ -182,7 +191,7 @@ func (d *databaseCertificates) dropEndedLocked() error {
 	now := time.Now()
 	for key, c := range d.certs {
 		if now.After(c.Leaf.NotAfter) {
-			if err := os.Remove(d.path(key)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := d.host.files.remove(d.path(key)); err != nil {
 				return err
 			}
 			delete(d.certs, key)

@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -23,6 +25,10 @@ const (
 
 const (
 	dialTimeout = 5 * time.Second
+
+	// handshakeTimeout is how long a connection that was made may wait for
+	// auth: while it changes from one process to the next it accepts nothing.
+	handshakeTimeout = 10 * time.Second
 
 	// A connection that died without a word is noticed within their sum.
 	pingAfter   = 5 * time.Second
@@ -62,6 +68,11 @@ func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 	var errs []error
 	for _, addr := range addrs {
 		conn, err := d.dial(ctx, addr, protocol)
+		if hungUp(err) {
+			// A process that ends its service closes what is half made; the
+			// next one, or the word that there is none, is behind the same address.
+			conn, err = d.dial(ctx, addr, protocol)
+		}
 		if err == nil {
 			d.remember(addr)
 			return conn, nil
@@ -95,9 +106,13 @@ func (d *Dialer) remember(addr string) {
 	d.mu.Unlock()
 }
 
+// hungUp says that the other end closed the connection in the middle of the
+// handshake, without an alert.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
 func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
 	cfg := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{protocol},
@@ -125,16 +140,24 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 	if connect == nil {
 		connect = (&net.Dialer{}).DialContext
 	}
-	raw, err := connect(ctx, network, address)
+	raw, err := within(ctx, dialTimeout, func(ctx context.Context) (net.Conn, error) { return connect(ctx, network, address) })
 	if err != nil {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth by way of " + addr + " cannot be reached", Cause: err}
 	}
 	conn := tls.Client(raw, cfg)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	_, err = within(ctx, handshakeTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, conn.HandshakeContext(ctx) })
+	if err != nil {
 		raw.Close()
 		return nil, handshakeProblem(addr, err)
 	}
 	return conn, nil
+}
+
+// within bounds one step.
+func within[T any](ctx context.Context, d time.Duration, step func(ctx context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return step(ctx)
 }
 
 func (d *Dialer) verify(cs tls.ConnectionState) error {

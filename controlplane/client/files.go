@@ -7,48 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/sallyport/sallyport/controlplane/durable"
 )
 
-const (
-	dirMode  = 0o700
-	fileMode = 0o600
-	maxFile  = 16 << 20 // of JSON: certificates of 1,024 resources are 2 MiB
-)
+const maxFile = 16 << 20 // of JSON: certificates of 1,024 resources are 2 MiB
 
-// writeFile replaces a file so that after a crash the old or the new one is
-// there, whole. A file has one writer at a time, so the unfinished one has a
-// name of its own and the next writer takes its place.
-func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
-		return err
-	}
-	tmp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileMode)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(tmp.Chmod(fileMode), write(tmp, data), tmp.Sync(), tmp.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+".new"))
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func write(f *os.File, data []byte) error {
-	_, err := f.Write(data)
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
+func writeFile(path string, data []byte) error { return durable.WriteFile(path, data) }
 
 // readFile returns nil without an error when there is no file. A file that
 // others can read is refused: it holds secrets, or should have had its mode.

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,6 +46,9 @@ type HostConfig struct {
 	Resources []sallyport.Resource   // agents: what to announce, until SetResources
 	Public    []string               // gateways: public names and addresses, host or host:port
 	Log       *slog.Logger
+
+	// Held says that an old process still writes to Dir: see Take.
+	Held bool
 }
 
 // Host is one agent's or gateway's standing with auth: its keys, certificates,
@@ -65,7 +69,11 @@ type Host struct {
 
 	announced chan struct{} // what to announce has changed
 
+	files    keeping
+	left     chan struct{} // closed by Leave
+	leave    sync.Once
 	database databaseCertificates
+	tokens   appTokens
 }
 
 // keys are made once, before joining, and never leave the directory.
@@ -197,11 +205,15 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	keeper, err := NewKeeper(cfg.Dir, s.Cluster, cas, cfg.Log)
+	h := &Host{cfg: cfg, keys: k, standing: s, changed: make(chan struct{}), serves: cfg.Resources, announced: make(chan struct{}, 1), left: make(chan struct{})}
+	if cfg.Held {
+		h.files.state = keepHeld
+	}
+	keeper, err := newKeeper(cfg.Dir, s.Cluster, cas, keeperUses{cfg.Log, &h.files})
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, keeper: keeper, keys: k, standing: s, changed: make(chan struct{}), serves: cfg.Resources, announced: make(chan struct{}, 1)}
+	h.keeper = keeper
 	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
 	h.http = h.dialer.HTTP(ProtocolAuth)
 	h.api = sallyportv1connect.NewHostServiceClient(h.http, BaseURL, connect.WithReadMaxBytes(maxSnapshot))
@@ -215,15 +227,26 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 }
 
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for
-// agents announcements and database certificates. It never gives up.
+// agents announcements and database certificates. It never gives up. After
+// Leave it keeps up with snapshots, and with what the new process renews.
 func (h *Host) Run(ctx context.Context) error {
 	defer h.http.CloseIdleConnections()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.watchSnapshots(ctx) })
-	g.Go(func() error { return h.renew(ctx) })
+	g.Go(func() error { return h.readRenewed(ctx) })
+	here, stop := context.WithCancel(ctx)
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-h.left:
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	g.Go(func() error { return h.renew(here) })
 	if h.cfg.Kind == sallyport.KindAgent {
-		g.Go(func() error { return h.announce(ctx) })
-		g.Go(func() error { return h.database.keep(ctx) })
+		g.Go(func() error { return h.announce(here) })
+		g.Go(func() error { return h.database.keep(here) })
 	}
 	return g.Wait()
 }
@@ -246,19 +269,38 @@ func (h *Host) watchSnapshots(ctx context.Context) error {
 	})
 }
 
-// renew asks for a new certificate when half of the old one's life is over.
+// renew asks for a new certificate when half of the old one's life is over, and
+// once at the start when the old one lacks what auth gives today.
 func (h *Host) renew(ctx context.Context) error {
+	lacking := h.lacksName()
 	return retrying(ctx, h.cfg.Log, "renew the host certificate", func(ctx context.Context, progress func()) error {
 		for {
-			if err := sleepUntil(ctx, h.renewAt()); err != nil {
-				return err
+			if !lacking {
+				if err := sleepUntil(ctx, h.renewAt()); err != nil {
+					return err
+				}
 			}
 			if err := h.renewOnce(ctx); err != nil {
 				return err
 			}
+			lacking = false
 			progress()
 		}
 	})
+}
+
+// lacksName says that this is a gateway whose SSH certificate does not name the
+// cluster: one of a version that had no jump server.
+func (h *Host) lacksName() bool {
+	if h.cfg.Kind != sallyport.KindGateway {
+		return false
+	}
+	signer, err := h.SSHSigner()
+	if err != nil {
+		return true
+	}
+	cert, ok := signer.PublicKey().(*ssh.Certificate)
+	return !ok || !slices.Contains(cert.ValidPrincipals, h.Cluster())
 }
 
 func (h *Host) renewAt() time.Time {
@@ -288,7 +330,7 @@ func (h *Host) renewOnce(ctx context.Context) error {
 	if !same {
 		return errors.New("auth renewed another host's certificate")
 	}
-	if err := writeJSON(filepath.Join(h.cfg.Dir, hostFile), s); err != nil {
+	if err := h.files.writeJSON(filepath.Join(h.cfg.Dir, hostFile), s); err != nil {
 		return err
 	}
 	h.mu.Lock()

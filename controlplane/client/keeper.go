@@ -39,6 +39,7 @@ type Keeper struct {
 	cluster string
 	log     *slog.Logger
 	now     func() time.Time
+	files   *keeping
 
 	taking sync.Mutex // held while one snapshot is taken, its writing included
 
@@ -64,7 +65,17 @@ type view struct {
 // known from joining; later ones come from verified snapshots. A snapshot on
 // disk is taken when it still verifies.
 func NewKeeper(dir, cluster string, signers []*x509.Certificate, log *slog.Logger) (*Keeper, error) {
-	k := &Keeper{dir: dir, cluster: cluster, signers: signers, log: log, now: time.Now, changed: make(chan struct{})}
+	return newKeeper(dir, cluster, signers, keeperUses{log, new(keeping)})
+}
+
+// keeperUses is what a host's keeper shares with the host.
+type keeperUses struct {
+	log   *slog.Logger
+	files *keeping
+}
+
+func newKeeper(dir, cluster string, signers []*x509.Certificate, u keeperUses) (*Keeper, error) {
+	k := &Keeper{dir: dir, cluster: cluster, signers: signers, log: u.log, files: u.files, now: time.Now, changed: make(chan struct{})}
 	return k, k.load()
 }
 
@@ -90,6 +101,11 @@ func (k *Keeper) load() error {
 		k.log.Warn("snapshot on disk does not verify; waiting for auth", "error", err)
 		return nil
 	}
+	k.taking.Lock()
+	defer k.taking.Unlock()
+	if old := k.newest(); old != nil && !old.olderThan(v) {
+		return nil
+	}
 	k.set(v)
 	k.log.Info("took the snapshot on disk", "revision", v.trust.Revision, "issued", v.issued)
 	return nil
@@ -113,7 +129,10 @@ func (k *Keeper) Take(s *sallyportv1.Signed) error {
 	k.set(v)
 	data, err := proto.Marshal(s)
 	if err == nil {
-		err = writeFile(filepath.Join(k.dir, snapshotFile), data)
+		path := filepath.Join(k.dir, snapshotFile)
+		if err = k.files.write(path, data); err != nil {
+			k.files.remember(path, data)
+		}
 	}
 	if err != nil {
 		k.log.Error("the snapshot is in force but not on disk: after a restart without auth an older one would be", "error", err)

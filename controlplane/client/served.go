@@ -147,7 +147,7 @@ func (h *Host) announceOnce(ctx context.Context) (refused bool, err error) {
 	if err := h.parseServed(&s); err != nil {
 		return false, fmt.Errorf("auth's answer: %w", err)
 	}
-	if err := writeJSON(filepath.Join(h.cfg.Dir, servedFile), s); err != nil {
+	if err := h.files.writeJSON(filepath.Join(h.cfg.Dir, servedFile), s); err != nil {
 		return false, err
 	}
 	h.setServed(s)

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -20,11 +22,15 @@ const (
 	// clientAddrHeader tells auth where a visitor comes from; auth believes it
 	// from gateways only.
 	clientAddrHeader = "Sallyport-Client-Addr"
+
+	// webCookie holds a web session; of all cookies auth gets this one alone.
+	webCookie    = "__Host-sallyport-session"
+	maxWebCookie = 256
 )
 
-// WebOrigin serves the cluster's web origin at a gateway: what visitors may
-// reach before they log in goes on to auth, with the gateway's certificate and
-// the visitor's address; nothing else does.
+// WebOrigin serves the cluster's web origin at a gateway: pages and the methods
+// of visitors go on to auth, with the gateway's certificate, the visitor's
+// address and the cookie of a web session; nothing else does.
 //
 // Invariant: every request that goes on carries the visitor's address. Auth
 // takes one without it for the gateway's own.
@@ -42,7 +48,13 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 			for _, h := range []string{"Cookie", "Authorization", "Upgrade", "Connection"} {
 				r.Out.Header.Del(h)
 			}
+			for _, c := range r.In.CookiesNamed(webCookie) {
+				if len(c.Value) <= maxWebCookie {
+					r.Out.AddCookie(&http.Cookie{Name: webCookie, Value: c.Value})
+				}
+			}
 			r.Out.Header[clientAddrHeader] = []string{r.In.RemoteAddr}
+			r.Out.GetBody = r.In.GetBody
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -66,12 +78,32 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 			http.Error(w, "where this request comes from is not known", http.StatusForbidden)
 			return
 		}
+		if err := keepBody(r); err != nil {
+			proxy.ErrorHandler(w, r, err)
+			return
+		}
 		proxy.ServeHTTP(w, r)
 	}), maxWebRequest)
 }
 
-// public says that a request is for a page or a method that needs no login. It
-// judges the path as it was written: one that could be read in two ways (dots,
+// keepBody reads the body, which is short, so that the request can be sent once
+// more: when auth changes from one process to the next.
+func keepBody(r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	body, err := io.ReadAll(r.Body) // at most maxWebRequest
+	if err != nil {
+		return err
+	}
+	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	r.ContentLength, r.TransferEncoding = int64(len(body)), nil
+	r.Body, err = r.GetBody()
+	return err
+}
+
+// public says that a request is for a page or a method of visitors; who may see
+// it is auth's to say. It judges the path as it was written: one that could be read in two ways (dots,
 // doubled or encoded slashes) is for neither.
 func public(r *http.Request) bool {
 	p := r.URL.Path
@@ -84,8 +116,19 @@ func public(r *http.Request) bool {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost {
 		return false
 	}
-	token, claim := strings.CutPrefix(p, "/claim/")
-	return p == "/" || claim && oneSegment(token)
+	if p == "/.well-known/jwks.json" {
+		return r.Method != http.MethodPost
+	}
+	switch p {
+	case "/", "/logout", "/sessions/end", "/cli", "/device", "/device/decide":
+		return true
+	}
+	for _, prefix := range []string{"/claim/", "/login/", "/web/launch/"} {
+		if rest, ok := strings.CutPrefix(p, prefix); ok {
+			return oneSegment(rest)
+		}
+	}
+	return false
 }
 
 // oneSegment takes what names of methods and tokens of links are made of.

@@ -55,7 +55,26 @@ func TestWebOriginPaths(t *testing.T) {
 		"HEAD /":                               200,
 		"GET /?q=1":                            200,
 		"GET /claim/abc_DEF-123":               200,
+		"GET /.well-known/jwks.json":           200,
+		"POST /.well-known/jwks.json":          404,
+		"GET /.well-known/other":               404,
 		"POST /claim/abc":                      200,
+		"GET /cli?port=1":                      200,
+		"POST /cli":                            200,
+		"POST /login/password":                 200,
+		"POST /logout":                         200,
+		"POST /sessions/end":                   200,
+		"GET /device":                          200,
+		"POST /device/decide":                  200,
+		"GET /web/launch/wiki?challenge=x":     200,
+		"GET /login":                           404,
+		"GET /login/a/b":                       404,
+		"GET /web/launch/":                     404,
+		"GET /web/launch/a%2Fb":                404,
+		"GET /web/launch/../x":                 404,
+		"GET /sessions":                        404,
+		"GET /sessions/":                       404,
+		"GET /device/":                         404,
 		"POST " + ping:                         415, // passed on, and not in a form that auth reads
 		"GET http://evil.example.com/":         200, // an absolute form is still this origin's page
 		"GET " + ping:                          404,
@@ -94,6 +113,30 @@ func TestWebOriginPaths(t *testing.T) {
 		resp := raw(t, s, line+" HTTP/1.1\r\nHost: gw.example.com\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 		if resp.StatusCode != want {
 			t.Errorf("%s: %d, want %d", line, resp.StatusCode, want)
+		}
+	}
+}
+
+// TestWebOriginCookies: of what a browser sends, auth gets the cookie of a web
+// session and no other, whole or not at all.
+func TestWebOriginCookies(t *testing.T) {
+	w := the()
+	s, _ := w.origin(t)
+	for sent, want := range map[string]string{
+		"a=b": "", "__Host-sallyport-session=abc-_1": "__Host-sallyport-session=abc-_1",
+		"a=b; __Host-sallyport-session=abc; c=d":                            "__Host-sallyport-session=abc",
+		"__host-sallyport-session=abc":                                      "",
+		"__Host-sallyport-session=1; __Host-sallyport-session=2":            "__Host-sallyport-session=1; __Host-sallyport-session=2",
+		"__Host-sallyport-session=" + strings.Repeat("x", maxWebCookie+1):   "",
+		"__Host-sallyport-session-of-wiki=abc; x__Host-sallyport-session=d": "",
+	} {
+		resp := raw(t, s, "GET / HTTP/1.1\r\nHost: gw.example.com\r\nCookie: "+sent+"\r\n\r\n")
+		resp.Body.Close()
+		w.mu.Lock()
+		seen := w.seen[len(w.seen)-1]
+		w.mu.Unlock()
+		if got := seen.Header.Get("Cookie"); got != want {
+			t.Errorf("%.60q arrives as %q, want %q", sent, got, want)
 		}
 	}
 }

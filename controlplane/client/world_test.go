@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -32,12 +31,13 @@ import (
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/controlplane/store"
 	"github.com/sallyport/sallyport/controlplane/store/etcd"
+	"github.com/sallyport/sallyport/test/leak"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
 // soon bounds what happens at once, on a machine that is busy.
-const soon = 20 * time.Second
+const soon = time.Minute
 
 // world is auth, with a door that tests close and open.
 type world struct {
@@ -72,27 +72,13 @@ var the = sync.OnceValue(func() *world {
 
 var made = false
 
+// TestMain fails when goroutines are left behind.
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if made {
-		the().stop()
-	}
-	if code == 0 && !settled(3) {
-		buf := make([]byte, 1<<20)
-		fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", buf[:runtime.Stack(buf, true)])
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func settled(n int) bool {
-	for range 500 {
-		if runtime.NumGoroutine() <= n {
-			return true
+	leak.Main(m, func() {
+		if made {
+			the().stop()
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return false
+	})
 }
 
 func newWorld() (w *world, err error) {
