@@ -94,6 +94,10 @@ func kindName(kind string) string {
 		return "database"
 	case sallyport.KindTCP:
 		return "TCP service"
+	case sallyport.KindKube:
+		return "Kubernetes cluster"
+	case sallyport.KindApp:
+		return "application"
 	default:
 		return kind
 	}
@@ -105,6 +109,10 @@ func listHint(kind string) string {
 		return "sally db ls"
 	case sallyport.KindTCP:
 		return "sally tcp ls"
+	case sallyport.KindKube:
+		return "sally kube ls"
+	case sallyport.KindApp:
+		return "sally apps ls"
 	default:
 		return "sally ls"
 	}

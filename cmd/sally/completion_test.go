@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sallyport/sallyport/cmd/internal/shell"
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 func completionScript(t *testing.T, shell string) string {
@@ -27,7 +28,7 @@ func completionScript(t *testing.T, shell string) string {
 func TestCompletionBash(t *testing.T) {
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("no bash")
+		peers.Missing(t, "bash")
 	}
 	file := filepath.Join(t.TempDir(), "sally.bash")
 	if err := os.WriteFile(file, []byte(completionScript(t, "bash")), 0o600); err != nil {
@@ -58,7 +59,7 @@ func TestCompletionBash(t *testing.T) {
 		{line: []string{"tsh", "lo"}, want: []string{"login", "logout"}},
 		{line: []string{"sally", "db", ""}, some: []string{"ls", "login", "connect", "--cluster"}, none: []string{"status", "ssh"}},
 		{line: []string{"sally", "db", "lo"}, want: []string{"login", "logout"}},
-		{line: []string{"sally", "proxy", ""}, some: []string{"ssh", "db", "tcp"}, none: []string{"app"}},
+		{line: []string{"sally", "proxy", ""}, some: []string{"ssh", "db", "tcp", "app", "aws"}, none: []string{"azure"}},
 		{line: []string{"sally", "db", "login", "--db"}, want: []string{"--db-name", "--db-user"}},
 		{line: []string{"sally", "status", "--format", ""}, want: []string{"text", "json", "yaml"}},
 		{line: []string{"sally", "status", "--format", "j"}, want: []string{"json"}},

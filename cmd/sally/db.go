@@ -13,7 +13,7 @@ type dbCmd struct {
 	Ls      dbLsCmd      `cmd:"" help:"List databases that you may reach."`
 	Login   dbLoginCmd   `cmd:"" help:"Write what stock clients need to reach a database."`
 	Logout  dbLogoutCmd  `cmd:"" help:"Remove it again."`
-	Connect dbConnectCmd `cmd:"" help:"Start psql on a database."`
+	Connect dbConnectCmd `cmd:"" help:"Start psql, mariadb, mysql or redis-cli on a database."`
 	Config  dbConfigCmd  `cmd:"" help:"Print connection settings."`
 	Env     dbEnvCmd     `cmd:"" help:"Print environment variables for psql and libpq."`
 }

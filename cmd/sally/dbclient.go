@@ -20,6 +20,7 @@ import (
 type database struct {
 	cred      *credentials
 	name      string
+	protocol  string // as the agent serves it
 	user      string
 	dbname    string
 	host      string // the server name, which libpq sends and checks
@@ -44,7 +45,7 @@ func (p *program) database(name string, flags databaseFlags) (*database, error) 
 		return nil, err
 	}
 	d := &database{
-		cred: cred, name: name, service: serviceName(cred.Profile, name),
+		cred: cred, name: name, service: serviceName(cred.Profile, name), protocol: p.protocolOf(cred.Profile, name, found),
 		user: only(flags.User, found.GetDatabaseUsers()), dbname: only(flags.DBName, found.GetDatabaseNames()),
 		ca: p.home.CAsPath(cred.Profile), cert: databaseFile(p.home, cred.Profile, name, ".crt"), key: databaseFile(p.home, cred.Profile, name, ".key"),
 	}
@@ -53,7 +54,13 @@ func (p *program) database(name string, flags databaseFlags) (*database, error) 
 		return nil, err
 	}
 	d.host, d.port = name+".db."+cred.Profile.Cluster, port
+	if d.protocol == protocolMySQL {
+		return d, checkChoice(d.user, d.dbname)
+	}
 	d.hostaddr = hostaddr(p, d.host, proxyHost)
+	if d.protocol == protocolRedis {
+		return d, checkChoice(d.user, d.dbname)
+	}
 	return d, libpq.Check(d.settings())
 }
 
@@ -141,11 +148,18 @@ func (d *database) settings() []libpq.Setting {
 	return slices.DeleteFunc(all, func(s libpq.Setting) bool { return s.Value == "" })
 }
 
+// chosen says that what "db login" chose is kept by us: its clients have no file
+// of their own for it.
+func (d *database) chosen() bool { return d.protocol == protocolMySQL || d.protocol == protocolRedis }
+
 // dbLogin writes the database's certificate and the service file's section.
 func (p *program) dbLogin(d *database) error {
 	return p.home.Locked(func() error {
 		if err := p.dbKeys(d); err != nil {
 			return err
+		}
+		if d.chosen() {
+			return p.keepChoice(d)
 		}
 		return editService(func(text string) string { return libpq.Put(text, d.service, d.settings()) })
 	})
@@ -158,6 +172,9 @@ func (p *program) dbFiles(d *database) error {
 	return p.home.Locked(func() error {
 		if err := p.dbKeys(d); err != nil {
 			return err
+		}
+		if d.chosen() {
+			return p.choose(d)
 		}
 		path, err := serviceFile()
 		if err != nil {
@@ -199,6 +216,7 @@ func (p *program) dbLogout(f profile.Profile, name string) error {
 	return errors.Join(
 		os.Remove(databaseFile(p.home, f, name, ".crt")),
 		os.Remove(databaseFile(p.home, f, name, ".key")),
+		removeChoice(p.home, f, name),
 		removeService(f, name))
 }
 

@@ -30,6 +30,12 @@ func (c *dbLoginCmd) Run(p *program) error {
 	if err := p.dbLogin(d); err != nil {
 		return err
 	}
+	switch d.protocol {
+	case protocolMySQL:
+		return p.saidMySQL(d)
+	case protocolRedis:
+		return p.saidRedis(d)
+	}
 	connect, conn := "sally db connect "+d.name, "service="+d.service
 	if d.user == "" {
 		connect, conn = connect+" --db-user=USER", conn+" user=USER"
@@ -73,15 +79,11 @@ type dbConnectCmd struct {
 	databaseFlags
 	Tunnel bool     `name:"tunnel" hidden:""`
 	Name   string   `arg:"" optional:"" help:"Name of the database; without, the one that you have logged in to."`
-	Args   []string `arg:"" optional:"" passthrough:"partial" help:"Arguments for psql, after --."`
+	Args   []string `arg:"" optional:"" passthrough:"partial" help:"Arguments for psql, mariadb, mysql or redis-cli, after --."`
 }
 
-// Run starts psql straight to the gateway, with the environment that libpq reads.
+// Run starts the database's own client.
 func (c *dbConnectCmd) Run(p *program) error {
-	psql, err := exec.LookPath("psql")
-	if err != nil {
-		return problem(sallyport.ErrNotFound, "psql is not on the PATH", "install it (Debian: postgresql-client), or use sally proxy db")
-	}
 	if len(c.Args) > 0 && c.Args[0] == "--" {
 		c.Args = c.Args[1:]
 	}
@@ -94,6 +96,21 @@ func (c *dbConnectCmd) Run(p *program) error {
 	}
 	if d.user == "" {
 		return problem(errInvalid, fmt.Sprintf("database %q: which user?", d.name), "sally db connect --db-user=USER "+d.name+"; sally db ls shows the users")
+	}
+	switch d.protocol {
+	case protocolMySQL:
+		return p.connectMySQL(d, c.Args)
+	case protocolRedis:
+		return p.connectRedis(d, c.Args)
+	}
+	return c.psql(p, d)
+}
+
+// psql is started straight to the gateway, with the environment that libpq reads.
+func (c *dbConnectCmd) psql(p *program, d *database) error {
+	psql, err := exec.LookPath("psql")
+	if err != nil {
+		return problem(sallyport.ErrNotFound, "psql is not on the PATH", "install it (Debian: postgresql-client), or use sally proxy db")
 	}
 	if d.dbname == "" {
 		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
@@ -166,6 +183,14 @@ func (c *dbConfigCmd) Run(p *program) error {
 		}
 		return encode(p.stdout, c.Format, j)
 	case "cmd":
+		switch d.protocol {
+		case protocolMySQL:
+			_, err := fmt.Fprintln(p.stdout, d.connectCommand())
+			return err
+		case protocolRedis:
+			_, err := fmt.Fprintln(p.stdout, d.redisCommand())
+			return err
+		}
 		_, err := fmt.Fprintln(p.stdout, "psql "+shell.Word(libpq.Conninfo(d.settings())))
 		return err
 	}
@@ -195,6 +220,12 @@ func (c *dbEnvCmd) Run(p *program) error {
 	}
 	if err := p.dbFiles(d); err != nil {
 		return err
+	}
+	switch d.protocol {
+	case protocolRedis:
+		return problem(errInvalid, "redis-cli takes no address from the environment", "sally db config -f cmd "+d.name+", or "+d.connectCommand())
+	case protocolMySQL:
+		return problem(errInvalid, "clients of MySQL cannot reach the gateway by themselves: they send no server name", "sally proxy db "+d.name+", or "+d.connectCommand())
 	}
 	values := map[string]string{}
 	for _, s := range libpq.Env(d.settings()) {

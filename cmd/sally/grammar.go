@@ -22,9 +22,13 @@ type cli struct {
 	Status     statusCmd     `cmd:"" help:"Show who you are, where, and until when."`
 	Ls         lsCmd         `cmd:"" help:"List nodes that you may reach."`
 	SSH        sshCmd        `cmd:"" name:"ssh" help:"Open a shell on a node, or run a command there."`
+	SCP        scpCmd        `cmd:"" name:"scp" help:"Copy files to and from nodes."`
 	Config     configCmd     `cmd:"" help:"Print OpenSSH client configuration."`
 	Proxy      proxyCmd      `cmd:"" help:"Carry other programs' connections."`
 	DB         dbCmd         `cmd:"" name:"db" help:"Databases: list, log in, connect."`
+	Kube       kubeCmd       `cmd:"" help:"Kubernetes clusters: list, log in."`
+	AWS        awsCmd        `cmd:"" name:"aws" help:"Run the AWS CLI, or another program, with a role of AWS that you may use."`
+	Apps       appsCmd       `cmd:"" help:"Web applications: list, log in, settings for curl."`
 	TCP        tcpCmd        `cmd:"" name:"tcp" help:"TCP services: list."`
 	Clusters   clustersCmd   `cmd:"" help:"List clusters."`
 	Env        envCmd        `cmd:"" help:"Print environment variables for the present cluster."`
@@ -43,6 +47,9 @@ type globals struct {
 	Insecure       bool   `name:"insecure" group:"global" negatable:"" help:"Do not check the gateway's certificate at login. For tests only."`
 	AddKeysToAgent string `name:"add-keys-to-agent" short:"k" group:"global" enum:"auto,no,yes,only" default:"auto" placeholder:"WHEN" env:"SALLY_ADD_KEYS_TO_AGENT,TELEPORT_ADD_KEYS_TO_AGENT" help:"Give keys to ssh-agent: auto (when there is one), yes, no, only (and keep none on disk)."`
 	Identity       string `name:"identity" short:"i" group:"global" placeholder:"FILE" env:"SALLY_IDENTITY_FILE,TELEPORT_IDENTITY_FILE" help:"Use the login in this file, which sally login --out writes, instead of the profile's."`
+	Auth           string `name:"auth" group:"global" placeholder:"WAY" env:"SALLY_AUTH,TELEPORT_AUTH" help:"How to log in: local (password, in the terminal), browser, device (a code to type in a browser elsewhere)."`
+	BindAddr       string `name:"bind-addr" group:"global" placeholder:"HOST:PORT" env:"SALLY_LOGIN_BIND_ADDR,TELEPORT_LOGIN_BIND_ADDR" help:"Where a login in the browser comes back to this program."`
+	Callback       string `name:"callback" group:"global" placeholder:"127.0.0.1:PORT" help:"The same as the browser sees it, when something forwards the port. Needs --bind-addr."`
 	Debug          bool   `name:"debug" short:"d" group:"global" negatable:"" help:"Say more on standard error ($SALLY_DEBUG, $TELEPORT_DEBUG)."`
 
 	accepted
@@ -54,8 +61,6 @@ type accepted struct {
 	SkipVersionCheck bool   `name:"skip-version-check" hidden:"" negatable:""`
 	OSLog            bool   `name:"os-log" hidden:"" negatable:""`
 	CertFormat       string `name:"cert-format" hidden:""`
-	Callback         string `name:"callback" hidden:""`
-	BindAddr         string `name:"bind-addr" hidden:""`
 	MFAMode          string `name:"mfa-mode" hidden:"" enum:"auto,cross-platform,platform,otp,sso,browser" default:"auto"`
 	Mlock            string `name:"mlock" hidden:"" enum:"off,auto,best_effort,strict" default:"auto"`
 	Relay            string `name:"relay" hidden:""`
@@ -72,7 +77,6 @@ type refused struct {
 	Jumphost string `name:"jumphost" short:"J" hidden:""`
 	Headless bool   `name:"headless" hidden:"" negatable:"" env:"TELEPORT_HEADLESS"`
 	PIVSlot  string `name:"piv-slot" hidden:"" env:"TELEPORT_PIV_SLOT"`
-	Auth     string `name:"auth" hidden:"" env:"TELEPORT_AUTH"`
 }
 
 // settle reads what the grammar cannot, and refuses what is not served.
@@ -88,8 +92,9 @@ func (p *program) settle() error {
 		return problem(errInvalid, "this version has no headless login", "sally login --password-file=FILE --otp=CODE logs in without a terminal")
 	case r.PIVSlot != "":
 		return problem(errInvalid, "this version keeps no keys on security keys", "leave out --piv-slot")
-	case r.Auth != "" && r.Auth != "local":
-		return problem(errInvalid, fmt.Sprintf("this version has no login by %q", r.Auth), "leave out --auth, or say --auth=local")
+	}
+	if w := way(p.Auth); w != "" && w != byPassword && w != byBrowser && w != byDevice {
+		return problem(errInvalid, fmt.Sprintf("this version has no login by %q", p.Auth), "leave out --auth, or say local, browser or device")
 	}
 	return nil
 }
@@ -133,7 +138,7 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	return g, usage.Explain(err)
 }
 
-// calledAs lets a link named ssh be "sally ssh", and completes what people type
+// calledAs lets links named ssh and scp be "sally ssh" and "sally scp", and completes what people type
 // first.
 func calledAs(args []string) (name string, rest []string, err error) {
 	name, rest = filepath.Base(args[0]), args[1:]
@@ -141,7 +146,7 @@ func calledAs(args []string) (name string, rest []string, err error) {
 	case "ssh":
 		return "sally", append([]string{"ssh"}, rest...), nil
 	case "scp":
-		return "", nil, problem(errInvalid, "this version has no scp of its own", "sally config >> ~/.ssh/config, and use the system's scp -O")
+		return "sally", append([]string{"scp"}, rest...), nil
 	case "tsh":
 	default:
 		name = "sally"

@@ -31,7 +31,7 @@ type heldIdentity struct {
 
 // withoutProfile are the commands that an identity file is enough for. The
 // others read or write the profile directory.
-var withoutProfile = []string{"ls", "ssh", "proxy", "db ls", "tcp", "clusters", "version", "completion", "env"}
+var withoutProfile = []string{"ls", "ssh", "proxy", "db ls", "kube ls", "tcp", "clusters", "version", "completion", "env"}
 
 // useIdentity reads the file that --identity names.
 func (p *program) useIdentity(command string) error {

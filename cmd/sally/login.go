@@ -37,6 +37,7 @@ type loginCmd struct {
 	ClusterName  string `arg:"" optional:"" name:"cluster" help:"Cluster to log in to."`
 	PasswordFile string `name:"password-file" placeholder:"FILE" help:"Read the password from a file; - is standard input."`
 	OTP          string `name:"otp" placeholder:"CODE" help:"One-time code, for scripts."`
+	Browser      string `name:"browser" placeholder:"none" env:"SALLY_LOGIN_BROWSER,TELEPORT_LOGIN_BROWSER" help:"none: print the address of the login page and open no browser."`
 	Force        bool   `name:"force" negatable:"" help:"Log in even when you are."`
 	Verbose      bool   `name:"verbose" short:"v" help:"Show traits too."`
 	outputs
@@ -46,7 +47,6 @@ type loginCmd struct {
 
 // loginAccepted are tsh's flags that change nothing here.
 type loginAccepted struct {
-	Browser   string `name:"browser" hidden:"" env:"TELEPORT_LOGIN_BROWSER"`
 	NoWait    bool   `name:"request-nowait" hidden:"" negatable:""`
 	Reviewers string `name:"request-reviewers" hidden:""`
 }
@@ -64,7 +64,9 @@ func (c *loginCmd) unserved() error {
 	case c.Roles != "" || c.RequestID != "":
 		return problem(errInvalid, "this version has no access requests", "ask an administrator for the role")
 	case c.KubeCluster != "":
-		return problem(errInvalid, "this version does not serve Kubernetes", "leave out --kube-cluster")
+		return problem(errInvalid, "a login selects no Kubernetes cluster", "leave out --kube-cluster; then sally kube login "+c.KubeCluster)
+	case c.Browser != "" && c.Browser != "none":
+		return problem(errInvalid, fmt.Sprintf("--browser=%s: only none can be said", c.Browser), "leave it out: the system's own browser is used")
 	case c.Scope != "":
 		return problem(errInvalid, "this version has no scopes", "leave out --scope")
 	}
@@ -92,7 +94,7 @@ func (c *loginCmd) Run(p *program) error {
 	if c.ClusterName != "" && c.ClusterName != f.Cluster {
 		return problem(sallyport.ErrNotFound, fmt.Sprintf("%s serves cluster %q, not %q", f.WebProxyAddr, f.Cluster, c.ClusterName), "sally login --proxy="+f.WebProxyAddr)
 	}
-	req, err := c.ask(p, &f, ping.Msg)
+	how, err := c.way(p, ping.Msg)
 	if err != nil {
 		return err
 	}
@@ -104,14 +106,38 @@ func (c *loginCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	if req.SshPublicKey, req.TlsPublicKey, err = k.public(); err != nil {
+	var m *sallyportv1.LoginResponse
+	switch how {
+	case byBrowser:
+		m, err = c.viaBrowser(p, w, f, k)
+	case byDevice:
+		m, err = c.viaDevice(p, w, f, k)
+	default:
+		m, err = c.viaPassword(p, w, &f, ping.Msg, k)
+	}
+	if err != nil {
 		return err
+	}
+	if p.User != "" && m.GetUser() != p.User {
+		return problem(sallyport.ErrDenied, fmt.Sprintf("the browser is logged in as %s, not as %s", fail.Clean(m.GetUser()), p.User), "log out at "+origin(f)+" and try again")
+	}
+	return c.keep(p, f, k, m)
+}
+
+// viaPassword asks here for what proves who somebody is.
+func (c *loginCmd) viaPassword(p *program, w *web, f *profile.Profile, ping *sallyportv1.PingResponse, k keyPair) (*sallyportv1.LoginResponse, error) {
+	req, err := c.ask(p, f, ping)
+	if err != nil {
+		return nil, err
+	}
+	if req.SshPublicKey, req.TlsPublicKey, err = k.public(); err != nil {
+		return nil, err
 	}
 	resp, err := w.api.Login(p.ctx, connect.NewRequest(req))
 	if err != nil {
-		return client.Problem(err)
+		return nil, client.Problem(err)
 	}
-	return c.keep(p, f, k, resp.Msg)
+	return resp.Msg, nil
 }
 
 // target says where to log in; done is true when the user already is, and the
@@ -173,7 +199,7 @@ func (c *loginCmd) password(p *program, name string) (string, error) {
 		return p.passwordFrom(c.PasswordFile)
 	}
 	if !p.terminal() {
-		return "", problem(errInvalid, "no terminal to ask for the password", "use --password-file")
+		return "", problem(errInvalid, "no terminal to ask for the password", "use --password-file, or --auth=device")
 	}
 	fmt.Fprintf(p.stderr, "Password for %s: ", fail.Clean(name))
 	line, err := p.typed(func() (string, error) {
@@ -371,6 +397,10 @@ func unreachable(addr string, err error) error {
 	}
 	if p := innermost(err); p != nil {
 		return p
+	}
+	if errors.Is(err, identity.ErrPin) {
+		return &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: fmt.Sprintf("gateway %s: %v", addr, identity.ErrPin),
+			Hint: "compare --ca-pin with what sallyctl status on the auth host prints; if it is right, somebody else answers at this address", Cause: err}
 	}
 	cause := err
 	for errors.Unwrap(cause) != nil {

@@ -64,7 +64,7 @@ func (p *program) leaving() ([]profile.Profile, error) {
 // harms nobody.
 func (p *program) removeLogin(f profile.Profile) error {
 	databases := p.databasesOf(f)
-	err := errors.Join(os.RemoveAll(p.home.KeyDir(f)), p.home.Delete(f), p.home.SetKnownHosts(f, nil))
+	err := errors.Join(os.RemoveAll(p.home.KeyDir(f)), p.home.Delete(f), p.home.SetKnownHosts(f, nil), forgetKube(f))
 	for _, name := range databases {
 		err = errors.Join(err, removeService(f, name))
 	}

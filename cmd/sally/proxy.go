@@ -24,10 +24,12 @@ const (
 )
 
 type proxyCmd struct {
-	SSH proxySSHCmd `cmd:"" name:"ssh" help:"Carry one SSH connection on standard input and output, for ProxyCommand."`
-	DB  proxyDBCmd  `cmd:"" name:"db" help:"Listen on this machine for clients of a database."`
-	TCP proxyTCPCmd `cmd:"" name:"tcp" help:"Listen on this machine for clients of a TCP service."`
-	App proxyTCPCmd `cmd:"" name:"app" hidden:"" help:"The name that tsh has for TCP services."`
+	SSH  proxySSHCmd  `cmd:"" name:"ssh" help:"Carry one SSH connection on standard input and output, for ProxyCommand."`
+	DB   proxyDBCmd   `cmd:"" name:"db" help:"Listen on this machine for clients of a database."`
+	Kube proxyKubeCmd `cmd:"" name:"kube" help:"Listen on this machine for clients of a Kubernetes cluster."`
+	TCP  proxyTCPCmd  `cmd:"" name:"tcp" help:"Listen on this machine for clients of a TCP service."`
+	App  proxyAppCmd  `cmd:"" name:"app" help:"Listen on this machine for clients of a web application."`
+	AWS  proxyAWSCmd  `cmd:"" name:"aws" help:"Listen on this machine for programs that use AWS."`
 }
 
 type proxySSHCmd struct {
@@ -187,6 +189,12 @@ func (c *proxyDBCmd) Run(p *program) error {
 		return err
 	}
 	user, dbname := only(c.User, found.GetDatabaseUsers()), only(c.DBName, found.GetDatabaseNames())
+	switch p.protocolOf(cred.Profile, name, found) {
+	case protocolMySQL:
+		return c.mysql(p, &database{cred: cred, name: name, user: user, dbname: dbname})
+	case protocolRedis:
+		return c.redis(p, &database{cred: cred, name: name, user: user, dbname: dbname})
+	}
 	if err := libpq.Check([]libpq.Setting{{Key: "user", Value: user}, {Key: "dbname", Value: dbname}}); err != nil {
 		return err
 	}

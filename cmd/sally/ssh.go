@@ -36,7 +36,8 @@ type sshCmd struct {
 	NoTTY     bool     `name:"no-tty" short:"T" help:"Allocate no terminal."`
 	StdinNull bool     `name:"stdin-null" short:"n" help:"Send nothing of standard input."`
 	Quiet     bool     `name:"quiet" short:"q" help:"Do not print banners."`
-	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; RequestTTY, SendEnv and SetEnv are obeyed."`
+	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; RequestTTY, SendEnv, SetEnv, ForwardAgent and the forwards are obeyed."`
+	sshForwards
 	sshAccepted
 	sshRefused
 
@@ -61,20 +62,14 @@ type sshAccepted struct {
 
 // sshRefused are those that this version does not serve.
 type sshRefused struct {
-	LocalForward []string `name:"forward" short:"L" sep:"none" hidden:""`
-	Dynamic      []string `name:"dynamic-forward" short:"D" sep:"none" hidden:""`
-	Remote       []string `name:"remote-forward" short:"R" sep:"none" hidden:""`
-	ForwardAgent bool     `name:"forward-agent" short:"A" hidden:""`
-	X11          bool     `name:"x11-untrusted" short:"X" hidden:""`
-	TrustedX11   bool     `name:"x11-trusted" short:"Y" hidden:""`
-	X11Timeout   string   `name:"x11-untrusted-timeout" hidden:""`
-	Subsystem    bool     `name:"subsystem" short:"s" hidden:""`
-	NoExec       bool     `name:"no-remote-exec" short:"N" hidden:""`
-	Background   bool     `name:"fork-after-authentication" aliases:"fork-after-auth" short:"f" hidden:""`
-	Local        bool     `name:"local" hidden:""`
-	LogDir       string   `name:"log-dir" hidden:""`
-	Invite       []string `name:"invite" hidden:""`
-	Reason       string   `name:"reason" hidden:""`
+	X11        bool     `name:"x11-untrusted" short:"X" hidden:""`
+	TrustedX11 bool     `name:"x11-trusted" short:"Y" hidden:""`
+	X11Timeout string   `name:"x11-untrusted-timeout" hidden:""`
+	Background bool     `name:"fork-after-authentication" aliases:"fork-after-auth" short:"f" hidden:""`
+	Local      bool     `name:"local" hidden:""`
+	LogDir     string   `name:"log-dir" hidden:""`
+	Invite     []string `name:"invite" hidden:""`
+	Reason     string   `name:"reason" hidden:""`
 }
 
 // Run opens the session and passes on the exit code of what ran.
@@ -96,17 +91,32 @@ func (c *sshCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	conn, err := cred.dialer().DialResource(p.ctx, sallyport.KindNode, node, protocolSSH)
-	if err != nil {
-		return cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
-	}
-	defer conn.Close()
-	sc, err := c.handshake(p, cred, conn, login, node)
+	sc, err := p.reach(cred, login, node, c.Quiet)
 	if err != nil {
 		return err
 	}
 	defer sc.Close()
-	return c.session(p, sc)
+	return c.use(p, sc)
+}
+
+// reach connects to a node and logs in there.
+func (p *program) reach(cred *credentials, login, node string, quiet bool) (*ssh.Client, error) {
+	conn, err := cred.dialer().DialResource(p.ctx, sallyport.KindNode, node, protocolSSH)
+	if err != nil {
+		return nil, cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
+	}
+	sc, err := p.handshake(cred, conn, sshTarget{login: login, node: node, quiet: quiet})
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return sc, nil
+}
+
+// sshTarget is whom to log in as, and where.
+type sshTarget struct {
+	login, node string
+	quiet       bool // banners are not shown
 }
 
 // unserved refuses what this version does not do, rather than doing less than
@@ -117,18 +127,16 @@ func (c *sshCmd) unserved() error {
 		return problem(errInvalid, "no node is named", "sally ssh [LOGIN@]NODE; sally ls shows the nodes")
 	case strings.Contains(c.Host, "="):
 		return problem(errInvalid, "this version does not choose nodes by label", "sally ls "+shell.Word(c.Host[strings.LastIndex(c.Host, "@")+1:])+" shows them; name one")
-	case len(c.LocalForward)+len(c.Dynamic)+len(c.Remote) > 0 || c.NoExec:
-		return problem(errInvalid, "this version does not forward ports by sally ssh", "sally proxy tcp reaches TCP services")
-	case c.ForwardAgent:
-		return problem(errInvalid, "this version does not forward ssh-agent", "leave out -A")
 	case c.X11 || c.TrustedX11:
 		return problem(errInvalid, "this version does not forward X11", "leave out -X and -Y")
 	case c.Background:
 		return problem(errInvalid, "this version does not go into the background", "leave out -f, and end the line with &")
 	case c.Local || c.LogDir != "" || len(c.Invite) > 0 || c.Reason != "":
 		return problem(errInvalid, "this version does not serve --local, --log-dir, --invite and --reason", "leave them out")
-	case c.Subsystem:
-		return problem(errInvalid, "this version does not serve subsystems", "scp -O copies files without one")
+	case c.Subsystem && len(c.Command) == 0:
+		return problem(errInvalid, "-s needs the name of a subsystem", "sally ssh -s NODE sftp")
+	case c.NoExec && (c.Subsystem || len(c.Command) > 0):
+		return problem(errInvalid, "-N runs nothing", "leave out -N, or the command")
 	}
 	return nil
 }
@@ -139,23 +147,38 @@ func (c *sshCmd) options() error {
 	if len(c.Command) > 0 && c.Command[0] == "--" {
 		c.Command = c.Command[1:]
 	}
+	clear := false
 	for _, o := range c.Options {
 		k, v, ok := option(o)
 		if !ok {
 			return problem(errInvalid, fmt.Sprintf("-o %q is not KEY=VALUE", o), "for example -o SendEnv=LANG")
 		}
+		raw := v
 		switch v = strings.ToLower(v); k {
 		case "requesttty":
 			c.TTY, c.NoTTY = c.TTY || v == "yes" || v == "force", c.NoTTY || v == "no"
-		case "forwardagent", "forwardx11", "forwardx11trusted":
+		case "forwardagent":
+			c.ForwardAgent = c.ForwardAgent || v == "yes"
+		case "localforward":
+			c.LocalForward = append(c.LocalForward, strings.Join(strings.Fields(raw), ":"))
+		case "remoteforward":
+			c.Remote = append(c.Remote, strings.Join(strings.Fields(raw), ":"))
+		case "dynamicforward":
+			c.Dynamic = append(c.Dynamic, raw)
+		case "clearallforwardings":
+			clear = clear || v == "yes"
+		case "forwardx11", "forwardx11trusted":
 			if v != "no" {
 				return problem(errInvalid, "this version does not serve -o "+o, "leave it out")
 			}
-		case "localforward", "remoteforward", "dynamicforward", "proxycommand", "proxyjump", "localcommand", "remotecommand", "controlmaster", "forkafterauthentication":
+		case "proxycommand", "proxyjump", "localcommand", "remotecommand", "controlmaster", "forkafterauthentication":
 			if v != "none" && v != "no" {
 				return problem(errInvalid, "this version does not serve -o "+o, "OpenSSH does: sally config >> ~/.ssh/config")
 			}
 		}
+	}
+	if clear {
+		c.LocalForward, c.Remote, c.Dynamic = nil, nil, nil
 	}
 	return nil
 }
@@ -198,7 +221,7 @@ func (p *program) destination(c *credentials, arg string) (login, node string, e
 	return "", "", problem(errInvalid, "no login is named", "sally ssh LOGIN@"+node)
 }
 
-func (c *sshCmd) handshake(p *program, cred *credentials, conn net.Conn, login, node string) (*ssh.Client, error) {
+func (p *program) handshake(cred *credentials, conn net.Conn, to sshTarget) (*ssh.Client, error) {
 	signer, done, err := p.signer(cred.Profile)
 	if err != nil {
 		return nil, err
@@ -206,9 +229,9 @@ func (c *sshCmd) handshake(p *program, cred *credentials, conn net.Conn, login, 
 	defer done()
 	var banner bytes.Buffer
 	cfg := &ssh.ClientConfig{
-		User:            login,
+		User:            to.login,
 		Auth:            []ssh.AuthMethod{ssh.PublicKeys(signer)},
-		HostKeyCallback: p.hostKey(cred, node),
+		HostKeyCallback: p.hostKey(cred, to.node),
 		BannerCallback: func(text string) error {
 			banner.WriteString(text)
 			return nil
@@ -217,14 +240,14 @@ func (c *sshCmd) handshake(p *program, cred *credentials, conn net.Conn, login, 
 	if err := conn.SetDeadline(time.Now().Add(sshHandshake)); err != nil {
 		return nil, err
 	}
-	sc, chans, reqs, err := ssh.NewClientConn(conn, node+":0", cfg)
+	sc, chans, reqs, err := ssh.NewClientConn(conn, to.node+":0", cfg)
 	if err != nil {
-		return nil, sshRefusal(err, banner.String(), login, node)
+		return nil, sshRefusal(err, banner.String(), to.login, to.node)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil { // the peer has proved who it is
 		return nil, err
 	}
-	if !c.Quiet && banner.Len() > 0 {
+	if !to.quiet && banner.Len() > 0 {
 		fmt.Fprint(p.stderr, fail.Clean(strings.ReplaceAll(banner.String(), "\r\n", "\n")))
 	}
 	return ssh.NewClient(sc, chans, reqs), nil
@@ -285,6 +308,11 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	}
 	defer s.Close()
 	s.Stdout, s.Stderr = p.stdout, p.stderr
+	if c.ForwardAgent {
+		if err := forwardAgent(sc, s); err != nil {
+			return err
+		}
+	}
 	if err := c.setenv(s); err != nil {
 		return err
 	}
@@ -299,9 +327,12 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	if err != nil {
 		return err
 	}
-	if len(c.Command) == 0 {
+	switch {
+	case c.Subsystem:
+		err = s.RequestSubsystem(c.Command[0])
+	case len(c.Command) == 0:
 		err = s.Shell()
-	} else {
+	default:
 		err = s.Start(strings.Join(c.Command, " "))
 	}
 	if err != nil {
@@ -314,9 +345,6 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 		}
 		stdin.Close()
 	}()
-	done := make(chan struct{})
-	defer close(done)
-	go keepalive(sc, done)
 	stop := context.AfterFunc(p.ctx, func() {
 		if !c.wantsTTY(p) {
 			s.Signal(ssh.SIGINT)
@@ -335,7 +363,7 @@ func (c *sshCmd) input(p *program, sc *ssh.Client) io.Reader {
 }
 
 func (c *sshCmd) wantsTTY(p *program) bool {
-	return !c.NoTTY && (c.TTY || len(c.Command) == 0 && p.terminal())
+	return !c.NoTTY && !c.Subsystem && (c.TTY || len(c.Command) == 0 && p.terminal())
 }
 
 // setenv obeys -o SendEnv and SetEnv, and sends LANG and LC_* as Debian's ssh does.

@@ -171,7 +171,8 @@ func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
 	s := profileStatus{
 		ProfileURL: "https://" + f.WebProxyAddr, Username: f.User, Cluster: f.Cluster, ActiveRequests: c.Identity.ActiveRequests,
 		Roles: c.Identity.Roles, Traits: c.Identity.Traits, Logins: c.Identity.Principals,
-		ValidUntil: c.Identity.NotAfter, AllowedResources: c.Identity.AllowedResources, Databases: p.databasesOf(f),
+		KubernetesEnabled: true, // each gateway serves it: which clusters there are, sally kube ls says
+		ValidUntil:        c.Identity.NotAfter, AllowedResources: c.Identity.AllowedResources, Databases: p.databasesOf(f),
 	}
 	if cert, err := p.home.SSHCertificate(f); err == nil {
 		for name := range cert.Extensions {

@@ -77,7 +77,7 @@ func certificates(ders [][]byte) []byte {
 }
 
 type authSignCmd struct {
-	Format string        `name:"format" required:"" enum:"db" help:"db: files for a PostgreSQL server."`
+	Format string        `name:"format" required:"" enum:"db" help:"db: files for a PostgreSQL, MariaDB, MySQL, Redis or Valkey server."`
 	Host   []string      `name:"host" required:"" help:"Names and addresses that agents reach the server by."`
 	Out    string        `name:"out" short:"o" required:"" help:"Name of the files: OUT.key, OUT.crt, OUT.cas."`
 	TTL    time.Duration `name:"ttl" default:"2160h" help:"Life of the certificate."`
@@ -116,6 +116,28 @@ postgresql.conf:
   ssl_ca_file = '%[1]s.cas'
 pg_hba.conf:
   hostssl all all ADDRESS-OF-THE-AGENT/32 cert
+
+MariaDB or MySQL, section [mysqld]:
+  ssl_cert = %[1]s.crt
+  ssl_key = %[1]s.key
+  ssl_ca = %[1]s.cas
+and for each user:
+  CREATE USER 'NAME' REQUIRE SUBJECT '/CN=NAME';
+
+Redis or Valkey:
+  port 0
+  tls-port 6379
+  tls-cert-file %[1]s.crt
+  tls-key-file %[1]s.key
+  tls-ca-cert-file %[1]s.cas
+  tls-auth-clients yes
+and from Redis 8.6 and Valkey 9 on:
+  tls-auth-clients-user CN
+  user default off
+  user NAME on resetpass ~* &* +@all
+before, with nothing but the agent's roles between users:
+  user default off
+  user NAME on nopass ~* &* +@all
 `, c.Out, m.GetExpires().AsTime().Format(time.DateTime))
 	return err
 }

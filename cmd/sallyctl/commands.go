@@ -84,12 +84,17 @@ type usersCmd struct {
 
 type usersAddCmd struct {
 	format
-	Name    string        `arg:"" help:"Name of the user."`
-	Roles   []string      `name:"roles" required:"" help:"Roles, separated by commas."`
-	Logins  []string      `name:"logins" help:"OS logins, for {{internal.logins}}."`
-	DBUsers []string      `name:"db-users" help:"Database users, for {{internal.db_users}}."`
-	DBNames []string      `name:"db-names" help:"Database names, for {{internal.db_names}}."`
-	TTL     time.Duration `name:"ttl" default:"1h" help:"How long the link works; 48h at most."`
+	Name    string   `arg:"" help:"Name of the user."`
+	Roles   []string `name:"roles" required:"" help:"Roles, separated by commas."`
+	Logins  []string `name:"logins" help:"OS logins, for {{internal.logins}}."`
+	DBUsers []string `name:"db-users" help:"Database users, for {{internal.db_users}}."`
+	DBNames []string `name:"db-names" help:"Database names, for {{internal.db_names}}."`
+
+	AWSRoles []string `name:"aws-role-arns" help:"Roles of AWS, for {{internal.aws_role_arns}}."`
+
+	KubeUsers  []string      `name:"kubernetes-users" help:"Kubernetes users, for {{internal.kubernetes_users}}."`
+	KubeGroups []string      `name:"kubernetes-groups" help:"Kubernetes groups, for {{internal.kubernetes_groups}}."`
+	TTL        time.Duration `name:"ttl" default:"1h" help:"How long the link works; 48h at most."`
 }
 
 // Run creates the user without a password: the link sets it.
@@ -99,7 +104,8 @@ func (c *usersAddCmd) Run(p *program) error {
 		return err
 	}
 	traits := map[string]*sallyportv1.StringList{}
-	for name, values := range map[string][]string{"logins": c.Logins, "db_users": c.DBUsers, "db_names": c.DBNames} {
+	for name, values := range map[string][]string{"logins": c.Logins, "db_users": c.DBUsers, "db_names": c.DBNames,
+		"kubernetes_users": c.KubeUsers, "kubernetes_groups": c.KubeGroups, "aws_role_arns": c.AWSRoles} {
 		if len(values) > 0 {
 			traits[name] = &sallyportv1.StringList{Values: values}
 		}
@@ -175,7 +181,7 @@ func (c *usersRmCmd) Run(p *program) error {
 		if _, err := call(p, api.DeleteUser, &sallyportv1.DeleteUserRequest{Name: name}); err != nil {
 			return err
 		}
-		fmt.Fprintf(p.stdout, "User %q has been deleted.\n", name)
+		fmt.Fprintf(p.stdout, "User %q has been deleted. Certificates that the user holds are good until they end; a lock ends them at once.\n", name)
 	}
 	return nil
 }
@@ -207,7 +213,7 @@ type tokensCmd struct {
 
 type tokensAddCmd struct {
 	format
-	Type   []string          `name:"type" default:"agent" help:"What may join: agent, gateway. node, db and app mean agent."`
+	Type   []string          `name:"type" default:"agent" help:"What may join: agent, gateway. node, db, app and kube mean agent."`
 	TTL    time.Duration     `name:"ttl" default:"30m" help:"How long it works; 48h at most."`
 	Value  string            `name:"value" hidden:"" help:"The secret, instead of a random one."`
 	Kinds  []string          `name:"allow-kinds" help:"Kinds of resources that the agent may serve; all without."`
@@ -234,7 +240,7 @@ func (c *tokensAddCmd) Run(p *program) error {
 	var roles []string
 	for _, t := range c.Type {
 		switch t = strings.ToLower(t); t {
-		case "node", "db", "app":
+		case "node", "db", "app", "kube":
 			t = "agent"
 		case "proxy":
 			t = "gateway"
@@ -411,12 +417,12 @@ func (c *createCmd) Run(p *program) error {
 		return err
 	}
 	for _, d := range docs {
-		m, err := call(p, api.PutDocument, &sallyportv1.PutDocumentRequest{Document: d, Overwrite: c.Force, AcceptUnenforced: c.AcceptUnenforced})
+		m, err := call(p, api.PutDocument, &sallyportv1.PutDocumentRequest{Document: d.json, Overwrite: c.Force, AcceptUnenforced: c.AcceptUnenforced})
 		if err != nil {
-			return err
+			return d.refused(err)
 		}
 		for _, w := range m.GetWarnings() {
-			fmt.Fprintln(p.stderr, "WARNING: "+fail.Clean(w))
+			fmt.Fprintln(p.stderr, "WARNING: "+fail.Clean(d.say(w)))
 		}
 		fmt.Fprintf(p.stdout, "%s %q has been %s.\n", m.GetKind(), m.GetName(), map[bool]string{true: "created", false: "updated"}[m.GetCreated()])
 	}

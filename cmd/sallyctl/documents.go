@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -22,9 +23,32 @@ func decode(text string, v *any) (err error) {
 	return yaml.Unmarshal([]byte(text), v)
 }
 
+// document is one of a stream, as JSON, and the line at which it begins.
+type document struct {
+	json string
+	line int
+}
+
+// place is what auth says of a document: it has got JSON, whose lines are nobody's.
+var place = regexp.MustCompile(`^line \d+, column \d+: `)
+
+// say puts where the document is in place of where auth saw it.
+func (d document) say(fact string) string {
+	return fmt.Sprintf("the document at line %d: %s", d.line, place.ReplaceAllString(fact, ""))
+}
+
+// refused is auth's error about the document.
+func (d document) refused(err error) error {
+	var p *sallyport.Problem
+	if !errors.As(err, &p) || !errors.Is(p, sallyport.ErrInvalid) {
+		return err
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: d.say(p.Fact), Hint: p.Hint, Cause: err}
+}
+
 // documents splits a YAML stream into JSON documents; empty ones are left out.
-func documents(text []byte) ([]string, error) {
-	var out []string
+func documents(text []byte) ([]document, error) {
+	var out []document
 	for _, c := range chunks(string(text)) {
 		var v any
 		if err := decode(c.text, &v); err != nil {
@@ -37,7 +61,7 @@ func documents(text []byte) ([]string, error) {
 		if err != nil {
 			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("the document at line %d has keys that are not text", c.line+1)}
 		}
-		out = append(out, string(b))
+		out = append(out, document{string(b), c.line + 1})
 	}
 	if len(out) == 0 {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "no document to create", Hint: "sallyctl create FILE"}

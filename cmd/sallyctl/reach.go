@@ -93,12 +93,12 @@ func dataDirOf(config string) (string, error) {
 }
 
 func overSocket(path string) *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Transport: client.Again(&http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 		DisableCompression: true,
-	}}
+	})}
 }
 
 func (p *program) byProfile() (sallyportv1connect.AdminServiceClient, error) {

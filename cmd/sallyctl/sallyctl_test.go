@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
@@ -119,8 +122,26 @@ func TestDocuments(t *testing.T) {
 	} {
 		got, err := documents([]byte(tt.in))
 		if len(got) != tt.want || (err == nil) != (tt.want > 0) || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%s: %q, %v", name, got, err)
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
+	}
+}
+
+// TestDocumentSays: auth is sent JSON on one line, and named places in that as if
+// they were places in the file.
+func TestDocumentSays(t *testing.T) {
+	docs, err := documents([]byte("# two\n---\nkind: role\n---\nkind: role\n"))
+	if err != nil || len(docs) != 2 {
+		t.Fatal(docs, err)
+	}
+	problem := &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "line 1, column 50: the version is \"v99\"", Hint: "h"}
+	var p *sallyport.Problem
+	err = docs[1].refused(fmt.Errorf("auth: %w", problem))
+	if want := "the document at line 4: the version is \"v99\""; !errors.As(err, &p) || p.Fact != want || p.Hint != "h" {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if other := sallyport.Denied("no", ""); docs[0].refused(other) != error(other) {
+		t.Error("a denial is not about the document")
 	}
 }
 
@@ -140,17 +161,17 @@ func FuzzZ19_Documents(f *testing.F) {
 		}
 		for _, d := range docs {
 			var want, got any
-			if err := json.Unmarshal([]byte(d), &want); err != nil {
-				t.Fatalf("%q became %q: %v", in, d, err)
+			if err := json.Unmarshal([]byte(d.json), &want); err != nil {
+				t.Fatalf("%q became %q: %v", in, d.json, err)
 			}
 			if _, object := want.(map[string]any); !object {
 				continue
 			}
-			again, err := documents([]byte(d))
+			again, err := documents([]byte(d.json))
 			if err != nil || len(again) != 1 {
-				t.Fatalf("%q is not taken again: %v", d, err)
+				t.Fatalf("%q is not taken again: %v", d.json, err)
 			}
-			if err := json.Unmarshal([]byte(again[0]), &got); err != nil {
+			if err := json.Unmarshal([]byte(again[0].json), &got); err != nil {
 				t.Fatal(err)
 			}
 		}

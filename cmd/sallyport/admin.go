@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -106,6 +107,9 @@ func dataDir(file, told string) (string, error) {
 	}
 	if dir := looseDataDir(file); dir != "" {
 		return dir, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "name what the running sallyport was started with: --config=FILE, or --data-dir=DIR of a demo", Cause: err}
 	}
 	return "", err
 }

@@ -19,11 +19,17 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
+	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/controlplane/remnant"
 	"github.com/sallyport/sallyport/dataplane/access"
 	"github.com/sallyport/sallyport/dataplane/agent"
+	"github.com/sallyport/sallyport/dataplane/database"
+	"github.com/sallyport/sallyport/dataplane/protocol/mysql"
 	"github.com/sallyport/sallyport/dataplane/protocol/postgres"
+	"github.com/sallyport/sallyport/dataplane/protocol/redis"
 	sshserver "github.com/sallyport/sallyport/dataplane/protocol/ssh"
 	"github.com/sallyport/sallyport/dataplane/protocol/tcp"
 	"github.com/sallyport/sallyport/dataplane/session"
@@ -36,9 +42,17 @@ type agentRole struct {
 	cfg       *config
 	log       *slog.Logger
 	host      *client.Host
-	spool     *audit.Spool
+	spool     *remnant.Spool
 	databases atomic.Pointer[databases]
+	clusters  atomic.Pointer[clusters]
+	anywhere  atomic.Bool // agent.ssh.listen_anywhere
+	apps      atomic.Pointer[apps]
 	agent     *agent.Agent
+	gate      tunnel.Gate // of its tunnels, in an upgrade
+
+	drained atomic.Bool             // it has said goodbye to its gateways, and stays
+	ends    chan *sallyport.Problem // why all sessions end: see goodbye
+	over    chan struct{}           // closed when run has returned
 }
 
 // resources are what the configuration asks to serve.
@@ -54,8 +68,33 @@ func (c *config) resources() []sallyport.Resource {
 	for _, t := range a.TCP {
 		out = append(out, sallyport.Resource{Kind: sallyport.KindTCP, Name: t.Name, Address: t.Address, Description: t.Description, Labels: t.Labels, Group: a.Group, Version: version})
 	}
+	for _, k := range a.Kubernetes {
+		out = append(out, sallyport.Resource{Kind: sallyport.KindKube, Name: k.Name, Description: k.Description, Labels: k.Labels, Group: a.Group, Version: version})
+	}
+	for _, w := range a.Apps {
+		protocol := ""
+		if w.isAWS() {
+			protocol = sallyport.ProtocolAWS
+		}
+		out = append(out, sallyport.Resource{Kind: sallyport.KindApp, Name: w.Name, Protocol: protocol, Address: w.URI, Description: w.Description, Labels: w.Labels, Group: a.Group, Version: version})
+	}
 	return out
 }
+
+// fileServer is how this program is started to serve sftp; "" when it does not
+// know where it is.
+func fileServer() string {
+	path, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	return shell.Word(path) + " sftp-server"
+}
+
+// sftpServerCmd runs as a login, started by its shell.
+type sftpServerCmd struct{}
+
+func (*sftpServerCmd) Run(p *program) error { return sshserver.ServeFiles(os.Stdin, os.Stdout) }
 
 func hostname() string {
 	name, err := os.Hostname()
@@ -65,21 +104,31 @@ func hostname() string {
 	return name
 }
 
-// openAgent makes the agent; nothing is dialed yet.
+// openAgent makes the agent. Nothing is dialed yet, and the audit spool is not
+// open: own opens it, or in an upgrade the agent's Taker.
 func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logger) (*agentRole, error) {
-	r := &agentRole{cfg: cfg, log: log, host: host}
+	r := &agentRole{cfg: cfg, log: log, host: host, ends: make(chan *sallyport.Problem, 1), over: make(chan struct{})}
 	var err error
-	if r.spool, err = audit.OpenSpool(audit.SpoolConfig{Dir: filepath.Join(agentDir(cfg), "spool"), Host: host.ID(), Log: log}); err != nil {
+	if r.spool, err = r.newSpool(); err != nil {
 		return nil, err
 	}
 	all, err := new(databases).change(cfg.Agent.Databases, r.openDatabase)
 	if err != nil {
-		r.close()
 		return nil, err
 	}
 	r.databases.Store(all)
+	served, err := new(clusters).change(cfg.Agent.Kubernetes, r.openCluster)
+	if err != nil {
+		return nil, err
+	}
+	r.clusters.Store(served)
+	web, err := apps{}.change(cfg.Agent.Apps, r.openApp)
+	if err != nil {
+		return nil, err
+	}
+	r.apps.Store(&web)
 	keeper := host.Keeper()
-	shell := &sshserver.Server{
+	nodes := &sshserver.Server{
 		HostSigner: func() (ssh.Signer, error) { return host.SSHSigner() },
 		UserCAs: func() ([][]byte, error) {
 			t, err := keeper.Trust()
@@ -89,19 +138,26 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 			return t.SSHUserCAs, nil
 		},
 		Cluster: host.Cluster(), HostID: host.ID(), Hostname: hostname(), Version: version, Events: r.spool, Log: log,
+		ListenAnywhere: r.anywhere.Load, FileServer: fileServer(),
 	}
+	r.anywhere.Store(cfg.Agent.SSH.ListenAnywhere)
 	r.agent = &agent.Agent{
 		Door: &access.Door{
 			Cluster: host.Cluster(), AgentID: host.ID(), Snapshot: keeper, Decider: keeper, Events: r.spool, Credentials: host, Log: log,
+			Elsewhere: r.spool.UserSessions,
 		},
 		Tunnel: tunnel.AgentConfig{
-			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel,
+			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel, Gate: &r.gate,
 			Proxy: proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
 		},
 		Services: []agent.Service{
-			{Kind: sallyport.KindNode, Serve: shell.Serve},
-			{Kind: sallyport.KindDatabase, Protocol: "postgres", Serve: r.database},
+			{Kind: sallyport.KindNode, Serve: nodes.Serve},
+			{Kind: sallyport.KindDatabase, Protocol: protocolPostgres, Serve: r.database},
+			{Kind: sallyport.KindDatabase, Protocol: protocolMySQL, Serve: r.database},
+			{Kind: sallyport.KindDatabase, Protocol: protocolRedis, Serve: r.database},
+			{Kind: sallyport.KindKube, Serve: r.kubernetes},
 			{Kind: sallyport.KindTCP, Serve: (&tcp.Server{Dial: dialTarget, Log: log}).Serve},
+			{Kind: sallyport.KindApp, Serve: r.app},
 		},
 		Resources: cfg.resources(),
 		Assigned:  host.Resources,
@@ -109,6 +165,32 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 	}
 	return r, nil
 }
+
+// newSpool makes the agent's audit spool, which its processes share.
+func (r *agentRole) newSpool() (*remnant.Spool, error) {
+	dir := agentDir(r.cfg)
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, unusable(dir, err)
+	}
+	socket, err := sock.Path(dir, remnantSocket)
+	if err != nil {
+		return nil, err
+	}
+	return remnant.New(remnant.Config{
+		Socket: socket, Host: r.host.ID(), Version: version, Log: r.log,
+		Open: func() (*audit.Spool, error) {
+			return audit.OpenSpool(audit.SpoolConfig{Dir: filepath.Join(dir, "spool"), Host: r.host.ID(), Log: r.log})
+		},
+		Ship: func(ctx context.Context, s *audit.Spool) {
+			_ = client.Ship(ctx, s, r.host.API(), r.log) // ends with ctx only
+		},
+		Cancel:   r.cancelFromOwner,
+		Sessions: r.sessions,
+	}), nil
+}
+
+// own opens the audit spool of an agent that starts without an upgrade.
+func (r *agentRole) own(ctx context.Context) error { return r.spool.Open(ctx) }
 
 // proxyFor says by which proxy a gateway is reached: what HTTPS_PROXY and NO_PROXY say.
 func proxyFor(ask func(*url.URL) (*url.URL, error)) func(string) (*url.URL, error) {
@@ -123,27 +205,48 @@ func dialTarget(ctx context.Context, network, address string) (net.Conn, error) 
 	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
+// Protocols of databases.
+const (
+	protocolPostgres = "postgres"
+	protocolMySQL    = "mysql"
+	protocolRedis    = "redis"
+)
+
+// databaseServer serves one database; those whose statements are cancelled by
+// another connection's first message are cancellers too.
+type databaseServer interface {
+	Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error
+}
+
 // openDatabase makes the server of one database: each has a target of its own.
-func (r *agentRole) openDatabase(d databaseConfig) (*postgres.Server, error) {
-	s := &postgres.Server{
-		Cluster: r.host.Cluster(), CancelTag: r.host.CancelTag, Certificate: r.host.DatabaseCertificate, Log: r.log,
-		Target: postgres.Target{Address: d.Address, TLS: postgres.TLSMode(d.TLS.Mode), ServerName: d.TLS.ServerName},
-		Roots: func() *x509.CertPool {
-			t, _ := r.host.Keeper().Trust()
-			if t == nil {
-				return nil
-			}
-			return client.Pool(t.DatabaseCAs)
-		},
-	}
+func (r *agentRole) openDatabase(d databaseConfig) (databaseServer, error) {
+	target := database.Target{Address: d.Address, TLS: database.TLSMode(d.TLS.Mode), ServerName: d.TLS.ServerName}
 	if d.TLS.CA != "" {
 		pool, err := certPool(d.TLS.CA)
 		if err != nil {
 			return nil, fmt.Errorf("agent.databases %s: %w", d.Name, err)
 		}
-		s.Target.Roots = pool
+		target.Roots = pool
 	}
-	return s, nil
+	switch d.Protocol {
+	case protocolMySQL:
+		return &mysql.Server{Cluster: r.host.Cluster(), Certificate: r.host.DatabaseCertificate, Roots: r.databaseRoots, Target: target}, nil
+	case protocolRedis:
+		return &redis.Server{Cluster: r.host.Cluster(), Certificate: r.host.DatabaseCertificate, Roots: r.databaseRoots, Target: target}, nil
+	}
+	return &postgres.Server{
+		Cluster: r.host.Cluster(), CancelTag: r.host.CancelTag, Certificate: r.host.DatabaseCertificate, Log: r.log,
+		CancelElsewhere: r.cancelElsewhere, Target: target, Roots: r.databaseRoots,
+	}, nil
+}
+
+// databaseRoots are the cluster's database CAs of this moment.
+func (r *agentRole) databaseRoots() *x509.CertPool {
+	t, _ := r.host.Keeper().Trust()
+	if t == nil {
+		return nil
+	}
+	return client.Pool(t.DatabaseCAs)
 }
 
 func (r *agentRole) database(ctx context.Context, c *session.Candidate, conn net.Conn) error {
@@ -152,21 +255,6 @@ func (r *agentRole) database(ctx context.Context, c *session.Candidate, conn net
 		return fmt.Errorf("%w: database %s is not configured here", session.ErrCut, c.Resource.Name)
 	}
 	return s.Serve(ctx, c, conn)
-}
-
-// cancel asks each database: a process id belongs to one of them.
-func (r *agentRole) cancel(_ context.Context, processID uint32, secretKey []byte) {
-	if len(secretKey) != 4 {
-		return
-	}
-	key := uint32(secretKey[0])<<24 | uint32(secretKey[1])<<16 | uint32(secretKey[2])<<8 | uint32(secretKey[3])
-	all := r.databases.Load()
-	for _, s := range all.servers {
-		s.Cancel(processID, key)
-	}
-	for _, s := range all.retired {
-		s.Cancel(processID, key)
-	}
 }
 
 // tls is how gateways are dialed: with our certificate, and who answers must be
@@ -189,18 +277,29 @@ func (r *agentRole) tls(string) (*tls.Config, error) {
 	}, nil
 }
 
-// run serves until ctx is done; then sessions end and the spool is closed.
+// run serves until ctx is done, or the agent has left and its last session has
+// ended; then sessions end and the spool is closed.
 func (r *agentRole) run(ctx context.Context) error {
+	defer close(r.over)
 	defer r.close()
 	defer newHeapFloor().release()
 	assignments := make(chan []byte)
 	r.agent.Tunnel.Assignments = assignments
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.host.Run(ctx) })
-	g.Go(func() error { return client.Ship(ctx, r.spool, r.host.API(), r.log) })
-	g.Go(func() error { return r.feed(ctx, assignments) })
+	r.spool.Start()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	g, here := errgroup.WithContext(ctx)
+	here, served := context.WithCancel(here)
+	g.Go(func() error { return r.host.Run(here) })
+	g.Go(func() error { return r.feed(here, assignments) })
+	g.Go(func() error { return r.endAll(here, end) })
 	g.Go(func() error {
-		if err := r.agent.Run(ctx); ctx.Err() == nil {
+		defer served()
+		err := r.agent.Run(here)
+		if r.drained.Load() {
+			<-here.Done() // what old processes and the last sessions have to say is still taken
+		}
+		if here.Err() == nil {
 			return err
 		}
 		return nil
@@ -227,8 +326,13 @@ func (r *agentRole) feed(ctx context.Context, out chan<- []byte) error {
 	}
 }
 
+// lastEvents is how long the events of the last sessions may take.
+const lastEvents = 15 * time.Second
+
 func (r *agentRole) close() {
-	if err := r.spool.Close(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), lastEvents)
+	defer cancel()
+	if err := r.spool.Close(ctx); err != nil {
 		r.log.Error("close the audit spool", "error", err)
 	}
 }

@@ -20,8 +20,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/google/uuid"
 
 	"github.com/sallyport/sallyport"
@@ -30,6 +28,7 @@ import (
 	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/ca"
 	"github.com/sallyport/sallyport/controlplane/ca/signed"
+	"github.com/sallyport/sallyport/controlplane/durable"
 	"github.com/sallyport/sallyport/controlplane/inventory"
 	"github.com/sallyport/sallyport/controlplane/join"
 	"github.com/sallyport/sallyport/controlplane/login"
@@ -45,8 +44,12 @@ const (
 
 // auth is the control plane in this process.
 type auth struct {
-	cfg       *config
-	log       *slog.Logger
+	cfg   *config
+	log   *slog.Logger
+	admin api.Gate // the API on the admin socket; shut while nothing is served
+
+	// What stands on the open store: replaced as a whole by open, while nothing
+	// is served.
 	id        string
 	store     store.Store
 	keys      *ca.Keys
@@ -56,70 +59,114 @@ type auth struct {
 	events    *audit.Log
 	server    *api.Server
 	key       *ecdsa.PrivateKey
+
 	listeners []listening
+	failed    chan error    // what ends run
+	broken    chan struct{} // thaw could not open the store
+
+	changing sync.Mutex // held while serving begins or ends
+	serving  *serving   // nil while nothing is served
+	frozen   bool       // from freeze on, until thaw
 
 	mu   sync.Mutex
 	cert *tls.Certificate
 }
 
-// listening is a socket, and whether a gateway of this machine is behind it.
+// listening is a socket of the API, by a name that is the same in every process.
 type listening struct {
 	net.Listener
-	gateway bool
+	name    string
+	gateway bool // a gateway of this machine is behind it
 }
 
-// openAuth opens the store and everything that stands on it. Nothing is served yet.
-func openAuth(ctx context.Context, cfg *config, log *slog.Logger) (a *auth, err error) {
-	a = &auth{cfg: cfg, log: log}
-	opened := a // a is nil once an error is returned
-	defer func() {
-		if err != nil {
-			opened.close()
-		}
-	}()
-	dir := filepath.Join(cfg.DataDir, "auth")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func newAuth(cfg *config, log *slog.Logger) *auth {
+	return &auth{cfg: cfg, log: log, failed: make(chan error, 1), broken: make(chan struct{}, 1)}
+}
+
+// openAuth opens the store and everything that stands on it, and the sockets.
+// Nothing is served yet.
+func openAuth(ctx context.Context, cfg *config, log *slog.Logger) (*auth, error) {
+	a := newAuth(cfg, log)
+	err := a.open(ctx)
+	if err == nil {
+		err = a.listen(nil)
+	}
+	if err != nil {
+		a.close()
 		return nil, err
 	}
-	if a.store, err = openStore(ctx, cfg, dir, log); err != nil {
-		return nil, err
+	return a, nil
+}
+
+// open opens the store and everything that stands on it. What was opened before
+// an error is for shut.
+func (a *auth) open(ctx context.Context) error {
+	dir := filepath.Join(a.cfg.DataDir, "auth")
+	if err := durable.MkdirAll(dir); err != nil {
+		return err
+	}
+	var err error
+	if a.store, err = openStore(ctx, a.cfg, dir, a.log); err != nil {
+		return err
 	}
 	sealer, err := ca.OpenKeyFile(filepath.Join(dir, "kek"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if a.keys, err = ca.Open(ctx, ca.Config{Store: a.store, Sealer: sealer, Cluster: cfg.Cluster}); err != nil {
-		return nil, err
+	if a.keys, err = ca.Open(ctx, ca.Config{Store: a.store, Sealer: sealer, Cluster: a.cfg.Cluster}); err != nil {
+		return err
 	}
-	a.id, err = hostID(filepath.Join(dir, "host-id"))
+	if a.id, err = hostID(filepath.Join(dir, "host-id")); err != nil {
+		return err
+	}
+	a.events, err = audit.OpenLog(audit.LogConfig{Dir: filepath.Join(dir, "audit"), Host: a.id, Sign: a.signHead, Log: a.log})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	a.events, err = audit.OpenLog(audit.LogConfig{Dir: filepath.Join(dir, "audit"), Host: a.id, Sign: a.signHead, Log: log})
+	a.users, err = login.New(login.Config{Store: a.store, Sealer: sealer, Issuer: a.cfg.Cluster, SecondFactor: login.Policy(a.cfg.Auth.SecondFactor)})
 	if err != nil {
-		return nil, err
-	}
-	a.users, err = login.New(login.Config{Store: a.store, Sealer: sealer, Issuer: cfg.Cluster, SecondFactor: login.Policy(cfg.Auth.SecondFactor)})
-	if err != nil {
-		return nil, err
+		return err
 	}
 	a.tokens = join.New(a.store, nil)
 	a.inventory = inventory.New(inventory.Config{Store: a.store})
 	a.server, err = api.New(ctx, api.Config{
 		Store: a.store, CA: a.keys, Users: a.users, Tokens: a.tokens, Inventory: a.inventory, Audit: a.events,
-		Version: version, PublicAddress: cfg.Gateway.PublicAddress, SecondFactor: cfg.Auth.SecondFactor,
-		OfflineMaxAge: time.Duration(cfg.Auth.Offline.MaxAge), Log: log,
+		Version: version, PublicAddress: a.cfg.Gateway.PublicAddress, SecondFactor: a.cfg.Auth.SecondFactor,
+		OfflineMaxAge: time.Duration(a.cfg.Auth.Offline.MaxAge), Log: a.log,
 	})
+	if err != nil {
+		return err
+	}
+	if a.key == nil {
+		a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	return err
+}
+
+// shut closes what open has opened. It may be called again.
+func (a *auth) shut() error {
+	var errs []error
+	if a.events != nil {
+		errs = append(errs, a.events.Close())
+	}
+	if a.store != nil {
+		errs = append(errs, a.store.Close())
+	}
+	a.events, a.store = nil, nil
+	return errors.Join(errs...)
+}
+
+// openStore returns nil with an error, and not a nil store in an interface: shut
+// would close that.
+func openStore(ctx context.Context, cfg *config, dir string, log *slog.Logger) (store.Store, error) {
+	s, err := openEtcd(ctx, cfg, dir, log)
 	if err != nil {
 		return nil, err
 	}
-	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return nil, err
-	}
-	return a, a.listen()
+	return s, nil
 }
 
-func openStore(ctx context.Context, cfg *config, dir string, log *slog.Logger) (store.Store, error) {
+func openEtcd(ctx context.Context, cfg *config, dir string, log *slog.Logger) (*etcd.Store, error) {
 	if e := cfg.Auth.Etcd; len(e.Endpoints) > 0 {
 		t, err := clientTLS(e.TLS)
 		if err != nil {
@@ -165,21 +212,22 @@ func certPool(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// hostID is made once and kept.
+// hostID is made once and kept. An empty file is of a start that a power cut
+// ended: nothing has had an id from it.
 func hostID(path string) (string, error) {
 	b, err := os.ReadFile(path)
-	if err == nil {
-		id, perr := uuid.Parse(strings.TrimSpace(string(b)))
-		if perr != nil {
-			return "", fmt.Errorf("%s: %w", path, perr)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if text := strings.TrimSpace(string(b)); text != "" {
+		id, err := uuid.Parse(text)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
 		}
 		return id.String(), nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
 	id := uuid.NewString()
-	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
+	return id, durable.WriteFile(path, []byte(id+"\n"))
 }
 
 // signHead signs a head of the audit log with the host CA.
@@ -191,22 +239,31 @@ func (a *auth) signHead(head []byte) ([]byte, error) {
 	return s.GetSignature(), nil
 }
 
-// listen opens auth's own socket, the admin socket, and auth.listen.
-func (a *auth) listen() error {
-	ln, err := unixListener(a.cfg.DataDir, authSocket)
-	if err != nil {
-		return err
+// listen opens the sockets that are not inherited: auth's own, and those of
+// auth.listen.
+func (a *auth) listen(inherited map[string]bool) error {
+	if !inherited[authSocket] {
+		ln, err := unixListener(a.cfg.DataDir, authSocket)
+		if err != nil {
+			return err
+		}
+		a.listeners = append(a.listeners, listening{ln, authSocket, true})
 	}
-	a.listeners = append(a.listeners, listening{ln, true})
 	for _, addr := range a.cfg.Auth.Listen {
+		if inherited[tcpName(addr)] {
+			continue
+		}
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
 			return err
 		}
-		a.listeners = append(a.listeners, listening{ln, false})
+		a.listeners = append(a.listeners, listening{ln, tcpName(addr), false})
 	}
 	return nil
 }
+
+// tcpName names a socket by its address in the configuration.
+func tcpName(addr string) string { return "tcp:" + addr }
 
 // unixListener makes a socket with mode 0600. A stale one is replaced: the
 // data directory is locked by this process.
@@ -225,29 +282,93 @@ func unixListener(dir, name string) (net.Listener, error) {
 	return ln, os.Chmod(path, 0o600)
 }
 
-// run serves until ctx is done.
+// serving is the time from one opening to the next closing.
+type serving struct {
+	cancel    context.CancelFunc
+	listeners []*api.Listener
+	group     sync.WaitGroup
+}
+
+// run serves until ctx is done or something fails. Meanwhile auth may be frozen
+// and thawed (auth_handover.go).
 func (a *auth) run(ctx context.Context) error {
+	if err := a.serve(); err != nil {
+		return err
+	}
+	defer a.halt()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-a.failed:
+			return err
+		case <-a.broken:
+			a.reopen(ctx)
+		}
+	}
+}
+
+// serve begins to serve on all sockets.
+func (a *auth) serve() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	return a.serveLocked()
+}
+
+func (a *auth) serveLocked() error {
 	pages, err := a.pages()
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &serving{cancel: cancel}
 	root := api.FromWeb(a.server.Handler(pages))
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.server.Run(ctx) })
+	server := a.server
+	s.group.Go(func() { a.report(server.Run(ctx)) })
 	for _, ln := range a.listeners {
 		l := &api.Listener{
 			Handler: root, Certificate: a.certificate, Cluster: a.cfg.Cluster, BehindGateway: ln.gateway, Log: a.log,
 			UserCAs: func() *x509.CertPool { return a.keys.Pool(ca.User) },
 			HostCAs: func() *x509.CertPool { return a.keys.Pool(ca.Host) },
 		}
-		g.Go(func() error { return l.Serve(ctx, ln) })
+		s.listeners = append(s.listeners, l)
+		s.group.Go(func() { a.report(l.Serve(ctx, ln.Listener)) })
 	}
-	return g.Wait()
+	a.serving = s
+	a.admin.Open(a.server.Handler(nil))
+	return nil
+}
+
+// report ends run with the first error.
+func (a *auth) report(err error) {
+	if err == nil {
+		return
+	}
+	select {
+	case a.failed <- err:
+	default:
+	}
+}
+
+// halt ends serving at once; connections are closed.
+func (a *auth) halt() {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if a.serving == nil {
+		return
+	}
+	a.serving.cancel()
+	a.serving.group.Wait()
+	a.serving = nil
 }
 
 func (a *auth) pages() (http.Handler, error) {
+	set, err := a.keys.KeySet()
+	if err != nil {
+		return nil, err
+	}
 	return web.Handler(web.Config{
-		Accounts: a.users, Cluster: a.cfg.Cluster, Address: a.cfg.Gateway.PublicAddress, Pins: a.keys.Pins(), Log: a.log,
+		KeySet: set, Accounts: a.users, Desk: a.server.Browser(), Cluster: a.cfg.Cluster, Address: a.cfg.Gateway.PublicAddress, Pins: a.keys.Pins(), Log: a.log,
 		Visitor: func(r *http.Request) netip.Addr { return api.VisitorAddr(r.Context()) },
 		Claimed: func(ctx context.Context, user string, mfa bool, from netip.Addr) error {
 			return a.events.Emit(ctx, sallyport.Event{
@@ -284,6 +405,15 @@ func (a *auth) certificate() (*tls.Certificate, error) {
 	return a.cert, nil
 }
 
+// hostRoots are the CAs of the cluster's own hosts.
+func (a *auth) hostRoots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range a.keys.Authority(ca.Host).Certificates {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
 // localToken lets a role of this very process join: single use, one minute.
 func (a *auth) localToken(ctx context.Context, kind sallyport.IdentityKind) (string, error) {
 	secret, _, err := a.tokens.Create(ctx, join.Spec{Roles: []sallyport.IdentityKind{kind}, TTL: time.Minute, SingleUse: true})
@@ -291,17 +421,13 @@ func (a *auth) localToken(ctx context.Context, kind sallyport.IdentityKind) (str
 }
 
 func (a *auth) close() {
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	for _, l := range a.listeners {
 		l.Close()
 	}
-	if a.events != nil {
-		if err := a.events.Close(); err != nil {
-			a.log.Error("close the audit log", "error", err)
-		}
-	}
-	if a.store != nil {
-		if err := a.store.Close(); err != nil {
-			a.log.Error("close the store", "error", err)
-		}
+	a.listeners = nil
+	if err := a.shut(); err != nil {
+		a.log.Error("close the store and the audit log", "error", err)
 	}
 }

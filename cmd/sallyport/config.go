@@ -1,15 +1,20 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/protocol/aws"
+	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
 const (
@@ -35,6 +40,7 @@ type config struct {
 	Agent   agentConfig   `yaml:"agent"`    // What stands beside the resources. Read with the role agent.
 	Metrics metricsConfig `yaml:"metrics"`  // Where counters can be read.
 	Log     logConfig     `yaml:"log"`      // What is written to standard error.
+	Upgrade upgradeConfig `yaml:"upgrade"`  // What a new program may take over, and how long the old one stays.
 }
 
 type authConfig struct {
@@ -69,7 +75,9 @@ type gatewayConfig struct {
 	ProxyProtocol proxyConfig         `yaml:"proxy_protocol"` // Load balancers in front of the gateway.
 	Routes        []routeConfig       `yaml:"routes"`         // Names that lead to upstreams without any agent. The strictest match wins; docs/static-routes.md has examples.
 	Upstreams     map[string]upstream `yaml:"upstreams"`      // Groups of servers, by a name of your choice, for `routes`.
+	Silent        silentConfig        `yaml:"silent"`         // Where clients go that say nothing because they wait for the server to speak first (MySQL, SMTP): one place for all of them. Default: nowhere, they are closed.
 	Limits        limitsConfig        `yaml:"limits"`         // What strangers and agents may take.
+	IOUring       string              `yaml:"io_uring"`       // Closing connections by io_uring, many at once: `on` where the kernel allows it, `off`, or `auto`, which is what measurement says and at present off (docs/io_uring.md). Default: `auto`.
 }
 
 type certificateConfig struct {
@@ -94,6 +102,12 @@ type routeConfig struct {
 type matchConfig struct {
 	SNI  []string `yaml:"sni"`  // As `names`.
 	ALPN []string `yaml:"alpn"` // As `alpn` of the route.
+}
+
+type silentConfig struct {
+	After     *duration `yaml:"after"`      // How long a client must have said nothing: from `100ms` to `limits.handshake`. Each such client waits so long; a slow client of any other protocol that takes longer for its first byte is taken for one. Default: `2s`.
+	To        []string  `yaml:"to"`         // Servers, `host:port` or `unix:/path`, taken in turn as those of a route. They get the connection as it is: no TLS is asked for, and nobody is identified.
+	SendProxy string    `yaml:"send_proxy"` // Tell the servers the client's address by PROXY protocol: `v2`. Default: do not.
 }
 
 type upstream struct {
@@ -135,6 +149,9 @@ type agentConfig struct {
 	SSH       sshConfig        `yaml:"ssh"`       // This machine, as a node.
 	Databases []databaseConfig `yaml:"databases"` // Databases that this agent serves.
 	TCP       []tcpConfig      `yaml:"tcp"`       // TCP services that this agent serves.
+	Apps      []appConfig      `yaml:"apps"`      // Web applications that this agent serves.
+
+	Kubernetes []kubernetesConfig `yaml:"kubernetes"` // Kubernetes clusters that this agent serves.
 }
 
 type joinConfig struct {
@@ -146,11 +163,13 @@ type sshConfig struct {
 	Enabled bool              `yaml:"enabled"` // Serve SSH to this machine. Default: `false`.
 	Name    string            `yaml:"name"`    // Name of the node. Default: the host name.
 	Labels  map[string]string `yaml:"labels"`  // Labels that roles and `sally ls` select by.
+
+	ListenAnywhere bool `yaml:"listen_anywhere"` // Let `ssh -R` listen at the address that the client names. Default: `false`, on the loopback only.
 }
 
 type databaseConfig struct {
 	Name        string            `yaml:"name"`        // One DNS label in lower case. Required.
-	Protocol    string            `yaml:"protocol"`    // `postgres`. Required.
+	Protocol    string            `yaml:"protocol"`    // `postgres`, `mysql` (MySQL and MariaDB) or `redis` (Redis and Valkey). Required.
 	Address     string            `yaml:"address"`     // The server's `host:port`, as this agent reaches it. Required.
 	Description string            `yaml:"description"` // For people, in listings.
 	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally db ls` select by.
@@ -165,9 +184,53 @@ type databaseTLS struct {
 
 type tcpConfig struct {
 	Name        string            `yaml:"name"`        // One DNS label in lower case. Required.
-	Address     string            `yaml:"address"`     // The service's `host:port`, as this agent reaches it. Required.
+	Address     string            `yaml:"address"`     // The service's `host:port`, or `unix:/path`, as this agent reaches it. Required.
 	Description string            `yaml:"description"` // For people, in listings.
 	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally tcp ls` select by.
+}
+
+type kubernetesConfig struct {
+	Name        string            `yaml:"name"`        // One DNS label in lower case. Required.
+	Kubeconfig  string            `yaml:"kubeconfig"`  // File that says where the API server is and how this agent is known there: a client certificate, a token or a `tokenFile`. Required without `in_cluster`.
+	Context     string            `yaml:"context"`     // Context of that file. Default: its current one.
+	InCluster   bool              `yaml:"in_cluster"`  // This agent is a pod of the cluster: use its service account. Default: `false`.
+	Description string            `yaml:"description"` // For people, in listings.
+	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally kube ls` select by.
+}
+
+type appConfig struct {
+	Name        string            `yaml:"name"`        // One DNS label in lower case, and none of `node`, `db`, `kube`, `tcp`, `app`, `desktop`, `auth`, `api`, `www`. Required.
+	URI         string            `yaml:"uri"`         // Where this agent reaches it: `http://localhost:3000`, `https://grafana.internal`, or `unix:/run/app.sock`. A path is where visitors of `/` are sent. `https://console.aws.amazon.com` (in China `https://console.amazonaws.cn`, `https://console.amazonaws-us-gov.com`) stands for AWS, for `sally aws`: each request goes to the endpoint of its service and region. Required.
+	Description string            `yaml:"description"` // For people, in listings.
+	Labels      map[string]string `yaml:"labels"`      // Labels that roles and `sally apps ls` select by.
+	TLS         appTLS            `yaml:"tls"`         // How an application at `https` is known.
+	Rewrite     appRewrite        `yaml:"rewrite"`     // What is changed in requests and answers.
+	AWS         awsConfig         `yaml:"aws"`         // For `sally aws`: AWS, or with another `uri` than its console a server that speaks as AWS does (DynamoDB local). Requests are signed here, with credentials that only this agent has: those of the AWS SDK's usual chain (environment, shared files, the machine's role).
+}
+
+// awsConfig: an application with any of it, or at AWS's console, is for AWS's clients.
+type awsConfig struct {
+	OwnRole    string   `yaml:"own_role"`    // ARN of the role that this agent's own credentials are. Who asks for it is served with them, and may not ask STS; all other roles are assumed by STS. Needs `services` where `uri` is not AWS's console; a server there must check which service a request is signed for. Users get roles by `aws_role_arns`. Default: none.
+	ExternalID string   `yaml:"external_id"` // External id to assume roles with. Default: none.
+	STS        string   `yaml:"sts"`         // URL of the STS that assumes roles; at `http` on this machine only. On the host of `uri` it is known as `tls` says. Default: `uri`, or AWS's own where that is the console; none where `uri` is at `http` on another machine, by which keys would pass in the clear.
+	Services   []string `yaml:"services"`    // Services that may be asked, by their names in signatures: `dynamodb`, `s3`. Default: all.
+	Regions    []string `yaml:"regions"`     // Regions that may be asked: `eu-central-1`. Default: all.
+}
+
+// isAWS says that an application is for AWS's clients.
+func (a *appConfig) isAWS() bool {
+	return aws.IsConsole(a.URI) || !reflect.ValueOf(a.AWS).IsZero()
+}
+
+type appTLS struct {
+	CA         string `yaml:"ca"`          // File with the CAs to believe, PEM. Default: those of the system.
+	ServerName string `yaml:"server_name"` // Name that the certificate must have. Default: the host of `uri`.
+	Insecure   bool   `yaml:"insecure"`    // Do not check the certificate. Default: `false`.
+}
+
+type appRewrite struct {
+	Headers   []string `yaml:"headers"`   // Headers set on each request in place of what the client says: `Name: value`. A value may hold one template as roles do: `X-Email: {{external.email}}`. `Host` sets the host that the application sees.
+	Redirects []string `yaml:"redirects"` // Hosts besides that of `uri` whose redirects lead back to the application: `grafana.internal`.
 }
 
 type metricsConfig struct {
@@ -178,6 +241,21 @@ type metricsConfig struct {
 type logConfig struct {
 	Level  string `yaml:"level"`  // `debug`, `info`, `warn` or `error`. Default: `info`.
 	Format string `yaml:"format"` // `text` or `json`. Default: `text`.
+}
+
+type upgradeConfig struct {
+	Drain *duration `yaml:"drain"` // How long an old process may go on with what could not move to the new one, such as shells: `0s` to `720h`. Default: `8h`.
+}
+
+// defaultDrain is a working day.
+const defaultDrain = 8 * time.Hour
+
+// drain is how long an old process stays at most.
+func (c *upgradeConfig) drain() time.Duration {
+	if c.Drain == nil {
+		return defaultDrain
+	}
+	return time.Duration(*c.Drain)
 }
 
 // duration is a time in Go's notation: "12h", "30s".
@@ -202,8 +280,11 @@ func loadConfig(path string) (*config, error) { return loadConfigOf(path, "") }
 // gateway or an agent has joined; "" when it is not.
 func loadConfigOf(path, cluster string) (*config, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "sallyport configure -o " + shellQuote(path) + " writes one", Cause: err}
+	}
 	if err != nil {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "sallyport configure -o " + path + " writes one"}
+		return nil, err
 	}
 	if info.Size() > maxConfig {
 		return nil, fmt.Errorf("%s: %d bytes, more than %d", path, info.Size(), maxConfig)
@@ -228,6 +309,7 @@ func (c *config) complete() {
 	set(&c.Auth.SecondFactor, "optional")
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "text")
+	set(&c.Gateway.IOUring, string(relay.BatchAuto))
 	if len(c.Gateway.Listen) == 0 {
 		c.Gateway.Listen = []string{":443"}
 	}
@@ -252,6 +334,12 @@ func (c *config) resolve(dir string) {
 	}
 	for i := range c.Agent.Databases {
 		files = append(files, &c.Agent.Databases[i].TLS.CA)
+	}
+	for i := range c.Agent.Apps {
+		files = append(files, &c.Agent.Apps[i].TLS.CA)
+	}
+	for i := range c.Agent.Kubernetes {
+		files = append(files, &c.Agent.Kubernetes[i].Kubeconfig)
 	}
 	for _, f := range files {
 		if *f != "" && !filepath.IsAbs(*f) {

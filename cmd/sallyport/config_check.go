@@ -8,6 +8,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/protocol/app"
+	"github.com/sallyport/sallyport/dataplane/protocol/aws"
+	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/dataplane/sigv4"
 )
 
 // checker collects what the grammar cannot find.
@@ -105,8 +112,19 @@ func (k *checker) gateway(c *config) {
 	}
 	k.addresses("gateway.listen", g.Listen)
 	k.routes(g)
+	k.silent(g)
 	k.upstreams(g)
 	k.limits(&g.Limits)
+	if g.IOUring != "" {
+		k.oneOf("gateway.io_uring", g.IOUring, words(relay.Batches())...)
+	}
+}
+
+func words[T ~string](list []T) (out []string) {
+	for _, w := range list {
+		out = append(out, string(w))
+	}
+	return out
 }
 
 func didYouMean(name string, known map[string]upstream) string {
@@ -139,9 +157,7 @@ func (k *checker) agent(c *config) {
 	seen := map[string]bool{}
 	for i, d := range a.Databases {
 		where := fmt.Sprintf("agent.databases[%d]", i)
-		if d.Protocol != "postgres" {
-			k.add(where+".protocol", "%q; this version serves postgres only", d.Protocol)
-		}
+		k.oneOf(where+".protocol", d.Protocol, protocolPostgres, protocolMySQL, protocolRedis)
 		if d.TLS.Mode != "" {
 			k.oneOf(where+".tls.mode", d.TLS.Mode, "verify-full", "verify-ca", "insecure")
 		}
@@ -152,7 +168,90 @@ func (k *checker) agent(c *config) {
 	for i, t := range a.TCP {
 		where := fmt.Sprintf("agent.tcp[%d]", i)
 		k.named(where, t.Name, seen)
-		k.address(where+".address", t.Address)
+		if strings.HasPrefix(t.Address, "unix:") {
+			k.server(where+".address", t.Address)
+		} else {
+			k.address(where+".address", t.Address)
+		}
+	}
+	k.kubernetes(a.Kubernetes)
+	k.apps(a.Apps)
+}
+
+func (k *checker) kubernetes(list []kubernetesConfig) {
+	seen := map[string]bool{}
+	for i, c := range list {
+		where := fmt.Sprintf("agent.kubernetes[%d]", i)
+		k.named(where, c.Name, seen)
+		switch {
+		case c.InCluster && (c.Kubeconfig != "" || c.Context != ""):
+			k.add(where, "in_cluster and a kubeconfig exclude each other")
+		case !c.InCluster && c.Kubeconfig == "":
+			k.add(where+".kubeconfig", "a file is needed, or in_cluster: true where the agent is a pod")
+		}
+	}
+}
+
+func (k *checker) apps(list []appConfig) {
+	seen := map[string]bool{}
+	for i, a := range list {
+		where := fmt.Sprintf("agent.apps[%d]", i)
+		k.named(where, a.Name, seen)
+		if alpn.Reserved(a.Name) {
+			k.add(where+".name", "%q is reserved: %s below the cluster's name is for something else", a.Name, a.Name)
+		}
+		if a.isAWS() {
+			k.aws(where, &a)
+			continue
+		}
+		if err := (app.Target{URI: a.URI}).Check(); err != nil {
+			k.add(where+".uri", "%v", err)
+		}
+		if err := (app.Target{URI: "http://localhost", Redirects: a.Rewrite.Redirects}).Check(); err != nil {
+			k.add(where+".rewrite.redirects", "%v", err)
+		}
+		for j, h := range a.Rewrite.Headers {
+			if _, err := parseHeader(h); err != nil {
+				k.add(fmt.Sprintf("%s.rewrite.headers[%d]", where, j), "%v", err)
+			}
+		}
+		if a.TLS != (appTLS{}) && !strings.HasPrefix(a.URI, "https:") {
+			k.add(where+".tls", "only an application at https:// has a certificate")
+		}
+	}
+}
+
+// aws checks an application that is for AWS's clients.
+func (k *checker) aws(where string, a *appConfig) {
+	if err := (aws.Target{URI: a.URI}).Check(); err != nil {
+		k.add(where+".uri", "%v", err)
+	}
+	if len(a.Rewrite.Headers)+len(a.Rewrite.Redirects) > 0 {
+		k.add(where+".rewrite", "requests to AWS are signed, and nothing else is changed in them")
+	}
+	if a.TLS != (appTLS{}) && (aws.IsConsole(a.URI) || !strings.HasPrefix(a.URI, "https:")) {
+		k.add(where+".tls", "only a server at https:// has a certificate, and AWS's own are known by the system's CAs")
+	}
+	if a.AWS.OwnRole != "" && !aws.ValidRole(a.AWS.OwnRole) {
+		k.add(where+".aws.own_role", "%q is not the ARN of a role: arn:aws:iam::123456789012:role/NAME", a.AWS.OwnRole)
+	}
+	if a.AWS.OwnRole != "" && len(a.AWS.Services) == 0 && !aws.IsConsole(a.URI) {
+		k.add(where+".aws.own_role", "needs aws.services where uri is not AWS's console: a server might take a request for one service as one for STS, which gives the agent's own credentials away")
+	}
+	if a.AWS.STS != "" {
+		if err := aws.CheckSTS(a.AWS.STS); err != nil {
+			k.add(where+".aws.sts", "%v", err)
+		}
+	}
+	for i, w := range a.AWS.Services {
+		if !sigv4.Word(w) {
+			k.add(fmt.Sprintf("%s.aws.services[%d]", where, i), "%q is not the name of a service", w)
+		}
+	}
+	for i, w := range a.AWS.Regions {
+		if !sigv4.Word(w) {
+			k.add(fmt.Sprintf("%s.aws.regions[%d]", where, i), "%q is not the name of a region", w)
+		}
 	}
 }
 
@@ -166,6 +265,9 @@ func (k *checker) rest(c *config) {
 	if c.Metrics.Socket != "" && c.Metrics.Socket != adminSocket {
 		k.add("metrics.socket", "%q: this version serves counters on %s in data_dir only", c.Metrics.Socket, adminSocket)
 	}
+	if d := c.Upgrade.drain(); d < 0 || d > longestDrain {
+		k.add("upgrade.drain", "%v is not within 0s and %v", d, longestDrain)
+	}
 	if c.Metrics.Listen == "" {
 		return
 	}
@@ -174,6 +276,9 @@ func (k *checker) rest(c *config) {
 		k.add("metrics.listen", "%q is not host:port on a loopback address", c.Metrics.Listen)
 	}
 }
+
+// longestDrain is a month: who wants more has forgotten something.
+const longestDrain = 720 * time.Hour
 
 // oneOf is for words that stand for themselves.
 func (k *checker) oneOf(path, word string, known ...string) {

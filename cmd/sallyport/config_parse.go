@@ -346,10 +346,6 @@ func unknown(name string, t reflect.Type) string {
 // serve; "" for others.
 func later(word string) string {
 	switch word {
-	case "kubernetes":
-		return "Kubernetes clusters"
-	case "apps":
-		return "web applications"
 	case "desktops":
 		return "desktops"
 	case "acme":

@@ -88,6 +88,53 @@ func (k *checker) route(where string, r *routeConfig, upstreams map[string]upstr
 	k.sendProxy(where, r.SendProxy)
 }
 
+// The bounds of silent.after. The default is more than what a hello needs that was
+// lost once on the way and sent again, and less than people wait.
+const (
+	silentLeast   = 100 * time.Millisecond
+	silentDefault = 2 * time.Second
+)
+
+// silent finds what is wrong with the place of silent clients.
+func (k *checker) silent(g *gatewayConfig) {
+	const where = "gateway.silent"
+	s := &g.Silent
+	if len(s.To) == 0 {
+		if s.After != nil || s.SendProxy != "" {
+			k.add(where+".to", "at least one server is needed")
+		}
+		return
+	}
+	if after, most := g.silentAfter(), g.stage(); after < silentLeast || after > most {
+		k.add(where+".after", "%s; from %s to %s, which is gateway.limits.handshake", after, silentLeast, most)
+	}
+	k.servers(where+".to", s.To)
+	k.sendProxy(where, s.SendProxy)
+}
+
+// silentRoute is the place of silent clients as the gateway takes it.
+func (g *gatewayConfig) silentRoute() *gateway.SilentRoute {
+	if len(g.Silent.To) == 0 {
+		return nil
+	}
+	return &gateway.SilentRoute{After: g.silentAfter(), Upstreams: g.Silent.To, Proxy: g.Silent.SendProxy != ""}
+}
+
+func (g *gatewayConfig) silentAfter() time.Duration {
+	if g.Silent.After == nil {
+		return min(silentDefault, g.stage())
+	}
+	return time.Duration(*g.Silent.After)
+}
+
+// stage is the time of a step.
+func (g *gatewayConfig) stage() time.Duration {
+	if g.Limits.Handshake == nil {
+		return gateway.DefaultStage
+	}
+	return time.Duration(*g.Limits.Handshake)
+}
+
 // table finds names that are none, that are the cluster's, or that two routes claim.
 func (k *checker) table(g *gatewayConfig, matches []alpn.Match) {
 	_, err := alpn.NewTable(k.cluster, matches)
@@ -294,6 +341,6 @@ func (c *config) tunnelBounds() tunnel.Bounds {
 func (c *config) settings() (gateway.Settings, error) {
 	trusted, err := prefixes(c.Gateway.ProxyProtocol.Trusted)
 	return gateway.Settings{
-		Static: c.Gateway.staticRoutes(), TrustedProxies: trusted, Idle: time.Duration(given(c.Gateway.Limits.Idle)), Bounds: c.bounds(),
+		Static: c.Gateway.staticRoutes(), Silent: c.Gateway.silentRoute(), TrustedProxies: trusted, Idle: time.Duration(given(c.Gateway.Limits.Idle)), Bounds: c.bounds(),
 	}, err
 }

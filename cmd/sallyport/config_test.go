@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,8 +39,10 @@ gateway:
       upstream: shop
       mode: passthrough
     - {names: [mail.example.com], alpn: [imap], to: ["10.0.0.12:993", "unix:/run/mail.sock"], send_proxy: v2}
+  io_uring: on
   upstreams:
     shop: {servers: ["10.0.0.11:443"], policy: round_robin, send_proxy: v2}
+  silent: {after: 1s, to: ["10.0.0.13:3306"], send_proxy: v2}
   limits:
     {handshake: 20s, connect: 1s, idle: 1h, waiting_per_source: 32, waiting: 8192, rate_per_source: 40, large_hellos: 8, web_per_source: 9, web: 100,
      half_open_per_source: 17, half_open_per_agent: 65, half_open: 4097, stream_rate: 21, parked_min: 2, parked_per_agent: 300, parked: 1000, parked_for: 1m, carried: 50, lease_wait: 3s,
@@ -48,12 +51,17 @@ agent:
   gateways: ["gw.example.com:443"]
   join: {token_file: token, ca_pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
   group: db
-  ssh: {enabled: true, name: web-1, labels: {env: prod, n: 1}}
+  ssh: {enabled: true, name: web-1, labels: {env: prod, n: 1}, listen_anywhere: true}
   databases:
     - {name: orders, protocol: postgres, address: "localhost:5432", description: Orders, labels: {env: prod}, tls: {mode: verify-ca, ca: ca.pem, server_name: db1}}
+  kubernetes:
+    - {name: prod, kubeconfig: kube.yaml, context: agent, description: Prod, labels: {env: prod}}
+    - {name: own, in_cluster: true}
   tcp: [{name: echo, address: "localhost:7", description: Echo, labels: {a: b}}]
+  apps: [{name: grafana, uri: "https://localhost:3000", description: Charts, labels: {a: b}, tls: {insecure: true}, rewrite: {headers: ["X-Email: {{external.email}}"], redirects: [grafana.internal]}}, {name: cloud, uri: "https://console.aws.amazon.com"}, {name: dynamo, uri: "http://localhost:8000", aws: {own_role: "arn:aws:iam::123456789012:role/local", external_id: x, sts: "http://localhost:8001", services: [dynamodb], regions: [eu-central-1]}}]
 metrics: {socket: admin.sock, listen: "127.0.0.1:9443"}
 log: {level: debug, format: json}
+upgrade: {drain: 1h}
 `
 
 func TestParseConfig(t *testing.T) {
@@ -71,6 +79,22 @@ func TestParseConfig(t *testing.T) {
 		if !strings.Contains(good, strings.TrimSuffix(word, "[]")+":") {
 			t.Errorf("%s is not in the example", p)
 		}
+	}
+}
+
+// TestResolve: files are found beside the file that names them.
+func TestResolve(t *testing.T) {
+	c, err := parseConfig([]byte("version: 1\ncluster: gw.test\nroles: [auth, gateway, agent]\ngateway: {certificates: [{cert: web.pem, key: web.key}]}\n" +
+		"agent: {databases: [{name: a, protocol: postgres, address: 'a:1', tls: {ca: ca.pem}}], kubernetes: [{name: k, kubeconfig: kube.yaml}],\n" +
+		"  apps: [{name: b, uri: 'https://b', tls: {ca: b.pem}}, {name: c, uri: 'https://c', tls: {ca: /c.pem}}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.resolve("/etc/sallyport")
+	got := []string{c.Gateway.Certificates[0].Key, c.Agent.Databases[0].TLS.CA, c.Agent.Kubernetes[0].Kubeconfig, c.Agent.Apps[0].TLS.CA, c.Agent.Apps[1].TLS.CA}
+	want := []string{"/etc/sallyport/web.key", "/etc/sallyport/ca.pem", "/etc/sallyport/kube.yaml", "/etc/sallyport/b.pem", "/c.pem"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
@@ -106,8 +130,9 @@ func TestConfigFaults(t *testing.T) {
 		{"elsewhere too", head + "agent: {listen: [a]}\n", `4:9: agent: unknown field "listen" here; there is auth.listen`},
 		{"nothing near", head + "log: {zzzzzz: 1}\n", `4:7: log: unknown field "zzzzzz"; known here: level, format`},
 		{"not text", head + "1: 2\n", `4:1: unknown field "1"`},
-		{"later", head + "agent: {kubernetes: [{name: a}]}\n", "4:9: agent: kubernetes: this version does not serve Kubernetes clusters; remove it"},
-		{"later apps", head + "agent:\n  apps: []\n", "5:3: agent: apps: this version does not serve web applications; remove it"},
+		{"later", head + "agent: {desktops: [{name: a}]}\n", "4:9: agent: desktops: this version does not serve desktops; remove it"},
+		{"Kubernetes without a way", head + "agent: {kubernetes: [{name: a}]}\n", "4:22: agent.kubernetes[0].kubeconfig: a file is needed, or in_cluster: true where the agent is a pod"},
+		{"Kubernetes twice", head + "agent: {kubernetes: [{name: a, in_cluster: true, kubeconfig: x}]}\n", "4:22: agent.kubernetes[0]: in_cluster and a kubeconfig exclude each other"},
 		{"later acme", head + "gateway: {acme: {email: a}}\n", "4:11: gateway: acme: this version does not serve ACME certificates; remove it"},
 		{"later health", head + "gateway: {upstreams: {a: {servers: [\"a:1\"], health: {}}}}\n", "4:45: gateway.upstreams.a: health: this version does not serve health checks of upstreams; remove it"},
 		{"twice", head + "cluster: b\n", `4:1: mapping key "cluster" already defined at [2:1]`},
@@ -137,6 +162,7 @@ func TestConfigFaults(t *testing.T) {
 		{"role twice", "version: 1\ncluster: a\nroles: [auth, auth]\n", "3:15: roles[1]: auth is named twice"},
 		{"no cluster", "version: 1\nroles: [auth]\n", "1:1: cluster: the public name of the cluster is needed, for example gw.example.com"},
 		{"cluster", "version: 1\ncluster: GW.test\nroles: [auth]\n", `2:10: cluster: "GW.test" is not a DNS name in lower case`},
+		{"io_uring", head + "gateway: {io_uring: onn}\n", `4:21: gateway.io_uring: "onn" is none of auto, off, on; did you mean "on"?`},
 		{"second factor", head + "auth: {second_factor: topt}\n", `4:23: auth.second_factor: "topt" is none of off, optional, totp; did you mean "totp"?`},
 		{"etcd both", head + "auth:\n  etcd:\n    embedded: true\n    endpoints: [a]\n", "6:5: auth.etcd: embedded: true and endpoints exclude each other"},
 		{"etcd none", head + "auth:\n  etcd:\n    embedded: false\n", "6:5: auth.etcd: embedded: false needs endpoints"},
@@ -147,6 +173,10 @@ func TestConfigFaults(t *testing.T) {
 		{"network", head + "gateway: {proxy_protocol: {trusted: [10.0.0.1]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0.1" is not a network such as 10.0.0.0/8`},
 		{"no upstream", head + "gateway:\n  routes:\n    - match: {sni: [a]}\n      upstream: shpo\n  upstreams: {shop: {servers: [\"a:1\"]}}\n", `7:17: gateway.routes[0].upstream: no upstream "shpo"; did you mean "shop"?`},
 		{"mode of later", head + "gateway:\n  routes: [{match: {sni: [a]}, upstream: s, mode: terminate-http}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", "5:51: gateway.routes[0].mode: this version does not serve terminate-http, only passthrough"},
+		{"silent with nowhere to go", head + "gateway: {silent: {after: 1s}}\n", `4:19: gateway.silent.to: at least one server is needed`},
+		{"silent for a moment", head + "gateway: {silent: {after: 1ms, to: [\"a:1\"]}}\n", `4:27: gateway.silent.after: 1ms; from 100ms to 10s, which is gateway.limits.handshake`},
+		{"silent for too long", head + "gateway:\n  limits: {handshake: 5s}\n  silent: {after: 6s, to: [\"a:1\"]}\n", `6:19: gateway.silent.after: 6s; from 100ms to 5s, which`},
+		{"silent to no server", head + "gateway: {silent: {to: [a]}}\n", `4:25: gateway.silent.to[0]: "a" is not host:port`},
 		{"policy of later", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], policy: least_connections}}\n", "5:45: gateway.upstreams.s.policy: this version does not serve least_connections, only round_robin"},
 		{"server with port 0", head + "gateway:\n  upstreams: {s: {servers: [\"a:0\"]}}\n", `5:29: gateway.upstreams.s.servers[0]: "a:0" has no port from 1 to 65535`},
 		{"server without a host", head + "gateway:\n  routes: [{names: [a], to: [\":443\"]}]\n", `5:30: gateway.routes[0].to[0]: ":443" is not host:port`},
@@ -174,11 +204,28 @@ func TestConfigFaults(t *testing.T) {
 		{"gateway without a pin", "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n", "4:3: gateway.join.ca_pin: needed to know auth by"},
 		{"pin", "version: 1\nroles: [agent]\nagent:\n  gateways: [\"a:1\"]\n  join: {ca_pin: abc}\n", `5:18: agent.join.ca_pin: "abc" is not sha256: and 64 hex digits`},
 		{"agent alone", "version: 1\nroles: [agent]\n", "1:1: agent.gateways: at least one host:port is needed\n1:1: agent.join.ca_pin: needed to know auth by"},
-		{"database's protocol", head + "agent: {databases: [{name: a, protocol: mysql, address: \"a:1\"}]}\n", `4:41: agent.databases[0].protocol: "mysql"; this version serves postgres only`},
+		{"database's protocol", head + "agent: {databases: [{name: a, protocol: oracle, address: \"a:1\"}]}\n", `4:41: agent.databases[0].protocol: "oracle" is none of postgres, mysql, redis`},
 		{"database's name", head + "agent: {databases: [{name: A_b, protocol: postgres, address: \"a:1\"}]}\n", `4:28: agent.databases[0].name: "A_b" is not one DNS label in lower case`},
 		{"names twice", head + "agent:\n  tcp:\n    - {name: a, address: \"a:1\"}\n    - {name: a, address: \"a:2\"}\n", `7:14: agent.tcp[1].name: "a" is named twice`},
+		{"app's URI", head + "agent: {apps: [{name: a, uri: \"http://u:p@x\"}]}\n", `4:31: agent.apps[0].uri: the URI of an application holds no user and no password`},
+		{"app's reserved name", head + "agent: {apps: [{name: www, uri: \"http://x\"}]}\n", `4:23: agent.apps[0].name: "www" is reserved`},
+		{"app's header", head + "agent: {apps: [{name: a, uri: \"http://x\", rewrite: {headers: [\"Connection: close\"]}}]}\n", `4:63: agent.apps[0].rewrite.headers[0]: header Connection is not for configurations to set`},
+		{"app's template", head + "agent: {apps: [{name: a, uri: \"http://x\", rewrite: {headers: [\"X: {{internal.x}}\"]}}]}\n", `4:63: agent.apps[0].rewrite.headers[0]: template`},
+		{"app's redirect", head + "agent: {apps: [{name: a, uri: \"http://x\", rewrite: {redirects: [\"http://y\"]}}]}\n", `4:64: agent.apps[0].rewrite.redirects: "http://y" is not a host, nor host:port`},
+		{"AWS's URI", head + "agent: {apps: [{name: a, uri: \"http://169.254.169.254\", aws: {services: [s3]}}]}\n", `4:31: agent.apps[0].uri: 169.254.169.254 is not the address of a server of AWS`},
+		{"AWS's role", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", aws: {own_role: admin}}]}\n", `4:81: agent.apps[0].aws.own_role: "admin" is not the ARN of a role`},
+		{"AWS's STS", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", aws: {sts: \"http://u:p@x\"}}]}\n", `4:76: agent.apps[0].aws.sts: a URL of a server holds no user and no password`},
+		{"AWS's STS without TLS", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", aws: {sts: \"http://sts.internal\"}}]}\n", `4:76: agent.apps[0].aws.sts: "http://sts.internal": keys pass by http on this machine only`},
+		{"AWS's role for all services", head + "agent: {apps: [{name: a, uri: \"http://localhost:8000\", aws: {own_role: \"arn:aws:iam::123456789012:role/a\"}}]}\n", `4:72: agent.apps[0].aws.own_role: needs aws.services`},
+		{"AWS's services", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", aws: {services: [\"s 3\"]}}]}\n", `4:82: agent.apps[0].aws.services[0]: "s 3" is not the name of a service`},
+		{"AWS's regions", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", aws: {regions: [eu.west]}}]}\n", `4:81: agent.apps[0].aws.regions[0]: "eu.west" is not the name of a region`},
+		{"AWS's headers", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", rewrite: {headers: [\"X: y\"]}}]}\n", `4:74: agent.apps[0].rewrite: requests to AWS are signed`},
+		{"AWS's TLS", head + "agent: {apps: [{name: a, uri: \"https://console.aws.amazon.com\", tls: {insecure: true}}]}\n", `4:70: agent.apps[0].tls: only a server at https://`},
+		{"app's TLS", head + "agent: {apps: [{name: a, uri: \"http://x\", tls: {insecure: true}}]}\n", `4:48: agent.apps[0].tls: only an application at https:// has a certificate`},
 		{"log level", head + "log: {level: loud}\n", `4:14: log.level: "loud" is none of debug, info, warn, error`},
 		{"metrics socket", head + "metrics: {socket: /run/x.sock}\n", `4:19: metrics.socket: "/run/x.sock": this version serves counters on admin.sock in data_dir only`},
+		{"drain", head + "upgrade: {drain: -1s}\n", `4:18: upgrade.drain: -1s is not within 0s and 720h0m0s`},
+		{"drain for long", head + "upgrade:\n  drain: 721h\n", `5:10: upgrade.drain: 721h0m0s is not within 0s and 720h0m0s`},
 		{"metrics", head + "metrics: {listen: \"0.0.0.0:1\"}\n", `4:19: metrics.listen: "0.0.0.0:1" is not host:port on a loopback address`},
 		{"all at once", "version: 2\ncluster: A\nroles: [x]\n", "1:10: version: 2; this program reads version: 1\n2:10: cluster: \"A\" is not a DNS name in lower case\n3:9: roles[0]: \"x\" is none of auth, gateway, agent"},
 	} {
@@ -283,6 +330,17 @@ func TestStaticRoutes(t *testing.T) {
 	}
 	if got := c.Gateway.staticRoutes(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
+	}
+	if got := c.Gateway.silentRoute(); !reflect.DeepEqual(got, &gateway.SilentRoute{After: time.Second, Upstreams: []string{"10.0.0.13:3306"}, Proxy: true}) {
+		t.Errorf("silent clients: %+v", got)
+	}
+	var g gatewayConfig
+	if g.silentRoute() != nil {
+		t.Error("silent clients go somewhere")
+	}
+	g.Silent.To = []string{"a:1"}
+	if got := g.silentRoute(); got.After != silentDefault || got.Proxy {
+		t.Errorf("silent clients: %+v", got)
 	}
 }
 

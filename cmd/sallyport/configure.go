@@ -182,7 +182,8 @@ func (c *configureCmd) gateway(b *strings.Builder) {
 	}
 }
 
-// examplePin is well-formed and nobody's: start refuses to join by it.
+// examplePin is well-formed and nobody's: a host that joins by it ends, since no
+// CA has it.
 const examplePin = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 
 func (c *configureCmd) agent(b *strings.Builder) {
@@ -195,7 +196,9 @@ func (c *configureCmd) agent(b *strings.Builder) {
 	}
 	b.WriteString(`  ssh: {enabled: true, labels: {env: prod}}
   # databases: [{name: orders, protocol: postgres, address: "localhost:5432", labels: {env: prod}}]
+  # kubernetes: [{name: prod, kubeconfig: /etc/sallyport.kubeconfig, labels: {env: prod}}]
   # tcp: [{name: echo, address: "localhost:7"}]
+  # apps: [{name: grafana, uri: "http://localhost:3000", labels: {env: prod}}]
 `)
 }
 

@@ -8,13 +8,14 @@ import (
 	"syscall"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/durable"
 )
 
 // ownDir makes the data directory, or checks that nobody else may write to the
 // one that is there: whoever can replaces keys, the store and the programs'
 // sockets, whatever the modes of those are.
 func ownDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return unusable(dir, err)
 	}
 	info, err := os.Stat(dir)

@@ -6,65 +6,109 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
-	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/login"
+	"github.com/sallyport/sallyport/dataplane/handover"
 )
 
 const (
-	demoCluster = "localhost"
-	demoAdmin   = "admin"
-	echoSocket  = "echo.sock"
-	demoUp      = 20 * time.Second
-	claimTTL    = time.Hour
+	demoCluster  = "localhost"
+	demoAdmin    = "admin"
+	echoSocket   = "echo.sock"
+	whoamiSocket = "whoami.sock"
+	demoConfig   = "demo.yaml" // what it runs with, for the next program
+	demoUp       = time.Minute
+	claimTTL     = time.Hour
 )
 
 type demoCmd struct {
-	Listen    string `name:"listen" default:"127.0.0.1:8443" help:"Address of the one port."`
-	Data      string `name:"data" default:"demo-data" help:"Directory of the demo; kept between runs."`
-	ReadyJSON string `name:"ready-json" placeholder:"FILE" help:"Make a ready admin and write how to log in, once all is up (mode 0600)."`
-	Debug     bool   `name:"debug" short:"d" help:"Log more."`
+	Listen    string   `name:"listen" default:"127.0.0.1:8443" help:"Address of the one port."`
+	Data      string   `name:"data" default:"demo-data" help:"Directory of the demo; kept between runs."`
+	Databases []string `name:"databases" default:"postgres,mariadb,redis" placeholder:"NAME" help:"Databases to offer where their servers are installed: postgres, mariadb, redis; or none."`
+	ReadyJSON string   `name:"ready-json" placeholder:"FILE" help:"Make a ready admin and write how to log in, once all is up (mode 0600)."`
+	Debug     bool     `name:"debug" short:"d" help:"Log more."`
 }
 
-// demo is one running demo.
+// demo is one running demo. What it has beside the roles of a process moves with
+// them, or is held by the leash (demo_handover.go, demo_child.go).
 type demo struct {
 	*demoCmd
 	p        *program
 	node     *node
-	postgres *demoPostgres
-	echo     net.Listener
-	users    []string // of the database
+	flip     *handover.Upgrader
+	saving   *thrift
+	postgres *demoPostgres // in the process that has started it, as the others
+	servers  []*demoServer
+	sockets  [2]*gated // of echo and whoami
+	whoami   *whoami
+	users    []string // of the databases
 }
 
-// Run runs until it is told to stop.
+// Run runs until it is told to stop, or has handed over.
 func (c *demoCmd) Run(p *program) error {
-	d := &demo{demoCmd: c, p: p}
+	if kept, err := keepAsFirst(p.ctx, os.Getpid()); kept {
+		return err
+	}
+	renew := make(chan os.Signal, 1)
+	signal.Notify(renew, syscall.SIGUSR2)
+	defer signal.Stop(renew)
+	saving := new(thrift)
+	flip, err := handover.New(handover.Config{Program: handover.Program{Version: version}, Timeout: readyWithin, Step: saving.onStep})
+	if err != nil {
+		return err
+	}
+	heir, err := flip.Inherited(p.ctx)
+	if err != nil {
+		return fmt.Errorf("taking over: %w", err)
+	}
+	if heir != nil {
+		saving.beginYoung()
+		defer time.AfterFunc(thriftyFor, saving.end).Stop()
+	}
+	d := &demo{demoCmd: c, p: p, flip: flip, saving: saving}
+	if err := d.prepare(heir != nil); err != nil {
+		if heir != nil {
+			heir.Refuse(err)
+		}
+		return err
+	}
+	d.node.renew, flip.Log = renew, d.node.log
+	asked, stop := signal.NotifyContext(p.ctx, syscall.SIGHUP) // the terminal is gone
+	defer stop()
+	return d.node.live(asked, heir)
+}
+
+// prepare makes the node. One that takes over has the configuration of the old
+// process, which says where the servers are.
+func (d *demo) prepare(inherits bool) (err error) {
 	cfg, err := d.config()
 	if err != nil {
 		return err
 	}
-	d.node = newNode(cfg, logger(p.stderr, cfg.Log))
-	defer d.close()
-	if err := d.open(); err != nil {
+	file := filepath.Join(cfg.DataDir, demoConfig)
+	if inherits {
+		if cfg, err = loadConfig(file); err != nil {
+			return err
+		}
+	}
+	d.node = newNode(cfg, logger(d.p.stderr, cfg.Log))
+	d.node.demo, d.node.reloads.file = d, file
+	if d.node.keeping, err = keepingOf(""); err != nil || inherits {
+		d.offer()
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(p.ctx)
-	defer cancel(nil)
-	done := make(chan error, 1)
-	go func() { done <- d.node.run(ctx) }()
-	if err := d.announce(ctx); err != nil {
-		cancel(err)
-		return errors.Join(err, <-done)
-	}
-	return <-done
+	d.node.keeping.leash, err = newLeash()
+	d.node.upgrades.refuse = &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "this demo is still starting", Hint: "try again when it has said that it is up"}
+	return err
 }
 
 func (d *demo) config() (*config, error) {
@@ -80,6 +124,9 @@ func (d *demo) config() (*config, error) {
 		Gateway: gatewayConfig{Listen: []string{d.Listen}},
 		Agent:   agentConfig{SSH: sshConfig{Enabled: true, Labels: map[string]string{"env": "demo"}}},
 	}
+	if err := d.checkDatabases(); err != nil {
+		return nil, err
+	}
 	if d.Debug {
 		cfg.Log.Level = "debug"
 	}
@@ -91,8 +138,8 @@ func (d *demo) config() (*config, error) {
 }
 
 // open brings up what the agent serves before the agent itself.
-func (d *demo) open() error {
-	n, cfg, ctx := d.node, d.node.cfg, d.p.ctx
+func (d *demo) open(ctx context.Context) error {
+	n := d.node
 	if err := n.prepareDir(); err != nil {
 		return err
 	}
@@ -103,28 +150,30 @@ func (d *demo) open() error {
 	if err := n.startAuth(ctx); err != nil {
 		return err
 	}
-	if err := d.startEcho(); err != nil {
+	if err := d.openSockets(); err != nil {
 		return err
 	}
-	echo, err := sock.Path(cfg.DataDir, echoSocket)
+	d.serveSockets()
+	if err := d.openDatabases(ctx); err != nil {
+		return err
+	}
+	if err := d.keepConfig(); err != nil {
+		return err
+	}
+	if err := n.openGateway(ctx, false); err != nil {
+		return err
+	}
+	return n.openAgent(ctx, false)
+}
+
+// keepConfig writes down what the process runs with: the next program is asked
+// about it, and runs with it.
+func (d *demo) keepConfig() error {
+	text, err := d.node.cfg.text()
 	if err != nil {
 		return err
 	}
-	cfg.Agent.TCP = []tcpConfig{{Name: "echo", Address: "unix:" + echo, Description: "says what you say", Labels: map[string]string{"env": "demo"}}}
-	d.users = []string{"reader", "writer"}
-	if findPostgres() == "" {
-		n.log.Info("no postgres binary was found: the demo has no database (Debian: apt install postgresql)")
-	} else if pg, err := startPostgres(ctx, filepath.Join(cfg.DataDir, "postgres"), n.auth.keys, d.users, n.log); err != nil {
-		n.log.Warn("the demo's database did not start", "error", err)
-	} else {
-		d.postgres = pg
-		cfg.Agent.Databases = []databaseConfig{{Name: demoDatabase, Protocol: "postgres", Address: pg.address(), Description: "PostgreSQL of the demo",
-			Labels: map[string]string{"env": "demo"}, TLS: databaseTLS{Mode: "verify-full"}}}
-	}
-	if err := n.openGateway(ctx); err != nil {
-		return err
-	}
-	return n.openAgent(ctx)
+	return replaceFile(d.node.reloads.file, append([]byte("# Written by sallyport demo at each start, for sallyport upgrade.\n"), text...))
 }
 
 // pickPort turns port 0 into a free one before anything names it, and finds
@@ -151,44 +200,40 @@ func (d *demo) pickPort() error {
 	return nil
 }
 
-// startEcho serves the TCP echo on a Unix socket: the demo opens one port.
-func (d *demo) startEcho() error {
-	ln, err := unixListener(d.node.cfg.DataDir, echoSocket)
-	if err != nil {
-		return err
-	}
-	d.echo = ln
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return nil
-}
-
+// close ends what the roles do not know of. The servers end with the leash; who
+// has started them waits for that.
 func (d *demo) close() {
-	d.node.close()
-	if d.echo != nil {
-		d.echo.Close()
+	if d.whoami != nil {
+		d.whoami.close()
 	}
-	if d.postgres != nil {
-		d.postgres.stop()
+	for _, s := range d.sockets {
+		if s != nil {
+			s.Close()
+		}
+	}
+	if !d.node.upgrades.isHanded() { // else they are another process's, by the leash
+		d.closeDatabases()
 	}
 }
 
 // announce waits until the agent's resources are online, and says what to try.
+// From then on the demo can be upgraded. One that has taken over says nothing: all
+// is as it was.
 func (d *demo) announce(ctx context.Context) error {
+	if d.node.keeping.upgraded {
+		return nil
+	}
 	node, err := d.await(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	for _, s := range d.servers { // not before: installing one takes a core for seconds
+		s.start(ctx)
+	}
+	defer d.offer()
 	if d.ReadyJSON != "" {
 		return d.ready(ctx, node)
 	}
@@ -198,6 +243,14 @@ func (d *demo) announce(ctx context.Context) error {
 	}
 	d.print(link, node)
 	return nil
+}
+
+// offer lets the demo be upgraded.
+func (d *demo) offer() {
+	u := &d.node.upgrades
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.offer(d.flip, d.saving)
 }
 
 // await returns the node's name.
@@ -275,6 +328,8 @@ func (d *demo) print(link, node string) {
 		self = os.Args[0]
 	}
 	b.WriteString(d.commands(d.node.auth.keys.Pins()[0], node, filepath.Dir(self)))
+	_, port, _ := net.SplitHostPort(d.node.cfg.Gateway.PublicAddress) // made by pickPort
+	fmt.Fprintf(&b, "\nOr in a browser: log in, and see who a web application thinks you are:\n     https://%s\n", net.JoinHostPort(whoamiName+"."+demoCluster, port))
 	b.WriteString("\nStop with Ctrl-C.\n\n")
 	fmt.Fprint(d.p.stdout, b.String())
 }
@@ -287,14 +342,24 @@ func (d *demo) commands(pin, node, bin string) string {
 	say("sally login --proxy=%s --user=%s --ca-pin=%s", d.node.cfg.Gateway.PublicAddress, demoAdmin, pin)
 	say("sally ls")
 	say("sally ssh %s@%s", currentUser(), node)
-	if d.postgres != nil {
+	if len(d.node.cfg.Agent.Databases) > 0 {
 		say("sally db ls")
+	}
+	if d.postgres != nil {
 		say("sally db connect --db-user=writer --db-name=%s %s", demoDatabase, demoDatabase)
 		say("sally db login --db-user=writer --db-name=%s %s && psql service=%s-%s", demoDatabase, demoDatabase, demoCluster, demoDatabase)
 	}
+	if d.has(demoMariaDB) {
+		say("sally db connect --db-user=writer --db-name=%s %s", demoDatabase, demoMariaDB)
+	}
+	if d.has(demoRedis) {
+		say("sally db connect --db-user=writer %s", demoRedis)
+	}
 	say("mkdir -p -m 700 ~/.ssh && sally config >> ~/.ssh/config && ssh %s@%s.%s", currentUser(), node, demoCluster)
 	say("printf 'hello\\n' | sally proxy tcp --stdio echo")
+	say("$(sally apps config --format=curl %s)", whoamiName)
 	data := shellQuote(d.node.cfg.DataDir)
+	say("sallyport upgrade --data-dir=%s        # a new process; what runs goes on", data)
 	say("sallyctl --data-dir=%s users ls", data)
 	say("sallyctl --data-dir=%s audit search --limit=5", data)
 	return b.String()

@@ -3,16 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -30,7 +24,6 @@ import (
 const (
 	postgresReady = 15 * time.Second
 	postgresRetry = 100 * time.Millisecond // while another has the files
-	postgresStop  = 5 * time.Second
 
 	demoDatabase = "demo"
 )
@@ -44,8 +37,16 @@ type demoPostgres struct {
 	as   *syscall.SysProcAttr // postgres refuses to run as root
 
 	handle *os.File // of dir
-	cmd    *exec.Cmd
-	done   chan struct{}
+	leash  *leash
+	*kept
+}
+
+// serverPlace is what a server of the demo's is given.
+type serverPlace struct {
+	dir   string // the server's own
+	keys  *ca.Keys
+	leash *leash // ends it
+	log   *slog.Logger
 }
 
 // findPostgres returns the directory of the newest postgres, "" without one.
@@ -71,8 +72,8 @@ func findPostgres() string {
 // startPostgres makes the server's directory on the first run, gives it a
 // certificate of the db CA, and starts it on a free loopback port: clients'
 // certificates of the same CA are the only way in.
-func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []string, log *slog.Logger) (*demoPostgres, error) {
-	p := &demoPostgres{bin: findPostgres(), dir: dir, log: log}
+func startPostgres(ctx context.Context, s serverPlace, users []string) (*demoPostgres, error) {
+	p := &demoPostgres{bin: findPostgres(), dir: s.dir, leash: s.leash, log: s.log}
 	if p.bin == "" {
 		return nil, errors.New("no postgres binary was found")
 	}
@@ -80,7 +81,7 @@ func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []strin
 		return nil, err
 	}
 	defer func() { p.handle.Close() }()
-	if err := p.prepare(ctx, keys, users); err != nil {
+	if err := p.prepare(ctx, s.keys, users); err != nil {
 		return nil, err
 	}
 	return p, p.start(ctx)
@@ -88,7 +89,7 @@ func startPostgres(ctx context.Context, dir string, keys *ca.Keys, users []strin
 
 func (p *demoPostgres) chooseUser() error {
 	p.as = &syscall.SysProcAttr{Setpgid: true}
-	tieToUs(p.as)
+	tieToUs(p.as, syscall.SIGINT) // its fast shutdown
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -176,34 +177,13 @@ func (p *demoPostgres) configure(data string, keys *ca.Keys) error {
 		return err
 	}
 	p.port = port
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	files, err := serverFiles(keys)
 	if err != nil {
 		return err
 	}
-	pub, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return err
-	}
-	cert, err := keys.IssueDatabaseServer(ca.DatabaseServerRequest{TLSKey: pub, Names: []string{"localhost"}, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
-	if err != nil {
-		return err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	var roots []byte
-	for _, c := range keys.Authority(ca.Database).Certificates {
-		roots = append(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	files := map[string][]byte{
-		"server.crt":  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.X509}),
-		"server.key":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-		"root.crt":    roots,
-		"pg_hba.conf": []byte("hostssl all all 127.0.0.1/32 cert\n"),
-		"postgresql.auto.conf": fmt.Appendf(nil, "listen_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = ''\nssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_ca_file = 'root.crt'\nmax_connections = 50\nlogging_collector = off\n",
-			p.port),
-	}
+	files["pg_hba.conf"] = []byte("hostssl all all 127.0.0.1/32 cert\n")
+	files["postgresql.auto.conf"] = fmt.Appendf(nil, "listen_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = ''\nssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_ca_file = 'root.crt'\nmax_connections = 50\nlogging_collector = off\n",
+		p.port)
 	for name, text := range files {
 		path := filepath.Join(data, name)
 		if err := os.WriteFile(path, text, 0o600); err != nil {
@@ -240,7 +220,7 @@ func (p *demoPostgres) command(ctx context.Context, name string, args ...string)
 }
 
 func (p *demoPostgres) run(ctx context.Context, input, name string, args ...string) error {
-	runtime.LockOSThread() // as supervise does
+	runtime.LockOSThread() // as runTied does
 	defer runtime.UnlockOSThread()
 	cmd := p.command(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(input)
@@ -256,7 +236,7 @@ func (p *demoPostgres) run(ctx context.Context, input, name string, args ...stri
 func (p *demoPostgres) start(ctx context.Context) error {
 	late := time.Now().Add(postgresReady)
 	for {
-		if err := p.launch(ctx); err != nil {
+		if err := p.launch(); err != nil {
 			return err
 		}
 		err := p.await(ctx)
@@ -271,31 +251,16 @@ func (p *demoPostgres) start(ctx context.Context) error {
 	}
 }
 
-func (p *demoPostgres) launch(ctx context.Context) error {
-	cmd := p.command(context.WithoutCancel(ctx), "postgres", "-D", inChild("data"))
+func (p *demoPostgres) launch() error {
+	cmd := p.command(context.Background(), "postgres", "-D", inChild("data"))
 	out, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
-	p.cmd, p.done = cmd, make(chan struct{})
-	started := make(chan error, 1)
-	go supervise(cmd, started, p.done)
-	return <-started
-}
-
-// supervise starts the server and waits for its end. It stays on the thread
-// that started it: the kernel takes that thread's death for ours (tieToUs).
-func supervise(cmd *exec.Cmd, started chan<- error, done chan<- struct{}) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer close(done)
-	err := cmd.Start()
-	started <- err
-	if err == nil {
-		cmd.Wait()
-	}
+	p.kept, err = p.leash.startKept(cmd, syscall.SIGINT, syscall.SIGQUIT) // fast, then immediate shutdown
+	return err
 }
 
 func (p *demoPostgres) logFile() string { return filepath.Join(p.dir, "server.log") }
@@ -328,17 +293,3 @@ func (p *demoPostgres) await(ctx context.Context) error {
 }
 
 func (p *demoPostgres) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
-
-// stop ends it: fast shutdown (SIGINT), then immediate (SIGQUIT).
-func (p *demoPostgres) stop() {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGKILL} {
-		if err := p.cmd.Process.Signal(sig); err != nil {
-			return
-		}
-		select {
-		case <-p.done:
-			return
-		case <-time.After(postgresStop):
-		}
-	}
-}

@@ -5,4 +5,4 @@ package main
 import "syscall"
 
 // tieToUs has nothing to tie with: a demo that is killed leaves its server.
-func tieToUs(*syscall.SysProcAttr) {}
+func tieToUs(*syscall.SysProcAttr, syscall.Signal) {}

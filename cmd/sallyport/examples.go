@@ -16,5 +16,3 @@ func (*reloadCmd) Help() string {
 }
 
 func (*statusCmd) Help() string { return usage.Examples("sallyport status") }
-
-func (versionCmd) Help() string { return usage.Examples("sallyport version") }

@@ -20,7 +20,9 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/controlplane/remnant"
 	"github.com/sallyport/sallyport/dataplane/gateway"
+	"github.com/sallyport/sallyport/dataplane/jump"
 	"github.com/sallyport/sallyport/dataplane/relay"
 	"github.com/sallyport/sallyport/dataplane/tunnel"
 	"github.com/sallyport/sallyport/identity"
@@ -36,40 +38,75 @@ type gatewayRole struct {
 	presence *client.Presence
 	hub      *tunnel.Hub
 	loops    []relay.Loop
+	config   gateway.Config
 	gateway  *gateway.Gateway
+	heir     *gateway.Heir // what takes the gateway over; nil after a fresh start
+	reports  reports
+	life     context.Context // until close
+	end      context.CancelFunc
 	web      *webServer
+	browsers *browsers
+	jump     *jump.Server                      // nil when only static routes are served
+	spool    *remnant.Spool                    // of the jump server's events; nil with it
 	certs    atomic.Pointer[[]tls.Certificate] // of the web origin; replaced by a reload
 }
 
-// startGateway opens the port. From then on connections are served.
-func startGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log *slog.Logger) (r *gatewayRole, err error) {
+// newGateway prepares everything but the port.
+func newGateway(cfg *config, host *client.Host, authAddr gateway.Upstream, log *slog.Logger) (r *gatewayRole, err error) {
 	r = &gatewayRole{cfg: cfg, log: log, host: host}
+	r.life, r.end = context.WithCancel(context.Background())
 	opened := r // r is nil once an error is returned
 	defer func() {
 		if err != nil {
 			opened.close()
 		}
 	}()
-	if r.loops, err = relay.New(loopCount()); err != nil {
+	if r.loops, err = startLoops(cfg, log); err != nil {
 		return nil, err
 	}
 	set, err := cfg.settings()
 	if err != nil {
 		return nil, err
 	}
-	gc := gateway.Config{
+	r.config = gateway.Config{
 		Cluster: cfg.Cluster, Listen: cfg.Gateway.Listen, Loops: r.loops, Auth: authAddr, Log: log,
-		Static: set.Static, TrustedProxies: set.TrustedProxies, Idle: set.Idle, Bounds: set.Bounds,
+		Static: set.Static, Silent: set.Silent, TrustedProxies: set.TrustedProxies, Idle: set.Idle, Bounds: set.Bounds,
 	}
 	if host != nil {
-		if err := r.withCluster(&gc); err != nil {
+		if err := r.withCluster(&r.config); err != nil {
 			return nil, err
 		}
 	}
-	if r.gateway, err = gateway.Start(gc); err != nil {
+	return r, nil
+}
+
+// startLoops says once what the loops have become.
+func startLoops(cfg *config, log *slog.Logger) ([]relay.Loop, error) {
+	loops, err := relay.NewWith(loopCount(), relay.Batch(cfg.Gateway.IOUring))
+	if err != nil {
 		return nil, err
 	}
-	return r, nil
+	b := relay.BatchingOf(loops[0])
+	if b.Refused != nil {
+		log.Warn("connections are closed one by one: the kernel gives no io_uring", "loops", len(loops), "reason", b.Refused)
+	} else {
+		log.Info("event loops", "loops", len(loops), "io_uring", b.On, "configured", cfg.Gateway.IOUring)
+	}
+	return loops, nil
+}
+
+// start opens the port. From then on connections are served.
+func (r *gatewayRole) start() (err error) {
+	r.gateway, err = gateway.Start(r.config)
+	r.opened()
+	return err
+}
+
+// opened lets browsers reach applications.
+func (r *gatewayRole) opened() {
+	if r.browsers != nil {
+		r.browsers.gateway.Store(r.gateway)
+	}
 }
 
 func prefixes(list []string) ([]netip.Prefix, error) {
@@ -120,12 +157,14 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.host.Certificate() },
 		ClientAuth:     tls.RequireAnyClientCert, VerifyConnection: r.verifyAgent,
 	}
-	r.web = newWebServer(besideUpgrades(r.hub.Upgrade(tunnelTLS), client.WebOrigin(r.host.Dialer(), r.log)), r.log)
+	r.web = newWebServer(besideUpgrades(r.hub.Upgrade(tunnelTLS), onlyOwn(r.host.Cluster(), client.WebOrigin(r.host.Dialer(), r.log))), r.log)
+	r.browsers = newBrowsers(r.host, r.log)
 	gc.Ends = map[alpn.Class]gateway.End{
 		alpn.Web: {
 			TLS:      &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: r.webCertificate},
 			Handlers: map[string]gateway.Handler{"h2": r.web.serve, "http/1.1": r.web.serve, "": r.web.serve},
 		},
+		alpn.App: r.browsers.end(r.webCertificate),
 		alpn.Tunnel: {
 			TLS: tunnelTLS,
 			Handlers: map[string]gateway.Handler{alpn.Tunnel1: func(ctx context.Context, conn *tls.Conn) {
@@ -135,7 +174,7 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 			}},
 		},
 	}
-	return nil
+	return r.withJump(gc)
 }
 
 // besideUpgrades takes agents' WebSockets out of what the web origin gets.
@@ -173,8 +212,11 @@ func (r *gatewayRole) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if r.host != nil {
 		g.Go(func() error { return r.host.Run(ctx) })
-		g.Go(func() error { return r.presence.Run(ctx) })
+		r.reports.begin(r.life, r.presence)
 		g.Go(func() error { return r.web.run(ctx) })
+		g.Go(func() error { return r.browsers.web.run(ctx) })
+		g.Go(func() error { return r.browsers.apps.Run(ctx) })
+		g.Go(func() error { return r.record(ctx) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -194,6 +236,11 @@ func (r *gatewayRole) addr() string {
 }
 
 func (r *gatewayRole) close() {
+	r.end()
+	r.reports.end()
+	if r.heir != nil {
+		r.heir.Close() // before its start: nothing of it is ours
+	}
 	if r.gateway != nil {
 		r.gateway.Close()
 	}
@@ -201,12 +248,14 @@ func (r *gatewayRole) close() {
 		l.Close()
 	}
 	r.loops = nil
+	r.closeSpool() // after what is left to say
 }
 
 // webServer gives connections whose TLS has ended to net/http.
 type webServer struct {
 	server *http.Server
 	conns  chan net.Conn
+	open   atomic.Int64 // connections, without those that HTTP was left on
 	closed chan struct{}
 	once   sync.Once
 }
@@ -215,7 +264,7 @@ func newWebServer(h http.Handler, log *slog.Logger) *webServer {
 	w := &webServer{conns: make(chan net.Conn), closed: make(chan struct{})}
 	w.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 30 * time.Second,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), ConnContext: tunnel.ConnContext,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), ConnContext: tunnel.ConnContext, ConnState: w.count,
 	}
 	return w
 }
@@ -233,7 +282,17 @@ func (w *webServer) run(ctx context.Context) error {
 	if err := w.server.Serve(w); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		return err
 	}
+	<-ctx.Done() // after dismiss what runs goes on
 	return nil
+}
+
+func (w *webServer) count(_ net.Conn, s http.ConnState) {
+	switch s {
+	case http.StateNew:
+		w.open.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		w.open.Add(-1)
+	}
 }
 
 // serve is a gateway.Handler: the HTTP server owns the connection from here on.

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -24,12 +23,19 @@ var version = "unknown"
 
 // cli is the whole grammar.
 type cli struct {
-	Start     startCmd     `cmd:"" help:"Run the roles that the configuration names."`
-	Demo      demoCmd      `cmd:"" help:"Run everything in one process, with resources to try."`
-	Configure configureCmd `cmd:"" help:"Write a commented configuration."`
-	Reload    reloadCmd    `cmd:"" help:"Make a running sallyport on this machine read its configuration again."`
-	Status    statusCmd    `cmd:"" help:"Show what a running sallyport on this machine does."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Start     startCmd      `cmd:"" help:"Run the roles that the configuration names."`
+	Demo      demoCmd       `cmd:"" help:"Run everything in one process, with resources to try."`
+	Configure configureCmd  `cmd:"" help:"Write a commented configuration."`
+	Reload    reloadCmd     `cmd:"" help:"Make a running sallyport on this machine read its configuration again."`
+	Status    statusCmd     `cmd:"" help:"Show what a running sallyport on this machine does."`
+	Upgrade   upgradeCmd    `cmd:"" help:"Let the program on disk take over from the one that runs."`
+	Drain     drainCmd      `cmd:"" help:"Send new work elsewhere, and wait for what runs."`
+	Selftest  selftestCmd   `cmd:"" help:"Try on this machine what the program promises."`
+	Version   versionCmd    `cmd:"" help:"Print the version."`
+	FileServe sftpServerCmd `cmd:"" name:"sftp-server" hidden:"" help:"Serve sftp on standard input and output, for agents on hosts without OpenSSH's sftp-server."`
+	Canary    canaryCmd     `cmd:"" hidden:"" help:"Serve a share of the connections of a running sallyport, for sallyport upgrade --canary."`
+	DemoChild demoChildCmd  `cmd:"" name:"demo-child" hidden:"" help:"Keep a server of the demo's, as long as the demo lives."`
+	Supervise superviseCmd  `cmd:"" hidden:"" help:"Keep the process id of a sallyport that was upgraded."`
 }
 
 // program is what a command works with.
@@ -101,12 +107,4 @@ func leveled(w *os.File, c logConfig, level slog.Leveler) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}
 	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.Fd()) || os.Getenv("NO_COLOR") != ""}))
-}
-
-type versionCmd struct{}
-
-// Run prints the version.
-func (versionCmd) Run(p *program) error {
-	_, err := fmt.Fprintf(p.stdout, "Sallyport %s %s\n", version, runtime.Version())
-	return err
 }

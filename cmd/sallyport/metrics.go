@@ -49,6 +49,7 @@ func meters() []meter {
 		{"sallyport_gateway_first_byte_seconds", "histogram", none, "From accepting a connection to the first byte of its server or agent."},
 		{"sallyport_gateway_connect_seconds", "histogram", none, "From the route to a server's connection, failed tries included."},
 		{"sallyport_gateway_lease_wait_seconds", "histogram", none, "From asking for an agent's data connection to having one."},
+		{"sallyport_gateway_canary_share", "gauge", none, "Share of new connections that a canary gets; 0 without one. What it counts is in the other metrics, too."},
 		{"sallyport_gateway_static_routes", "gauge", none, "Static routes that are configured."},
 
 		{"sallyport_route_connections_total", "counter", []string{"route", "result"}, "Connections by route and what came of them."},
@@ -60,6 +61,10 @@ func meters() []meter {
 		{"sallyport_loop_connections", "gauge", []string{"loop"}, "Connections on the loop that are not served yet, or are being closed."},
 		{"sallyport_loop_relays", "gauge", []string{"loop"}, "Relays on the loop."},
 		{"sallyport_loop_large_hellos", "gauge", []string{"loop"}, "ClientHellos of more than 16 KiB; gateway.limits.large_hellos bounds them."},
+		{"sallyport_loop_io_uring", "gauge", []string{"loop"}, "1 when the loop closes connections by io_uring, many at once (gateway.io_uring)."},
+		{"sallyport_loop_io_uring_batches_total", "counter", []string{"loop"}, "How often it has done so."},
+		{"sallyport_loop_io_uring_calls_total", "counter", []string{"loop"}, "Connections' ends that were closed so."},
+		{"sallyport_loop_io_uring_failed_total", "counter", []string{"loop"}, "Of these, the ones that came to nothing, or had to be closed singly."},
 
 		{"sallyport_tunnel_agents", "gauge", none, "Agents that are connected."},
 		{"sallyport_tunnel_half_open", "gauge", none, "Streams whose client has not proved itself yet, and clients that wait for one."},
@@ -176,6 +181,13 @@ func (p page) process(s nodeStatus) {
 		p.put("sallyport_reload_success", truth(r.Problem == ""))
 		p.put("sallyport_reload_needs_restart", float64(len(r.NeedsRestart)))
 	}
+	if s.Gateway != nil {
+		share := 0.0
+		if s.Canary != nil {
+			share = s.Canary.Share
+		}
+		p.put("sallyport_gateway_canary_share", share)
+	}
 }
 
 func (p page) gateway(g gateway.Snapshot) {
@@ -212,6 +224,10 @@ func (p page) loops(all []gateway.LoopSnapshot) {
 			p.put("sallyport_loop_relays", float64(l.Relays), loop)
 			p.put("sallyport_loop_large_hellos", float64(l.LargeHellos), loop)
 		}
+		p.put("sallyport_loop_io_uring", truth(l.Batching.On), loop)
+		p.put("sallyport_loop_io_uring_batches_total", float64(l.Batching.Made), loop)
+		p.put("sallyport_loop_io_uring_calls_total", float64(l.Batching.Calls), loop)
+		p.put("sallyport_loop_io_uring_failed_total", float64(l.Batching.Failed), loop)
 	}
 }
 
@@ -281,10 +297,11 @@ func metricsHandler(n *node) http.Handler {
 	})
 }
 
-// runMetrics serves the metrics, and nothing else, on metrics.listen.
+// runMetrics serves the metrics and the health, and nothing else, on metrics.listen.
 func (n *node) runMetrics(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metricsHandler(n))
+	mux.HandleFunc("GET /healthz", n.serveHealth)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: statusTimeout, WriteTimeout: 2 * statusTimeout, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

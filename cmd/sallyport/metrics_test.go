@@ -32,7 +32,7 @@ type filled struct{ *book }
 func (f filled) Collect(out chan<- prometheus.Metric) {
 	p := page{f.book, out}
 	now := time.Unix(1000, 0)
-	p.process(nodeStatus{Version: "v", Since: now, Roles: []string{"auth", "gateway"}, Reload: &reloadReport{Time: now, NeedsRestart: []string{"a"}}})
+	p.process(nodeStatus{Version: "v", Since: now, Roles: []string{"auth", "gateway"}, Gateway: &gatewayStatus{}, Reload: &reloadReport{Time: now, NeedsRestart: []string{"a"}}})
 	p.gateway(snapshotOfNothing())
 	p.loops([]gateway.LoopSnapshot{{Answered: true, Delay: time.Millisecond}, {Delay: time.Second}})
 	p.tunnels(&gatewayStatus{Tunnel: tunnel.NewHub(tunnel.HubConfig{}).Status().Counters, Tunnels: []tunnelStatus{{Agent: "a1", Parked: 2}, {Agent: "a2"}, {Agent: "a1", Parked: 3}}})
@@ -172,7 +172,8 @@ func metricsPage(t *testing.T) string {
 - ` + "`sallyport_gateway_refused_total`" + ` by ` + "`reason`" + `: ` + "`source_full`, `source_rate`, `gateway_full`" + ` are ` + "`gateway.limits`" + ` at work, ` + "`no_upstream`" + `
   is a static route whose servers do not answer, ` + "`unrecognized_name`" + ` mostly strangers.
 - ` + "`rate(sallyport_route_connections_total{result=\"unreachable\"}[5m])`" + `: which route it is.
-- ` + "`sallyport_gateway_connections_total{outcome=\"descriptors_exhausted\"}`" + ` above 0: raise the limit of open files;
+- ` + "`sallyport_gateway_connections_total{outcome=\"descriptors_exhausted\"}`" + ` above 0: raise the limit of open files (` + "`LimitNOFILE=`" + `; a limit
+  below 16,384 is logged at the start);
   ` + "`process_open_fds / process_max_fds`" + ` tells before.
 - ` + "`histogram_quantile(0.99, rate(sallyport_gateway_first_byte_seconds_bucket[5m]))`" + `: what clients wait, network aside.
 - ` + "`sallyport_loop_delay_seconds`" + ` above some milliseconds: the processor is short.
@@ -187,14 +188,9 @@ func metricsPage(t *testing.T) string {
 // metrics.listen: only what is in the list, the runtime's aside; routes by name;
 // and nothing that a stranger has sent.
 func TestMetricsServed(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listen := l.Addr().String()
-	l.Close()
 	one := backend(t, "one")
-	s := serve(t, fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}, {names: [b.example.com], to: [\"127.0.0.1:1\"]}]\nmetrics: {listen: %q}\n", one, listen))
+	s := serve(t, fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}, {names: [b.example.com], to: [\"127.0.0.1:1\"]}]\nmetrics: {listen: \"127.0.0.1:0\"}\n", one))
+	listen := s.metrics.Addr().String()
 	s.reaches("a.example.com")
 	s.reaches("b.example.com")
 	s.reaches("a-stranger.example.org")

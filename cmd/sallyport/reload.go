@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/gateway"
-	"github.com/sallyport/sallyport/dataplane/protocol/postgres"
 )
 
 // reloadWait bounds what a reload waits for: looking up the names of new upstreams.
@@ -66,11 +64,7 @@ func (n *node) reload(ctx context.Context, by string) (*reloadReport, error) {
 	report := &reloadReport{Time: time.Now(), Changed: []string{}, NeedsRestart: []string{}}
 	err := n.reloadLocked(ctx, report)
 	if err != nil {
-		var p *sallyport.Problem
-		report.Problem = err.Error()
-		if errors.As(err, &p) {
-			report.Hint = p.Hint
-		}
+		report.Problem, report.Hint = problemText(err)
 		n.log.Error("reload refused; everything stays as it was", "by", by, "reason", err)
 	} else {
 		n.log.Info("reloaded", "by", by, "changed", strings.Join(report.Changed, ","), "certificates", report.Certificates,
@@ -86,11 +80,17 @@ func (n *node) reload(ctx context.Context, by string) (*reloadReport, error) {
 // reloadLocked prepares all that can fail, and then applies it.
 func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 	r := &n.reloads
-	if r.file == "" {
+	if r.file == "" || n.demo != nil {
 		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "this process has no configuration file to read again"}
+	}
+	if n.upgrades.isHanded() {
+		return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "this process has handed over", Hint: "ask the one that serves: sallyport status names it"}
 	}
 	if !r.up.Load() {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "this process is still starting", Hint: "it reads the configuration as it was when it began; reload it when it is up"}
+	}
+	if c := n.canary.Load(); c != nil {
+		return errCanary(c)
 	}
 	next, err := loadConfigOf(r.file, n.cluster())
 	if err != nil {
@@ -164,13 +164,17 @@ func (n *node) prepareReload(c *config, report *reloadReport) (apply func(), err
 func (c *config) takeOver(next *config) {
 	g, from := &c.Gateway, &next.Gateway
 	g.ProxyProtocol, g.Certificates, g.Routes, g.Upstreams = from.ProxyProtocol, from.Certificates, from.Routes, from.Upstreams
+	g.Silent = from.Silent
 	l, limits := &g.Limits, &from.Limits
 	l.Handshake, l.Connect, l.Idle = limits.Handshake, limits.Connect, limits.Idle
 	l.WaitingPerSource, l.Waiting, l.RatePerSource, l.LargeHellos = limits.WaitingPerSource, limits.Waiting, limits.RatePerSource, limits.LargeHellos
 	l.WebPerSource, l.Web = limits.WebPerSource, limits.Web
 	a := &next.Agent
 	c.Agent.Group, c.Agent.SSH, c.Agent.Databases, c.Agent.TCP = a.Group, a.SSH, a.Databases, a.TCP
+	c.Agent.Kubernetes = a.Kubernetes
+	c.Agent.Apps = a.Apps
 	c.Log.Level = next.Log.Level
+	c.Upgrade = next.Upgrade
 }
 
 // concerns says that a field is read by what this process runs.
@@ -279,8 +283,8 @@ func otherCertificates(old, now []tls.Certificate) (n int) {
 // databases are the servers of this moment, and those that sessions may still use.
 type databases struct {
 	configured map[string]databaseConfig
-	servers    map[string]*postgres.Server
-	retired    []*postgres.Server
+	servers    map[string]databaseServer
+	retired    []databaseServer
 }
 
 // retiredMost databases are still asked to cancel a statement after their
@@ -288,8 +292,8 @@ type databases struct {
 const retiredMost = 64
 
 // change makes what c says; what has not changed stays the same server.
-func (d *databases) change(c []databaseConfig, open func(databaseConfig) (*postgres.Server, error)) (*databases, error) {
-	next := &databases{configured: map[string]databaseConfig{}, servers: map[string]*postgres.Server{}}
+func (d *databases) change(c []databaseConfig, open func(databaseConfig) (databaseServer, error)) (*databases, error) {
+	next := &databases{configured: map[string]databaseConfig{}, servers: map[string]databaseServer{}}
 	for _, db := range c {
 		if was, there := d.configured[db.Name]; there && was.Address == db.Address && was.TLS == db.TLS && was.Protocol == db.Protocol {
 			next.servers[db.Name] = d.servers[db.Name]
@@ -318,12 +322,23 @@ func (r *agentRole) prepareReload(c *config) (step func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	served, err := r.clusters.Load().change(c.Agent.Kubernetes, r.openCluster)
+	if err != nil {
+		return nil, err
+	}
+	web, err := r.apps.Load().change(c.Agent.Apps, r.openApp)
+	if err != nil {
+		return nil, err
+	}
 	resources := c.resources()
 	if err := r.agent.Check(resources); err != nil {
 		return nil, err
 	}
 	return func() {
 		r.databases.Store(next)
+		r.clusters.Swap(served).release(served)
+		r.anywhere.Store(c.Agent.SSH.ListenAnywhere)
+		r.apps.Swap(&web).release(web)
 		if err := r.agent.SetResources(resources); err != nil {
 			r.log.Error("resources of a reload", "error", err) // checked above
 		}

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/protocol/postgres"
 )
 
@@ -39,10 +40,10 @@ func TestTakeOver(t *testing.T) {
 	var effective config
 	effective.takeOver(full)
 	want := []string{
-		"gateway.certificates", "gateway.proxy_protocol.trusted", "gateway.routes", "gateway.upstreams",
+		"gateway.certificates", "gateway.proxy_protocol.trusted", "gateway.routes", "gateway.upstreams", "gateway.silent.after", "gateway.silent.to", "gateway.silent.send_proxy",
 		"gateway.limits.handshake", "gateway.limits.connect", "gateway.limits.idle", "gateway.limits.waiting_per_source", "gateway.limits.waiting",
 		"gateway.limits.rate_per_source", "gateway.limits.large_hellos", "gateway.limits.web_per_source", "gateway.limits.web",
-		"agent.group", "agent.ssh.enabled", "agent.ssh.name", "agent.ssh.labels", "agent.databases", "agent.tcp", "log.level",
+		"agent.group", "agent.ssh.enabled", "agent.ssh.name", "agent.ssh.labels", "agent.ssh.listen_anywhere", "agent.databases", "agent.tcp", "agent.apps", "agent.kubernetes", "log.level", "upgrade.drain",
 	}
 	if got := differences(new(config), &effective); !slices.Equal(got, want) {
 		t.Errorf("taken: %q", got)
@@ -385,11 +386,11 @@ func TestCertificates(t *testing.T) {
 
 // TestDatabasesChange: a server stays the same while its target does.
 func TestDatabasesChange(t *testing.T) {
-	open := func(d databaseConfig) (*postgres.Server, error) {
+	open := func(d databaseConfig) (databaseServer, error) {
 		if d.Address == "" {
 			return nil, errors.New("bad")
 		}
-		return &postgres.Server{Target: postgres.Target{Address: d.Address}}, nil
+		return &postgres.Server{Target: database.Target{Address: d.Address}}, nil
 	}
 	change := func(d *databases, c ...databaseConfig) *databases {
 		t.Helper()
@@ -404,7 +405,7 @@ func TestDatabasesChange(t *testing.T) {
 	if second.servers["a"] != first.servers["a"] || second.servers["b"] == first.servers["b"] || second.servers["c"] == nil {
 		t.Errorf("%+v", second.servers)
 	}
-	if !slices.Equal(second.retired, []*postgres.Server{first.servers["b"]}) || second.configured["a"].Labels["x"] != "y" {
+	if !slices.Equal(second.retired, []databaseServer{first.servers["b"]}) || second.configured["a"].Labels["x"] != "y" {
 		t.Errorf("%+v", second)
 	}
 	if _, err := second.change([]databaseConfig{{Name: "a"}}, open); err == nil || second.servers["a"] != first.servers["a"] {

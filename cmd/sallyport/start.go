@@ -24,47 +24,148 @@ import (
 	"github.com/sallyport/sallyport/controlplane/api"
 	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/dataplane/gateway"
+	"github.com/sallyport/sallyport/dataplane/handover"
+	"github.com/sallyport/sallyport/identity"
 )
 
 const (
 	joinRetry    = 2 * time.Second
 	maxTokenFile = 4096
+
+	// thriftyFor is how long a new process saves memory: until the old one has
+	// ended, if nothing keeps it.
+	thriftyFor = readyWithin + 2*time.Second
 )
 
 type startCmd struct {
 	Config string `name:"config" short:"c" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" default:"/etc/sallyport.yaml" help:"Configuration file."`
 	Check  bool   `name:"check" help:"Only check the configuration."`
+	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"What --check prints: text, json or yaml."`
+	PID    string `name:"pid-file" placeholder:"FILE" help:"Write the process id there, of the new process after an upgrade too: for init systems that follow such a file."`
 }
 
-// Run runs until it is told to stop.
+// Run runs until it is told to stop, or has handed over.
 func (c *startCmd) Run(p *program) error {
-	// A SIGHUP waits until the process is up.
-	hangUp := make(chan os.Signal, 1)
+	if c.Check {
+		return c.check(p)
+	}
+	if kept, err := keepAsFirst(p.ctx, os.Getpid()); kept {
+		return err
+	}
+	// Signals wait until the process is up.
+	hangUp, renew := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
+	signal.Notify(renew, syscall.SIGUSR2)
 	defer signal.Stop(hangUp)
+	defer signal.Stop(renew)
+	saving := new(thrift)
+	flip, err := handover.New(handover.Config{Program: handover.Program{Version: version}, Timeout: readyWithin, Step: saving.onStep})
+	if err != nil {
+		return err
+	}
+	heir, err := flip.Inherited(p.ctx)
+	if err != nil {
+		return fmt.Errorf("taking over: %w", err)
+	}
+	if heir != nil {
+		saving.beginYoung()
+		defer time.AfterFunc(thriftyFor, saving.end).Stop()
+	}
+	n, err := c.node(p)
+	if err != nil {
+		if heir != nil {
+			heir.Refuse(err)
+		}
+		return err
+	}
+	n.hangUp, n.renew = hangUp, renew
+	flip.Log = n.log
+	n.upgrades.offer(flip, saving)
+	return n.live(p.ctx, heir)
+}
+
+// check reads the configuration, and says what an upgrade compares.
+func (c *startCmd) check(p *program) error {
 	cfg, err := loadConfig(c.Config)
 	if err != nil {
 		return err
 	}
-	if c.Check {
-		_, err := fmt.Fprintln(p.stdout, "The configuration is good.")
-		return err
+	if c.Format != "text" {
+		return printAs(p.stdout, c.Format, checkReport{DataDir: cfg.DataDir, Roles: cfg.Roles})
+	}
+	_, err = fmt.Fprintln(p.stdout, "The configuration is good.")
+	return err
+}
+
+// node is a process with this configuration. Nothing is open yet.
+func (c *startCmd) node(p *program) (*node, error) {
+	cfg, err := loadConfig(c.Config)
+	if err != nil {
+		return nil, err
 	}
 	file, err := filepath.Abs(c.Config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	level := new(slog.LevelVar)
 	level.Set(levelOf(cfg.Log))
-	log := leveled(p.stderr, cfg.Log, level)
-	n := newNode(cfg, log)
-	n.reloads.file, n.reloads.level, n.hangUp = file, level, hangUp
-	defer n.close()
-	if err := n.open(p.ctx); err != nil {
+	n := newNode(cfg, leveled(p.stderr, cfg.Log, level))
+	n.reloads.file, n.reloads.level = file, level
+	n.keeping, err = keepingOf(c.PID)
+	return n, err
+}
+
+// live opens the roles, or takes them over from heir's process, and runs them
+// until asked is done, a role fails, or another process has them. Signals are
+// the new process's then, when this one keeps the place for it.
+func (n *node) live(asked context.Context, heir *handover.Heir) error {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	n.asked = asked
+	defer context.AfterFunc(asked, func() {
+		if !n.upgrades.standIn.Load() {
+			stop()
+		}
+	})()
+	err := n.begin(ctx, heir)
+	if errors.Is(err, context.Canceled) && asked.Err() != nil {
+		n.log.Info("stopped before it was up")
+		err = nil
+	} else if err == nil {
+		n.tell(n.keeping.ready())
+		err = n.run(ctx)
+	}
+	n.close()
+	if n.demo != nil {
+		n.demo.close()
+	}
+	if errors.Is(err, errHanded) {
+		return n.stepBack()
+	}
+	n.end(err)
+	return err
+}
+
+func (n *node) begin(ctx context.Context, heir *handover.Heir) error {
+	if heir != nil {
+		if err := n.inherit(ctx, heir); err != nil {
+			return fmt.Errorf("taking over from process %d: %w", heir.PID, err)
+		}
+		n.log.Info("sallyport has taken over", "version", version, "from", heir.From, "pid", heir.PID)
+		return nil
+	}
+	open := n.open
+	if n.demo != nil {
+		open = n.demo.open
+	}
+	if err := open(ctx); err != nil {
 		return err
 	}
-	log.Info("sallyport is up", "version", version, "roles", strings.Join(cfg.Roles, ","), "cluster", cfg.Cluster)
-	return n.run(p.ctx)
+	if err := n.keeping.present(); err != nil {
+		return err
+	}
+	n.log.Info("sallyport is up", "version", version, "roles", strings.Join(n.cfg.Roles, ","), "cluster", n.cluster())
+	return nil
 }
 
 // node is one process with its roles.
@@ -72,11 +173,13 @@ type node struct {
 	cfg     *config
 	log     *slog.Logger
 	lock    *os.File
-	admin   net.Listener
+	admin   *gated
+	metrics *gated // nil without metrics.listen
 	auth    *auth
 	authAt  string // its socket
 	gateway *gatewayRole
 	agent   *agentRole
+	demo    *demo // nil but in a demo
 
 	since     time.Time
 	started   chan error // what has begun and ends only with ctx
@@ -88,6 +191,18 @@ type node struct {
 	reloads reloader
 	hangUp  <-chan os.Signal // nil: never
 
+	upgrades upgrader
+	canary   atomic.Pointer[canary] // nil for none
+	renew    <-chan os.Signal       // asks for an upgrade; nil: never
+	next     keeping                // the new process's, while an upgrade runs
+	keeping  keeping
+	stand    *standIn        // in the first process, once it has handed over
+	asked    context.Context // done when somebody wants the process to end; nil: never
+	first    time.Time       // when the service's first process began
+	stopping atomic.Bool
+	heirOnly bool // not the owner of what it inherits yet
+	drains   drains
+
 	// What the admin socket shows, as the roles open.
 	api          atomic.Pointer[http.Handler]
 	shownGateway atomic.Pointer[gatewayRole]
@@ -95,7 +210,8 @@ type node struct {
 }
 
 func newNode(cfg *config, log *slog.Logger) *node {
-	return &node{cfg: cfg, log: log, since: time.Now(), started: make(chan error, 2)}
+	now := time.Now()
+	return &node{cfg: cfg, log: log, since: now, first: now, started: make(chan error, 2), upgrades: newUpgrader()}
 }
 
 // open opens the roles in the order in which they need each other: auth, which
@@ -106,18 +222,21 @@ func (n *node) open(ctx context.Context) error {
 		return err
 	}
 	n.serveAdmin()
+	if err := n.listenMetrics(); err != nil {
+		return err
+	}
 	if n.cfg.has(roleAuth) {
 		if err := n.startAuth(ctx); err != nil {
 			return err
 		}
 	}
 	if n.cfg.has(roleGateway) {
-		if err := n.openGateway(ctx); err != nil {
+		if err := n.openGateway(ctx, false); err != nil {
 			return err
 		}
 	}
 	if n.cfg.has(roleAgent) {
-		if err := n.openAgent(ctx); err != nil {
+		if err := n.openAgent(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -142,13 +261,23 @@ func (n *node) prepareDir() error {
 			Fact: fmt.Sprintf("%s is in use by another sallyport (process %s)", n.cfg.DataDir, strings.TrimSpace(string(pid[:k]))),
 			Hint: "stop it, or use another directory: data_dir in the configuration, --data of the demo"}
 	}
-	if err := f.Truncate(0); err != nil {
+	if err := n.writeLock(); err != nil {
 		return err
 	}
-	if _, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
+	l, err := unixListener(n.cfg.DataDir, adminSocket)
+	if err != nil {
 		return err
 	}
-	n.admin, err = unixListener(n.cfg.DataDir, adminSocket)
+	n.admin, err = gate(l)
+	return err
+}
+
+// writeLock names this process, for whoever finds the lock taken.
+func (n *node) writeLock() error {
+	if err := n.lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := n.lock.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	return err
 }
 
@@ -180,55 +309,79 @@ func (n *node) startAuth(ctx context.Context) error {
 		return err
 	}
 	n.auth = a
-	if n.authAt, err = sock.Path(n.cfg.DataDir, authSocket); err != nil {
+	if err := n.nameAuth(); err != nil {
 		return err
 	}
-	handler := a.server.Handler(nil)
+	n.serveAuth(ctx, a)
+	return nil
+}
+
+// nameAuth finds out where auth of this process is reached.
+func (n *node) nameAuth() (err error) {
+	n.authAt, err = sock.Path(n.cfg.DataDir, authSocket)
+	return err
+}
+
+// serveAuth serves what is open, until close.
+func (n *node) serveAuth(ctx context.Context, a *auth) {
+	handler := http.Handler(&a.admin)
 	n.api.Store(&handler)
 	actx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.stopAuth, n.authDone = stop, make(chan struct{})
-	g, gctx := errgroup.WithContext(actx)
-	g.Go(func() error { return a.run(gctx) })
 	go func() {
 		defer close(n.authDone)
-		if err := g.Wait(); err != nil && actx.Err() == nil {
+		if err := a.run(actx); err != nil && actx.Err() == nil {
 			n.started <- fmt.Errorf("auth: %w", err)
 		}
 	}()
-	return nil
 }
 
 // authUpstream is where the gateway passes auth's connections on to.
 func (n *node) authUpstream() gateway.Upstream {
-	if n.auth != nil {
+	if n.cfg.has(roleAuth) {
 		return gateway.Upstream{Address: "unix:" + n.authAt, Proxy: true}
 	}
 	return gateway.Upstream{Address: n.cfg.Gateway.Auth}
 }
 
-func (n *node) openGateway(ctx context.Context) error {
+// openGateway opens the port. A gateway that inherits takes it over later.
+func (n *node) openGateway(ctx context.Context, inherits bool) error {
 	var host *client.Host
-	if n.auth != nil || n.cfg.Gateway.Auth != "" {
+	if n.cfg.has(roleAuth) || n.cfg.Gateway.Auth != "" {
 		up := n.authUpstream()
 		var err error
 		host, err = n.join(ctx, client.HostConfig{
 			Dir: gatewayDir(n.cfg), Kind: sallyport.KindGateway, Name: hostname(), Log: n.log,
-			Addresses: func() []string { return []string{up.Address} }, Public: n.publicAddresses(),
+			Addresses: func() []string { return []string{up.Address} }, Public: n.publicAddresses(), Held: inherits,
 		}, n.cfg.Gateway.Join)
 		if err != nil {
 			return fmt.Errorf("gateway: %w", err)
 		}
 	}
-	g, err := startGateway(n.cfg, host, n.authUpstream(), n.log)
+	g, err := newGateway(n.cfg, host, n.authUpstream(), n.log)
 	if err != nil {
-		return listenProblem(err, "gateway.listen", `gateway.listen: [":8443"]`)
+		return err
 	}
 	n.gateway = g
-	n.shownGateway.Store(g)
-	for _, a := range g.gateway.Addrs() {
+	if inherits {
+		return g.inherit()
+	}
+	if err := g.ownSpool(ctx); err != nil {
+		return err
+	}
+	if err := g.start(); err != nil {
+		return listenProblem(err, "gateway.listen", `gateway.listen: [":8443"]`)
+	}
+	n.showGateway()
+	return nil
+}
+
+// showGateway lets operators see a gateway that serves.
+func (n *node) showGateway() {
+	n.shownGateway.Store(n.gateway)
+	for _, a := range n.gateway.gateway.Addrs() {
 		n.log.Info("gateway listens", "address", a)
 	}
-	return nil
 }
 
 // publicAddresses are what the gateway's certificate names besides the cluster.
@@ -242,26 +395,41 @@ func (n *node) publicAddresses() []string {
 	return append(out, "127.0.0.1:0", "[::1]:0")
 }
 
-func (n *node) openAgent(ctx context.Context) error {
-	gateways := n.cfg.Agent.Gateways
-	if n.gateway != nil && len(gateways) == 0 {
-		gateways = []string{n.gateway.addr()}
+// agentGateways are those that the agent connects to. Where this process's own
+// listens is known once it does.
+func (n *node) agentGateways() []string {
+	if g := n.cfg.Agent.Gateways; n.gateway == nil || len(g) > 0 {
+		return g
 	}
-	ways := func() []string { return gateways }
-	if n.auth != nil {
+	return []string{n.gateway.addr()}
+}
+
+// openAgent opens the agent. One that inherits gets its audit spool later.
+func (n *node) openAgent(ctx context.Context, inherits bool) error {
+	ways := n.agentGateways
+	if n.cfg.has(roleAuth) {
 		ways = func() []string { return []string{"unix:" + n.authAt} }
 	}
 	host, err := n.join(ctx, client.HostConfig{
-		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(),
+		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits,
 	}, n.cfg.Agent.Join)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	if n.agent, err = openAgent(n.cfg, host, gateways, n.log); err != nil {
+	if n.agent, err = openAgent(n.cfg, host, nil, n.log); err != nil || inherits {
 		return err
 	}
-	n.shownAgent.Store(n.agent)
+	if err := n.agent.own(ctx); err != nil {
+		return err
+	}
+	n.showAgent()
 	return nil
+}
+
+// showAgent lets operators see an agent that serves, or is about to.
+func (n *node) showAgent() {
+	n.agent.agent.Tunnel.Gateways = n.agentGateways()
+	n.shownAgent.Store(n.agent)
 }
 
 // join opens the standing of a host that joined before, or joins: by a token of
@@ -269,7 +437,7 @@ func (n *node) openAgent(ctx context.Context) error {
 // it tries again; a token that is refused is an error.
 func (n *node) join(ctx context.Context, hc client.HostConfig, j joinConfig) (*client.Host, error) {
 	h, err := client.OpenHost(hc)
-	if !errors.Is(err, client.ErrNotJoined) {
+	if !errors.Is(err, client.ErrNotJoined) || hc.Held {
 		return h, err
 	}
 	for {
@@ -281,6 +449,9 @@ func (n *node) join(ctx context.Context, hc client.HostConfig, j joinConfig) (*c
 		if err == nil {
 			n.log.Info("joined", "kind", hc.Kind, "id", h.ID(), "cluster", h.Cluster())
 			return h, nil
+		}
+		if errors.Is(err, identity.ErrPin) {
+			return nil, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: err.Error(), Hint: "compare join.ca_pin with what sallyctl status on the auth host prints; if it is right, somebody else answers at this address", Cause: err}
 		}
 		if !errors.Is(err, sallyport.ErrUnavailable) {
 			return nil, err
@@ -315,32 +486,61 @@ func (n *node) ticket(ctx context.Context, kind sallyport.IdentityKind, j joinCo
 	return strings.TrimSpace(string(b)), strings.Split(j.CAPin, ","), nil
 }
 
-// run serves until ctx is done, or a role fails; then everything ends in the
-// order in which it is needed.
+// run serves until ctx is done, a role fails, or another process has taken over;
+// then everything ends in the order in which it is needed.
 func (n *node) run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	if n.cfg.Metrics.Listen != "" {
-		l, err := net.Listen("tcp", n.cfg.Metrics.Listen)
-		if err != nil {
-			return fmt.Errorf("metrics.listen: %w", err)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	// What moves is not to be closed while it does: the roles end after an
+	// upgrade that runs, which ctx ends.
+	roles, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, roles := errgroup.WithContext(roles)
+	if l := n.keeping.line; l != nil {
+		g.Go(func() error { return n.heed(roles, l, stop) })
+	}
+	n.upgrades.begin(ctx) // from now on keeping is the upgrade's
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-roles.Done():
+			stop()
 		}
-		g.Go(func() error { return n.runMetrics(ctx, l) })
+		n.stopping.Store(true)
+		if !n.upgrades.isHanded() {
+			n.tell(n.keeping.manager.Stopping())
+		}
+		n.upgrades.end()
+		if c := n.canary.Load(); c != nil {
+			<-c.done // it ends with ctx
+		}
+		end()
+		return nil
+	})
+	if n.metrics != nil {
+		g.Go(func() error { return n.runMetrics(roles, n.metrics) })
 	}
 	n.reloads.up.Store(true)
-	g.Go(func() error { return n.reloadOn(ctx, n.hangUp) })
+	g.Go(func() error { return n.reloadOn(roles, n.hangUp) })
+	g.Go(func() error { return n.upgradeOn(roles, n.renew) })
+	g.Go(func() error { return n.afterwards(roles) })
+	g.Go(func() error { return n.reassure(roles) })
 	g.Go(func() error {
 		select {
 		case err := <-n.started:
 			return err
-		case <-ctx.Done():
+		case <-roles.Done():
 			return nil
 		}
 	})
+	if n.demo != nil {
+		g.Go(func() error { return n.demo.announce(roles) })
+	}
 	if n.gateway != nil {
-		g.Go(func() error { return n.gateway.run(ctx) })
+		g.Go(func() error { return n.gateway.run(roles) })
 	}
 	if n.agent != nil {
-		g.Go(func() error { return n.agent.run(ctx) })
+		g.Go(func() error { return n.agent.run(roles) })
 	}
 	return g.Wait()
 }
@@ -357,13 +557,27 @@ func (n *node) close() {
 		n.stopAdmin()
 		<-n.adminDone
 	}
-	if n.admin != nil {
-		n.admin.Close()
-	}
+	n.endRemnants()
+	n.closeSockets()
 	if n.auth != nil {
 		n.auth.close()
 	}
 	if n.lock != nil {
 		n.lock.Close()
+	}
+}
+
+// closeSockets closes those of operators. The name goes with the last process
+// that has it.
+func (n *node) closeSockets() {
+	if n.metrics != nil {
+		n.metrics.Close()
+	}
+	if n.admin == nil {
+		return
+	}
+	n.admin.Close()
+	if !n.upgrades.isHanded() && !n.heirOnly {
+		_ = os.Remove(filepath.Join(n.cfg.DataDir, adminSocket))
 	}
 }

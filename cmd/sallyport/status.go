@@ -21,9 +21,14 @@ type nodeStatus struct {
 	Roles      []string       `json:"roles"`
 	Cluster    string         `json:"cluster"`
 	Goroutines int            `json:"goroutines"`
+	Health     string         `json:"health"`           // "ok", or why nobody should be sent here
 	Reload     *reloadReport  `json:"reload,omitempty"` // the last one
 	Gateway    *gatewayStatus `json:"gateway,omitempty"`
 	Agent      *agentStatus   `json:"agent,omitempty"`
+
+	Upgrades []upgradeReport `json:"upgrades"` // the last ones of this data directory, oldest first
+	Remnants []remnantReport `json:"remnants"` // old processes that still have work
+	Canary   *canaryStatus   `json:"canary,omitempty"`
 }
 
 type gatewayStatus struct {
@@ -83,14 +88,17 @@ type spoolStatus struct {
 }
 
 func (n *node) status() nodeStatus {
-	s := nodeStatus{Version: version, PID: os.Getpid(), Since: n.since, Roles: n.cfg.Roles, Cluster: n.cfg.Cluster, Goroutines: runtime.NumGoroutine()}
+	s := nodeStatus{Version: version, PID: os.Getpid(), Since: n.since, Roles: n.cfg.Roles, Cluster: n.cluster(), Goroutines: runtime.NumGoroutine()}
+	_, s.Health = n.health()
 	s.Reload = n.reloads.last.Load()
+	if c := n.canary.Load(); c != nil {
+		s.Canary = c.status()
+	}
 	if g := n.shownGateway.Load(); g != nil {
 		s.Gateway = g.status()
 	}
 	if a := n.shownAgent.Load(); a != nil {
 		s.Agent = a.status()
-		s.Cluster = a.host.Cluster()
 	}
 	return s
 }
@@ -135,10 +143,15 @@ func (n *node) serveStatus(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(n.status())
+		s := n.status()
+		s.Upgrades, s.Remnants = append([]upgradeReport{}, readHistory(n.cfg.DataDir)...), append([]remnantReport{}, readRemnants(n.cfg.DataDir)...)
+		json.NewEncoder(w).Encode(s)
 	})
 	mux.Handle("GET /metrics", metricsHandler(n))
+	mux.HandleFunc("GET /healthz", n.serveHealth)
 	mux.HandleFunc("POST /reload", n.serveReload)
+	mux.HandleFunc("POST /upgrade", n.serveUpgrade)
+	mux.HandleFunc("POST /drain", n.serveDrain)
 	if api != nil {
 		mux.Handle("/", api)
 	}
@@ -177,6 +190,13 @@ func (s *nodeStatus) print(w io.Writer) error {
 	row("Version", "%s, process %d, up since %s", s.Version, s.PID, s.Since.Local().Format(time.DateTime))
 	row("Roles", "%s", strings.Join(s.Roles, ", "))
 	row("Cluster", "%s", orText(s.Cluster, "none"))
+	if s.Health != "ok" {
+		row("Health", "RED: %s", s.Health)
+	}
+	if s.Canary != nil {
+		s.Canary.print(row)
+	}
+	s.printUpgrades(row)
 	if r := s.Reload; r != nil {
 		switch {
 		case r.Problem != "":
@@ -188,22 +208,41 @@ func (s *nodeStatus) print(w io.Writer) error {
 		}
 	}
 	if g := s.Gateway; g != nil {
-		row("Gateway", "listens on %s; %d relays, %d waiting, %d half-open", strings.Join(g.Listen, ", "), g.Relays, g.Waiting, g.HalfOpen)
+		row("Gateway", "listens on %s; %s, %d waiting, %d half-open", strings.Join(g.Listen, ", "), counted(g.Relays, "relay"), g.Waiting, g.HalfOpen)
 		for i, r := range g.Routes {
 			if i == routesShown {
 				row("  routes", "%d more; --format=json has all", len(g.Routes)-i)
 				break
 			}
-			row("  route", "%s: %d relays, %d relayed, %d unreachable, %d refused", r.Name, r.Relays, r.Results["relayed"], r.Results["unreachable"], r.Results["refused"])
+			row("  route", "%s: %s, %d relayed, %d unreachable, %d refused", r.Name, counted(r.Relays, "relay"), r.Results["relayed"], r.Results["unreachable"], r.Results["refused"])
 		}
 		for _, t := range g.Tunnels {
-			row("  tunnel", "agent %s: %d resources, %d streams, %d parked, round trip %d us", t.Agent, t.Resources, t.Streams, t.Parked, t.RTTMicros)
+			row("  tunnel", "agent %s: %s, %s, %d parked, round trip %d us", t.Agent, counted(t.Resources, "resource"), counted(t.Streams, "stream"), t.Parked, t.RTTMicros)
 		}
 	}
 	if a := s.Agent; a != nil {
-		row("Agent", "%d sessions; serves %s", a.Sessions, strings.Join(a.Resources, ", "))
+		row("Agent", "%s; serves %s", counted(a.Sessions, "session"), strings.Join(a.Resources, ", "))
 		row("  auth", "last contact %s", a.Contact.Local().Format(time.DateTime))
 		row("  audit spool", "%d events wait for auth, %d of %d MiB%s", a.Spool.Sequence-a.Spool.Acknowledged, a.Spool.Bytes>>20, a.Spool.MaxBytes>>20, map[bool]string{true: "; REFUSING SESSIONS: " + a.Spool.Problem}[a.Spool.Refusing])
 	}
 	return nil
+}
+
+// upgradesShown is how many past upgrades fit before a person.
+const upgradesShown = 5
+
+func (s *nodeStatus) printUpgrades(row func(name, format string, args ...any)) {
+	for i := range s.Upgrades {
+		u := &s.Upgrades[len(s.Upgrades)-1-i]
+		if i == upgradesShown {
+			row("  upgrades", "%d more; --format=json has the last %d", len(s.Upgrades)-i, historyMost)
+			break
+		}
+		row("Upgrade", "%s", u.line())
+	}
+	now := time.Now()
+	for _, r := range s.Remnants {
+		row("Old process", "%d, version %s, handed over %s ago, has %s, at most until %s", r.PID, r.Version, age(now.Sub(r.Since)),
+			orText(strings.Join(countsOf(r.Holds), ", "), "connections that end now"), r.Until.Local().Format(time.DateTime))
+	}
 }

@@ -98,6 +98,10 @@ func (d Dir) DBDir(f Profile) string {
 	return filepath.Join(d.KeyDir(f), f.User+"-db", f.Cluster)
 }
 
+func (d Dir) AppDir(f Profile) string {
+	return filepath.Join(d.KeyDir(f), f.User+"-app", f.Cluster)
+}
+
 func (d Dir) KnownHosts() string { return filepath.Join(string(d), "known_hosts") }
 
 // Check refuses names that would lead out of the profile's directories: they
@@ -131,10 +135,19 @@ func Address(s string) (string, error) {
 		host, port = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"), defaultPort
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || !ValidName(host) || strings.ContainsAny(host, "@[]") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+	if err != nil || n == 0 || !ValidName(host) || !isHost(host) {
 		return "", problem(sallyport.ErrInvalid, fmt.Sprintf("%q is not the address of a gateway", typed), "give --proxy=HOST or --proxy=HOST:PORT")
 	}
 	return net.JoinHostPort(host, port), nil
+}
+
+// isHost says that s is an IP address or made of what host names are made of
+// (RFC 1123 section 2.1, and the underscore).
+func isHost(s string) bool {
+	other := strings.ContainsFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-._", r))
+	})
+	return !other || net.ParseIP(s) != nil
 }
 
 // HasPort says that an address as it was typed names its port.

@@ -14,12 +14,15 @@ import (
 
 var alice = Profile{WebProxyAddr: "gw.test:8443", SSHProxyAddr: "gw.test:8443", User: "alice", Cluster: "gw.test", TLSRouting: true, AuthConnector: "local", CAPins: []string{"sha256:00"}}
 
-func TestAddress(t *testing.T) {
+// TestA30_Address: an address ends up in the scripts and configurations that we write. What
+// could say more there than an address is none.
+func TestA30_Address(t *testing.T) {
 	for in, want := range map[string]string{
 		"gw.test": "gw.test:443", "gw.test:8443": "gw.test:8443", "https://gw.test": "gw.test:443", "https://gw.test:1/": "gw.test:1",
 		"127.0.0.1:8443": "127.0.0.1:8443", "::1": "[::1]:443", "[::1]": "[::1]:443", "[::1]:8443": "[::1]:8443", "localhost": "localhost:443",
 		"": "", ":443": "", "a b": "", "a/b": "", "..": "", "..:443": "", "../x:443": "", ".ssh": "", "-o:1": "", "gw.test:": "", "gw.test:http": "", "gw.test:0": "", "gw.test:70000": "",
 		"user@gw.test": "", "http://gw.test": "", "gw.test:1:2": "", "a\n": "", "a\x00": "", "*": "", "a,b": "", strings.Repeat("a", 300): "",
+		"gw.test\r\nProxyCommand x": "", "gw.test;x": "", "gw.test\"": "", "$(x)": "", "`x`": "", "gw.test\x1b[2J": "", "gw.test\u0085": "", "gw.test\u202e": "",
 	} {
 		got, err := Address(in)
 		if got != want || (err == nil) != (want != "") {

@@ -4,6 +4,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 func TestWord(t *testing.T) {
@@ -74,7 +76,7 @@ func FuzzZ19_Word(f *testing.F) {
 func TestZ19_WordInRealShell(t *testing.T) {
 	sh, err := exec.LookPath("sh")
 	if err != nil {
-		t.Skip("no sh")
+		peers.Missing(t, "sh")
 	}
 	for _, s := range []string{"", "a b", "it's", `\`, `\\'`, "$(id)", "`id`", "a\nb\n", "*", "~", "~root", "A=1", "#", "!x", "{a,b}", "\x01\x7f", "é\u202e", "-n"} {
 		out, err := exec.Command(sh, "-c", "printf %s "+Word(s)).Output()

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"crypto/tls"
+
+	"github.com/goccy/go-yaml"
+)
+
+const theirKubeconfig = `apiVersion: v1
+kind: Config
+current-context: theirs
+preferences:
+  colors: true
+clusters:
+- name: theirs
+  cluster:
+    server: https://elsewhere
+users:
+- name: theirs
+  user:
+    token: abc
+contexts:
+- name: theirs
+  context:
+    cluster: theirs
+    user: theirs
+`
+
+// someKube is an entry as a login would make it.
+func someKube(t *testing.T, p *program, name string) kubeEntry {
+	t.Helper()
+	f, err := p.login(alice())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.home.Credentials(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := (&kubeLoginCmd{Namespace: "web"}).entries(p, &credentials{c}, []string{name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list[0]
+}
+
+// TestKubeconfig: a login adds, the next one replaces, a logout takes away, and
+// what others wrote stays.
+func TestKubeconfig(t *testing.T) {
+	p := newProgram(t)
+	path := filepath.Join(t.TempDir(), "config")
+	t.Setenv("KUBECONFIG", path+string(filepath.ListSeparator)+"/other")
+	if err := os.WriteFile(path, []byte(theirKubeconfig), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := someKube(t, p, "prod")
+	for range 2 {
+		err := editKubeconfig(path, func(k *kubeconfigFile) {
+			k.put(e)
+			k.set("current-context", e.context)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got struct {
+		Current     string         `yaml:"current-context"`
+		Preferences map[string]any `yaml:"preferences"`
+		Clusters    []struct {
+			Name    string
+			Cluster map[string]any
+		}
+		Users []struct {
+			Name string
+			User struct {
+				Token string
+				Exec  struct {
+					APIVersion      string `yaml:"apiVersion"`
+					Command         string
+					Args            []string
+					InteractiveMode string `yaml:"interactiveMode"`
+				}
+			}
+		}
+		Contexts []struct {
+			Name    string
+			Context map[string]string
+		}
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Current != "gw.test-prod" || got.Preferences["colors"] != true || len(got.Clusters) != 2 || len(got.Users) != 2 || len(got.Contexts) != 2 {
+		t.Fatalf("%s", b)
+	}
+	cluster, user := got.Clusters[1].Cluster, got.Users[1].User.Exec
+	if cluster["server"] != "https://gw.test:8443" || cluster["tls-server-name"] != "prod.kube.gw.test" || cluster["certificate-authority-data"] == "" {
+		t.Errorf("%v", cluster)
+	}
+	if user.APIVersion != "client.authentication.k8s.io/v1" || user.InteractiveMode != "Never" || user.Command != p.self ||
+		!slices.Equal(user.Args, []string{"kube", "credentials", "--kube-cluster=prod", "--teleport-cluster=gw.test", "--proxy=gw.test:8443"}) {
+		t.Errorf("%+v", user)
+	}
+	if got.Contexts[1].Context["namespace"] != "web" || got.Users[0].User.Token != "abc" {
+		t.Errorf("%+v %+v", got.Contexts, got.Users[0])
+	}
+	if s := selectedServer(); s != "prod.kube.gw.test" {
+		t.Errorf("selected: %q", s)
+	}
+	f, err := p.home.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := forgetKube(f); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ = os.ReadFile(path); strings.Contains(string(b), "gw.test") || !strings.Contains(string(b), "token: abc") {
+		t.Errorf("after the logout: %s", b)
+	}
+	before := string(b)
+	if err := forgetKube(f); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ = os.ReadFile(path); string(b) != before {
+		t.Error("a file without our entries was changed")
+	}
+}
+
+// TestKubeconfigBroken: a file that cannot be read is not replaced.
+func TestKubeconfigBroken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	for _, text := range []string{"clusters: [", "clusters: {a: b}", "- x"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := editKubeconfig(path, func(k *kubeconfigFile) { k.set("a", "b") }); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+		if b, _ := os.ReadFile(path); string(b) != text {
+			t.Errorf("%q became %q", text, b)
+		}
+	}
+}
+
+func TestKubeCredentials(t *testing.T) {
+	p := newProgram(t)
+	f, err := p.login(alice())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	p.stdout = &out
+	if err := (&kubeCredentialsCmd{Kube: "prod", Cluster: f.Cluster}).Run(p); err != nil {
+		t.Fatal(err)
+	}
+	var got execCredential
+	if err := json.Unmarshal([]byte(out.String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tls.X509KeyPair([]byte(got.Status.Cert), []byte(got.Status.Key)); err != nil || got.Kind != "ExecCredential" || got.APIVersion != "client.authentication.k8s.io/v1" || got.Status.Expires == "" {
+		t.Errorf("%v %+v", err, got)
+	}
+	if err := (&kubeCredentialsCmd{Kube: "prod", Cluster: "other"}).Run(p); err == nil {
+		t.Error("credentials for another cluster")
+	}
+	for info, want := range map[string]string{"": "v1", "x": "v1", `{"apiVersion":"client.authentication.k8s.io/v1beta1"}`: "v1beta1", `{"apiVersion":"client.authentication.k8s.io/v1"}`: "v1"} {
+		if got := execVersion(info); got != "client.authentication.k8s.io/"+want {
+			t.Errorf("%s: %s", info, got)
+		}
+	}
+}
+
+// TestLocalKeys: only who holds the key of this run gets through a local proxy.
+func TestLocalKeys(t *testing.T) {
+	p := newProgram(t)
+	f, err := p.login(alice())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.home.Credentials(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := newLocalKeys("prod.kube.gw.test", c.Identity.NotAfter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, err := newLocalKeys("prod.kube.gw.test", c.Identity.NotAfter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		certs []tls.Certificate
+		ok    bool
+	}{{[]tls.Certificate{ours.pair}, true}, {[]tls.Certificate{others.pair}, false}, {nil, false}} {
+		a, b := net.Pipe()
+		done := make(chan error, 1)
+		server := tls.Server(b, ours.config())
+		go func() {
+			done <- server.Handshake()
+			b.Close()
+		}()
+		client := tls.Client(a, &tls.Config{ServerName: "prod.kube.gw.test", RootCAs: ours.config().ClientCAs, Certificates: tt.certs, NextProtos: []string{"http/1.1"}})
+		client.Handshake() // of 1.3: ends before the server has judged
+		go client.Read(make([]byte, 1))
+		if err := <-done; (err == nil) != tt.ok {
+			t.Errorf("%d certificates: %v", len(tt.certs), err)
+		}
+		a.Close()
+	}
+}
+
+func TestKubeLoginFlags(t *testing.T) {
+	for _, c := range []kubeLoginCmd{{}, {All: true, Name: "a"}, {Name: "a", As: "x"}, {Name: "a", AsGroups: []string{"x"}}, {All: true, Labels: "a=b"}, {All: true, Context: "x"}} {
+		if c.unserved() == nil {
+			t.Errorf("%+v is taken", c)
+		}
+	}
+}

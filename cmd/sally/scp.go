@@ -1,0 +1,375 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport/sallyport/cmd/internal/fail"
+)
+
+type scpCmd struct {
+	Recursive bool `name:"recursive" short:"r" help:"Copy directories, with all that is in them."`
+	Preserve  bool `name:"preserve" short:"p" help:"Keep times and modes."`
+	Quiet     bool `name:"quiet" short:"q" help:"Show no progress."`
+	NoResume  bool `name:"no-resume" env:"TELEPORT_NO_RESUME" help:"Do not go on when a connection breaks."`
+	Port      int  `name:"port" short:"P" hidden:""`
+	SFTP      bool `name:"sftp" short:"s" hidden:""` // as scp has it: what is done anyway
+
+	Files []string `arg:"" name:"file" help:"Files here, or on a node as [user@]node:path; the last one is where to."`
+}
+
+// remotePath is a file on a node.
+type remotePath struct {
+	host string // with the login, if one was named
+	path string
+}
+
+// parseRemote reads [user@]node:path. A colon behind a slash is part of a name,
+// as with scp(1).
+func parseRemote(arg string) (r remotePath, ok bool) {
+	host, file, found := strings.Cut(arg, ":")
+	if !found || host == "" || strings.Contains(host, "/") {
+		return remotePath{}, false
+	}
+	return remotePath{host: host, path: file}, true
+}
+
+// Run copies all sources to the target.
+func (c *scpCmd) Run(p *program) error {
+	if len(c.Files) < 2 {
+		return problem(errInvalid, "a source and a target are needed", "sally scp FILE NODE:PATH")
+	}
+	sources, target := c.Files[:len(c.Files)-1], c.Files[len(c.Files)-1]
+	to, up := parseRemote(target)
+	host := to.host
+	var from []string
+	for _, s := range sources {
+		r, remote := parseRemote(s)
+		switch {
+		case remote == up:
+			return problem(errInvalid, "files are copied between this machine and one node", "sally scp FILE NODE:PATH, or sally scp NODE:PATH FILE")
+		case remote && host != "" && host != r.host:
+			return problem(errInvalid, "this version copies from one node at a time", "copy from each node by a command of its own")
+		case remote:
+			host, s = r.host, r.path
+		}
+		from = append(from, s)
+	}
+	t := &transfer{scpCmd: c, program: p, host: host}
+	defer t.close()
+	if err := t.connect(p.ctx); err != nil {
+		return err
+	}
+	if up {
+		return t.upload(from, or(to.path, "."))
+	}
+	return t.download(from, target)
+}
+
+// transfer is one run of scp: the connection, which may be replaced.
+type transfer struct {
+	*scpCmd
+	program *program
+	host    string
+
+	ssh   *ssh.Client
+	files *sftp.Client
+}
+
+const (
+	blockSize   = 4 << 20 // bytes that one request of ours moves; the library cuts them in packets
+	blocks      = 4       // at once
+	packetsEach = 64      // at once, of one block: 2 MiB on their way
+
+	resumeFor   = 2 * time.Minute // without a byte moved
+	resumePause = 2 * time.Second
+)
+
+func (t *transfer) connect(ctx context.Context) error {
+	cred, err := t.program.loadValid()
+	if err != nil {
+		return err
+	}
+	login, node, err := t.program.destination(cred, t.host)
+	if err != nil {
+		return err
+	}
+	if t.ssh, err = t.program.reach(cred, login, node, t.Quiet); err != nil {
+		return err
+	}
+	t.files, err = t.open()
+	return err
+}
+
+// open starts sftp. What the node says on standard error is why it does not.
+func (t *transfer) open() (*sftp.Client, error) {
+	s, err := t.ssh.NewSession()
+	if err != nil {
+		return nil, fmt.Errorf("session: %w", err)
+	}
+	in, err := s.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	var said tail
+	s.Stderr = &said
+	if err := s.RequestSubsystem("sftp"); err != nil {
+		return nil, problem(errInvalid, "the node does not serve sftp", "")
+	}
+	files, err := sftp.NewClientPipe(out, in, sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(packetsEach))
+	if err != nil {
+		_ = s.Wait() // standard error is read to its end then
+		return nil, sshRefusal(err, said.text(), "", t.host)
+	}
+	go keepalive(t.ssh, t.program.ctx.Done())
+	return files, nil
+}
+
+func (t *transfer) close() {
+	if t.files != nil {
+		t.files.Close()
+	}
+	if t.ssh != nil {
+		t.ssh.Close()
+	}
+	t.files, t.ssh = nil, nil
+}
+
+// upload copies files to the node.
+func (t *transfer) upload(from []string, to string) error {
+	info, err := t.files.Stat(to)
+	into := err == nil && info.IsDir()
+	if len(from) > 1 && !into {
+		return problem(errInvalid, fmt.Sprintf("%s is not a directory on the node", to), "")
+	}
+	for _, file := range from {
+		target := to
+		if into {
+			target = path.Join(to, filepath.Base(file))
+		}
+		if err := t.put(file, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put copies a file, or with -r a directory.
+func (t *transfer) put(from, to string) error {
+	info, err := os.Stat(from)
+	if err != nil {
+		return problem(errInvalid, err.Error(), "")
+	}
+	switch {
+	case info.IsDir() && !t.Recursive:
+		return problem(errInvalid, fmt.Sprintf("%s is a directory", from), "sally scp -r copies directories")
+	case !info.IsDir() && !info.Mode().IsRegular():
+		return problem(errInvalid, fmt.Sprintf("%s is not a file", from), "")
+	case !info.IsDir():
+		return t.putFile(from, to, info)
+	}
+	if err := t.files.Mkdir(to); err != nil {
+		if there, serr := t.files.Stat(to); serr != nil || !there.IsDir() {
+			return remoteProblem(to, err)
+		}
+	}
+	list, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, entry := range list {
+		if err := t.put(filepath.Join(from, entry.Name()), path.Join(to, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return t.keepRemote(to, info)
+}
+
+func (t *transfer) putFile(from, to string, info fs.FileInfo) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return problem(errInvalid, err.Error(), "")
+	}
+	defer f.Close()
+	far, err := t.files.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return remoteProblem(to, err)
+	}
+	if err := far.Chmod(info.Mode().Perm()); err != nil && t.Preserve {
+		return errors.Join(remoteProblem(to, err), far.Close())
+	}
+	m := &move{transfer: t, name: filepath.Base(from), size: info.Size(), from: f, to: far, far: far}
+	m.reopen = func() (*sftp.File, error) { return t.files.OpenFile(to, os.O_WRONLY) }
+	m.attach = func(far *sftp.File) { m.to = far }
+	if err := m.run(); err != nil {
+		return err
+	}
+	return t.keepRemote(to, info)
+}
+
+func (t *transfer) keepRemote(to string, info fs.FileInfo) error {
+	if !t.Preserve {
+		return nil
+	}
+	if err := t.files.Chmod(to, info.Mode().Perm()); err != nil {
+		return remoteProblem(to, err)
+	}
+	return t.files.Chtimes(to, info.ModTime(), info.ModTime())
+}
+
+// download copies files from the node.
+func (t *transfer) download(from []string, to string) error {
+	var all []string
+	for _, pattern := range from {
+		found, err := t.glob(or(pattern, "."))
+		if err != nil {
+			return err
+		}
+		all = append(all, found...)
+	}
+	info, err := os.Stat(to)
+	into := err == nil && info.IsDir()
+	if len(all) > 1 && !into {
+		return problem(errInvalid, fmt.Sprintf("%s is not a directory", to), "")
+	}
+	for _, file := range all {
+		target := to
+		if into {
+			name := path.Base(file)
+			if !safeName(name) {
+				return problem(errInvalid, fmt.Sprintf("%q has no name to copy it to", file), "name the target")
+			}
+			target = filepath.Join(to, name)
+		}
+		if err := t.get(file, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// glob finds what a pattern means on the node. A file of that very name is meant
+// first.
+func (t *transfer) glob(pattern string) ([]string, error) {
+	if _, err := t.files.Stat(pattern); err == nil || !strings.ContainsAny(pattern, "*?[") {
+		return []string{pattern}, nil
+	}
+	found, err := t.files.Glob(pattern)
+	if err != nil {
+		return nil, remoteProblem(pattern, err)
+	}
+	if len(found) == 0 {
+		return nil, problem(errInvalid, fmt.Sprintf("%s: no such file on the node", pattern), "")
+	}
+	return found, nil
+}
+
+// safeName: what a node calls a file in a directory must be a name in it, and
+// nothing else (CVE-2019-6111 and its like).
+func safeName(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\\\x00") && filepath.IsLocal(name)
+}
+
+// get copies a file, or with -r a directory.
+func (t *transfer) get(from, to string) error {
+	info, err := t.files.Stat(from)
+	if err != nil {
+		return remoteProblem(from, err)
+	}
+	switch {
+	case info.IsDir() && !t.Recursive:
+		return problem(errInvalid, fmt.Sprintf("%s is a directory", from), "sally scp -r copies directories")
+	case !info.IsDir() && !info.Mode().IsRegular():
+		return problem(errInvalid, fmt.Sprintf("%s is not a file", from), "")
+	case !info.IsDir():
+		return t.getFile(from, to, info)
+	}
+	if err := os.Mkdir(to, 0o777); err != nil { // what umask leaves of it
+		if there, serr := os.Stat(to); serr != nil || !there.IsDir() {
+			return problem(errInvalid, err.Error(), "")
+		}
+	}
+	list, err := t.files.ReadDir(from)
+	if err != nil {
+		return remoteProblem(from, err)
+	}
+	for _, entry := range list {
+		if !safeName(entry.Name()) {
+			return problem(errInvalid, fmt.Sprintf("the node calls a file %q, which is no name", entry.Name()), "do not trust this node")
+		}
+		if err := t.get(path.Join(from, entry.Name()), filepath.Join(to, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return t.keepLocal(to, info)
+}
+
+func (t *transfer) getFile(from, to string, info fs.FileInfo) error {
+	far, err := t.files.Open(from)
+	if err != nil {
+		return remoteProblem(from, err)
+	}
+	mode := info.Mode().Perm() &^ 0o022 // a node does not decide who else may write here
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode|0o600)
+	if err != nil {
+		return errors.Join(problem(errInvalid, err.Error(), ""), far.Close())
+	}
+	m := &move{transfer: t, name: path.Base(from), size: info.Size(), from: far, to: f, far: far}
+	m.reopen = func() (*sftp.File, error) {
+		now, err := t.files.Stat(from)
+		if err != nil {
+			return nil, err
+		}
+		if now.Size() != info.Size() || !now.ModTime().Equal(info.ModTime()) {
+			return nil, problem(errInvalid, fmt.Sprintf("%s has changed on the node while it was copied", from), "copy it again")
+		}
+		return t.files.Open(from)
+	}
+	m.attach = func(far *sftp.File) { m.from = far }
+	if err := errors.Join(m.run(), f.Close()); err != nil {
+		return err
+	}
+	return t.keepLocal(to, info)
+}
+
+func (t *transfer) keepLocal(to string, info fs.FileInfo) error {
+	if !t.Preserve {
+		return nil
+	}
+	if err := os.Chmod(to, info.Mode().Perm()); err != nil { // never setuid
+		return err
+	}
+	return os.Chtimes(to, info.ModTime(), info.ModTime())
+}
+
+func remoteProblem(file string, err error) error {
+	if broken(err) {
+		return err
+	}
+	return problem(errInvalid, fmt.Sprintf("%s: %s on the node", file, fail.Clean(strings.TrimPrefix(err.Error(), "sftp: "))), "")
+}
+
+// broken says that the connection is gone, and not that the node has said no.
+func broken(err error) bool {
+	var status *sftp.StatusError
+	if errors.As(err, &status) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return false
+	}
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, os.ErrClosed)
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"net"
+	"testing"
+)
+
+func TestParseForward(t *testing.T) {
+	for spec, want := range map[string]forward{
+		"8080:localhost:80":           {bind: "localhost:8080", to: "localhost:80"},
+		"127.0.0.1:8080:db:5432":      {bind: "127.0.0.1:8080", to: "db:5432"},
+		"*:8080:db:5432":              {bind: ":8080", to: "db:5432"},
+		":8080:db:5432":               {bind: ":8080", to: "db:5432"},
+		"[::1]:8080:[2001:db8::1]:80": {bind: "[::1]:8080", to: "[2001:db8::1]:80"},
+		"0:db:80":                     {bind: "localhost:0", to: "db:80"},
+		"8080:/run/s":                 {bind: "localhost:8080", to: "/run/s"},
+		"/tmp/s:db:80":                {bind: "/tmp/s", to: "db:80"},
+		"/tmp/s:/run/s":               {bind: "/tmp/s", to: "/run/s"},
+	} {
+		if got, ok := parseForward(spec); !ok || got != want {
+			t.Errorf("%q: %+v, %v, want %+v", spec, got, ok, want)
+		}
+	}
+	for _, spec := range []string{"", "80", "a", "1:a", "1:a:0", "1:a:65536", "99999:a:1", "[::1:1:a:2", "1:[::1]x:2", "a:b:c:d", "1::2", "1:2:3:4:5", "/s", "1:a:b"} {
+		if got, ok := parseForward(spec); ok {
+			t.Errorf("%q: %+v", spec, got)
+		}
+	}
+}
+
+// TestForwardAt: what is said of -R is what is known: the library made 0.0.0.0 of
+// localhost, where the node listens on its loopback.
+func TestForwardAt(t *testing.T) {
+	tcp, unix := &net.TCPAddr{IP: net.IPv4zero, Port: 8080}, &net.UnixAddr{Name: "/run/s", Net: "unix"}
+	for want, got := range map[string]string{
+		"0.0.0.0:8080":          forward{}.at(tcp),
+		"port 8080 of the node": forward{remote: true}.at(tcp),
+		"/run/s":                forward{}.at(unix),
+		"/run/s of the node":    forward{remote: true}.at(unix),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/dataplane/gateway"
+)
+
+func TestShare(t *testing.T) {
+	for text, want := range map[string]float64{"5%": 0.05, "0.05": 0.05, "50%": 0.5, "0.5%": 0.005} {
+		if got, err := parseShare(text); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "5", "0", "0%", "-1%", "51%", "NaN", "NaN%", "five", "1e-400", "%"} {
+		if got, err := parseShare(text); err == nil {
+			t.Errorf("%q was taken for %v", text, got)
+		}
+	}
+}
+
+// TestCanaryFlags: what does not go together is refused before anybody is asked.
+func TestCanaryFlags(t *testing.T) {
+	for name, c := range map[string]struct {
+		cmd  upgradeCmd
+		path string // "": none
+		bad  bool
+	}{
+		"none":           {cmd: upgradeCmd{}},
+		"watch of none":  {cmd: upgradeCmd{Watch: time.Minute}, bad: true}, // took over everything at once
+		"canary":         {cmd: upgradeCmd{Canary: "5%"}, path: "/upgrade?canary=0.05&watch=10m0s"},
+		"forced":         {cmd: upgradeCmd{Canary: "5%", Watch: time.Minute, Force: true}, path: "/upgrade?canary=0.05&watch=1m0s&force=1"},
+		"finish":         {cmd: upgradeCmd{Finish: true}, path: "/upgrade?finish=1"},
+		"back":           {cmd: upgradeCmd{Back: true}, path: "/upgrade?back=1"},
+		"both":           {cmd: upgradeCmd{Finish: true, Back: true}, bad: true},
+		"begin and end":  {cmd: upgradeCmd{Canary: "5%", Back: true, Watch: time.Minute}, bad: true},
+		"force of none":  {cmd: upgradeCmd{Force: true}, bad: true},
+		"short":          {cmd: upgradeCmd{Canary: "5%", Watch: time.Millisecond}, bad: true},
+		"check and this": {cmd: upgradeCmd{Canary: "5%", Watch: time.Minute, CheckOnly: true}, bad: true},
+	} {
+		if path, err := c.cmd.canaryPath(); path != c.path || (err != nil) != c.bad {
+			t.Errorf("%s: %q, %v", name, path, err)
+		}
+	}
+}
+
+// TestSampleWords: every result of a route is on one side of the comparison, or
+// is a relay's end.
+func TestSampleWords(t *testing.T) {
+	loops := snapshotOfNothing()
+	results := map[string]uint64{}
+	for _, r := range loops.Routes {
+		for name := range r.Results {
+			results[name] = 1
+		}
+	}
+	s := sampleOf(results, nil)
+	if s.Good+s.Failed != uint64(len(results)) {
+		t.Errorf("of %v %d are good and %d failed", results, s.Good, s.Failed)
+	}
+	if s := sampleOf(map[string]uint64{gateway.ResultBroken: 2, gateway.ResultClosed: 3}, make([]uint64, 1000)); s.Broken != 2 || s.Closed != 3 || len(s.Times) > gateway.TrialSlots {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestCanaryLines(t *testing.T) {
+	now := time.Now()
+	s := &canaryStatus{PID: 7, Version: "v2", Share: 0.05, Started: now, Until: now.Add(time.Minute), Phase: phaseWatching, Relays: 1,
+		Old: sideOf(map[string]uint64{"relayed": 19}, nil), New: sideOf(map[string]uint64{"relayed": 1, gateway.ResultBroken: 1}, []uint64{1})}
+	var out strings.Builder
+	s.print(func(name, format string, args ...any) { out.WriteString(name + " " + format + "\n") })
+	old, new := s.shares()
+	if !strings.HasPrefix(old, "19 connections, 0 failed") || !strings.HasPrefix(new, "1 connection, 0 failed, 1 relay ended by a reset; first byte in") {
+		t.Errorf("%s; %s", old, new)
+	}
+	if percent(0.05) != "5%" || percent(0.005) != "0.5%" || percent(0.5) != "50%" {
+		t.Error(percent(0.05), percent(0.005), percent(0.5))
+	}
+	r := upgradeReport{Time: now, Outcome: upgradeBack, FromVersion: "v1", ToVersion: "v2", By: "local-admin:0", Canary: s}
+	if line := r.line(); !strings.Contains(line, "the canary went BACK: by local-admin:0") {
+		t.Error(line)
+	}
+}
+
+func TestNouns(t *testing.T) {
+	for many, one := range map[string]string{"sessions": "session", "web connections": "web connection", "connections whose TLS ends here": "connection whose TLS ends here"} {
+		if got := nounOf(1, many); got != one {
+			t.Errorf("1 %s", got)
+		}
+		if got := nounOf(2, many); got != many {
+			t.Errorf("2 %s", got)
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/notify"
+)
+
+const (
+	// preflightWithin is what both questions to the new program may take together.
+	preflightWithin = 10 * time.Second
+
+	// preflightOutput is for what a program has written that has ended, on a busy
+	// machine; it matters when a process that it leaves behind holds on to the pipe.
+	preflightOutput = 5 * time.Second
+
+	// maxSaid is what a program may say when it is asked.
+	maxSaid = 64 << 10
+)
+
+// checkReport is what start --check says for programs: what a hand-over cannot
+// change, and what a person reads of a fault.
+type checkReport struct {
+	DataDir string   `json:"data_dir"`
+	Roles   []string `json:"roles"`
+}
+
+// candidate is the program on disk, that may take over.
+type candidate struct {
+	path, dir string
+	config    string
+	env       []string
+	own       versionReport
+}
+
+// preflight asks the program who it is and what it thinks of the configuration,
+// in processes of its own. Nothing has been touched when it refuses.
+func (c *candidate) preflight(ctx context.Context) (*versionReport, *checkReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, preflightWithin)
+	defer cancel()
+	v, err := c.version(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	check, err := c.check(ctx)
+	return v, check, err
+}
+
+func (c *candidate) version(ctx context.Context) (*versionReport, error) {
+	out, err := c.ask(ctx, "version", "--format=json")
+	if err != nil {
+		return nil, err
+	}
+	var v versionReport
+	if out.code != 0 || json.Unmarshal(out.stdout, &v) != nil || v.Version == "" {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: out.cause(),
+			Fact: fmt.Sprintf("%s is no sallyport that can take over: it does not answer \"version --format=json\"", c.path),
+			Hint: "put the new program there; to go back to one that is too old for an upgrade, restart the service"}
+	}
+	mine, its := c.own.Handover, v.Handover
+	if its.Newest < mine.Oldest || mine.Newest < its.Oldest || its.Newest == 0 {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrConflict,
+			Fact: fmt.Sprintf("version %s takes over records of the generations %d to %d, and this process (version %s) has %d to %d",
+				v.Version, its.Oldest, its.Newest, c.own.Version, mine.Oldest, mine.Newest),
+			Hint: "upgrade by way of a version between the two, or restart the service"}
+	}
+	return &v, nil
+}
+
+func (c *candidate) check(ctx context.Context) (*checkReport, error) {
+	out, err := c.ask(ctx, "start", "--config="+c.config, "--check", "--format=json")
+	if err != nil {
+		return nil, err
+	}
+	if out.code != 0 {
+		fact, hint := out.complaint()
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: out.cause(),
+			Fact: "the new program refuses the configuration: " + fact,
+			Hint: orText(hint, c.path+" start --config="+c.config+" --check says the same")}
+	}
+	var r checkReport
+	if err := json.Unmarshal(out.stdout, &r); err != nil || r.DataDir == "" {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: err,
+			Fact: c.path + " start --check says nothing that can be read", Hint: "put the new program there"}
+	}
+	return &r, nil
+}
+
+// said is what came of a question.
+type said struct {
+	stdout, stderr []byte
+	code           int
+}
+
+// ask runs the program. An error means that it gave no answer.
+func (c *candidate) ask(ctx context.Context, args ...string) (*said, error) {
+	cmd := exec.CommandContext(ctx, c.path, args...)
+	cmd.Dir, cmd.Env = c.dir, c.env
+	cmd.WaitDelay = preflightOutput
+	stdout, stderr := &bounded{most: maxSaid}, &bounded{most: maxSaid}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: errors.Join(ctx.Err(), err),
+			Fact: fmt.Sprintf("%s %s gave no answer within %v", c.path, args[0], preflightWithin), Hint: "run it by hand: " + c.path + " " + strings.Join(args, " ")}
+	case errors.As(err, &exit):
+		return &said{stdout.b, stderr.b, max(exit.ExitCode(), 1)}, nil
+	case err != nil:
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: err,
+			Fact: fmt.Sprintf("%s cannot be run: %s", c.path, reason(err)), Hint: "put the new program there, with mode 755, by a rename: install(1) does"}
+	}
+	return &said{stdout: stdout.b, stderr: stderr.b}, nil
+}
+
+// complaint is what the program told a person.
+func (s *said) complaint() (fact, hint string) {
+	text := strings.TrimSpace(string(bytes.ToValidUTF8(s.stderr, []byte("\uFFFD"))))
+	text, hint, _ = strings.Cut(text, "\nhint: ")
+	if _, after, found := strings.Cut(text, "ERROR: "); found {
+		text = after
+	}
+	return orText(text, fmt.Sprintf("exit status %d", s.code)), hint
+}
+
+func (s *said) cause() error {
+	if len(s.stderr) == 0 {
+		return nil
+	}
+	fact, _ := s.complaint()
+	return errors.New(fact)
+}
+
+// bounded keeps the beginning of what is written and takes the rest.
+type bounded struct {
+	b    []byte
+	most int
+}
+
+// Write meets io.Writer.
+func (w *bounded) Write(b []byte) (int, error) {
+	w.b = append(w.b, b[:min(len(b), w.most-len(w.b))]...)
+	return len(b), nil
+}
+
+// quietEnvironment is the environment for a process that must not speak for the
+// service.
+func quietEnvironment(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		return strings.HasPrefix(kv, notify.Variable+"=") || strings.HasPrefix(kv, handoverVariable+"=")
+	})
+}
+
+// handoverVariable tells a process that it is to take over (tableflip).
+const handoverVariable = "TABLEFLIP_HAS_PARENT_7DIU3"
+
+// agree refuses what only a restart can change.
+func (r *checkReport) agree(dataDir string, roles []string) error {
+	var field string
+	switch same := slices.Equal(slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(roles))); {
+	case r.DataDir != dataDir:
+		field = "data_dir"
+	case !same:
+		field = "roles"
+	default:
+		return nil
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: field + " has changed in the configuration, which an upgrade cannot take over",
+		Hint: "change it back, or restart the service"}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+)
+
+// TestPreflight: what a program on disk can say and do, and what a person is
+// told of it.
+func TestPreflight(t *testing.T) {
+	const (
+		version = `'{"version":"v9","go":"go1","handover":{"oldest":%d,"newest":%d}}'`
+		good    = `echo '{"data_dir":"/d","roles":["gateway"]}'`
+	)
+	answers := func(oldest, newest int, check string) string {
+		return "case $1 in version) echo " + fmt.Sprintf(version, oldest, newest) + ";; start) " + check + ";; esac\n"
+	}
+	tests := []struct{ name, script, fact, hint string }{
+		{"good", answers(1, 1, good), "", ""},
+		{"newer", answers(1, 5, good), "", ""},
+		{"no program", "", "cannot be run: no such file or directory", "install(1)"},
+		{"crashes", "kill -SEGV $$\n", "does not answer", "put the new program there"},
+		{"says something else", "echo hello\n", "does not answer", "restart the service"},
+		{"too old", "echo 'ERROR: unknown flag' >&2; exit 1\n", "does not answer", "too old"},
+		{"too new", answers(2, 3, good), "generations 2 to 3, and this process (version v1) has 1 to 1", "between the two"},
+		{"none", answers(0, 0, good), "generations 0 to 0", "restart"},
+		{"refuses", answers(1, 1, `echo "ERROR: c.yaml:3:1: unknown field" >&2; echo "hint: docs/config.md" >&2; exit 1`),
+			"the new program refuses the configuration: c.yaml:3:1: unknown field", "docs/config.md"},
+		{"refuses without a word", answers(1, 1, "exit 3"), "the new program refuses the configuration: exit status 3", "--check says the same"},
+		{"checks and says nothing", answers(1, 1, "true"), "says nothing that can be read", "put the new program"},
+		{"talks for ever", answers(1, 1, "while :; do echo x; echo 'ERROR: y' >&2; test $((n=n+1)) -lt 30000 || exit 1; done"),
+			"the new program refuses the configuration: y", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "p")
+			if tt.script != "" {
+				if err := os.WriteFile(path, []byte("#!/bin/sh\n"+tt.script), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := &candidate{path: path, config: "/c.yaml", own: versionReport{Version: "v1", Handover: generations{1, 1}}}
+			v, check, err := c.preflight(t.Context())
+			if tt.fact == "" {
+				if err != nil || v.Version != "v9" || check.DataDir != "/d" || check.agree("/d", []string{"gateway"}) != nil {
+					t.Errorf("%+v, %+v, %v", v, check, err)
+				}
+				return
+			}
+			var p *sallyport.Problem
+			if !errors.As(err, &p) || !strings.Contains(p.Fact, tt.fact) || !strings.Contains(p.Hint, tt.hint) {
+				t.Errorf("%v (%+v)", err, p)
+			}
+			if p != nil && len(p.Fact) > 2*maxSaid {
+				t.Errorf("%d bytes", len(p.Fact))
+			}
+		})
+	}
+}
+
+// TestPreflightDoesNotWait: a program that hangs is ended, with what it started.
+func TestPreflightDoesNotWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := &candidate{path: path, config: "/c.yaml", own: ownVersion()}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := c.preflight(ctx); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAgree(t *testing.T) {
+	for _, tt := range []struct {
+		dir   string
+		roles []string
+		want  string
+	}{
+		{"/d", []string{"agent", "gateway"}, ""},
+		{"/d", []string{"gateway", "agent"}, ""},
+		{"/e", []string{"gateway", "agent"}, "data_dir has changed"},
+		{"/d", []string{"gateway"}, "roles has changed"},
+		{"/d", []string{"gateway", "agent", "auth"}, "roles has changed"},
+	} {
+		err := (&checkReport{DataDir: tt.dir, Roles: tt.roles}).agree("/d", []string{"gateway", "agent"})
+		if (err == nil) != (tt.want == "") || err != nil && !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("%v: %v", tt, err)
+		}
+	}
+}
+
+func TestQuietEnvironment(t *testing.T) {
+	env := []string{"A=b", "NOTIFY_SOCKET=/run/x", handoverVariable + "=yes", "NOTIFY_SOCKETS=1"}
+	if got := quietEnvironment(env); strings.Join(got, " ") != "A=b NOTIFY_SOCKETS=1" || env[1] == "" {
+		t.Errorf("%q, %q", got, env)
+	}
+}

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runs says that a process is there and has not ended: one that waits to be
+// reaped has no program.
+func runs(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil || errors.Is(err, os.ErrPermission)
+}
+
+// oldWatch looks at a process until it has let go of everything and has ended.
+// It only looks: what the process says of itself does not count.
+type oldWatch struct {
+	pid            int
+	done           chan struct{}
+	stopped        chan struct{}
+	once           sync.Once
+	released, gone time.Time       // read after done
+	held           string          // what it had at the last look; read after done
+	outside        map[string]bool // sockets that it has from what started us
+}
+
+func watchOld(pid int) *oldWatch {
+	w := &oldWatch{pid: pid, done: make(chan struct{}), stopped: make(chan struct{}), outside: passedOn()}
+	go w.run()
+	return w
+}
+
+func (w *oldWatch) stop() { w.once.Do(func() { close(w.stopped) }) }
+
+func (w *oldWatch) run() {
+	defer close(w.done)
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for {
+		if !runs(w.pid) {
+			w.gone = time.Now()
+			if w.released.IsZero() {
+				w.released = w.gone
+			}
+			return
+		}
+		if w.released.IsZero() {
+			what, yes := w.holds()
+			if w.held = what; !yes {
+				w.released = time.Now()
+			}
+		}
+		select {
+		case <-w.stopped:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// wait waits for the process's end.
+func (w *oldWatch) wait(ctx context.Context, most time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		w.stop()
+		<-w.done
+		switch {
+		case !w.gone.IsZero():
+			return nil
+		case w.held != "":
+			return fmt.Errorf("%w within %s: it has %s", errStayed, most, w.held)
+		}
+		return fmt.Errorf("%w within %s, though it has let go of all sockets", errStayed, most)
+	}
+}
+
+// holds names a socket of the network that the process has: a listening one, a
+// client's or a server's. It ends at the first that it finds, so that it costs
+// little while there are thousands.
+func (w *oldWatch) holds() (what string, yes bool) {
+	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", w.pid))
+	if err != nil {
+		return "", false // it ends
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(64)
+		for _, name := range names {
+			if what, yes := w.network(dir.Name() + "/" + name); yes {
+				return fmt.Sprintf("descriptor %s (%s)", name, what), true
+			}
+		}
+		if err != nil {
+			return "", false
+		}
+	}
+}
+
+// network says that a descriptor is a socket, is not of this machine alone, and
+// does not come from outside.
+func (w *oldWatch) network(path string) (what string, yes bool) {
+	inode, ok := socketOf(path)
+	if !ok || w.outside[inode] {
+		return "", false
+	}
+	protocol, err := socketProtocol(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "", false // closed meanwhile
+	case err != nil:
+		return "a socket: " + err.Error(), true
+	}
+	return protocol, !strings.HasPrefix(protocol, "UNIX") && protocol != "NETLINK" // unix(7), netlink(7)
+}
+
+// socketOf is the number of the socket that a path in /proc/PID/fd leads to
+// (proc_pid_fd(5)).
+func socketOf(path string) (inode string, ok bool) {
+	to, err := os.Readlink(path)
+	if err != nil {
+		return "", false // closed meanwhile
+	}
+	return strings.CutPrefix(to, "socket:[")
+}
+
+// passedOn are the sockets that this process has without having opened them for
+// itself: what started it left them open for all below it, and no gateway lets
+// go of what it does not know of.
+func passedOn() map[string]bool {
+	out := map[string]bool{}
+	const own = "/proc/self/fd"
+	all, err := os.ReadDir(own)
+	if err != nil {
+		return out
+	}
+	for _, f := range all {
+		fd, err := strconv.Atoi(f.Name())
+		if err != nil {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+			continue
+		}
+		if inode, ok := socketOf(own + "/" + f.Name()); ok {
+			out[inode] = true
+		}
+	}
+	return out
+}
+
+// memoryWatch adds up the memory of a process and of those below it.
+type memoryWatch struct {
+	pid     int
+	below   func(pid int) []int
+	most    uint64
+	stopped chan struct{}
+	done    chan struct{}
+	once    sync.Once
+}
+
+func watchMemory(pid int) *memoryWatch {
+	w := &memoryWatch{pid: pid, below: children, stopped: make(chan struct{}), done: make(chan struct{})}
+	go w.run()
+	return w
+}
+
+// stop returns the most that there was.
+func (w *memoryWatch) stop() uint64 {
+	w.once.Do(func() { close(w.stopped) })
+	<-w.done
+	return w.most
+}
+
+func (w *memoryWatch) run() {
+	defer close(w.done)
+	tick := time.NewTicker(memoryGlance)
+	defer tick.Stop()
+	for {
+		w.most = max(w.most, w.sum())
+		select {
+		case <-w.stopped:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// sum is 0 when it cannot be told. Two things would be counted twice: the memory
+// that a child has of its parent until its execve, since it was made by clone(2)
+// with CLONE_VM; and pages that two processes share, when the first has been
+// looked at, and ends before the second is, whose alone they are then.
+func (w *memoryWatch) sum() (sum uint64) {
+	type process struct{ pid, parent int }
+	var counted []int
+	for next := []process{{w.pid, 0}}; len(next) > 0; next = next[1:] {
+		p := next[0]
+		if p.parent != 0 && sameMemory(p.pid, p.parent) {
+			continue
+		}
+		n, err := memoryOf(p.pid)
+		if err != nil {
+			continue // it has ended
+		}
+		sum += n
+		counted = append(counted, p.pid)
+		for _, child := range w.below(p.pid) {
+			next = append(next, process{child, p.pid})
+		}
+	}
+	for _, pid := range counted {
+		if !runs(pid) {
+			return 0
+		}
+	}
+	return sum
+}
+
+// children are those that any thread of a process has started and that run
+// (proc_tid_children(5)).
+func children(pid int) (out []int) {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, task.Name()))
+		if err != nil {
+			continue
+		}
+		for f := range bytes.FieldsSeq(b) {
+			if n, err := strconv.Atoi(string(f)); err == nil {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+// memoryOf is a process's share of memory, in bytes: pages that several map
+// count for each in part (Pss of smaps_rollup in proc_pid_smaps(5)).
+func memoryOf(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range bytes.Lines(b) {
+		if f := bytes.Fields(line); len(f) == 3 && string(f[0]) == "Pss:" {
+			kb, err := strconv.ParseUint(string(f[1]), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d: no Pss in smaps_rollup", pid)
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+)
+
+// errHanded ends the roles of a process that has handed over and has nothing
+// left to do.
+var errHanded = errors.New("handed over")
+
+const (
+	stayTick      = 100 * time.Millisecond
+	remnantsEnd   = 5 * time.Second // for old processes, when the service ends
+	forwardedMost = 16
+)
+
+// holds is what this process has that cannot move, by what it is.
+func (n *node) holds() map[string]int {
+	out := map[string]int{}
+	add := func(what string, count int) {
+		if count > 0 {
+			out[what] = count
+		}
+	}
+	if g := n.shownGateway.Load(); g != nil {
+		for what, count := range g.holds() {
+			add(what, count)
+		}
+	}
+	if a := n.shownAgent.Load(); a != nil {
+		for what, count := range a.holds() {
+			add(what, count)
+		}
+	}
+	return out
+}
+
+// idle says that nothing is left.
+func (n *node) idle(held map[string]int) bool {
+	return len(held) == 0 && (n.gateway == nil || n.gateway.idle())
+}
+
+// afterwards waits until the work is another process's, and then for what is
+// left of it. Its error ends the roles.
+func (n *node) afterwards(ctx context.Context) error {
+	select {
+	case <-n.upgrades.handed:
+	case <-ctx.Done():
+		return nil
+	}
+	n.upgrades.caller.Wait()
+	n.stopAdmin()
+	n.serveOut(ctx)
+	return errHanded
+}
+
+// serveOut waits for what is left, and says meanwhile what that is. It returns
+// when nothing is, when its time has passed, or with the service.
+func (n *node) serveOut(ctx context.Context) {
+	left := n.holds()
+	if n.idle(left) {
+		return
+	}
+	since := time.Now()
+	report := remnantReport{PID: os.Getpid(), Version: version, Since: since, Until: since.Add(n.drainTime()), Holds: left}
+	r, err := openRemnant(n.cfg.DataDir, report)
+	if err != nil {
+		n.log.Warn("sallyport status will not show this process", "error", err)
+	} else {
+		defer r.close(n.cfg.DataDir)
+	}
+	n.log.Info("this process stays for what could not move", "holds", strings.Join(n.holding(), ", "), "until", report.Until)
+	leashed := make(chan struct{})
+	go func() {
+		defer close(leashed)
+		n.keeping.leash.wait()
+	}()
+	limit := time.NewTimer(time.Until(report.Until))
+	defer limit.Stop()
+	tick, refresh := time.NewTicker(stayTick), time.NewTicker(remnantRefresh)
+	defer tick.Stop()
+	defer refresh.Stop()
+	for !n.idle(left) {
+		select {
+		case <-tick.C:
+			left = n.holds()
+		case <-refresh.C:
+			if report.Holds = left; r != nil {
+				n.tell(r.say(report))
+			}
+		case <-leashed:
+			n.log.Info("the service ends, and this process with it", "ended", strings.Join(n.holding(), ", "))
+			return
+		case <-limit.C:
+			n.log.Warn("the time for what could not move has passed", "ended", strings.Join(n.holding(), ", "))
+			if a := n.shownAgent.Load(); a != nil {
+				a.goodbye()
+				a.awaitEnd(ctx)
+			}
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// drainTime is how long this process may stay.
+func (n *node) drainTime() time.Duration {
+	n.reloads.mu.Lock()
+	defer n.reloads.mu.Unlock()
+	if c := n.reloads.now; c != nil {
+		return c.Upgrade.drain()
+	}
+	return n.cfg.Upgrade.drain()
+}
+
+// endRemnants ends the old processes with the service, and waits for them: who
+// started it kills what is left.
+func (n *node) endRemnants() {
+	if n.keeping.leash == nil || n.upgrades.isHanded() || n.heirOnly {
+		return
+	}
+	n.tell(n.keeping.leash.drop())
+	for deadline := time.Now().Add(remnantsEnd); len(readRemnants(n.cfg.DataDir)) > 0 && time.Now().Before(deadline); {
+		time.Sleep(stayTick)
+	}
+}

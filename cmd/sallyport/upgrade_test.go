@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/handover"
+)
+
+// TestUpgradeRefused: whatever is wrong, the process goes on as it was, and says
+// why: to who asked, and in the record of upgrades.
+func TestUpgradeRefused(t *testing.T) {
+	one := backend(t, "one")
+	s := serve(t, fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}]\n", one))
+	path := filepath.Join(t.TempDir(), "program")
+	answers := func(check string) {
+		script := "#!/bin/sh\ncase $1 in version) echo '{\"version\":\"v9\",\"handover\":{\"oldest\":1,\"newest\":1}}';; start) " + check + ";; esac\n"
+		if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := fmt.Sprintf("echo '{\"data_dir\":%q,\"roles\":[\"gateway\"]}'", s.cfg.DataDir)
+	failed := func(context.Context, []handover.Stage) (handover.Report, error) {
+		return handover.Report{PID: 4711, To: "v9", Failed: handover.StepCopy}, errors.New("it crashed")
+	}
+	tests := []struct {
+		name    string
+		arrange func()
+		outcome string
+		want    string
+	}{
+		{"not offered", func() { s.upgrades.program, s.upgrades.refuse = "", errNoUpgrade }, upgradeRefused, "Linux only"},
+		{"refuses the configuration", func() {
+			s.upgrades.program, s.upgrades.give = path, failed
+			answers("echo 'ERROR: bad' >&2; exit 1")
+		}, upgradeRefused, "refuses the configuration: bad"},
+		{"another directory", func() { answers(`echo '{"data_dir":"/elsewhere","roles":["gateway"]}'`) }, upgradeRefused, "data_dir has changed"},
+		{"another role", func() { answers(strings.Replace(same, "gateway", "agent", 1)) }, upgradeRefused, "roles has changed"},
+		{"crashes", func() { answers(same) }, upgradeUndone, "it crashed"},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.arrange()
+			r, err := s.upgrade("test", false)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || r.Problem != err.Error() || r.Outcome != tt.outcome {
+				t.Errorf("%v, %+v", err, r)
+			}
+			if all := readHistory(s.cfg.DataDir); len(all) != i+1 || all[i].Outcome != tt.outcome || all[i].Problem != r.Problem {
+				t.Errorf("%+v", all)
+			}
+			if a := s.reaches("a.example.com"); a != "one" {
+				t.Errorf("a is %q", a)
+			}
+		})
+	}
+	if r := readHistory(s.cfg.DataDir)[len(tests)-1]; r.ToVersion != "v9" || r.ToPID != 4711 || r.Step != string(handover.StepCopy) {
+		t.Errorf("%+v", r)
+	}
+
+	run := func(args ...string) (string, error) {
+		var out strings.Builder
+		err := (&program{ctx: t.Context(), stdout: &out}).run(append(args, "-c", s.file))
+		return out.String(), err
+	}
+	if out, err := run("upgrade", "--check-only"); err != nil || !strings.HasPrefix(out, "Version v9 can take over") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if _, err := run("upgrade"); !errors.Is(err, sallyport.ErrUnavailable) || !strings.Contains(err.Error(), "it crashed") {
+		t.Errorf("%v", err)
+	}
+	if out, err := run("status"); err != nil || !strings.Contains(out, "UNDONE: it crashed") {
+		t.Errorf("%q, %v", out, err)
+	}
+	w := httptest.NewRecorder()
+	if s.serveUpgrade(w, httptest.NewRequest(http.MethodPost, "/upgrade", nil)); w.Code != http.StatusForbidden {
+		t.Errorf("a stranger: %d", w.Code)
+	}
+	s.upgrades.end()
+	if _, err := s.upgrade("test", false); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Errorf("at the end of the process: %v", err)
+	}
+}
+
+// TestUpgradeOneAtATime: a second one does not wait behind the first.
+func TestUpgradeOneAtATime(t *testing.T) {
+	s := serve(t, "  routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]\n")
+	s.upgrades.mu.Lock()
+	defer s.upgrades.mu.Unlock()
+	if r, err := s.upgrade("test", false); !errors.Is(err, sallyport.ErrConflict) || r.Outcome != upgradeRefused {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestHealth: red from the drain on, which ends when nothing is left.
+func TestHealth(t *testing.T) {
+	s := serve(t, fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}]\n", backend(t, "one")))
+	healthz := func() (int, string) {
+		w := httptest.NewRecorder()
+		s.serveHealth(w, httptest.NewRequest(http.MethodGet, "/healthz", nil))
+		return w.Code, w.Body.String()
+	}
+	if code, text := healthz(); code != http.StatusOK || text != "ok\n" {
+		t.Errorf("%d %q", code, text)
+	}
+	if a := s.reaches("a.example.com"); a != "one" {
+		t.Fatalf("a is %q", a)
+	}
+	run := func(args ...string) (string, error) {
+		var out strings.Builder
+		err := (&program{ctx: t.Context(), stdout: &out}).run(append([]string{"drain", "-c", s.file}, args...))
+		return out.String(), err
+	}
+	if _, err := run("--timeout=25h"); !errors.Is(err, sallyport.ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := s.drain(gone, time.Hour); err == nil || r.Ended || s.drains.sent.Load() {
+		t.Errorf("drained before the time of the notice: %+v, %v", r, err)
+	}
+	if code, text := healthz(); code != http.StatusServiceUnavailable || text != "draining\n" {
+		t.Errorf("%d %q", code, text)
+	}
+	if out, err := run("--timeout=1m", "--notice=0s"); err != nil || !strings.Contains(out, "nothing is left") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if a := s.reaches("a.example.com"); a != "" {
+		t.Errorf("the port is open: %q", a)
+	}
+	if _, err := s.upgrade("test", false); err == nil {
+		t.Error("a process that drains was upgraded")
+	}
+	w := httptest.NewRecorder()
+	if s.serveDrain(w, httptest.NewRequest(http.MethodPost, "/drain?timeout=1s&notice=0s", nil)); w.Code != http.StatusForbidden {
+		t.Errorf("a stranger: %d", w.Code)
+	}
+}
