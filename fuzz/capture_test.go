@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +63,9 @@ var recordings = []recording{
 	{"proxy-v2-tlvs", haproxy, []string{"haproxy", "-f", "CONFIG"}, []string{"send-proxy-v2 proxy-v2-options crc32c,unique-id,ssl,cert-cn"}, throughProxy},
 	{"proxy-v2-local", haproxy, []string{"haproxy", "-f", "CONFIG"}, []string{"send-proxy-v2 check check-send-proxy inter 1s"}, first},
 	{"request", []string{"rdesktop"}, []string{"xvfb-run", "-a", "rdesktop", "-u", "alice", "ADDR"}, nil, first},
-	{"request", []string{"xfreerdp", "--version"}, []string{"xvfb-run", "-a", "xfreerdp", "/v:ADDR", "/u:alice", "/p:x", "/cert:ignore"}, nil, first},
+	{"cookie", freeRDP, append(freeRDPTo, "/u:alice"), nil, first},
+	{"standard", freeRDP, append(freeRDPTo, "/u:alice", "/sec:rdp"), nil, first},
+	{"token", freeRDP, append(freeRDPTo, "/u:alice", "/load-balance-info:tsv://MS Terminal Services Plugin.1.Sessions"), nil, first},
 }
 
 var (
@@ -70,6 +73,9 @@ var (
 	curl    = []string{"curl", "--version"}
 	psql    = []string{"psql", "--version"}
 	haproxy = []string{"haproxy", "-v"}
+
+	freeRDP   = []string{"xvfb-run", "-a", "xfreerdp", "/version"} // not without a display
+	freeRDPTo = slices.Clip([]string{"xvfb-run", "-a", "xfreerdp", "/v:ADDR", "/p:x", "/cert:ignore"})
 )
 
 // server plays the other side of a client.
@@ -88,8 +94,8 @@ func TestCapture(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range recordings {
-		t.Run(r.run[0]+"-"+r.name, func(t *testing.T) {
-			for _, program := range []string{r.version[0], r.run[0]} {
+		t.Run(program(r.run)+"-"+r.name, func(t *testing.T) {
+			for _, program := range []string{r.version[0], r.run[0], program(r.version), program(r.run)} {
 				if _, err := exec.LookPath(program); err != nil {
 					t.Skipf("%s is not on the PATH", program)
 				}
@@ -99,13 +105,21 @@ func TestCapture(t *testing.T) {
 				t.Fatal("the client sent nothing")
 			}
 			out, _ := exec.Command(r.version[0], r.version[1:]...).CombinedOutput()
-			name := fmt.Sprintf("%s-%s-%s", r.version[0], versionIn(string(out)), r.name)
+			name := fmt.Sprintf("%s-%s-%s", program(r.version), versionIn(string(out)), r.name)
 			if err := os.WriteFile(filepath.Join(flightDir, name), flight, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("%s: %d bytes", name, len(flight))
 		})
 	}
+}
+
+// program is what a command runs, with a display of its own or without.
+func program(command []string) string {
+	if command[0] == "xvfb-run" {
+		return command[2]
+	}
+	return command[0]
 }
 
 // versionIn is the first word that looks like a version; MariaDB's stands

@@ -59,6 +59,9 @@ func TestClientFlights(t *testing.T) {
 		`haproxy-.*-proxy-v1`:   `proxy_v1 127\.0\.0\.1, ssh`,
 		`haproxy-.*-v2(-tlvs)?`: `proxy_v2 127\.0\.0\.1, ssh`,
 		`haproxy-.*-v2-local`:   `proxy_v2 local`,
+		`xfreerdp-.*-cookie`:    `tpkt Cookie: mstshash=alice 3`, // TLS or CredSSP
+		`xfreerdp-.*-standard`:  `tpkt Cookie: mstshash=alice 0`, // no negotiation
+		`xfreerdp-.*-token`:     `tpkt tsv://MS Terminal Services Plugin\.1\.Sessions 3`,
 	}
 	flights := clientFlights(t)
 	for client, b := range flights {

@@ -200,7 +200,9 @@ func belowRoute(labels []string, offers []string) string {
 		ok = asked == alpn.SSH1
 	case "db":
 		ok = len(offers) == 0 || slices.Contains([]string{"postgresql", alpn.DB1, "postgresql " + alpn.DB1}, asked)
-	case "kube", "app":
+	case "kube":
+		ok = len(offers) == 0 || slices.Contains(webOffers, asked)
+	case "app":
 		ok = slices.Contains(webOffers, asked)
 	case "tcp":
 		ok = ours == 0 || ours == 1 && strings.Contains(asked, alpn.TCP1)

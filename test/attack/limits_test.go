@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport/sallyport/tools/peers"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -25,7 +26,7 @@ import (
 func TestA29_Names(t *testing.T) {
 	d := target(t)
 	if d.name("db") == "" {
-		t.Skip("no database")
+		peers.Missing(t, "postgres")
 	}
 	d.role(t, "all-databases", `{"db_labels":{"*":["*"]},"db_users":["*"],"db_names":["*"]}`)
 	anyone := d.user(t, "anyone", []string{"access", "all-databases"}, map[string][]string{"db_users": {"*"}, "db_names": {"*"}})

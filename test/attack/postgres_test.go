@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 // database connects to the demo's database with a holder's certificate, by TLS
@@ -47,26 +50,37 @@ func cancelRequest(pid uint32, key []byte) []byte {
 func TestA110_CancelOfAnother(t *testing.T) {
 	d := target(t)
 	if d.name("db") == "" {
-		t.Skip("no database")
+		peers.Missing(t, "postgres")
 	}
 	admin := d.admin(t)
 	mallory := d.user(t, "mallory", []string{"access"}, map[string][]string{"db_users": {"reader"}, "db_names": {"demo"}})
 	d.leavesNothing(t)
-	victim := d.database(t, admin, "reader")
+	victim, watcher := d.database(t, admin, "reader"), d.database(t, admin, "reader")
 	pid, key := victim.PID(), victim.SecretKey()
-	// sleep runs a query of a few seconds, and says whether it was cancelled.
-	sleep := func(meanwhile func()) (cancelled bool) {
+	ctx, stop := context.WithTimeout(context.Background(), 4*callWait)
+	defer stop()
+	running := func() bool {
+		rows, err := watcher.Exec(ctx, "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'").ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(rows[0].Rows[0][0]) == "1"
+	}
+	// sleep runs a query, and says whether it was cancelled.
+	sleep := func(seconds int, meanwhile func()) (cancelled bool) {
+		t.Helper()
 		done := make(chan error, 1)
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), callWait)
-			defer cancel()
-			_, err := victim.Exec(ctx, "select pg_sleep(2)").ReadAll()
+			_, err := victim.Exec(ctx, fmt.Sprintf("select pg_sleep(%d)", seconds)).ReadAll()
 			done <- err
 		}()
-		time.Sleep(300 * time.Millisecond) // until the query runs
+		await(t, "the query runs", callWait, running)
 		meanwhile()
 		err := <-done
-		return err != nil && strings.Contains(err.Error(), "57014")
+		if err != nil && !strings.Contains(err.Error(), "57014") {
+			t.Errorf("the query: %v", err)
+		}
+		return err != nil
 	}
 	send := func(h *holder, b []byte) {
 		conn, err := d.throughDoor(h)
@@ -76,18 +90,18 @@ func TestA110_CancelOfAnother(t *testing.T) {
 		}
 		defer conn.Close()
 		conn.Write(b)
-		conn.SetDeadline(time.Now().Add(stage))
+		conn.SetDeadline(time.Now().Add(callWait))
 		io.ReadAll(conn)
 	}
 	wrong := append([]byte(nil), key...)
 	wrong[3] ^= 1
-	if sleep(func() { send(mallory, cancelRequest(pid, key)) }) {
+	if sleep(3, func() { send(mallory, cancelRequest(pid, key)) }) {
 		t.Error("another user cancelled the query, inside TLS")
 	}
-	if sleep(func() { send(admin, cancelRequest(pid, wrong)) }) {
+	if sleep(3, func() { send(admin, cancelRequest(pid, wrong)) }) {
 		t.Error("a wrong key cancelled the query")
 	}
-	if sleep(func() {
+	if sleep(3, func() {
 		for i := range 100 {
 			conn := d.dialFrom(t, "127.10.0.1")
 			wrong[2] = byte(i) ^ key[2] | 1
@@ -97,7 +111,7 @@ func TestA110_CancelOfAnother(t *testing.T) {
 	}) {
 		t.Error("guessing cancelled the query")
 	}
-	if !sleep(func() { send(admin, cancelRequest(pid, key)) }) {
+	if !sleep(25, func() { send(admin, cancelRequest(pid, key)) }) {
 		t.Error("the query's own user could not cancel it")
 	}
 }
@@ -107,7 +121,7 @@ func TestA110_CancelOfAnother(t *testing.T) {
 func TestA110_Startup(t *testing.T) {
 	d := target(t)
 	if d.name("db") == "" {
-		t.Skip("no database")
+		peers.Missing(t, "postgres")
 	}
 	admin := d.admin(t)
 	d.leavesNothing(t)

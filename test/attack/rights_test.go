@@ -82,10 +82,7 @@ func TestA03_IDIsNotASecret(t *testing.T) {
 	}
 	// A tunnel's id is told to its agent and is no secret either.
 	stranger := tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: tunnel.ID{1}, Counter: 1}, tunnel.Key{})
-	if conn, ok := d.parked(t, stranger); ok {
-		conn.Close()
-		t.Error("a data connection was parked by an id")
-	}
+	d.refused(t, "with an id and no key", stranger)
 }
 
 // through opens an echo session as somebody.

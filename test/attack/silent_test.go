@@ -84,7 +84,7 @@ func TestA32_Silence(t *testing.T) {
 	// answered sends a preamble, takes the one byte of its answer, and goes on.
 	answered := func(first, then []byte) func(net.Conn) (net.Conn, error) {
 		return func(c net.Conn) (net.Conn, error) {
-			c.SetReadDeadline(time.Now().Add(stage))
+			c.SetReadDeadline(time.Now().Add(callWait))
 			if _, err := c.Write(first); err != nil {
 				return c, err
 			}
@@ -98,7 +98,7 @@ func TestA32_Silence(t *testing.T) {
 	handshake := func(cfg *tls.Config, then string) func(net.Conn) (net.Conn, error) {
 		return func(c net.Conn) (net.Conn, error) {
 			cfg.InsecureSkipVerify = true
-			c.SetDeadline(time.Now().Add(stage))
+			c.SetDeadline(time.Now().Add(callWait))
 			tc := tls.Client(c, cfg)
 			if err := tc.Handshake(); err != nil {
 				return c, err

@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/crypto/ssh"
+
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
 // shell opens an SSH connection to the demo's node: outer is the certificate of
@@ -152,16 +155,6 @@ func TestA02_Channels(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, data := range map[string][]byte{
-		"direct-tcpip": ssh.Marshal(struct {
-			Host  string
-			Port  uint32
-			OHost string
-			OPort uint32
-		}{"127.0.0.1", 22, "127.0.0.1", 1}),
-		"direct-streamlocal@openssh.com": ssh.Marshal(struct {
-			Path, R string
-			N       uint32
-		}{"/run/docker.sock", "", 0}),
 		"forwarded-tcpip": nil, "x11": nil, "auth-agent@openssh.com": nil, "tun@openssh.com": nil, "no-such-type": nil,
 	} {
 		if ch, _, err := c.OpenChannel(name, data); err == nil {
@@ -169,7 +162,7 @@ func TestA02_Channels(t *testing.T) {
 			t.Errorf("a channel of type %s was opened", name)
 		}
 	}
-	for _, name := range []string{"tcpip-forward", "streamlocal-forward@openssh.com", "cancel-tcpip-forward", "no-such-request"} {
+	for _, name := range []string{"streamlocal-forward@openssh.com", "cancel-tcpip-forward", "no-such-request"} {
 		if ok, _, err := c.SendRequest(name, true, ssh.Marshal(struct {
 			Host string
 			Port uint32
@@ -177,7 +170,7 @@ func TestA02_Channels(t *testing.T) {
 			t.Errorf("the request %s: granted %v, %v", name, ok, err)
 		}
 	}
-	for _, name := range []string{"sftp", "netconf", "x"} {
+	for _, name := range []string{"SFTP", "netconf", "x"} {
 		s, err := c.NewSession()
 		if err != nil {
 			t.Fatal(err)
@@ -191,6 +184,62 @@ func TestA02_Channels(t *testing.T) {
 			b, _ := io.ReadAll(out)
 			if err := s.Wait(); err == nil || len(b) > 0 {
 				t.Errorf("the subsystem %s was started: %q, %v", name, b, err)
+			}
+		}
+		s.Close()
+	}
+}
+
+// TestA05_ForwardsAndFilesByRole: what roles forbid besides the shell is refused,
+// by each way that leads there, and the shell still opens.
+func TestA05_ForwardsAndFilesByRole(t *testing.T) {
+	d := target(t)
+	login := d.Resources[0].Logins[0]
+	doc := `{"kind":"role","version":"v8","metadata":{"name":"narrow"},"spec":{"options":{"ssh_file_copy":false,"forward_agent":false,` +
+		`"ssh_port_forwarding":{"local":{"enabled":false},"remote":{"enabled":false}}},"allow":{"logins":["` + login + `"],"node_labels":{"*":"*"}}}}`
+	if _, err := d.adminAPI(d.admin(t)).PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: doc, Overwrite: true})); err != nil {
+		t.Fatal(err)
+	}
+	narrow := d.user(t, "narrow", []string{"narrow"}, nil)
+	d.leavesNothing(t)
+	c, err := d.shell(t, narrow, login, ssh.PublicKeys(narrow.ssh))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if out, err := firstOutput(c); err != nil || !strings.Contains(out, "in\n") {
+		t.Fatalf("the shell: %q, %v", out, err)
+	}
+	for _, network := range []string{"tcp", "unix"} {
+		if conn, err := c.Dial(network, map[string]string{"tcp": "127.0.0.1:22", "unix": "/run/docker.sock"}[network]); err == nil || !strings.Contains(err.Error(), "prohibited") {
+			t.Errorf("%s: %v, %v", network, conn, err)
+		}
+	}
+	if l, err := c.Listen("tcp", "127.0.0.1:0"); err == nil {
+		t.Errorf("listens at %s", l.Addr())
+	}
+	if l, err := c.ListenUnix(t.TempDir() + "/s"); err == nil {
+		t.Errorf("listens at %s", l.Addr())
+	}
+	for name, ask := range map[string]func(*ssh.Session) error{
+		"sftp": func(s *ssh.Session) error { return s.RequestSubsystem("sftp") },
+		"scp":  func(s *ssh.Session) error { return s.Start("scp -f /etc/passwd") },
+	} {
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := s.SendRequest("auth-agent-req@openssh.com", true, nil); ok || err != nil {
+			t.Errorf("an agent: %v, %v", ok, err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(s); err == nil { // granted only to say why not
+			b, _ := io.ReadAll(out)
+			if err := s.Wait(); err == nil || len(b) > 0 {
+				t.Errorf("%s: %q, %v", name, b, err)
 			}
 		}
 		s.Close()

@@ -114,14 +114,33 @@ func (d *demo) control(t testing.TB, h *holder, hello *tunnelv1.Hello) (*control
 	return c, m
 }
 
-// parked sends a data hello and says whether the gateway keeps the connection.
-func (d *demo) parked(t testing.TB, b []byte) (net.Conn, bool) {
+// hello sends a data hello.
+func (d *demo) hello(t testing.TB, b []byte) net.Conn {
 	t.Helper()
 	conn := d.dialFrom(t, "127.5.0.2")
 	t.Cleanup(func() { conn.Close() })
 	conn.Write(b)
-	_, _, err := untilClosed(conn, time.Second)
-	return conn, err != nil
+	return conn
+}
+
+// parked sends a data hello, and wants the gateway to keep the connection.
+func (d *demo) parked(t testing.TB, b []byte) net.Conn {
+	t.Helper()
+	conn := d.hello(t, b)
+	if got, took, err := untilClosed(conn, time.Second); err == nil {
+		t.Fatalf("a good hello is refused after %s: %q", took, got)
+	}
+	return conn
+}
+
+// refused sends a data hello, and wants the gateway to close the connection.
+func (d *demo) refused(t testing.TB, what string, b []byte) {
+	t.Helper()
+	conn := d.hello(t, b)
+	defer conn.Close()
+	if _, _, err := untilClosed(conn, atOnce); err != nil {
+		t.Errorf("a hello %s is parked", what)
+	}
 }
 
 // TestA31_Data: a data connection is parked for who holds the tunnel's key, once.
@@ -142,9 +161,7 @@ func TestA31_Data(t *testing.T) {
 		return tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: id, Counter: counter}, k)
 	}
 	good := hello(one.tunnel, 1, one.key)
-	if _, ok := d.parked(t, good); !ok {
-		t.Fatal("a good hello is refused")
-	}
+	d.parked(t, good)
 	flipped := bytes.Clone(hello(one.tunnel, 2, one.key))
 	flipped[61] ^= 1
 	counter := bytes.Clone(hello(one.tunnel, 3, one.key))
@@ -156,25 +173,16 @@ func TestA31_Data(t *testing.T) {
 		"with a byte behind it": append(hello(one.tunnel, 8, one.key), 0), "with a TLS hello behind it": append(hello(one.tunnel, 9, one.key), helloFor(t, "x")...),
 		"of version 2": func() []byte { x := hello(one.tunnel, 10, one.key); x[4] = 2; return x }(),
 	} {
-		if _, ok := d.parked(t, bad); ok {
-			t.Errorf("a hello %s is parked", name)
-		}
+		d.refused(t, name, bad)
 	}
-	conn, ok := d.parked(t, hello(one.tunnel, 5000, one.key))
-	if !ok {
-		t.Fatal("a good hello is refused")
-	}
-	if _, ok := d.parked(t, hello(one.tunnel, 3000, one.key)); ok {
-		t.Error("a hello from far behind the window is parked")
-	}
+	conn := d.parked(t, hello(one.tunnel, 5000, one.key))
+	d.refused(t, "from far behind the window", hello(one.tunnel, 3000, one.key))
 	conn.Write([]byte{1})
-	if _, _, err := untilClosed(conn, 5*time.Second); err != nil {
+	if _, _, err := untilClosed(conn, callWait); err != nil {
 		t.Errorf("a parked connection on which the agent speaks: %v", err)
 	}
 	one.conn.Close()
-	if _, ok := d.parked(t, hello(one.tunnel, 5001, one.key)); ok {
-		t.Error("a hello is parked after its tunnel's end")
-	}
+	d.refused(t, "of a tunnel that has ended", hello(one.tunnel, 5001, one.key))
 }
 
 // TestA06_Hello: a control connection's hello binds agent, certificate and

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -55,10 +56,16 @@ func TestDemo(t *testing.T) {
 	})
 	t.Run("ssh", func(t *testing.T) { testSSH(t, d, p) })
 	t.Run("openssh", func(t *testing.T) { testOpenSSH(t, d, p) })
+	t.Run("jump", func(t *testing.T) { testJump(t, d, p) })
+	t.Run("ansible", func(t *testing.T) { testAnsible(t, d, p) })
+	t.Run("files", func(t *testing.T) { testFiles(t, d, p) })
+	t.Run("resume", func(t *testing.T) { testResume(t, d, p) })
+	t.Run("forwards", func(t *testing.T) { testForwards(t, d, p) })
 	t.Run("psql", func(t *testing.T) { testPsql(t, d, p) })
 	t.Run("pgx", func(t *testing.T) { testDirectTLS(t, d, p) })
 	t.Run("cancel", func(t *testing.T) { testCancel(t, d, p) })
 	t.Run("proxies", func(t *testing.T) { testProxies(t, d, p) })
+	t.Run("apps", func(t *testing.T) { testApps(t, d, p) })
 	t.Run("identity file", func(t *testing.T) { testIdentityFile(t, d) })
 	t.Run("audit", func(t *testing.T) { testAudit(t, d, p) })
 	t.Run("admin", func(t *testing.T) { testAdmin(t, d, p) })
@@ -209,7 +216,7 @@ func testSSH(t *testing.T, d *demo, p *person) {
 	}
 	p.refused(1, []string{`ERROR: `, "no-such-login"}, "sally", "ssh", "no-such-login@"+d.name("node"), "id")
 	p.refused(1, []string{`node "nowhere" is not known`, "hint: sally ls"}, "sally", "ssh", "nowhere", "id")
-	p.refused(1, []string{"does not forward ports"}, "sally", "ssh", "-L", "1:a:2", at, "id")
+	p.refused(1, []string{"is not [bind:]port:host:port"}, "sally", "ssh", "-L", "1:a", at, "id")
 }
 
 func (p *person) sshConfig(t testing.TB) string {
@@ -236,6 +243,55 @@ func testOpenSSH(t *testing.T, d *demo, p *person) {
 	}
 	if r := p.try("", "ssh", "-F", config, "no-such-login@"+d.name("node")+"."+d.Cluster, "id"); r.code != 255 || !strings.Contains(r.stderr, "no-such-login") {
 		t.Errorf("a login that is not allowed: %+v", r)
+	}
+}
+
+// testFiles copies there and back by each program and each protocol, and reaches
+// the gateway's own port through the node.
+func testFiles(t *testing.T, d *demo, p *person) {
+	config, node := p.sshConfig(t), login(t)+"@"+d.name("node")
+	at := node + "." + d.Cluster
+	here, there := t.TempDir(), t.TempDir()
+	tree := filepath.Join(here, "tree")
+	blob := make([]byte, 9<<20+17)
+	rand.Read(blob)
+	for name, data := range map[string][]byte{"a/large": blob, "a/empty": nil, "b/a name of three": []byte("x")} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(tree, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tree, name), data, 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, program := range map[string]struct {
+		at   string
+		argv []string
+	}{
+		"sally": {node, []string{"sally", "scp", "-r", "-p"}}, "scp": {at, []string{"scp", "-F", config, "-r", "-p"}}, "scp-O": {at, []string{"scp", "-O", "-F", config, "-r", "-p"}},
+	} {
+		up, back := filepath.Join(there, name), filepath.Join(here, name)
+		p.run(program.argv[0], append(program.argv[1:], tree, program.at+":"+up)...)
+		p.run(program.argv[0], append(program.argv[1:], program.at+":"+up, back)...)
+		for _, copied := range []string{up, back} {
+			if out, err := exec.Command("diff", "-r", tree, copied).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", name, err, out)
+			}
+			if info, err := os.Stat(filepath.Join(copied, "a", "large")); err != nil || info.Mode().Perm() != 0o640 {
+				t.Errorf("%s: %v, %v", name, info, err)
+			}
+		}
+	}
+	p.run("sally", "scp", node+":"+there+"/sally/a/*", here)
+	if got, err := os.ReadFile(filepath.Join(here, "large")); err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("by a pattern: %d bytes, %v", len(got), err)
+	}
+	p.refused(1, []string{"does not exist on the node"}, "sally", "scp", node+":"+there+"/nothing", here)
+	p.refused(1, []string{"is a directory"}, "sally", "scp", node+":"+there+"/sally", here)
+	if r := p.try("GET / HTTP/1.0\r\n\r\n", "sally", "ssh", "-W", d.Proxy, node); !strings.HasPrefix(r.stdout, "HTTP/1.") {
+		t.Errorf("-W: %+v", r)
+	}
+	if r := p.try("GET / HTTP/1.0\r\n\r\n", "ssh", "-F", config, "-W", d.Proxy, at); !strings.HasPrefix(r.stdout, "HTTP/1.") {
+		t.Errorf("ssh -W: %+v", r)
 	}
 }
 
@@ -373,6 +429,14 @@ func testProxies(t *testing.T, d *demo, p *person) {
 // listens starts a local proxy and returns the address that it prints.
 func (p *person) listens(t *testing.T, pattern string, args ...string) string {
 	t.Helper()
+	m := regexp.MustCompile(pattern).FindStringSubmatch(p.printed(t, pattern, args...))
+	return m[1]
+}
+
+// printed starts a local proxy and returns what it has printed once the pattern is
+// there and the line ended.
+func (p *person) printed(t *testing.T, pattern string, args ...string) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := p.command(ctx, "sally", args...)
 	var out tail
@@ -385,14 +449,12 @@ func (p *person) listens(t *testing.T, pattern string, args ...string) string {
 		cmd.Wait()
 	})
 	re := regexp.MustCompile(pattern)
-	var addr string
+	var text string
 	await(t, "sally "+strings.Join(args, " "), upWait, func() bool {
-		if m := re.FindStringSubmatch(out.String()); m != nil {
-			addr = m[1]
-		}
-		return addr != ""
+		text = out.String()
+		return re.MatchString(text) && strings.HasSuffix(text, "\n")
 	})
-	return addr
+	return text
 }
 
 func (d *demo) events(t testing.TB, p *person, names ...string) []map[string]any {
@@ -424,6 +486,8 @@ func testAudit(t *testing.T, d *demo, p *person) {
 		{"TJ002I", "role", "agent"},
 		{"T2000I", "login", login(t)},
 		{"T3002I", "command", "echo $((6*7))"},
+		{"T3003I", "mode", "jump"},
+		{"T3003E", "addr", "127.0.0.1:22"},
 		{"TDB00I", "db_user", "writer"},
 		{"TDB00W", "db_user", "postgres"},
 		{"TDB02I", "db_query", "select 1; select 2"},
@@ -547,6 +611,7 @@ func testLock(t *testing.T, d *demo, p *person) {
 	}
 	p.refused(1, []string{"for the test"}, "sally", "ssh", login(t)+"@"+d.name("node"), "id")
 	p.refused(2, []string{"for the test"}, "psql", "service="+d.Cluster+"-"+d.name("db"), "-c", "select 1")
+	p.refused(255, []string{"for the test", "Permission denied"}, "ssh", "-F", p.jumpConfig(t), login(t)+"@"+d.name("node")+"."+d.Cluster, "id")
 	p.run("sallyctl", "--data-dir="+d.data, "rm", "lock/stop")
 	await(t, "the lock is gone", upWait, func() bool {
 		return p.try("", "sally", "ssh", login(t)+"@"+d.name("node"), "true").code == 0
@@ -555,21 +620,27 @@ func testLock(t *testing.T, d *demo, p *person) {
 
 // testStrangers sends what is none of ours; the port goes on serving.
 func testStrangers(t *testing.T, d *demo) {
+	const most = 25 * time.Second // a stage lasts 10, the next longer bound of any 30
+	var closing sync.WaitGroup
 	for name, first := range map[string]string{
 		"garbage": "\x01\x02\x03 garbage\r\n\r\n", "ssh": "SSH-2.0-x\r\n", "half hello": "\x16\x03\x01\x02\x00\x01\x00", "forged tunnel": "SLYP\x01\x00" + strings.Repeat("x", 56),
 		"cancel": "\x00\x00\x00\x10\x04\xd2\x16\x2e\x00\x01\x00\x01\x00\x00\x00\x00",
 	} {
-		conn, err := net.Dial("tcp", d.Proxy)
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(conn, first)
-		conn.SetReadDeadline(time.Now().Add(15 * time.Second))
-		if b, err := io.ReadAll(io.LimitReader(conn, 4096)); err != nil && strings.Contains(err.Error(), "timeout") {
-			t.Errorf("%s: not closed within 15 s (%d bytes came)", name, len(b))
-		}
-		conn.Close()
+		closing.Go(func() {
+			conn, err := net.Dial("tcp", d.Proxy)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			io.WriteString(conn, first)
+			conn.SetReadDeadline(time.Now().Add(most))
+			if b, err := io.ReadAll(io.LimitReader(conn, 4096)); err != nil && strings.Contains(err.Error(), "timeout") {
+				t.Errorf("%s: not closed within %s (%d bytes came)", name, most, len(b))
+			}
+		})
 	}
+	closing.Wait()
 	alert := func(name string) string {
 		conn, err := tls.Dial("tcp", d.Proxy, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 		if err == nil {
@@ -629,6 +700,9 @@ func listening(t testing.TB, pid int) map[string]bool {
 func testModes(t *testing.T, d *demo, p *person) {
 	for _, root := range []string{d.data, filepath.Join(p.home, ".sally")} {
 		err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) && path != root {
+				return nil // gone meanwhile
+			}
 			if err != nil {
 				return err
 			}

@@ -22,7 +22,7 @@ import (
 const (
 	upWait   = 90 * time.Second // race builds on a busy machine
 	runWait  = 90 * time.Second
-	stopWait = 20 * time.Second
+	stopWait = 30 * time.Second // as the unit of the operator's guide says
 )
 
 var binDir = sync.OnceValues(build)
@@ -78,12 +78,12 @@ type process struct {
 	t    testing.TB
 	what string
 	cmd  *exec.Cmd
-	out  *tail
+	out  *printed
 	done chan struct{}
 	err  error
 }
 
-// tail keeps what a process printed.
+// tail keeps what a process prints.
 type tail struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -101,11 +101,35 @@ func (t *tail) String() string {
 	return t.b.String()
 }
 
+// printed is a file with what a process prints, and those that it becomes.
+type printed struct{ path string }
+
+func (t *printed) String() string {
+	b, err := os.ReadFile(t.path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
 func start(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, what: name, cmd: exec.Command(program(t, name), args...), out: &tail{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
-	p.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	return startCommand(t, name, exec.Command(program(t, name), args...))
+}
+
+// startCommand starts a program in a way of its own; its Env is added to ours.
+func startCommand(t testing.TB, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, what: name, cmd: cmd, out: &printed{}, done: make(chan struct{})}
+	// A file: the processes that an upgrade starts have it too.
+	out, err := os.Create(filepath.Join(shortDir(t), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	p.out.path = out.Name()
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.Env = append(append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66"), cmd.Env...)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -197,10 +221,16 @@ func startDemo(t testing.TB) *demo {
 // startDemoIn starts a demo in a directory that may hold one's data.
 func startDemoIn(t testing.TB, dir string) *demo {
 	t.Helper()
+	return startDemoWith(t, dir, "postgres")
+}
+
+// startDemoWith starts a demo with some databases.
+func startDemoWith(t testing.TB, dir, databases string) *demo {
+	t.Helper()
 	file := filepath.Join(dir, "ready.json")
 	os.Remove(file)
 	d := &demo{data: filepath.Join(dir, "data")}
-	d.process = start(t, "sallyport", "demo", "--listen", "127.0.0.1:0", "--data", d.data, "--ready-json", file)
+	d.process = start(t, "sallyport", "demo", "--listen", "127.0.0.1:0", "--data", d.data, "--databases", databases, "--ready-json", file)
 	await(t, "demo", upWait, func() bool {
 		select {
 		case <-d.done:
@@ -218,8 +248,9 @@ func startDemoIn(t testing.TB, dir string) *demo {
 
 // person is a user's machine: a home of its own.
 type person struct {
-	t    testing.TB
-	home string
+	t     testing.TB
+	home  string
+	extra []string // more of the environment
 }
 
 func newPerson(t testing.TB) *person {
@@ -234,7 +265,7 @@ type result struct {
 
 func (p *person) env() []string {
 	env := []string{"HOME=" + p.home, "SALLY_HOME=" + filepath.Join(p.home, ".sally"), "PATH=" + filepath.Dir(program(p.t, "sally")) + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TERM=xterm", "GORACE=halt_on_error=1 exitcode=66"}
-	return env
+	return append(env, p.extra...)
 }
 
 func (p *person) command(ctx context.Context, name string, args ...string) *exec.Cmd {

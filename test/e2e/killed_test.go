@@ -23,7 +23,7 @@ func TestDemoKilled(t *testing.T) {
 	dir := filepath.Dir(d.data)
 	d.kill()
 	d = startDemoIn(t, dir)
-	await(t, "the end of the first database", stopWait, func() bool {
+	await(t, "the end of the first database", runWait, func() bool {
 		return errors.Is(syscall.Kill(before, 0), syscall.ESRCH)
 	})
 	p := newPerson(t)

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -169,10 +170,21 @@ type routesGateway struct {
 
 func startRoutes(t testing.TB, text string) *routesGateway {
 	t.Helper()
+	return startRoutesWith(t, text)
+}
+
+func startRoutesWith(t testing.TB, text string, args ...string) *routesGateway {
+	t.Helper()
+	return startRoutesAs(t, text, func(args ...string) *exec.Cmd { return exec.Command(program(t, "sallyport"), args...) }, args...)
+}
+
+// startRoutesAs starts it by a command made of its arguments.
+func startRoutesAs(t testing.TB, text string, command func(args ...string) *exec.Cmd, args ...string) *routesGateway {
+	t.Helper()
 	g := &routesGateway{t: t, person: newPerson(t), addr: freePort(t)}
 	g.file = filepath.Join(g.home, "routes.yaml")
 	g.configure(text)
-	g.process = start(t, "sallyport", "start", "-c", g.file)
+	g.process = startCommand(t, "sallyport", command(append([]string{"start", "-c", g.file}, args...)...))
 	await(t, "the gateway's port", upWait, func() bool {
 		conn, err := net.Dial("tcp", g.addr)
 		if err == nil {
@@ -180,7 +192,19 @@ func startRoutes(t testing.TB, text string) *routesGateway {
 		}
 		return err == nil
 	})
+	g.awaitHealth()
 	return g
+}
+
+// awaitHealth waits until the process has begun all that it does: its port is open
+// before that.
+func (g *routesGateway) awaitHealth() {
+	g.t.Helper()
+	await(g.t, "the gateway's health", upWait, func() bool {
+		var s struct{ Health string }
+		r := g.try("", "sallyport", "status", "-c", g.file, "-f", "json")
+		return r.code == 0 && json.Unmarshal([]byte(r.stdout), &s) == nil && s.Health == "ok"
+	})
 }
 
 func (g *routesGateway) configure(text string) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/tools/peers"
+	"github.com/sallyport/sallyport/tools/peers/port"
 	"github.com/sallyport/sallyport/tools/peers/postgres"
 )
 
@@ -28,16 +29,18 @@ type cluster struct {
 	proc    map[string]*process
 }
 
-const clusterName = "gw.test"
+const (
+	clusterName     = "gw.test"
+	clusterPassword = "a long enough password" // of its users
+)
 
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := port.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return address
 }
 
 func (c *cluster) path(parts ...string) string {
@@ -115,7 +118,7 @@ func (c *cluster) user(p *person, name string) {
 		c.t.Fatal(err)
 	}
 	link.URL = strings.Replace(link.URL, "https://"+clusterName, "https://127.0.0.1", 1)
-	const password = "a long enough password"
+	const password = clusterPassword
 	claim(c.t, link.URL, password)
 	p.loginAs(c.gateway, c.pin, name, password, "")
 }

@@ -210,16 +210,21 @@ func (g *load) abort() error {
 }
 
 // serverResets wants the server's reset: an end would make half an answer look
-// whole.
+// whole. The system tells of it once, to whoever asks first: that may be who writes.
 func (g *load) serverResets() error {
 	c, err := g.open("reset")
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	go func() { _, _ = c.Write(make([]byte, 128<<10)) }()
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, 128<<10))
+		wrote <- err
+	}()
 	_, err = io.Copy(io.Discard, onlyReader{c})
-	if !errors.Is(err, syscall.ECONNRESET) {
+	c.Close()
+	if err = errors.Join(err, <-wrote); !errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("a server's reset arrived as %v", err)
 	}
 	return nil

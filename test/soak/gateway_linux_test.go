@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
 // gatewayProcess is a gateway without a control plane, as users start it.
@@ -91,12 +93,11 @@ func startGateway(t testing.TB, routes map[string][]string) *gatewayProcess {
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := port.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return address
 }
 
 // deadAddress is one where nobody listens, and that no connection gets as its
