@@ -13,14 +13,11 @@ import (
 // shell: 2 MiB.
 const idleBar = 2048 // KiB
 
-// settle is how long sessions are left alone before memory is read.
-const settle = 2 * time.Second
-
 // idleMeasures compare the memory that sessions cost the two servers.
 func (w *world) idleMeasures(z sizes) []comparison {
 	m := comparison{Measure: Measure{
 		Name: "ssh-idle", Title: "Memory per idle SSH session", A: "the agent's process", B: "sshd: the processes it makes per connection",
-		Load: fmt.Sprintf("%d sessions with a terminal and a login shell, left alone for %s; the agent is a new process that has served one session before", z.idle, settle),
+		Load: fmt.Sprintf("%d sessions with a terminal and a login shell, left alone for %s; the agent is a new process that has served one session before", z.idle, z.settle),
 		Quantities: []Quantity{
 			{Key: "rss_kib", Title: "resident (RSS) per session", Unit: " KiB", Bar: idleBar},
 			{Key: "pss_kib", Title: "proportional (PSS) per session", Unit: " KiB", Bar: idleBar},
@@ -31,14 +28,14 @@ func (w *world) idleMeasures(z sizes) []comparison {
 		m.Missing = w.sshMissing.(missingPeer).name
 		return []comparison{m}
 	}
-	m.a = func(ctx context.Context) (Sample, error) { return w.idleAgent(ctx, z.idle) }
-	m.b = func(ctx context.Context) (Sample, error) { return w.idleSSHD(ctx, z.idle) }
+	m.a = func(ctx context.Context) (Sample, error) { return w.idleAgent(ctx, z) }
+	m.b = func(ctx context.Context) (Sample, error) { return w.idleSSHD(ctx, z) }
 	return []comparison{m}
 }
 
 // idleAgent starts the agent anew, since memory that was used once is not
 // given back at once, and reads what it grows by.
-func (w *world) idleAgent(ctx context.Context, n int) (Sample, error) {
+func (w *world) idleAgent(ctx context.Context, z sizes) (Sample, error) {
 	w.agent.stop()
 	if err := w.startAgent(ctx); err != nil {
 		return nil, err
@@ -50,11 +47,11 @@ func (w *world) idleAgent(ctx context.Context, n int) (Sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return idle(ctx, to, n, func() (memory, error) { return memoryWithChildren(w.agent.pid(), "sallyport") })
+	return idle(ctx, to, z, func() (memory, error) { return memoryWithChildren(w.agent.pid(), "sallyport") })
 }
 
-func (w *world) idleSSHD(ctx context.Context, n int) (Sample, error) {
-	return idle(ctx, w.straight(), n, func() (memory, error) { return memoryWithChildren(w.sshd.process.pid(), "sshd") })
+func (w *world) idleSSHD(ctx context.Context, z sizes) (Sample, error) {
+	return idle(ctx, w.straight(), z, func() (memory, error) { return memoryWithChildren(w.sshd.process.pid(), "sshd") })
 }
 
 // memoryWithChildren is a process's memory with that of its descendants of the
@@ -82,12 +79,13 @@ func memoryWithChildren(pid int, name string) (memory, error) {
 	return sum, nil
 }
 
-// idle opens n sessions and returns what memory has grown by, for each.
-func idle(ctx context.Context, to connect, n int, read func() (memory, error)) (Sample, error) {
+// idle opens sessions and returns what memory has grown by, for each.
+func idle(ctx context.Context, to connect, z sizes, read func() (memory, error)) (Sample, error) {
+	n := z.idle
 	if _, err := execOnce(ctx, to); err != nil { // what the first session costs is not of each
 		return nil, err
 	}
-	if err := pause(ctx, settle); err != nil {
+	if err := pause(ctx, z.settle); err != nil {
 		return nil, err
 	}
 	before, err := read()
@@ -107,7 +105,7 @@ func idle(ctx context.Context, to connect, n int, read func() (memory, error)) (
 		return nil, err
 	}
 	took := time.Since(began).Seconds()
-	if err := pause(ctx, settle); err != nil {
+	if err := pause(ctx, z.settle); err != nil {
 		return nil, err
 	}
 	after, err := read()

@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -162,7 +163,12 @@ func takeGroup(ctx context.Context, o options, g group, run *Run, dir string) er
 		return err
 	}
 	defer up.close()
-	run.Peers, run.Settings = append(run.Peers, up.peers...), append(run.Settings, up.settings...)
+	run.Settings = append(run.Settings, up.settings...)
+	for _, p := range up.peers {
+		if !slices.Contains(run.Peers, p) { // several groups may have one
+			run.Peers = append(run.Peers, p)
+		}
+	}
 	for _, m := range up.measures {
 		if !wanted(o.only, m.Name) {
 			continue

@@ -48,7 +48,7 @@ func pictures(r *Run) []picture {
 			out = append(out, picture{p.file, p.title, plot.Ratios{Title: p.title, Rows: rows}.SVG()})
 		}
 	}
-	if c := crowd(r); len(c.Series) > 0 {
+	if c := crowded(r); len(c.Series) > 0 {
 		out = append(out, picture{"relay-crowd.svg", c.Title, c.SVG()})
 	}
 	return out
@@ -89,8 +89,8 @@ func rowLabel(name string) string {
 	return strings.ReplaceAll(task, "-", " ") + ", " + peer
 }
 
-// crowd is the median of pings over the number of connections.
-func crowd(r *Run) plot.Lines {
+// crowded is the median of pings over the number of connections.
+func crowded(r *Run) plot.Lines {
 	out := plot.Lines{Title: "Relay: 64 bytes there and back, median, over the number of connections", X: "connections", Y: "µs"}
 	series := map[string]*plot.Series{}
 	var order []string

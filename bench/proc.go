@@ -68,6 +68,8 @@ func parseRollup(b []byte) (memory, error) {
 // stat is what is needed of /proc/PID/stat.
 type stat struct {
 	pid, parent int
+	session     int
+	state       byte // 'Z': it has ended, and nobody has taken notice
 	comm        string
 	ticks       uint64 // utime+stime
 	reaped      uint64 // cutime+cstime: of children that have ended and been waited for
@@ -84,12 +86,15 @@ func parseStat(b []byte) (stat, error) {
 		return stat{}, err
 	}
 	f := bytes.Fields(b[end+1:])
-	const ppid, utime, stime, cutime, cstime = 4 - 3, 14 - 3, 15 - 3, 16 - 3, 17 - 3 // numbered from 1, of which two are before f
+	const state, ppid, session, utime, stime, cutime, cstime = 0, 1, 3, 11, 12, 13, 14 // three less than proc_pid_stat(5) has: it counts from 1, and two are before f
 	if len(f) <= cstime {
 		return stat{}, fmt.Errorf("%d fields in stat", len(f))
 	}
-	s := stat{pid: pid, comm: string(b[open+1 : end])}
+	s := stat{pid: pid, comm: string(b[open+1 : end]), state: f[state][0]}
 	if s.parent, err = strconv.Atoi(string(f[ppid])); err != nil {
+		return s, err
+	}
+	if s.session, err = strconv.Atoi(string(f[session])); err != nil {
 		return s, err
 	}
 	for i, into := range map[int]*uint64{utime: &s.ticks, stime: &s.ticks, cutime: &s.reaped, cstime: &s.reaped} {

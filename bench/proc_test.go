@@ -6,12 +6,14 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
 func TestParseStat(t *testing.T) {
 	const line = "42 (a) b (c) S 7 42 42 0 -1 4194304 100 0 0 0 11 22 33 44 20 0 1 0 12345 0 0\n"
 	got, err := parseStat([]byte(line))
-	want := stat{pid: 42, parent: 7, comm: "a) b (c", ticks: 33, reaped: 77}
+	want := stat{pid: 42, parent: 7, session: 42, state: 'S', comm: "a) b (c", ticks: 33, reaped: 77}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
@@ -58,7 +60,7 @@ func TestCPUTime(t *testing.T) {
 	}
 	gone := exec.Command("true")
 	if err := gone.Run(); err != nil {
-		t.Skip("no true here: ", err)
+		peers.Missing(t, "true")
 	}
 	if _, err := cpuTime(gone.Process.Pid); err == nil {
 		t.Error("a process that has ended has a clock")
@@ -73,7 +75,7 @@ func TestDescendants(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skip("no sh here: ", err)
+		peers.Missing(t, "sh")
 	}
 	defer cmd.Wait()
 	defer in.Close()

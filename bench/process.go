@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
 const (
@@ -113,12 +115,7 @@ func listens(addr string) func(ctx context.Context) error {
 
 // freeAddress is a loopback address that nobody listens on.
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return port.Reserve()
 }
 
 // output runs a command to its end and returns what it printed.

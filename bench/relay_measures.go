@@ -177,7 +177,17 @@ func (w *relayWorld) relayMeasures(z sizes) []comparison {
 	if z.quick {
 		return out
 	}
-	return append(out, w.crowdMeasures(z)...)
+	return append(append(out, w.crowdMeasures(z)...), w.batchMeasure(z))
+}
+
+// batchMeasure holds the gateway against itself: what gateway.io_uring is worth.
+// It decides what "auto" means.
+func (w *relayWorld) batchMeasure(z sizes) comparison {
+	t := connectTask(z)
+	t.name, t.title = "connect-batched", "Routed connections, closed by io_uring"
+	on := w.oursWith(subject{name: "batched", title: "Sallyport's gateway, gateway.io_uring: on"}, "  io_uring: on\n")
+	off := w.oursWith(subject{name: "single", title: "the same, gateway.io_uring: off"}, "  io_uring: off\n")
+	return w.compare("relay-", t, on, off, z)
 }
 
 // crowdPeer is the one whose pairs' other side stands for us in the picture.

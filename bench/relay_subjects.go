@@ -272,15 +272,22 @@ func (w *relayWorld) direct() subject {
 
 // ours is the gateway with static routes and nothing else.
 func (w *relayWorld) ours() subject {
-	return subject{name: "sallyport", title: "Sallyport's gateway, static routes", start: func(ctx context.Context) (*running, error) {
-		return w.startRelay(ctx, "sallyport", func(p place) (*exec.Cmd, error) {
+	return w.oursWith(subject{name: "sallyport", title: "Sallyport's gateway, static routes"}, "")
+}
+
+// oursWith is the gateway with further fields, each with its indentation.
+func (w *relayWorld) oursWith(s subject, more string) subject {
+	s.start = func(ctx context.Context) (*running, error) {
+		return w.startRelay(ctx, s.name, func(p place) (*exec.Cmd, error) {
 			file := filepath.Join(p.dir, "sallyport.yaml")
-			if err := os.WriteFile(file, []byte(sallyportConfig(p)), 0o600); err != nil {
+			config := strings.Replace(sallyportConfig(p), "gateway:\n", "gateway:\n"+more, 1)
+			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 				return nil, err
 			}
 			return exec.Command(filepath.Join(w.bin, "sallyport"), "start", "-c", file), nil
 		})
-	}}
+	}
+	return s
 }
 
 // relayRole is this program as a relay.

@@ -34,14 +34,66 @@ func report(runs []Run) []byte {
 	return b.Bytes()
 }
 
-// chosen is the newest full run, or the newest of all where there is none.
+// chosen is what the report shows: each measure as the newest full run on that
+// machine has it, or the newest run of all where there is no full one.
 func chosen(runs []Run) *Run {
+	var full []*Run // newest first
 	for i := range slices.Backward(runs) {
-		if !runs[i].Quick {
-			return &runs[i]
+		if r := &runs[i]; !r.Quick && (len(full) == 0 || r.Machine == full[0].Machine) {
+			full = append(full, r)
 		}
 	}
-	return &runs[len(runs)-1]
+	switch len(full) {
+	case 0:
+		return &runs[len(runs)-1]
+	case 1:
+		return full[0]
+	}
+	return joined(full)
+}
+
+// joined makes one run of several, the newest first. Peers and settings are of
+// whoever names them first.
+func joined(runs []*Run) *Run {
+	all := *runs[0]
+	all.Measures, all.Peers, all.Settings = nil, nil, nil
+	for _, r := range runs {
+		used := 0
+		for _, m := range r.Measures {
+			if !slices.ContainsFunc(all.Measures, func(o Measure) bool { return o.Name == m.Name }) {
+				all.Measures = slices.Insert(all.Measures, behindTask(all.Measures, m), m)
+				used++
+			}
+		}
+		if used == 0 {
+			continue
+		}
+		all.parts = append(all.parts, part{r, used})
+		all.Peers = missing(all.Peers, r.Peers, func(p Peer) string { return p.Name })
+		all.Settings = missing(all.Settings, r.Settings, func(s Setting) string { return s.Name })
+	}
+	return &all
+}
+
+// behindTask is behind the last measure of the same task, or the end.
+func behindTask(all []Measure, m Measure) int {
+	task, _, _ := strings.Cut(m.Name, "/")
+	for i := range slices.Backward(all) {
+		if own, _, _ := strings.Cut(all[i].Name, "/"); own == task {
+			return i + 1
+		}
+	}
+	return len(all)
+}
+
+// missing appends what have lacks.
+func missing[T any](have, more []T, name func(T) string) []T {
+	for _, m := range more {
+		if !slices.ContainsFunc(have, func(h T) bool { return name(h) == name(m) }) {
+			have = append(have, m)
+		}
+	}
+	return have
 }
 
 func busiest(r *Run) float64 {
@@ -53,17 +105,15 @@ func busiest(r *Run) float64 {
 }
 
 func writeMachine(b *bytes.Buffer, r *Run) {
-	state := ""
-	if r.Dirty {
-		state = ", with changes that are not committed"
+	b.WriteString("| | |\n|---|---|\n")
+	if len(r.parts) == 0 {
+		writeWhen(b, r, "")
 	}
-	if !r.Programs {
-		state += ", programs given by `-bin`"
+	for _, p := range r.parts {
+		writeWhen(b, p.run, fmt.Sprintf(": %d of the measures", p.measures))
 	}
 	m := r.Machine
-	fmt.Fprintf(b, "| | |\n|---|---|\n| when | %s, %s |\n| commit | `%s`%s |\n| command | `%s` |\n| machine | %s, %d CPUs, %.1f GiB |\n| system | %s %s, %s |\n| compiler | %s |\n",
-		r.Started.Format("2006-01-02 15:04 MST"), r.Ended.Sub(r.Started).Round(time.Second), r.Commit, state,
-		strings.Join(append([]string{"go run ./bench"}, r.Command...), " "), cell(m.CPU), m.CPUs, float64(m.MemoryKB)/(1<<20), m.OS, m.Kernel, m.Arch, m.Go)
+	fmt.Fprintf(b, "| machine | %s, %d CPUs, %.1f GiB |\n| system | %s %s, %s |\n| compiler | %s |\n", cell(m.CPU), m.CPUs, float64(m.MemoryKB)/(1<<20), m.OS, m.Kernel, m.Arch, m.Go)
 	for _, p := range r.Peers {
 		version := cell(p.Version)
 		if p.Missing {
@@ -75,6 +125,18 @@ func writeMachine(b *bytes.Buffer, r *Run) {
 		fmt.Fprintf(b, "| %s | %s |\n", cell(s.Name), s.text())
 	}
 	b.WriteString("\n")
+}
+
+func writeWhen(b *bytes.Buffer, r *Run, what string) {
+	state := ""
+	if r.Dirty {
+		state = ", with changes that are not committed"
+	}
+	if !r.Programs {
+		state += ", programs given by `-bin`"
+	}
+	fmt.Fprintf(b, "| when | %s, %s%s |\n| commit | `%s`%s |\n| command | `%s` |\n", r.Started.Format("2006-01-02 15:04 MST"), r.Ended.Sub(r.Started).Round(time.Second), what,
+		r.Commit, state, cell(strings.Join(append([]string{"go run ./bench"}, r.Command...), " ")))
 }
 
 // text is what the setting was while it was measured, and why, where that is not what
@@ -97,7 +159,7 @@ Sallyport, and one of B, which it is held against, taken one right after the oth
 kept. The ratio is the median of the pairs' ratios, A to B. Intervals are order-statistics intervals of the median at 95 % at least, which
 assume nothing of the distribution: for 9 pairs from the 2nd smallest to the 2nd largest value (96.1 %), for 15 from the 4th to the 4th (96.5 %).
 CPU is user and system time of the process alone, by its CPU clock, per thing done; nothing is subtracted for what it does when idle. A bar is met when the
-interval's lower end is below it.
+interval's lower end is below it, and one of a rate when the upper end is above it.
 
 Relays and tunnels have one core for themselves: both ends of a tunnel share it. Clients and servers are two processes on another core, or on the same
 where the machine has only one. So a rate is that of one core at most, and where a relay is faster than clients and servers together it says what those
@@ -106,8 +168,9 @@ GOMAXPROCS=2, which is faster on one core than 1, ours and others'. Clients come
 and one-byte answers on gnet, sinks and sources by a blocking call per 128 KiB. Tunnels carry the clients' TLS, which their agent ends, but for chisel, whose
 clients speak none; Sallyport's agent also decides who may, and writes it down. Tunnels have no packet loss here.
 
-For SSH and databases, auth, gateway and agent run as three processes; clients, servers and they share one machine and its loopback, so they share
-its CPUs too: a client that costs CPU takes it from the server it measures, on either side.
+For SSH, files, databases, Kubernetes and applications, auth, gateway and agent run as three processes; clients, servers and they share one machine and its
+loopback, so they share its CPUs too: a client that costs CPU takes it from the server it measures, on either side. So does an agent that ends TLS on both
+sides: where clients and servers alone use all CPUs, a way through it cannot have the rate of a direct one, and its CPU per thing done is the firm figure.
 
 Your own gateway, whichever it is: ` + "`go run ./bench -target HOST:PORT -name NAME`" + ` says how fast a TLS server answers through it;
 ` + "`-servers 127.0.0.1:9001`" + ` in place of the name starts servers for it to pass streams to, and ` + "`-pid`" + ` adds its CPU time.
@@ -121,25 +184,37 @@ func writeBars(b *bytes.Buffer, r *Run) {
 	for _, m := range r.Measures {
 		for _, q := range m.Quantities {
 			if e := estimateMedian(values(m.Pairs, sideA, q.Key)); q.Bar != 0 && e.N > 0 {
-				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), number(q.Bar), q.Unit, met(e, q.Bar))
+				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), atLeast(q)+number(q.Bar), q.Unit, met(q, e, q.Bar))
 			}
 			if e := estimateMedian(ratios(m.Pairs, q.Key)); q.Ratio != 0 && e.N > 0 {
-				fmt.Fprintf(b, "| %s: %s, to %s | %s | %s to %s | %s | %s |\n", m.Title, q.Title, m.B, times(e.Median), times(e.Low), times(e.High), times(q.Ratio), met(e, q.Ratio))
+				fmt.Fprintf(b, "| %s: %s, to %s | %s | %s to %s | %s | %s |\n", m.Title, q.Title, m.B, times(e.Median), times(e.Low), times(e.High), atLeast(q)+times(q.Ratio), met(q, e, q.Ratio))
 			}
 		}
 	}
 	b.WriteString("\n")
 }
 
-// met says whether a bar is, by the interval's lower end.
-func met(e estimate, bar float64) string {
-	switch {
-	case e.Low >= bar:
-		return "**not met**"
-	case e.High >= bar:
-		return "met, not surely"
+// met says whether a bar is, by the interval's end on the good side.
+func met(q Quantity, e estimate, bar float64) string {
+	missed, surely := e.Low >= bar, e.High < bar
+	if q.More {
+		missed, surely = e.High <= bar, e.Low > bar
 	}
-	return "met"
+	switch {
+	case missed:
+		return "**not met**"
+	case surely:
+		return "met"
+	}
+	return "met, not surely"
+}
+
+// atLeast marks a bar that is not to be fallen short of.
+func atLeast(q Quantity) string {
+	if q.More {
+		return "at least "
+	}
+	return ""
 }
 
 // verdict of a ratio: worse, better or neither, by the whole interval.

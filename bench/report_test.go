@@ -72,6 +72,28 @@ func TestReportChoosesFull(t *testing.T) {
 	}
 }
 
+// TestReportJoins: of each measure the newest full run's figure is shown, and
+// which run that was; runs on another machine are not mixed in.
+func TestReportJoins(t *testing.T) {
+	older, newer, foreign := made(9, 50), made(9, 60), made(9, 70)
+	newer.Started, foreign.Started = older.Started.Add(time.Hour), older.Started.Add(-time.Hour)
+	foreign.Machine.CPU = "another"
+	other := older.Measures[0]
+	other.Name = "other"
+	older.Measures = append(older.Measures, other)
+	foreign.Measures[0].Name = "foreign"
+	got := chosen([]Run{foreign, older, newer})
+	if len(got.Measures) != 2 || got.Measures[0].Pairs[0].A["rate"] != 60 || got.Measures[1].Name != "other" {
+		t.Errorf("got %+v", got.Measures)
+	}
+	if len(got.parts) != 2 || got.parts[0].measures != 1 || got.parts[1].measures != 1 {
+		t.Errorf("parts %+v", got.parts)
+	}
+	if text := string(report([]Run{foreign, older, newer})); strings.Count(text, "| when | 20") != 2 || !strings.Contains(text, ": 1 of the measures |") {
+		t.Errorf("the report does not say which runs it joins:\n%s", text)
+	}
+}
+
 // peersOf is a run with several peers for one task.
 func peersOf(task, key string, peers ...string) Run {
 	r := made(9, 50)
@@ -151,6 +173,31 @@ func TestReportRatios(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("not in the report: %s\n%s", want, got)
 		}
+	}
+}
+
+// TestReportRates: a bar of a rate counts as met when the interval's upper end is
+// above it.
+func TestReportRates(t *testing.T) {
+	r := made(9, 50)
+	r.Measures[0].Quantities = []Quantity{
+		{Key: "rate", Title: "met", More: true, Ratio: 0.4, Bar: 40}, {Key: "rate", Title: "missed", More: true, Ratio: 0.6, Bar: 60},
+	}
+	r.Measures[0].Pairs[0].A["rate"], r.Measures[0].Pairs[1].A["rate"], r.Measures[0].Pairs[2].A["rate"] = 70, 70, 70
+	got := string(report([]Run{r}))
+	for _, want := range []string{
+		"| Thing: met | 50.0 | 50.0 to 70.0 | at least 40.0 | met |", "| Thing: missed | 50.0 | 50.0 to 70.0 | at least 60.0 | met, not surely |",
+		"| Thing: met, to theirs | 0.50× | 0.50× to 0.70× | at least 0.40× | met |",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("not in the report: %s\n%s", want, got)
+		}
+	}
+	for i := range r.Measures[0].Pairs {
+		r.Measures[0].Pairs[i].A["rate"] = 50
+	}
+	if got := string(report([]Run{r})); !strings.Contains(got, "| Thing: missed, to theirs | 0.50× | 0.50× to 0.50× | at least 0.60× | **not met** |") {
+		t.Errorf("a missed bar of a rate is not told:\n%s", got)
 	}
 }
 

@@ -28,6 +28,14 @@ type Run struct {
 	Peers    []Peer    `json:"peers"`
 	Settings []Setting `json:"settings,omitempty"`
 	Measures []Measure `json:"measures"`
+
+	parts []part // of a report that joins several runs
+}
+
+// part is what a report takes of one run.
+type part struct {
+	run      *Run
+	measures int
 }
 
 // Machine is where it ran.
@@ -73,8 +81,8 @@ type Quantity struct {
 	Title string  `json:"title"`
 	Unit  string  `json:"unit"`
 	More  bool    `json:"more"`            // more is better
-	Bar   float64 `json:"bar,omitempty"`   // A must not be above; 0: none
-	Ratio float64 `json:"ratio,omitempty"` // A must not be above so many times B; 0: none
+	Bar   float64 `json:"bar,omitempty"`   // A must not be above, or with More not below; 0: none
+	Ratio float64 `json:"ratio,omitempty"` // A must not be above so many times B, or with More not below; 0: none
 	Note  bool    `json:"note,omitempty"`  // no merit of either side
 }
 

@@ -92,7 +92,17 @@ MaxSessions 1000
 PrintMotd no
 PrintLastLog no
 LogLevel ERROR
-`, port, w.path("sshd_host_key"), w.path("authorized_keys")))
+Subsystem sftp %s
+`, port, w.path("sshd_host_key"), w.path("authorized_keys"), fileServer()))
+}
+
+// fileServer is what Debian's configuration has for sftp, or OpenSSH's own.
+func fileServer() string {
+	const debian = "/usr/lib/openssh/sftp-server"
+	if _, err := os.Stat(debian); err != nil {
+		return "internal-sftp"
+	}
+	return debian
 }
 
 func newSSHKey(file string) (ssh.Signer, error) {

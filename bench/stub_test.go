@@ -17,15 +17,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// TestStub: a real client logs in by its certificate, and nobody without one.
-func TestStub(t *testing.T) {
+// serverCredentials are what a cluster would have signed.
+func serverCredentials(t *testing.T) credentials {
+	t.Helper()
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "stub"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"}}
 	der, err := x509.CreateCertificate(rand.Reader, server, server, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +45,12 @@ func TestStub(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c
+}
+
+// TestStub: a real client logs in by its certificate, and nobody without one.
+func TestStub(t *testing.T) {
+	c := serverCredentials(t)
 	s, err := startStub(c)
 	if err != nil {
 		t.Fatal(err)

@@ -1,19 +1,24 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sallyport/sallyport/bench/flow"
+	"github.com/sallyport/sallyport/tools/peers/mariadb"
 	"github.com/sallyport/sallyport/tools/peers/postgres"
+	"github.com/sallyport/sallyport/tools/peers/redis"
 )
 
 // Names in the benchmark's cluster.
@@ -23,6 +28,7 @@ const (
 	stubDatabase = "stub"
 	person       = "bench" // the user, and the databases' user
 	databaseName = "postgres"
+	kubeGroup    = "bench"
 )
 
 // world is everything that runs beside the harness: auth, gateway and agent as
@@ -34,7 +40,9 @@ type world struct {
 	setting  Setting
 	cores    *cores       // where gateway and agent run, for tunnels; nil: anywhere
 	tcp      []flow.Route // resources
-	node     string       // the name that the agent's machine got
+	nodes    bool         // the agent's machine is a resource
+	node     string       // the name that it got
+	more     string       // further resources, as the agent's configuration has them
 
 	authAddr, proxy string
 	pin             string
@@ -43,30 +51,35 @@ type world struct {
 
 	sshd       *sshServer
 	postgres   *postgres.Server
+	mariadb    *mariadb.Server
+	redis      *redis.Server
 	stub       *stubServer
 	databases  credentials // of servers' certificates and of who comes straight
 	sshMissing error
-	pgMissing  error
 }
 
 // openWorld starts everything and logs the person in.
 func openWorld(ctx context.Context, dir, bin string) (*world, error) {
-	w := &world{dir: dir, bin: bin}
+	w := &world{dir: dir, bin: bin, nodes: true}
 	me, err := user.Current()
 	if err != nil {
 		return nil, err
 	}
 	w.login = me.Username
 	w.bare, w.setting = bareLogin(ctx, dir, w.login)
-	for _, step := range []func(context.Context) error{
-		w.startAuth, w.startGateway, w.startDatabases, w.configureAgent, w.startAgent, w.startSSHD, w.logIn, w.awaitResources,
-	} {
+	return w, w.begin(ctx, w.startAuth, w.startGateway, w.signServers, w.startStub, w.startPostgres, w.configureAgent, w.startAgent,
+		w.startSSHD, w.logIn, w.awaitResources)
+}
+
+// begin takes one step after the other, and ends everything when one fails.
+func (w *world) begin(ctx context.Context, steps ...func(context.Context) error) error {
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			w.close()
-			return nil, err
+			return err
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // close ends all processes, those that need others first.
@@ -78,6 +91,12 @@ func (w *world) close() {
 	w.stub.close()
 	if w.postgres != nil {
 		w.postgres.Stop()
+	}
+	if w.mariadb != nil {
+		w.mariadb.Stop()
+	}
+	if w.redis != nil {
+		w.redis.Stop()
 	}
 }
 
@@ -221,7 +240,7 @@ agent:
 	return w.write("agent.yaml", b.String())
 }
 
-// agentResources writes what there is: a node and databases, or servers by TCP.
+// agentResources writes what there is.
 func (w *world) agentResources(b *strings.Builder) {
 	if len(w.tcp) > 0 {
 		b.WriteString("  tcp:\n")
@@ -229,15 +248,32 @@ func (w *world) agentResources(b *strings.Builder) {
 	for _, r := range w.tcp {
 		fmt.Fprintf(b, "    - {name: %s, address: %q, labels: {env: bench}}\n", r.Name, r.Address)
 	}
-	if w.stub == nil {
-		return
+	if w.nodes {
+		b.WriteString("  ssh: {enabled: true, labels: {env: bench}}\n")
 	}
-	fmt.Fprintf(b, `  ssh: {enabled: true, labels: {env: bench}}
-  databases:
-    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}
-`, stubDatabase, w.stub.addr())
+	b.WriteString(w.more)
+	w.agentDatabases(b)
+}
+
+func (w *world) agentDatabases(b *strings.Builder) {
+	all := map[string]string{} // name: protocol and address
+	if w.stub != nil {
+		all[stubDatabase] = fmt.Sprintf("protocol: postgres, address: %q", w.stub.addr())
+	}
 	if w.postgres != nil {
-		fmt.Fprintf(b, "    - {name: %s, protocol: postgres, address: %q, labels: {env: bench}}\n", realDatabase, w.postgres.Addr)
+		all[realDatabase] = fmt.Sprintf("protocol: postgres, address: %q", w.postgres.Addr)
+	}
+	if w.mariadb != nil {
+		all[mariaDatabase] = fmt.Sprintf("protocol: mysql, address: %q", w.mariadb.Addr)
+	}
+	if w.redis != nil {
+		all[redisDatabase] = fmt.Sprintf("protocol: redis, address: %q", w.redis.Addr)
+	}
+	if len(all) > 0 {
+		b.WriteString("  databases:\n")
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		fmt.Fprintf(b, "    - {name: %s, %s, labels: {env: bench}}\n", name, all[name])
 	}
 }
 
@@ -246,26 +282,29 @@ func (w *world) startAgent(context.Context) (err error) {
 	return err
 }
 
-// startDatabases starts the stub, and PostgreSQL where there is one, with
-// certificates of the cluster's database CA.
-func (w *world) startDatabases(ctx context.Context) error {
+// signServers has a certificate signed for the servers that the agent reaches,
+// by the cluster's database CA.
+func (w *world) signServers(ctx context.Context) (err error) {
 	if _, err := w.ctl(ctx, "auth", "sign", "--format=db", "--host=127.0.0.1,localhost", "--out="+w.path("db")); err != nil {
 		return err
 	}
-	var err error
-	if w.databases, err = databaseCredentials(w.dir, w.path("db")); err != nil {
-		return err
-	}
-	if w.stub, err = startStub(w.databases); err != nil {
-		return err
-	}
+	w.databases, err = databaseCredentials(w.dir, w.path("db"))
+	return err
+}
+
+func (w *world) startStub(context.Context) (err error) {
+	w.stub, err = startStub(w.databases)
+	return err
+}
+
+// startPostgres starts PostgreSQL where there is one.
+func (w *world) startPostgres(context.Context) (err error) {
 	w.postgres, err = postgres.Start("", postgres.Options{
 		Cert: w.databases.cert, Key: w.databases.key, ClientCA: w.databases.clientCAs,
 		HBA: []string{"hostssl all all 127.0.0.1/32 cert"},
 		SQL: []string{"CREATE ROLE " + person + " LOGIN;", "CREATE TABLE sink(line text);", "GRANT ALL ON sink TO " + person + ";"},
 	})
 	if errors.Is(err, postgres.ErrMissing) {
-		w.pgMissing = missingPeer{"postgres"}
 		return nil
 	}
 	return err
@@ -273,7 +312,7 @@ func (w *world) startDatabases(ctx context.Context) error {
 
 // logIn makes the person, claims the account as a browser does, and logs in.
 func (w *world) logIn(ctx context.Context) error {
-	out, err := w.ctl(ctx, "users", "add", "--roles=access", "--logins="+w.login, "--db-users="+person, "--db-names="+databaseName, "--format=json", person)
+	out, err := w.ctl(ctx, "users", "add", "--roles=access", "--logins="+w.login, "--db-users="+person, "--db-names="+databaseName, "--kubernetes-groups="+kubeGroup, "--format=json", person)
 	if err != nil {
 		return err
 	}
@@ -354,27 +393,23 @@ func (w *world) realSession(ctx context.Context) error {
 	return w.sessionThrough(ctx, realDatabase)
 }
 
-// peers are the foreign programs and their versions.
-func (w *world) peers(ctx context.Context) []Peer {
+// foreignPrograms are programs of others and their versions.
+func foreignPrograms(ctx context.Context, names ...string) []Peer {
+	flags := map[string]string{"postgres": "--version", "mariadbd": "--version", "redis-server": "--version", "nginx": "-v"}
 	var out []Peer
-	for _, p := range []struct {
-		name string
-		args []string
-	}{{"ssh", []string{"-V"}}, {"sshd", []string{"-V"}}, {"postgres", []string{"--version"}}} {
-		peer := Peer{Name: p.name}
-		path, err := lookPeer(p.name)
-		if p.name == "postgres" {
+	for _, name := range names {
+		path, err := lookPeer(name)
+		if name == "postgres" {
 			var dir string
 			dir, err = postgres.Find()
-			path = filepath.Join(dir, "postgres")
+			path = filepath.Join(dir, name)
 		}
 		if err != nil {
-			peer.Missing = true
-		} else {
-			b, _ := exec.CommandContext(ctx, path, p.args...).CombinedOutput() // sshd says its version and fails
-			peer.Version = versionLine(string(b))
+			out = append(out, Peer{Name: name, Missing: true})
+			continue
 		}
-		out = append(out, peer)
+		b, _ := exec.CommandContext(ctx, path, cmp.Or(flags[name], "-V")).CombinedOutput() // sshd says its version and fails
+		out = append(out, Peer{Name: name, Version: versionLine(string(b))})
 	}
 	return out
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
 // still is a meter of one process that uses a fixed time between readings.
@@ -31,12 +33,10 @@ func served(t *testing.T) Backends {
 	t.Helper()
 	var b Backends
 	for _, a := range []*string{&b.Sink, &b.Echo, &b.One, &b.Source, &b.Count} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+		var err error
+		if *a, err = port.Reserve(); err != nil {
 			t.Fatal(err)
 		}
-		*a = l.Addr().String()
-		l.Close()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
