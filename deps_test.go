@@ -80,6 +80,7 @@ var house = []struct{ pkg, may string }{
 	{"bench/...", "bench/... cmd/sallyport/crowd . alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
 	{"fuzz/...", ". alpn identity wire/... dataplane/..."},
 	{"test/...", ". alpn identity wire/... dataplane/... controlplane/..."},
+	{"test/executable", ""},
 	{"tools/peers/kube", "tools/peers/port"},     // its server is told its port: there is no way to ask for it
 	{"tools/peers/postgres", "tools/peers/port"}, // the same
 	{"tools/peers/mariadb", "tools/peers/port"},  // the same

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/test/executable"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -233,7 +234,7 @@ func TestCallback(t *testing.T) {
 func TestWay(t *testing.T) {
 	clearEnv(t)
 	bin := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bin, "xdg-open"), []byte("#!/bin/sh\n"), 0o700); err != nil {
+	if err := executable.Write(filepath.Join(bin, "xdg-open"), []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin)

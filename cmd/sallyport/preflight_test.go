@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/executable"
 )
 
 // TestPreflight: what a program on disk can say and do, and what a person is
@@ -43,7 +43,7 @@ func TestPreflight(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "p")
 			if tt.script != "" {
-				if err := os.WriteFile(path, []byte("#!/bin/sh\n"+tt.script), 0o700); err != nil {
+				if err := executable.Write(path, []byte("#!/bin/sh\n"+tt.script), 0o700); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -69,7 +69,7 @@ func TestPreflight(t *testing.T) {
 // TestPreflightDoesNotWait: a program that hangs is ended, with what it started.
 func TestPreflightDoesNotWait(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "p")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
+	if err := executable.Write(path, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	c := &candidate{path: path, config: "/c.yaml", own: ownVersion()}

@@ -73,13 +73,16 @@ func startTested(ctx context.Context, dir string, servers []string) (*testedGate
 }
 
 // copyProgram makes a file of its own: the program is replaced by a rename, as
-// an installation does.
+// an installation does. No process starts meanwhile: it would hold the copy open
+// for writing until its exec, and the kernel refuses to run such a file.
 func copyProgram(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o700)
 	if err != nil {
 		return err

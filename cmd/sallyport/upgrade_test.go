@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/handover"
+	"github.com/sallyport/sallyport/test/executable"
 )
 
 // TestUpgradeRefused: whatever is wrong, the process goes on as it was, and says
@@ -24,7 +24,7 @@ func TestUpgradeRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "program")
 	answers := func(check string) {
 		script := "#!/bin/sh\ncase $1 in version) echo '{\"version\":\"v9\",\"handover\":{\"oldest\":1,\"newest\":1}}';; start) " + check + ";; esac\n"
-		if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		if err := executable.Write(path, []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sallyport/sallyport/test/executable"
 	"github.com/sallyport/sallyport/tools/peers"
 )
 
@@ -179,7 +180,7 @@ func testOpened(t *testing.T, c *chromium, d *demo) {
 		if err := os.Mkdir(bin, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(bin+"/xdg-open", []byte(script), 0o700); err != nil {
+		if err := executable.Write(bin+"/xdg-open", []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		p.extra = []string{"DISPLAY=:0", "PATH=" + bin + ":" + os.Getenv("PATH")}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/dataplane/handover/failpoint"
+	"github.com/sallyport/sallyport/test/executable"
 	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
@@ -276,7 +277,7 @@ func (s *service) install(file string) {
 func (s *service) place(b []byte, mode os.FileMode) {
 	s.t.Helper()
 	next := s.program + ".next"
-	if err := os.WriteFile(next, b, mode); err != nil {
+	if err := executable.Write(next, b, mode); err != nil {
 		s.t.Fatal(err)
 	}
 	if err := errors.Join(os.Chmod(next, mode), os.Rename(next, s.program)); err != nil {

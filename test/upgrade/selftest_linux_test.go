@@ -3,11 +3,12 @@ package upgrade
 import (
 	"encoding/json"
 	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sallyport/sallyport/test/executable"
 )
 
 // TestSelftest: the self-test that users run says what it saw, and its exit code
@@ -48,7 +49,7 @@ func TestSelftest(t *testing.T) {
 		t.Errorf("to another program: exit %d: %v\n%s", code, r, said)
 	}
 	bad := filepath.Join(shortDir(t), "bad")
-	if err := os.WriteFile(bad, []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
+	if err := executable.Write(bad, []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r, said, code = run("--program=" + bad)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/executable"
 	"github.com/sallyport/sallyport/tools/peers"
 )
 
@@ -58,7 +59,7 @@ func ownFiles(h *host) {
 		h.t.Fatal(err)
 	}
 	program := filepath.Join(h.home, "server") // where the login may run it
-	if err := os.WriteFile(program, b, 0o755); err != nil {
+	if err := executable.Write(program, b, 0o755); err != nil {
 		h.t.Fatal(err)
 	}
 	h.server.places, h.server.FileServer = []string{}, program+" serve-files"
