@@ -66,6 +66,36 @@ func TestUpsertAndDelete(t *testing.T) {
 	}
 }
 
+// TestResourcesCountedOnce: a node was counted twice in the status, by its name
+// and by its agent's id.
+func TestResourcesCountedOnce(t *testing.T) {
+	loops, err := relay.New(1)
+	check0(t, err)
+	t.Cleanup(func() { loops[0].Close() })
+	g := startGateway(t, newAuthority(t), loops, nil)
+	a := byHand(t, g, agentID, assigned(1, "tcp/one", "node/web"))
+	g.come(t)
+	count := func() int { return g.hub.Status().Tunnels[0].Resources }
+	if n := count(); n != 2 {
+		t.Errorf("a node and a TCP service are %d resources", n)
+	}
+	a.say(&tunnelv1.Control{Message: &tunnelv1.Control_Delete{Delete: &tunnelv1.Delete{Names: []string{"node/web"}}}})
+	eventually(t, "delete", func() bool { return !g.hub.Live("node", "web") })
+	if n := count(); n != 1 {
+		t.Errorf("a TCP service and a node that was deleted are %d resources", n)
+	}
+	for i, c := range []struct {
+		names []string
+		want  int
+	}{{[]string{"tcp/one", "node/" + agentID}, 2}, {[]string{"node/web"}, 1}, {[]string{"tcp/one", "db/one"}, 2}, {nil, 0}} {
+		a.say(&tunnelv1.Control{Message: &tunnelv1.Control_Upsert{Upsert: &tunnelv1.Upsert{Assignment: assigned(uint64(i+2), c.names...)}}})
+		g.come(t)
+		if n := count(); n != c.want {
+			t.Errorf("%q are %d resources, want %d", c.names, n, c.want)
+		}
+	}
+}
+
 func TestExpiredAssignment(t *testing.T) {
 	loops, err := relay.New(1)
 	check0(t, err)

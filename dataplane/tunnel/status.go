@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sallyport/sallyport"
 	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
 )
 
@@ -77,7 +78,7 @@ type TunnelStatus struct {
 	Version   string
 	Since     time.Time
 	Revision  uint64 // of the assignment
-	Resources int    // names that lead here
+	Resources int    // that lead here, each once
 	RoundTrip time.Duration
 	Streams   int // leased and not ended
 
@@ -121,7 +122,7 @@ func (t *tunnel) status() TunnelStatus {
 	s := TunnelStatus{
 		AgentID: t.agent, Version: t.version, Since: t.since,
 		Revision:  t.assignment.Load().Revision,
-		Resources: len(*t.names.Load()),
+		Resources: t.served(),
 		Streams:   int(t.streams()),
 		Carrier:   carrierName(t.carrier.Load()),
 		Moved:     t.orphan != nil,
@@ -133,6 +134,17 @@ func (t *tunnel) status() TunnelStatus {
 	defer t.pool.mu.Unlock()
 	s.Parked, s.Pending, s.Target, s.HalfOpen = t.pool.parked, t.pool.pending, t.pool.target, t.pool.halfCount
 	return s
+}
+
+// served counts the resources that lead here. A node does so by its agent's id
+// as well (namesOf), unless that is its name.
+func (t *tunnel) served() int {
+	names := *t.names.Load()
+	own := func(r sallyport.Resource) bool { return r.Kind == sallyport.KindNode && r.Name == t.agent }
+	if names[resourceName{string(sallyport.KindNode), t.agent}] && !slices.ContainsFunc(t.assignment.Load().Resources, own) {
+		return len(names) - 1
+	}
+	return len(names)
 }
 
 // Present is the full set of agents that are up, for who missed the changes.
