@@ -73,7 +73,7 @@ var house = []struct{ pkg, may string }{
 	// Programs join the two.
 	{"cmd/sally", ". alpn identity wire/... dataplane/dial dataplane/sigv4 controlplane/client controlplane/rbac cmd/internal/..."}, // rbac: the language of --query
 	{"cmd/sallyctl", ". identity wire/... dataplane/dial controlplane/client controlplane/audit controlplane/ca/signed cmd/internal/..."},
-	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/... cmd/sallyport/crowd"},
+	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/... cmd/sallyport/crowd tools/peers/port"}, // the demo's servers are told their ports
 	{"cmd/sallyport/crowd", ""}, // knows nothing of what it loads: so it can load others too
 	{"cmd/internal/...", ". identity"},
 

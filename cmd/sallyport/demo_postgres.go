@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/controlplane/ca"
+	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
 const (
@@ -172,11 +174,10 @@ func schema(users []string) string {
 func quoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
 func (p *demoPostgres) configure(data string, keys *ca.Keys) error {
-	port, err := freePort()
-	if err != nil {
+	var err error
+	if p.port, err = freePort(); err != nil {
 		return err
 	}
-	p.port = port
 	files, err := serverFiles(keys)
 	if err != nil {
 		return err
@@ -196,13 +197,14 @@ func (p *demoPostgres) configure(data string, keys *ca.Keys) error {
 	return nil
 }
 
+// freePort is one that stays free until the server that is told it has started.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := port.Reserve()
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	at, err := netip.ParseAddrPort(address)
+	return int(at.Port()), err
 }
 
 func (p *demoPostgres) own(path string) error {

@@ -47,8 +47,8 @@ func newDemoServer(name, dir string, log *slog.Logger) (*demoServer, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	port, err := freePort()
-	return &demoServer{name: name, dir: dir, port: port, log: log}, err
+	at, err := freePort()
+	return &demoServer{name: name, dir: dir, port: at, log: log}, err
 }
 
 // write puts files into the server's directory.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/cmd/internal/notify"
+	"github.com/sallyport/sallyport/tools/peers/port"
 )
 
 const (
@@ -57,7 +58,7 @@ func startTested(ctx context.Context, dir string, servers []string) (*testedGate
 	if err := copyProgram(self, g.program); err != nil {
 		return nil, err
 	}
-	if g.listen, err = loopbackAddress(); err != nil {
+	if g.listen, err = port.Reserve(); err != nil {
 		return nil, err
 	}
 	text := fmt.Sprintf("version: 1\nroles: [gateway]\ndata_dir: %q\ngateway:\n  listen: [%q]\n  routes:\n    - {names: [%s], to: [%s]}\nlog: {level: warn}\n",
@@ -89,14 +90,6 @@ func copyProgram(from, to string) error {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
-}
-
-func loopbackAddress() (string, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
 }
 
 // start starts the process as a service manager does: it says itself when it is
