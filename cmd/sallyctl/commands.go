@@ -475,6 +475,7 @@ type nodesLsCmd struct{ format }
 
 type agentJSON struct {
 	ID        string   `json:"id"`
+	Hostname  string   `json:"hostname,omitempty"` // as it joined; an older auth does not tell
 	Version   string   `json:"version"`
 	Gateways  []string `json:"gateways"`
 	Resources uint32   `json:"resources"`
@@ -493,13 +494,13 @@ func (c *nodesLsCmd) Run(p *program) error {
 	out := []agentJSON{}
 	var rows [][]string
 	for _, a := range m.GetAgents() {
-		out = append(out, agentJSON{a.GetId(), a.GetVersion(), a.GetGateways(), a.GetResources()})
-		rows = append(rows, []string{a.GetId(), fail.Clean(a.GetVersion()), strings.Join(a.GetGateways(), ","), fmt.Sprint(a.GetResources())})
+		out = append(out, agentJSON{a.GetId(), a.GetHostName(), a.GetVersion(), a.GetGateways(), a.GetResources()})
+		rows = append(rows, []string{a.GetId(), fail.Clean(a.GetHostName()), fail.Clean(a.GetVersion()), strings.Join(a.GetGateways(), ","), fmt.Sprint(a.GetResources())})
 	}
 	if c.Format != "text" {
 		return encode(p.stdout, c.Format, out)
 	}
-	return table.Write(p.stdout, 0, []string{"Agent ID", "Version", "Gateways", "Resources"}, rows)
+	return table.Write(p.stdout, 0, []string{"Agent ID", "Host Name", "Version", "Gateways", "Resources"}, rows)
 }
 
 type auditCmd struct {

@@ -1,22 +1,31 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/goccy/go-yaml"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
 func TestMain(m *testing.M) {
@@ -233,5 +242,54 @@ func TestJoining(t *testing.T) {
 		if !strings.Contains(got, tt.want) || strings.Contains(got, tt.never) || strings.Count(got, "secret") != 1 {
 			t.Errorf("%v:\n%s", tt.roles, got)
 		}
+	}
+}
+
+// admins answers as an auth does.
+type admins struct {
+	sallyportv1connect.UnimplementedAdminServiceHandler
+	agents []*sallyportv1.AgentStatus
+}
+
+func (a *admins) ListAgents(context.Context, *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
+	return connect.NewResponse(&sallyportv1.ListAgentsResponse{Agents: a.agents}), nil
+}
+
+// TestNodesLs: agents were listed by their ids alone. An older auth tells no host
+// name, and a host may call itself anything.
+func TestNodesLs(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, adminSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(sallyportv1connect.NewAdminServiceHandler(&admins{agents: []*sallyportv1.AgentStatus{
+		{Id: "id-1", HostName: "web-1.example.com", Version: "v1", Gateways: []string{"g"}, Resources: 2}, {Id: "id-2"}, {Id: "id-3", HostName: "a\x1b]b"},
+	}}))
+	srv := httptest.NewUnstartedServer(mux)
+	srv.Listener.Close()
+	srv.Listener = l
+	srv.Start()
+	defer srv.Close()
+	ls := func(args ...string) string {
+		var out strings.Builder
+		p := &program{ctx: t.Context(), stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard}
+		if err := p.run(append([]string{"--data-dir=" + dir, "nodes", "ls"}, args...)); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	var rows [][]string
+	for line := range strings.Lines(ls()) {
+		rows = append(rows, strings.Fields(line))
+	}
+	want := [][]string{{"Agent", "ID", "Host", "Name", "Version", "Gateways", "Resources"}, {"id-1", "web-1.example.com", "v1", "g", "2"}, {"id-2", "0"}, {"id-3", "a\ufffd]b", "0"}}
+	if got := slices.Delete(rows, 1, 2); !reflect.DeepEqual(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	var js []agentJSON
+	if err := json.Unmarshal([]byte(ls("--format=json")), &js); err != nil || len(js) != 3 || js[0].Hostname != "web-1.example.com" {
+		t.Errorf("%+v: %v", js, err)
 	}
 }

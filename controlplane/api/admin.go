@@ -282,7 +282,7 @@ func (s adminService) ListAgents(ctx context.Context, _ *connect.Request[sallypo
 		if len(a.Gateways) == 0 {
 			continue
 		}
-		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources)})
+		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources), HostName: a.Name})
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -357,6 +357,25 @@ func TestA06_OtherHosts(t *testing.T) {
 	codeIs(t, "presence of another gateway", err, connect.CodePermissionDenied)
 }
 
+// TestAgentsHaveHostNames: administrators saw agents by their ids alone.
+func TestAgentsHaveHostNames(t *testing.T) {
+	w := the()
+	agent, _ := w.hostNamed(t, sallyport.KindAgent, "Web-1.example.com")
+	gatewayID, gateway := w.host(t, sallyport.KindGateway)
+	report := &sallyportv1.ReportPresenceRequest{GatewayId: gatewayID, Epoch: "e", Sequence: 1, Full: true, Address: "gw.test:443", Up: []*sallyportv1.Presence{{AgentId: agent, Version: "v1"}}}
+	if _, err := w.asHost(t, gateway).ReportPresence(t.Context(), connect.NewRequest(report)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := w.localAdmin(t).ListAgents(t.Context(), connect.NewRequest(&sallyportv1.ListAgentsRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(resp.Msg.GetAgents(), func(a *sallyportv1.AgentStatus) bool { return a.GetId() == agent })
+	if i < 0 || resp.Msg.GetAgents()[i].GetHostName() != "Web-1.example.com" {
+		t.Errorf("agents: %v", resp.Msg.GetAgents())
+	}
+}
+
 // TestA06_EventsOfOthers: what an agent writes is kept as that agent's.
 func TestA06_EventsOfOthers(t *testing.T) {
 	w := the()

@@ -260,13 +260,18 @@ func (w *world) role(t testing.TB, name, allow string) string {
 // host joins an agent or a gateway.
 func (w *world) host(t testing.TB, kind sallyport.IdentityKind) (id string, cert *tls.Certificate) {
 	t.Helper()
+	return w.hostNamed(t, kind, "host-"+uuid.NewString()[:8])
+}
+
+func (w *world) hostNamed(t testing.TB, kind sallyport.IdentityKind, name string) (id string, cert *tls.Certificate) {
+	t.Helper()
 	k := newKeyPair(t)
 	secret, _, err := w.tokens.Create(t.Context(), join.Spec{Roles: []sallyport.IdentityKind{kind}, SingleUse: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp, err := w.joiner(t).Join(t.Context(), connect.NewRequest(&sallyportv1.JoinRequest{
-		Token: secret, HostName: "host-" + uuid.NewString()[:8], Roles: []string{string(kind)}, TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
+		Token: secret, HostName: name, Roles: []string{string(kind)}, TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5364,6 +5364,7 @@ type AgentStatus struct {
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Gateways      []string               `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	Resources     uint32                 `protobuf:"varint,4,opt,name=resources,proto3" json:"resources,omitempty"`
+	HostName      string                 `protobuf:"bytes,5,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"` // what the host called itself when it joined
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5424,6 +5425,13 @@ func (x *AgentStatus) GetResources() uint32 {
 		return x.Resources
 	}
 	return 0
+}
+
+func (x *AgentStatus) GetHostName() string {
+	if x != nil {
+		return x.HostName
+	}
+	return ""
 }
 
 type ExportAuthoritiesRequest struct {
@@ -6041,12 +6049,13 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\tR\x06events\"\x13\n" +
 	"\x11ListAgentsRequest\"G\n" +
 	"\x12ListAgentsResponse\x121\n" +
-	"\x06agents\x18\x01 \x03(\v2\x19.sallyport.v1.AgentStatusR\x06agents\"q\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.sallyport.v1.AgentStatusR\x06agents\"\x8e\x01\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bgateways\x18\x03 \x03(\tR\bgateways\x12\x1c\n" +
-	"\tresources\x18\x04 \x01(\rR\tresources\"\x1a\n" +
+	"\tresources\x18\x04 \x01(\rR\tresources\x12\x1b\n" +
+	"\thost_name\x18\x05 \x01(\tR\bhostName\"\x1a\n" +
 	"\x18ExportAuthoritiesRequest\"V\n" +
 	"\x19ExportAuthoritiesResponse\x129\n" +
 	"\vauthorities\x18\x01 \x03(\v2\x17.sallyport.v1.AuthorityR\vauthorities\"x\n" +
