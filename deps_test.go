@@ -43,14 +43,16 @@ var house = []struct{ pkg, may string }{
 	{"dataplane/swift", ""}, // system calls, and nothing else
 	{"dataplane/access", ". alpn identity dataplane/session dataplane/swift"},
 	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel dataplane/handover/failpoint"},
-	{"dataplane/sigv4", ""},                                                  // both ends of sally aws read the same signatures
-	{"dataplane/dial", ". alpn identity dataplane/preamble dataplane/sigv4"}, // servers are checked by SPIFFE id and by pin
-	{"dataplane/database", ". dataplane/swift"},                              // what is the same for all databases, so that no protocol imports another
-	{"dataplane/webapp", ". alpn dataplane/protocol/app"},                    // the browser's side of that protocol: what neither passes on is written once
+	{"dataplane/sigv4", ""},                                                                      // both ends of sally aws read the same signatures
+	{"dataplane/dial", ". alpn identity dataplane/preamble dataplane/sigv4 dataplane/halfclose"}, // servers are checked by SPIFFE id and by pin
+	{"dataplane/database", ". dataplane/swift"},                                                  // what is the same for all databases, so that no protocol imports another
+	{"dataplane/webapp", ". alpn dataplane/protocol/app dataplane/halfclose"},                    // the browser's side of that protocol: what neither passes on is written once
 	{"dataplane/database/dbtest", ". dataplane/session"},
-	{"dataplane/oneconn", ""}, // what is the same for all who serve HTTP behind the door
+	{"dataplane/oneconn", ""},   // what is the same for all who serve HTTP behind the door
+	{"dataplane/halfclose", ""}, // the same for all who pass a switch of protocols on
 	{"dataplane/protocol/...", ". identity dataplane/session dataplane/database"},
-	{"dataplane/protocol/app/...", ". dataplane/session dataplane/oneconn"},
+	{"dataplane/protocol/kube/...", ". dataplane/session dataplane/halfclose"},
+	{"dataplane/protocol/app/...", ". dataplane/session dataplane/oneconn dataplane/halfclose"},
 	{"dataplane/protocol/aws/...", ". dataplane/session dataplane/sigv4 dataplane/oneconn"},
 
 	// The control plane: never the data plane.

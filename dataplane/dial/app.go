@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/halfclose"
 )
 
 const (
@@ -51,7 +52,7 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	}
 	defer transport.CloseIdleConnections()
 	quiet := slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug)
-	proxy := &httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, ErrorLog: quiet}
+	proxy := halfclose.Proxy(&httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, ErrorLog: quiet})
 	srv := &http.Server{
 		Handler: p.guard(http.NewCrossOriginProtection().Handler(proxy)), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
 		MaxHeaderBytes: appHead, ErrorLog: quiet, BaseContext: func(net.Listener) context.Context { return ctx },

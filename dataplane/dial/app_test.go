@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/deaf"
 )
 
 // appProxy starts a proxy to an application whose agent is h.
@@ -172,5 +173,49 @@ func TestAppProxyRole(t *testing.T) {
 	})
 	if resp, text := ask(t, "GET", addr, map[string]string{awsRoleHeader: awsTestRole, "sallyport-other": "x"}); resp.StatusCode != 200 || text != "answer" {
 		t.Errorf("%s %q", resp.Status, text)
+	}
+}
+
+// TestAppProxyWithoutInput: what an application still said on a WebSocket was lost
+// when it took no more.
+func TestAppProxyWithoutInput(t *testing.T) {
+	const output = 4 << 20
+	deafened, conns := make(chan struct{}), make(chan *deaf.Conn, 1)
+	far := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		<-deafened
+		conn.Write(make([]byte, output))
+	}))
+	t.Cleanup(far.Close)
+	addr := serveApp(t, func(ctx context.Context) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", far.Listener.Addr().String())
+		far := deaf.New(conn)
+		conns <- far
+		return far, err
+	})
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", addr)
+	br := bufio.NewReader(conn)
+	if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	reached := <-conns
+	reached.Deafen()
+	io.WriteString(conn, "input that nobody reads")
+	<-reached.Noted()
+	close(deafened)
+	if n, err := io.Copy(io.Discard, br); n != output || err != nil {
+		t.Errorf("%d bytes of %d, %v", n, output, err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/halfclose"
 	"github.com/sallyport/sallyport/dataplane/protocol/app"
 )
 
@@ -48,7 +49,7 @@ type line struct {
 	cancel  context.CancelCauseFunc
 	pages   *http.Transport
 	sockets *http.Transport
-	proxy   *httputil.ReverseProxy
+	proxy   http.Handler
 
 	mu      sync.Mutex
 	open    int
@@ -83,7 +84,9 @@ func (s *session) newLineLocked(from netip.AddrPort) *line {
 	l.sockets = l.transport(alpn.HTTP11)
 	l.sockets.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{} // HTTP/1.1 only
 	quiet := slog.NewLogLogger(s.server.log().Handler(), slog.LevelDebug)
-	l.proxy = &httputil.ReverseProxy{Rewrite: l.rewrite, Transport: l, ModifyResponse: l.answer, ErrorHandler: l.broken, BufferPool: s.server, ErrorLog: quiet}
+	l.proxy = halfclose.Proxy(&httputil.ReverseProxy{
+		Rewrite: l.rewrite, Transport: l, ModifyResponse: l.answer, ErrorHandler: l.broken, BufferPool: s.server, ErrorLog: quiet,
+	})
 	return l
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
@@ -26,6 +27,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/deaf"
 )
 
 const wiki = "https://wiki." + cluster
@@ -1102,4 +1104,49 @@ func FuzzLogin(f *testing.F) {
 			t.Fatalf("%q is read as %q %q", value, v, p)
 		}
 	})
+}
+
+// TestSocketWithoutInput: what an application still said on a WebSocket was lost
+// when it took no more.
+func TestSocketWithoutInput(t *testing.T) {
+	const output = 4 << 20
+	r := newRig(t)
+	deafened, conns := make(chan struct{}), make(chan *deaf.Conn, 1)
+	r.server.Dial = func(ctx context.Context, app string, browser netip.AddrPort, cfg *tls.Config) (net.Conn, error) {
+		conn, err := r.dial(ctx, app, browser, cfg)
+		far := deaf.New(conn)
+		conns <- far
+		return far, err
+	}
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		<-deafened
+		conn.Write(make([]byte, output))
+	})
+	conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
+	check(t, err)
+	defer conn.Close()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: wiki.%s\r\nOrigin: %s\r\nCookie: %s=%s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", cluster, wiki, sessionCookie, r.know("wiki"))
+	br := bufio.NewReader(conn)
+	if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	reached := <-conns
+	reached.Deafen()
+	io.WriteString(conn, "input that nobody reads")
+	<-reached.Noted()
+	close(deafened)
+	if n, err := io.Copy(io.Discard, br); n != output || err != nil {
+		t.Errorf("%d bytes of %d, %v", n, output, err)
+	}
+	conn.Close()
+	eventually(t, "no WebSocket", func() bool { return r.server.Upgraded() == 0 })
 }

@@ -46,6 +46,7 @@ type rig struct {
 	server *Server
 	cert   tls.Certificate
 	id     sallyport.Identity
+	wrap   func(net.Conn) net.Conn // nil: connections of clients as they are
 
 	mu       sync.Mutex
 	denial   *sallyport.Problem
@@ -148,6 +149,9 @@ func (r *rig) dial(protocols ...string) *tls.Conn {
 	under, err := l.Accept()
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.wrap != nil {
+		under = r.wrap(under)
 	}
 	if len(protocols) == 0 {
 		protocols = []string{"http/1.1"}

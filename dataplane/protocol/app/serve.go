@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/halfclose"
 	"github.com/sallyport/sallyport/dataplane/oneconn"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
@@ -65,10 +66,12 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	}
 	v.context, v.cancel = context.WithCancelCause(ctx)
 	defer v.cancel(nil)
-	v.proxy = &httputil.ReverseProxy{
+	quiet := slog.NewLogLogger(s.log().Handler(), slog.LevelDebug)
+	v.proxy = halfclose.Proxy(&httputil.ReverseProxy{
 		Rewrite: v.rewrite, Transport: v, ModifyResponse: v.answer, ErrorHandler: v.broken,
-		BufferPool: s, ErrorLog: slog.NewLogLogger(s.log().Handler(), slog.LevelDebug),
-	}
+		BufferPool: s, ErrorLog: quiet,
+	})
+	v.http.ErrorLog = quiet
 	v.serve(conn)
 	return nil
 }
@@ -116,7 +119,7 @@ type visit struct {
 	context     context.Context
 	cancel      context.CancelCauseFunc
 	certificate *x509.Certificate // the client's; nil when it is not known
-	proxy       *httputil.ReverseProxy
+	proxy       http.Handler
 	answers     *gathered   // the connection, of HTTP/1.1; else nil
 	bound       atomic.Bool // the client has proved to the application who it is, perhaps for a connection
 
@@ -140,7 +143,7 @@ type visit struct {
 // serve runs until the connection and what came of it are over, and ends the
 // session if there was one.
 func (v *visit) serve(conn net.Conn) {
-	v.http.Handler, v.http.MaxHead, v.http.ErrorLog = v, maxHead, v.proxy.ErrorLog
+	v.http.Handler, v.http.MaxHead = v, maxHead
 	if _, half := conn.(interface{ CloseWrite() error }); half && v.candidate.ALPN != "h2" {
 		v.answers = &gathered{Conn: conn, buffers: v.server}
 		conn = v.answers

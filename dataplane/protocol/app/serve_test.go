@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/deaf"
 )
 
 // TestRequest: who asks is told as it is, whatever the client says of itself.
@@ -531,6 +532,46 @@ func TestWebSocket(t *testing.T) {
 	}
 	if e := r.named("app.session.request"); len(e) != 1 || e[0].Fields["status_code"] != int64(101) || e[0].Fields["upgraded"] != true {
 		t.Errorf("events %v", e)
+	}
+}
+
+// TestWebSocketLastWords: what a client still said on a WebSocket was lost when it
+// took no more.
+func TestWebSocketLastWords(t *testing.T) {
+	const input = 4 << 20
+	say, heard := make(chan struct{}), make(chan int64, 1)
+	srv, _ := application(t, func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		<-say
+		io.WriteString(conn, "what nobody reads")
+		n, _ := io.Copy(io.Discard, rw)
+		heard <- n
+	})
+	r := newRig(t, Target{URI: srv.URL})
+	var near *deaf.Conn
+	r.wrap = func(c net.Conn) net.Conn {
+		near = deaf.New(c)
+		return near
+	}
+	conn := r.dial()
+	upgrade(t, conn)
+	near.Deafen()
+	close(say)
+	<-near.Noted()
+	conn.Write(make([]byte, input)) // an error shows in what is heard
+	conn.CloseWrite()
+	if n := <-heard; n != input {
+		t.Errorf("%d bytes of %d", n, input)
+	}
+	r.finished.Wait()
+	if len(r.ended) != 1 || r.ended[0]["rx"] != int64(input) {
+		t.Errorf("ends %v", r.ended)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/halfclose"
 )
 
 const (
@@ -274,10 +275,10 @@ func (t *timed) Read(p []byte) (int, error) {
 // newProxy passes requests on and answers back.
 func (s *Server) newProxy() http.Handler {
 	buffers := &buffers{}
-	return &httputil.ReverseProxy{
+	return halfclose.Proxy(&httputil.ReverseProxy{
 		Rewrite: s.rewrite, Transport: s, ModifyResponse: s.answered, ErrorHandler: s.failed,
 		BufferPool: buffers, ErrorLog: log.New(io.Discard, "", 0),
-	}
+	})
 }
 
 // rewrite makes the request for the API server of what was read and allowed.
@@ -376,14 +377,16 @@ func (c *call) serveStream(w http.ResponseWriter, hr *http.Request) {
 		return
 	}
 	stop := context.AfterFunc(sess.Context, func() { l.conn.Close() })
+	ctx, done := joined(hr.Context(), sess.Context)
 	in, out := l.conn.in.Load(), l.conn.out.Load()
 	defer func() {
 		// First: the session's own end is not to close the connection, on which
 		// the API server's refusal to switch may still have to go out.
 		stop()
+		done()
 		sess.End(map[string]any{"rx": l.conn.in.Load() - in, "tx": l.conn.out.Load() - out})
 	}()
-	l.server.proxy.ServeHTTP(w, hr)
+	l.server.proxy.ServeHTTP(w, hr.WithContext(ctx))
 }
 
 // buffers are what answers are copied through.

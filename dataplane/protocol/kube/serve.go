@@ -173,7 +173,7 @@ func (c *connected) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Close()
+	return errors.ErrUnsupported
 }
 
 // switched lifts the limits of HTTP: from here on bytes are the stream's, whose

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/test/deaf"
 )
 
 // TestA120_Impersonation: over both versions of HTTP the API server hears of
@@ -526,5 +527,53 @@ func TestA36_Canaries(t *testing.T) {
 		if err := <-errs; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestStreamWithoutInput: what a command printed after it had closed its input was
+// lost, when the client still sent.
+func TestStreamWithoutInput(t *testing.T) {
+	const output = 4 << 20
+	deafened, conns := make(chan struct{}), make(chan *deaf.Conn, 1)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", hr.Header.Get("Upgrade"))
+		rw.Flush()
+		<-deafened
+		io.Copy(conn, io.LimitReader(endlessA{}, output))
+	})
+	r.server.Target.streams.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		far := deaf.New(conn)
+		conns <- far
+		return far, err
+	}
+	conn, served := r.dial("http/1.1")
+	br := bufio.NewReader(conn)
+	ask(t, conn, "POST", "/api/v1/namespaces/a/pods/b/exec?command=sh", "SPDY/3.1", "")
+	if res, err := http.ReadResponse(br, nil); err != nil || res.StatusCode != 101 {
+		t.Fatalf("%v %+v", err, res)
+	}
+	reached := <-conns
+	reached.Deafen()
+	io.WriteString(conn, "input that nobody reads")
+	<-reached.Noted()
+	close(deafened)
+	if n, err := io.Copy(io.Discard, br); n != output || err != nil {
+		t.Errorf("%d bytes of %d, %v", n, output, err)
+	}
+	conn.Close()
+	select {
+	case <-served:
+	case <-time.After(waitTime):
+		t.Fatal("the stream does not end")
+	}
+	if len(r.named("session.end")) != 1 {
+		t.Error("no session.end")
 	}
 }
