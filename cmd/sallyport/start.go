@@ -440,6 +440,9 @@ func (n *node) join(ctx context.Context, hc client.HostConfig, j joinConfig) (*c
 	if !errors.Is(err, client.ErrNotJoined) || hc.Held {
 		return h, err
 	}
+	if n.auth == nil {
+		n.warnOfReaders(j.TokenFile)
+	}
 	for {
 		token, pins, err := n.ticket(ctx, hc.Kind, j)
 		if err != nil {
@@ -462,6 +465,14 @@ func (n *node) join(ctx context.Context, hc client.HostConfig, j joinConfig) (*c
 			return nil, ctx.Err()
 		case <-time.After(joinRetry):
 		}
+	}
+}
+
+// warnOfReaders tells that others can read a join token. It is no error, as with an
+// identity file: what a container's secrets are mounted with cannot be changed.
+func (n *node) warnOfReaders(token string) {
+	if info, err := os.Stat(token); err == nil && info.Mode().Perm()&0o077 != 0 {
+		n.log.Warn("others can read the join token, and join by it: chmod 600", "file", token, "mode", fmt.Sprintf("%04o", info.Mode().Perm()))
 	}
 }
 
