@@ -36,8 +36,9 @@ type AppProxy struct {
 	// Host is the application's name, which its agent answers to.
 	Host string
 
-	Anywhere bool         // clients may name this machine in any way
-	Log      *slog.Logger // nil: none
+	Anywhere       bool         // clients may name this machine in any way
+	MaxConnections int          // of local programs, and to the application; 0: DefaultMaxConnections
+	Log            *slog.Logger // nil: none
 }
 
 // Serve carries requests until ctx is done, and returns nil then.
@@ -45,9 +46,10 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
 	}
+	listener := bound(p.Listener, p.MaxConnections)
 	transport := &http.Transport{
 		DialTLSContext:      func(ctx context.Context, _, _ string) (net.Conn, error) { return p.Dial(ctx) },
-		MaxIdleConnsPerHost: appSpares, MaxConnsPerHost: DefaultMaxConnections, IdleConnTimeout: appIdle,
+		MaxIdleConnsPerHost: appSpares, MaxConnsPerHost: cap(listener.slots), IdleConnTimeout: appIdle,
 		DisableCompression: true, MaxResponseHeaderBytes: appHead, ExpectContinueTimeout: time.Second,
 	}
 	defer transport.CloseIdleConnections()
@@ -59,7 +61,7 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(p.Listener); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(listener); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

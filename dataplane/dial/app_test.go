@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -218,4 +220,82 @@ func TestAppProxyWithoutInput(t *testing.T) {
 	if n, err := io.Copy(io.Discard, br); n != output || err != nil {
 		t.Errorf("%d bytes of %d, %v", n, output, err)
 	}
+}
+
+// queue is a listener whose connections are made beforehand.
+type queue struct {
+	waiting chan net.Conn
+	closing sync.Once
+	closed  chan struct{}
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.waiting:
+		return c, nil
+	case <-q.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *queue) Close() error {
+	q.closing.Do(func() { close(q.closed) })
+	return nil
+}
+
+func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
+
+// TestAppProxyBound: as many local connections were accepted as came. Now the rest
+// waits, a WebSocket counts as long as it lives, and the end of Serve does not wait.
+func TestAppProxyBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, many = 2, 5
+		q := &queue{waiting: make(chan net.Conn, many), closed: make(chan struct{})}
+		var near []net.Conn
+		for range many {
+			a, b := net.Pipe()
+			near = append(near, a)
+			q.waiting <- b
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		proxy := &AppProxy{Listener: q, Host: "web.app.gw.test", MaxConnections: most, Dial: func(context.Context) (net.Conn, error) {
+			a, b := net.Pipe()
+			go func() {
+				defer b.Close()
+				br := bufio.NewReader(b)
+				if _, err := http.ReadRequest(br); err == nil {
+					io.WriteString(b, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+					br.ReadByte() // its end is that of the WebSocket
+				}
+			}()
+			return a, nil
+		}}
+		done := make(chan error, 1)
+		go func() { done <- proxy.Serve(ctx) }()
+		left := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			if n := len(q.waiting); n != want {
+				t.Errorf("%d connections wait, want %d", n, want)
+			}
+		}
+		left(many - most)
+		near[0].Close()
+		left(many - most - 1)
+		go io.WriteString(near[1], "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		if resp, err := http.ReadResponse(bufio.NewReader(near[1]), nil); err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		left(many - most - 1)
+		io.WriteString(near[1], "x")
+		near[1].Close()
+		left(many - most - 2)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		for _, c := range near {
+			c.Close()
+		}
+	})
 }

@@ -16,8 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/sigv4"
 )
@@ -82,7 +80,7 @@ func (p *AWSProxy) Serve(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(netutil.LimitListener(p.Listener, DefaultMaxConnections)); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(bound(p.Listener, DefaultMaxConnections)); ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
