@@ -125,6 +125,47 @@ func TestOnly(t *testing.T) {
 	}
 }
 
+// TestWhichDatabase: with several databases allowed and none named, psql asked for
+// one of the user's name, and was refused. What psql's own arguments name is theirs.
+func TestWhichDatabase(t *testing.T) {
+	several := []string{"shop", "sto\x1bck"}
+	for _, tt := range []struct {
+		names []string
+		args  string
+		asks  bool
+	}{
+		{several, "", true}, {several, "-c x", true}, {several, "-Atc x -f file -v ON_ERROR_STOP=1 -hthere -X", true}, {several, "-U bob", true},
+		{several, "shop", false}, {several, "-At -c x shop", false}, {several, "-d shop", false}, {several, "-qdshop", false}, {several, "-l", false},
+		{several, "--dbname=shop", false}, {several, "--no-psqlrc", false}, {several, "-- shop", false}, {several, "-", false}, {several, "-V", false},
+		{[]string{"shop", "*"}, "", false}, {[]string{"shop", "reader"}, "", false}, {nil, "", false},
+	} {
+		d := &database{name: "orders", user: "reader", names: tt.names}
+		err := d.defaults(strings.Fields(tt.args))
+		var p *sallyport.Problem
+		if !tt.asks && err != nil || tt.asks && (!errors.As(err, &p) || p.Fact != `database "orders": which database in the server?` || !strings.Contains(p.Hint, "--db-name=NAME; yours: shop, sto") || strings.Contains(p.Hint, "\x1b")) {
+			t.Errorf("%q with %q: %v", tt.args, tt.names, err)
+		}
+	}
+}
+
+func TestSaidPostgres(t *testing.T) {
+	for _, tt := range []struct {
+		dbname string
+		names  []string
+		want   string // the end
+	}{
+		{"", []string{"shop", "stock"}, "dbname=DATABASE'\n\nDATABASE is one of: shop, stock\n"},
+		{"", []string{"shop", "*"}, "dbname=DATABASE'\n"}, {"", nil, "dbname=DATABASE'\n"},
+		{"shop", []string{"shop", "stock"}, "sally db connect orders\n  psql 'service=gw.test-orders'\n"},
+	} {
+		p, out := newProgram(t), &strings.Builder{}
+		p.stdout = out
+		if err := p.saidPostgres(&database{name: "orders", service: "gw.test-orders", user: "reader", dbname: tt.dbname, names: tt.names}); err != nil || !strings.HasSuffix(out.String(), tt.want) {
+			t.Errorf("%+v: %v\n%s", tt, err, out)
+		}
+	}
+}
+
 func TestChildExit(t *testing.T) {
 	for script, want := range map[string]error{"exit 0": nil, "exit 3": fail.Exit{Code: 3}, "kill -TERM $$": fail.Exit{Code: 143}} {
 		if got := childExit(exec.Command("sh", "-c", script).Run()); got != want {

@@ -23,8 +23,9 @@ type database struct {
 	protocol  string // as the agent serves it
 	user      string
 	dbname    string
-	host      string // the server name, which libpq sends and checks
-	hostaddr  string // where to connect, when the name is not in the DNS
+	names     []string // that roles allow for dbname; none when auth has not said
+	host      string   // the server name, which libpq sends and checks
+	hostaddr  string   // where to connect, when the name is not in the DNS
 	port      string
 	ca        string
 	cert, key string
@@ -46,7 +47,7 @@ func (p *program) database(name string, flags databaseFlags) (*database, error) 
 	}
 	d := &database{
 		cred: cred, name: name, service: serviceName(cred.Profile, name), protocol: p.protocolOf(cred.Profile, name, found),
-		user: only(flags.User, found.GetDatabaseUsers()), dbname: only(flags.DBName, found.GetDatabaseNames()),
+		user: only(flags.User, found.GetDatabaseUsers()), dbname: only(flags.DBName, found.GetDatabaseNames()), names: found.GetDatabaseNames(),
 		ca: p.home.CAsPath(cred.Profile), cert: databaseFile(p.home, cred.Profile, name, ".crt"), key: databaseFile(p.home, cred.Profile, name, ".key"),
 	}
 	proxyHost, port, err := net.SplitHostPort(cred.Profile.WebProxyAddr)

@@ -36,6 +36,11 @@ func (c *dbLoginCmd) Run(p *program) error {
 	case protocolRedis:
 		return p.saidRedis(d)
 	}
+	return p.saidPostgres(d)
+}
+
+// saidPostgres says how to go on after a login.
+func (p *program) saidPostgres(d *database) error {
 	connect, conn := "sally db connect "+d.name, "service="+d.service
 	if d.user == "" {
 		connect, conn = connect+" --db-user=USER", conn+" user=USER"
@@ -43,7 +48,11 @@ func (c *dbLoginCmd) Run(p *program) error {
 	if d.dbname == "" {
 		connect, conn = connect+" --db-name=DATABASE", conn+" dbname=DATABASE"
 	}
-	_, err = fmt.Fprintf(p.stdout, "Connection information for database %q has been saved.\n\nConnect with:\n  %s\n  psql %s\n", d.name, connect, shell.Word(conn))
+	names := ""
+	if d.dbname == "" && d.bounded() {
+		names = "\nDATABASE is one of: " + fail.Clean(strings.Join(d.names, ", ")) + "\n"
+	}
+	_, err := fmt.Fprintf(p.stdout, "Connection information for database %q has been saved.\n\nConnect with:\n  %s\n  psql %s\n%s", d.name, connect, shell.Word(conn), names)
 	return err
 }
 
@@ -113,12 +122,54 @@ func (c *dbConnectCmd) psql(p *program, d *database) error {
 		return problem(sallyport.ErrNotFound, "psql is not on the PATH", "install it (Debian: postgresql-client), or use sally proxy db")
 	}
 	if d.dbname == "" {
+		if err := d.defaults(c.Args); err != nil {
+			return err
+		}
 		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
 	}
 	cmd := exec.Command(psql, c.Args...)
 	cmd.Env = libpqEnv(os.Environ(), d.settings())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
 	return childExit(cmd.Run())
+}
+
+// bounded says that it is known which names may be opened in the server.
+func (d *database) bounded() bool { return len(d.names) > 0 && !slices.Contains(d.names, "*") }
+
+// defaults asks for a name where psql's arguments give none and its default, the
+// user's name, is refused.
+func (d *database) defaults(args []string) error {
+	if !d.bounded() || slices.Contains(d.names, d.user) || mayNameDatabase(args) {
+		return nil
+	}
+	return problem(errInvalid, fmt.Sprintf("database %q: which database in the server?", d.name), "--db-name=NAME; yours: "+fail.Clean(strings.Join(d.names, ", ")))
+}
+
+// Options of psql (PostgreSQL 17) that name no database and need one. What is not
+// among them may name one.
+const (
+	psqlFlags  = "aAbeEHnqsStwWxXz01"
+	psqlValues = "cfFhLopPRTUv"
+)
+
+// mayNameDatabase says whether psql's arguments could name a database, or need
+// none.
+func mayNameDatabase(args []string) bool {
+	for i := 0; i < len(args); i++ {
+		letters, option := strings.CutPrefix(args[i], "-")
+		if !option || letters == "" {
+			return true
+		}
+		end := strings.IndexFunc(letters, func(r rune) bool { return !strings.ContainsRune(psqlFlags, r) })
+		switch {
+		case end < 0:
+		case !strings.Contains(psqlValues, letters[end:end+1]):
+			return true // -d, -l, or a long one
+		case end == len(letters)-1:
+			i++ // the next one is its value
+		}
+	}
+	return false
 }
 
 // libpqEnv is the environment for a program that is to connect as settings say
