@@ -25,8 +25,8 @@ import (
 const maxAWSBody = 70 << 20
 
 // Bodies to be hashed are held until they are answered. Small ones are bounded by the
-// number of connections; of larger ones, and those of unknown size, only so many are
-// held at a time, and others wait.
+// number of connections; of larger ones only so many are held at a time, and others
+// wait. One of unknown size counts as small until it is not.
 const (
 	smallAWSBody   = 1 << 20
 	largeAWSBodies = 8
@@ -115,10 +115,7 @@ func (p *AWSProxy) check(w http.ResponseWriter, r *http.Request, slot *awsSlot) 
 		return sigv4.Authorization{}, errors.New("a signature in a link cannot be passed on")
 	}
 	a, err := p.Keys.Verify(r, time.Now(), func() (string, error) {
-		if err := slot.take(r, p.large); err != nil {
-			return "", err
-		}
-		hash, err := hashed(w, r)
+		hash, err := hashed(w, r, func() error { return slot.take(r, p.large) })
 		r.Header.Set(sigv4.PayloadHeader, hash)
 		return hash, err
 	})
@@ -133,9 +130,6 @@ type awsSlot struct{ of chan struct{} }
 
 // take waits for room.
 func (s *awsSlot) take(r *http.Request, of chan struct{}) error {
-	if r.ContentLength >= 0 && r.ContentLength <= smallAWSBody {
-		return nil
-	}
 	select {
 	case of <- struct{}{}:
 		s.of = of
@@ -151,9 +145,20 @@ func (s *awsSlot) free() {
 	}
 }
 
-// hashed reads a body, and puts it back.
-func hashed(w http.ResponseWriter, r *http.Request) (string, error) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAWSBody))
+// hashed reads a body, and puts it back. A large one waits for its room.
+func hashed(w http.ResponseWriter, r *http.Request, room func() error) (string, error) {
+	body := http.MaxBytesReader(w, r.Body, maxAWSBody)
+	var b []byte
+	var err error
+	if r.ContentLength <= smallAWSBody {
+		b, err = io.ReadAll(io.LimitReader(body, smallAWSBody+1))
+	}
+	if err == nil && (r.ContentLength > smallAWSBody || len(b) > smallAWSBody) {
+		if err := room(); err != nil {
+			return "", err
+		}
+		b, err = io.ReadAll(io.MultiReader(bytes.NewReader(b), body))
+	}
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
 		return "", errors.New("the request is too large")

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -182,26 +184,76 @@ func TestAWSProxyChunked(t *testing.T) {
 		}
 		io.WriteString(w, "answer")
 	})
-	sum := sha256.Sum256([]byte("{}"))
 	for range 2 * largeAWSBodies {
-		req, err := http.NewRequest("POST", "http://"+addr+"/", io.MultiReader(strings.NewReader("{}")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = sigv4.SignHTTP(req, aws.Credentials{AccessKeyID: keys.AccessKey, SecretAccessKey: keys.Secret},
-			sigv4.Scope{Service: "dynamodb", Region: "eu-west-1", Payload: hex.EncodeToString(sum[:]), Time: time.Now()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		tr := &http.Transport{DisableKeepAlives: true}
-		resp, err := tr.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != 200 || string(b) != "answer" {
-			t.Fatalf("%s %q, %v", resp.Status, b, err)
+		if got, err := awsChunked(addr, keys, "{}"); err != nil || got != "answer" {
+			t.Fatalf("%q, %v", got, err)
 		}
 	}
+}
+
+// awsChunked sends a body in pieces, and returns the text of an answer that is good.
+func awsChunked(addr string, keys sigv4.Keys, body string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", "http://"+addr+"/", io.MultiReader(strings.NewReader(body)))
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(body))
+	err = sigv4.SignHTTP(req, aws.Credentials{AccessKeyID: keys.AccessKey, SecretAccessKey: keys.Secret},
+		sigv4.Scope{Service: "dynamodb", Region: "eu-west-1", Payload: hex.EncodeToString(sum[:]), Time: time.Now()})
+	if err != nil {
+		return "", err
+	}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != 200 {
+		err = errors.New(resp.Status)
+	}
+	return string(b), err
+}
+
+// TestAWSProxySmallBesideLarge: small bodies of unknown size waited until large ones,
+// as many as are held at a time, were answered.
+func TestAWSProxySmallBesideLarge(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	var held atomic.Int64
+	addr, keys := awsProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if n > smallAWSBody {
+			if held.Add(1) > largeAWSBodies {
+				t.Error("more large bodies than are to be held")
+			}
+			arrived <- struct{}{}
+			<-release
+			held.Add(-1)
+		}
+		io.WriteString(w, "answer")
+	})
+	var large sync.WaitGroup
+	for range largeAWSBodies + 2 {
+		large.Go(func() {
+			if got, err := awsChunked(addr, keys, strings.Repeat("x", smallAWSBody+1)); err != nil || got != "answer" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+	for range largeAWSBodies {
+		<-arrived
+	}
+	if got, err := awsChunked(addr, keys, strings.Repeat("x", smallAWSBody)); err != nil || got != "answer" {
+		t.Errorf("%q, %v", got, err)
+	}
+	close(release)
+	for range 2 {
+		<-arrived
+	}
+	large.Wait()
 }
