@@ -308,9 +308,22 @@ func (y *toy) cleanup() {
 	}
 }
 
+// isOurs says that a process of the family runs. Of one that is becoming another
+// program there is no environment to be read for a moment; of one that has ended
+// and that nobody has taken leave of there is none any more, as there is no program.
 func (y *toy) isOurs(pid int) bool {
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	return err == nil && strings.Contains(string(env), toyDir+"="+y.dir)
+	for ; ; time.Sleep(time.Millisecond) {
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			return false
+		}
+		if len(env) > 0 {
+			return strings.Contains(string(env), toyDir+"="+y.dir)
+		}
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
+			return false
+		}
+	}
 }
 
 // newest is the number of the process that was started last.
