@@ -63,6 +63,13 @@ func Pin(ca *x509.Certificate) string {
 	return pinPrefix + hex.EncodeToString(sum[:])
 }
 
+// ValidPin says whether text has the form of a pin. Its digits may be capitals.
+func ValidPin(text string) bool {
+	digits, ok := strings.CutPrefix(text, pinPrefix)
+	sum, err := hex.DecodeString(digits)
+	return ok && err == nil && len(sum) == sha256.Size
+}
+
 // ErrPin means that somebody else answered, or that the pin is not the cluster's.
 var ErrPin = errors.New("the CA that was shown does not have the pin that was given")
 

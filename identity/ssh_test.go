@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,19 @@ func TestFromSSH(t *testing.T) {
 	}
 	if len(got.Fingerprint) != 64 {
 		t.Errorf("fingerprint %q", got.Fingerprint)
+	}
+}
+
+func TestValidPin(t *testing.T) {
+	zeros := strings.Repeat("0", 64)
+	for text, want := range map[string]bool{
+		"sha256:" + zeros: true, "sha256:" + strings.Repeat("aF", 32): true,
+		"": false, zeros: false, "sha256:": false, "sha1:" + zeros: false, "sha256:" + zeros[1:]: false, "sha256:" + zeros[2:]: false, "sha256:" + zeros + "00": false,
+		"sha256:" + zeros[1:] + "g": false, " sha256:" + zeros: false, "sha256:" + zeros + "\n": false, "sha256:" + zeros + ",sha256:" + zeros: false, "SHA256:" + zeros: false,
+	} {
+		if got := ValidPin(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
 	}
 }
 

@@ -304,7 +304,12 @@ type web struct {
 func (p *program) dialWeb(f profile.Profile) (*web, error) {
 	pins := f.CAPins
 	if p.CAPin != "" {
-		pins = []string{p.CAPin}
+		pin := strings.ToLower(p.CAPin)
+		if !identity.ValidPin(pin) {
+			return nil, problem(errInvalid, fmt.Sprintf("the pin %q is not sha256: and 64 hex digits", p.CAPin),
+				"give --ca-pin (or SALLY_CA_PIN) what sallyctl status on the auth host prints")
+		}
+		pins = []string{pin}
 	}
 	w := &web{pins: pins}
 	host, _, err := net.SplitHostPort(f.WebProxyAddr)

@@ -15,6 +15,7 @@ import (
 	"github.com/sallyport/sallyport/dataplane/protocol/aws"
 	"github.com/sallyport/sallyport/dataplane/relay"
 	"github.com/sallyport/sallyport/dataplane/sigv4"
+	"github.com/sallyport/sallyport/identity"
 )
 
 // checker collects what the grammar cannot find.
@@ -314,15 +315,12 @@ func validCluster(name string) bool {
 	return len(name) <= 200
 }
 
-// pinForm is a CA's pin.
-var pinForm = regexp.MustCompile(`^sha256:[0-9a-fA-F]{64}$`)
-
 func (k *checker) pin(path, pins string) {
 	if pins == "" {
 		return
 	}
 	for pin := range strings.SplitSeq(pins, ",") {
-		if !pinForm.MatchString(pin) {
+		if !identity.ValidPin(pin) {
 			k.add(path, "%q is not sha256: and 64 hex digits", pin)
 		}
 	}

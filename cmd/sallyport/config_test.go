@@ -203,6 +203,8 @@ func TestConfigFaults(t *testing.T) {
 		{"gateway alone", "version: 1\nroles: [gateway]\n", "1:1: gateway.auth: the address of auth is needed, or routes to serve without it"},
 		{"gateway without a pin", "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n", "4:3: gateway.join.ca_pin: needed to know auth by"},
 		{"pin", "version: 1\nroles: [agent]\nagent:\n  gateways: [\"a:1\"]\n  join: {ca_pin: abc}\n", `5:18: agent.join.ca_pin: "abc" is not sha256: and 64 hex digits`},
+		{"a pin that is cut", "version: 1\nroles: [gateway]\ngateway:\n  auth: a:1\n  join:\n    ca_pin: sha256:0011\n", `6:13: gateway.join.ca_pin: "sha256:0011" is not sha256: and 64 hex digits`},
+		{"a pin of another hash", "version: 1\nroles: [agent]\nagent:\n  gateways: [\"a:1\"]\n  join: {ca_pin: 'sha1:" + strings.Repeat("0", 64) + "'}\n", `5:18: agent.join.ca_pin: "sha1:` + strings.Repeat("0", 64) + `" is not`},
 		{"agent alone", "version: 1\nroles: [agent]\n", "1:1: agent.gateways: at least one host:port is needed\n1:1: agent.join.ca_pin: needed to know auth by"},
 		{"database's protocol", head + "agent: {databases: [{name: a, protocol: oracle, address: \"a:1\"}]}\n", `4:41: agent.databases[0].protocol: "oracle" is none of postgres, mysql, redis`},
 		{"database's name", head + "agent: {databases: [{name: A_b, protocol: postgres, address: \"a:1\"}]}\n", `4:28: agent.databases[0].name: "A_b" is not one DNS label in lower case`},
