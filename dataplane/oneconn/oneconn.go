@@ -5,6 +5,7 @@
 package oneconn
 
 import (
+	"cmp"
 	"context"
 	"log"
 	"net"
@@ -26,10 +27,13 @@ const (
 // Server serves one connection. Its fields are set before Serve, which is called
 // once.
 type Server struct {
-	Handler  http.Handler // calls Begin, before all else, and End
-	MaxHead  int          // bytes of a request's head
-	HTTP1    bool         // without HTTP/2
-	ErrorLog *log.Logger
+	Handler   http.Handler      // calls Begin, before all else, and End
+	MaxHead   int               // bytes of a request's head
+	HeadTime  time.Duration     // for it; 0: 20 s
+	IdleTime  time.Duration     // between requests; 0: 2 min
+	Protocols http.Protocols    // none: HTTP/1 and, on a connection of crypto/tls, HTTP/2
+	HTTP2     *http.HTTP2Config // nil: with MaxStreams, and little memory
+	ErrorLog  *log.Logger
 
 	mu      sync.Mutex
 	over    bool           // no request begins any more
@@ -53,14 +57,18 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn) {
 }
 
 func (s *Server) server(ctx context.Context, only *listener) *http.Server {
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(!s.HTTP1)
+	protocols, second := s.Protocols, s.HTTP2
+	if protocols == (http.Protocols{}) {
+		protocols.SetHTTP1(true)
+		protocols.SetHTTP2(true)
+	}
+	if second == nil {
+		second = &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerConnection: connectionBuffer, MaxReceiveBufferPerStream: streamBuffer}
+	}
 	return &http.Server{
-		Handler: s.Handler, Protocols: &protocols, ReadHeaderTimeout: readHeadTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: s.MaxHead,
-		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerConnection: connectionBuffer, MaxReceiveBufferPerStream: streamBuffer},
-		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: only.state,
-		ErrorLog: s.ErrorLog,
+		Handler: s.Handler, Protocols: &protocols, HTTP2: second, MaxHeaderBytes: s.MaxHead,
+		ReadHeaderTimeout: cmp.Or(s.HeadTime, readHeadTimeout), IdleTimeout: cmp.Or(s.IdleTime, idleTimeout),
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: only.state, ErrorLog: s.ErrorLog,
 	}
 }
 

@@ -2,6 +2,7 @@ package oneconn
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -118,6 +119,44 @@ func TestIdle(t *testing.T) {
 		if d := time.Since(began); d != idleTimeout {
 			t.Errorf("after a request, after %s", d)
 		}
+	})
+}
+
+// TestOwnBounds: who wants other times and protocols has them.
+func TestOwnBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const head, idle = 3 * readHeadTimeout, 3 * idleTimeout
+		own := func(h http.Handler) *Server { return &Server{Handler: h, HeadTime: head, IdleTime: idle} }
+		began := time.Now()
+		conn, ended := serve(t.Context(), own(nil))
+		<-ended
+		conn.Close()
+		if d := time.Since(began); d != head {
+			t.Errorf("without a request after %s", d)
+		}
+		conn, ended = serve(t.Context(), own(http.NotFoundHandler()))
+		ask(t, conn, "/")
+		began = time.Now()
+		<-ended
+		conn.Close()
+		if d := time.Since(began); d != idle {
+			t.Errorf("after a request, after %s", d)
+		}
+		s := own(http.NotFoundHandler())
+		s.Protocols.SetUnencryptedHTTP2(true)
+		s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 7}
+		conn, ended = serve(t.Context(), s)
+		go io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00") // and settings, none (RFC 9113, section 3.4)
+		frame := make([]byte, 9)
+		if _, err := io.ReadFull(conn, frame); err != nil || frame[3] != 4 {
+			t.Fatalf("%x, %v", frame, err)
+		}
+		settings := make([]byte, int(frame[1])<<8+int(frame[2]))
+		if _, err := io.ReadFull(conn, settings); err != nil || !bytes.Contains(settings, []byte{0, 3, 0, 0, 0, 7}) {
+			t.Errorf("%x, %v", settings, err)
+		}
+		conn.Close()
+		<-ended
 	})
 }
 

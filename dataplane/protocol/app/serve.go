@@ -147,7 +147,7 @@ func (v *visit) serve(conn net.Conn) {
 	if _, half := conn.(interface{ CloseWrite() error }); half && v.candidate.ALPN != "h2" {
 		v.answers = &gathered{Conn: conn, buffers: v.server}
 		conn = v.answers
-		v.http.HTTP1 = true // HTTP/2 is found by the type of the connection
+		v.http.Protocols.SetHTTP1(true) // HTTP/2 is found by the type of the connection
 	}
 	v.http.Serve(v.context, conn)
 	v.mu.Lock()

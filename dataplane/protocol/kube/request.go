@@ -50,10 +50,10 @@ type callKey struct{}
 
 // ServeHTTP takes one request to its answer.
 func (l *live) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
-	if !l.tasks.begin() {
+	if !l.http.Begin() {
 		panic(http.ErrAbortHandler)
 	}
-	defer l.tasks.running.Done()
+	defer l.http.End()
 	c := &call{live: l, method: hr.Method, path: hr.URL.Path}
 	if p := c.check(hr); p != nil {
 		c.refuse(w, p)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/oneconn"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
 
@@ -90,52 +91,27 @@ type live struct {
 	sess      *session.Session   // nil: refused
 	refusal   *sallyport.Problem // why
 	conn      *connected
-	tasks     tasks
+	http      oneconn.Server
 }
 
 // serve speaks HTTP until the connection is closed, and waits for all requests.
 func (l *live) serve(ctx context.Context, conn net.Conn) {
-	l.conn = &connected{Conn: conn, stalled: l.bounds.Stalled, closed: make(chan struct{})}
-	protocols := new(http.Protocols)
+	l.conn = &connected{Conn: conn, stalled: l.bounds.Stalled}
+	l.http.Handler, l.http.MaxHead, l.http.HeadTime, l.http.IdleTime = l, maxHeader, l.bounds.Header, l.bounds.Idle
+	l.http.ErrorLog = log.New(io.Discard, "", 0) // what clients do wrong is no news
 	if l.candidate.ALPN == "h2" {
-		protocols.SetUnencryptedHTTP2(true) // TLS has been ended before
+		l.http.Protocols.SetUnencryptedHTTP2(true) // TLS has been ended before
 	} else {
-		protocols.SetHTTP1(true)
+		l.http.Protocols.SetHTTP1(true)
 	}
-	srv := &http.Server{
-		Handler: l, Protocols: protocols, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: l.bounds.Header, IdleTimeout: l.bounds.Idle,
-		ErrorLog:    log.New(io.Discard, "", 0), // what clients do wrong is no news
-		BaseContext: func(net.Listener) context.Context { return ctx },
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: l.bounds.Streams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
-			WriteByteTimeout: l.bounds.Stalled,
-		},
+	l.http.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams: l.bounds.Streams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
+		WriteByteTimeout: l.bounds.Stalled,
 	}
-	stop := context.AfterFunc(ctx, func() { l.conn.Close() })
+	stop := context.AfterFunc(ctx, func() { l.conn.Close() }) // a stream's too, which is not the server's any more
 	defer stop()
-	_ = srv.Serve(&once{conn: l.conn}) // ends with the connection
-	l.conn.Close()
-	l.tasks.wait()
+	l.http.Serve(ctx, l.conn)
 }
-
-// once is a listener of one connection.
-type once struct {
-	conn  *connected
-	given bool // Accept is called by one goroutine
-}
-
-func (o *once) Accept() (net.Conn, error) {
-	if !o.given {
-		o.given = true
-		return o.conn, nil
-	}
-	<-o.conn.closed
-	return nil, net.ErrClosed
-}
-
-func (o *once) Close() error   { return nil }
-func (o *once) Addr() net.Addr { return o.conn.LocalAddr() }
 
 // connected is the client's connection. It counts, and it does not wait forever
 // for a client that does not read, except within a stream: there a person may
@@ -145,8 +121,6 @@ type connected struct {
 	stalled  time.Duration
 	stream   atomic.Bool
 	in, out  atomic.Int64
-	closing  sync.Once
-	closed   chan struct{}
 	deadline time.Time // of writes; written by the one writer
 }
 
@@ -181,38 +155,6 @@ func (c *connected) CloseWrite() error {
 func (c *connected) switched() {
 	c.stream.Store(true)
 	c.Conn.SetDeadline(time.Time{})
-}
-
-func (c *connected) Close() error {
-	var err error
-	c.closing.Do(func() {
-		close(c.closed)
-		err = c.Conn.Close()
-	})
-	return err
-}
-
-// tasks are the requests under way.
-type tasks struct {
-	mu      sync.Mutex
-	running sync.WaitGroup // grows only while over is false
-	over    bool
-}
-
-func (t *tasks) begin() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.over {
-		t.running.Add(1)
-	}
-	return !t.over
-}
-
-func (t *tasks) wait() {
-	t.mu.Lock()
-	t.over = true
-	t.mu.Unlock()
-	t.running.Wait()
 }
 
 // joined returns a context that is done when either is, with that one's cause.
