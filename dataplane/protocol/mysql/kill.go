@@ -6,6 +6,8 @@ import (
 	"time"
 
 	proto "github.com/go-mysql-org/go-mysql/mysql"
+
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // killTime bounds the connection that ends a session's statement.
@@ -31,7 +33,7 @@ func (l *live) kill(thread uint32) {
 	if err != nil {
 		return // the server is away, and the statement with it
 	}
-	defer hangUp(db.conn)
+	defer database.HangUp(db.conn)
 	db.conn.SetDeadline(time.Now().Add(killTime))
 	command := fmt.Appendf([]byte{proto.COM_QUERY}, "KILL %d", thread)
 	if _, err := db.conn.Write(appendPacket(nil, 0, command)); err != nil {

@@ -35,10 +35,8 @@ type relay struct {
 
 	up, down chan error // one value each, when it has ended
 
-	terminated     atomic.Bool // the client said COM_QUIT or ended its half
-	received, sent atomic.Int64
-	active         atomic.Int64 // when bytes last moved, since began
-	began          time.Time
+	terminated atomic.Bool // the client said COM_QUIT or ended its half
+	database.Traffic
 }
 
 func newRelay(l *live, db *backend) *relay {
@@ -53,33 +51,15 @@ func newRelay(l *live, db *backend) *relay {
 			deprecateEOF: l.first.caps&proto.CLIENT_DEPRECATE_EOF != 0,
 			next:         t.pop, prepared: t.prepared, file: t.ask,
 		},
-		up:    make(chan error, 1),
-		down:  make(chan error, 1),
-		began: time.Now(),
+		up:   make(chan error, 1),
+		down: make(chan error, 1),
 	}
 }
-
-// lost is the end of a connection by its other side.
-type lost struct {
-	who side
-	err error
-}
-
-type side string
-
-const (
-	client   side = "the client"
-	dbServer side = "the database"
-)
-
-func (e *lost) Error() string { return fmt.Sprintf("%s: %v", e.who, e.err) }
-func (e *lost) Unwrap() error { return e.err }
-
-func (e *lost) inOrder() bool { return e.err == io.EOF }
 
 // run relays until one side ends or ctx is done. Both pumps have ended when it
 // returns.
 func (r *relay) run(ctx context.Context) error {
+	r.Begin()
 	up, down := r.up, r.down
 	go r.pumpUp()
 	go r.pumpDown()
@@ -92,13 +72,13 @@ func (r *relay) run(ctx context.Context) error {
 		select {
 		case err := <-up:
 			up = nil
-			why, ok := errors.AsType[*lost](err)
+			why, ok := errors.AsType[*database.Lost](err)
 			switch {
 			case !ok: // what the client sent cannot be passed on
 				return r.dismiss(&up, &down, refusalOf(err, faultMalformed()))
-			case why.who == dbServer: // what it still said is on its way down
+			case why.ByServer(): // what it still said is on its way down
 				linger = time.After(r.live.bounds.Farewell)
-			case why.inOrder():
+			case why.InOrder():
 				linger = time.After(r.live.bounds.Linger)
 			default:
 				return err
@@ -109,10 +89,10 @@ func (r *relay) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return r.dismiss(&up, &down, ended(ctx))
 		case <-idle.C:
-			if r.idleFor() >= r.idleLimit() {
+			if r.IdleFor() >= r.idleLimit() {
 				return r.dismiss(&up, &down, r.idled())
 			}
-			idle.Reset(r.idleLimit() - r.idleFor())
+			idle.Reset(r.idleLimit() - r.IdleFor())
 		case <-linger:
 			return nil
 		}
@@ -124,9 +104,9 @@ func (r *relay) pumpUp() {
 	audit := newAuditor(r.live, r.talk)
 	r.split.see = audit.see
 	err := r.copyUp(audit)
-	if l, ok := errors.AsType[*lost](err); ok && l.who == client && l.inOrder() {
+	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
-		closeWrite(r.db.conn)
+		database.CloseWrite(r.db.conn)
 	}
 	r.up <- err
 }
@@ -135,7 +115,7 @@ func (r *relay) copyUp(audit *auditor) error {
 	for {
 		n, readErr := r.client.Read(r.split.Space())
 		if n > 0 {
-			r.moved(&r.received, n)
+			r.Received(n)
 			pass, err := r.split.take(n)
 			if err != nil {
 				if bad, ok := errors.AsType[*refusal](err); ok {
@@ -145,15 +125,15 @@ func (r *relay) copyUp(audit *auditor) error {
 			}
 			if len(pass) > 0 {
 				if _, err := r.db.conn.Write(pass); err != nil {
-					return &lost{dbServer, err}
+					return database.LostServer(err)
 				}
 			}
 			if audit.terminated {
-				return &lost{client, io.EOF}
+				return database.LostClient(io.EOF)
 			}
 		}
 		if readErr != nil {
-			return &lost{client, readErr}
+			return database.LostClient(readErr)
 		}
 	}
 }
@@ -171,9 +151,9 @@ func (r *relay) copyDown() error {
 			pass, bad := r.track.advance(buf[:have])
 			if pass > 0 {
 				if _, err := r.client.Write(buf[:pass]); err != nil {
-					return &lost{client, err}
+					return database.LostClient(err)
 				}
-				r.moved(&r.sent, pass)
+				r.Sent(pass)
 			}
 			if bad != nil {
 				return r.unreadable(bad)
@@ -187,7 +167,7 @@ func (r *relay) copyDown() error {
 		}
 		if readErr != nil {
 			r.kept = buf[:have]
-			return &lost{dbServer, readErr}
+			return database.LostServer(readErr)
 		}
 	}
 }
@@ -205,23 +185,23 @@ func (r *relay) unreadable(bad error) error {
 // serverEnded ends the session after the server's direction has ended: the
 // client is told if the server has not done it itself.
 func (r *relay) serverEnded(err error, up *chan error) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client) })
 	defer hard.Stop()
 	if bad, ok := errors.AsType[*refusal](err); ok {
 		newAuditor(r.live, r.talk).refused(bad, nil)
-		hangUp(r.db.conn)
+		database.HangUp(r.db.conn)
 		return r.tell(bad, r.stopUp(up))
 	}
-	why, _ := errors.AsType[*lost](err)
-	if why == nil || why.who == client {
+	why, _ := errors.AsType[*database.Lost](err)
+	if why == nil || !why.ByServer() {
 		return err
 	}
-	hangUp(r.db.conn)
+	database.HangUp(r.db.conn)
 	until := r.stopUp(up)
 	gone := refuse(faultKilled(), sallyport.ErrUnavailable,
-		fmt.Sprintf("database %s closed the connection", r.live.sess.Resource.Name), "connect again").because(why.err)
+		fmt.Sprintf("database %s closed the connection", r.live.sess.Resource.Name), "connect again").because(why.Unwrap())
 	if r.terminated.Load() || r.track.failed && r.track.whole() {
-		part(r.client, until)
+		database.Part(r.client, until)
 		if r.terminated.Load() {
 			return nil
 		}
@@ -238,7 +218,7 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 	}
 	r.client.SetWriteDeadline(until)
 	if _, err := r.client.Write(appendPacket(nil, r.track.sequence(), why.payload())); err == nil {
-		part(r.client, until)
+		database.Part(r.client, until)
 	}
 	return why
 }
@@ -247,21 +227,21 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 // here on, what runs at the server is killed, the packet that is on its way to
 // the client is finished if that can be soon, and then the client is told.
 func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client); hangUp(r.db.conn) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client); database.HangUp(r.db.conn) })
 	defer hard.Stop()
-	r.db.conn.SetWriteDeadline(past())
+	r.db.conn.SetWriteDeadline(database.Past())
 	until := r.stopUp(up)
 	if r.talk.busy() {
 		r.live.killLater(r.db.thread)
 	}
 	r.client.SetWriteDeadline(until)
-	r.db.conn.SetReadDeadline(past())
+	r.db.conn.SetReadDeadline(database.Past())
 	<-*down
 	*down = nil
 	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
 		return why
 	}
-	hangUp(r.db.conn)
+	database.HangUp(r.db.conn)
 	return r.tell(why, until)
 }
 
@@ -272,8 +252,8 @@ func (r *relay) stopUp(up *chan error) time.Time {
 	if *up == nil {
 		return until
 	}
-	r.db.conn.SetWriteDeadline(past())
-	r.client.SetReadDeadline(past())
+	r.db.conn.SetWriteDeadline(database.Past())
+	r.client.SetReadDeadline(database.Past())
 	<-*up
 	*up = nil
 	return until
@@ -300,7 +280,7 @@ func (r *relay) finish(until time.Time) bool {
 		if _, err := r.client.Write(buf[:pass]); err != nil {
 			return false
 		}
-		r.moved(&r.sent, pass)
+		r.Sent(pass)
 		have = copy(buf, buf[pass:have])
 		if err != nil {
 			return r.track.whole()
@@ -312,8 +292,8 @@ func (r *relay) finish(until time.Time) bool {
 // abort ends what still runs.
 func (r *relay) abort(up, down chan error) {
 	r.talk.stop()
-	hangUp(r.client)
-	hangUp(r.db.conn)
+	database.HangUp(r.client)
+	database.HangUp(r.db.conn)
 	if up != nil {
 		<-up
 	}
@@ -322,16 +302,7 @@ func (r *relay) abort(up, down chan error) {
 	}
 }
 
-func (r *relay) moved(sum *atomic.Int64, n int) {
-	sum.Add(int64(n))
-	r.active.Store(int64(time.Since(r.began)))
-}
-
 func (r *relay) idleLimit() time.Duration { return r.live.sess.Options.ClientIdleTimeout }
-
-func (r *relay) idleFor() time.Duration {
-	return time.Since(r.began) - time.Duration(r.active.Load())
-}
 
 // idleTimer never fires when the session may be idle for ever.
 func (r *relay) idleTimer() *time.Timer {
@@ -350,5 +321,6 @@ func (r *relay) idled() *refusal {
 
 // totals are the figures of a relay that has ended.
 func (r *relay) totals() totals {
-	return totals{received: r.received.Load(), sent: r.sent.Load(), errors: r.track.errors}
+	received, sent := r.Totals()
+	return totals{received: received, sent: sent, errors: r.track.errors}
 }

@@ -73,7 +73,7 @@ func set[T comparable](field *T, value T) {
 // log, says why the session did not begin or not end in order; the client has
 // been told what concerns it.
 func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	defer hangUp(conn)
+	defer database.HangUp(conn)
 	bounds := s.Bounds.withDefaults()
 	m := s.meet(ctx, c)
 	defer m.release()
@@ -83,7 +83,7 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	}
 	sess, err := c.Open(ctx, s.use(c, first))
 	if err != nil {
-		dismiss(conn, first.seq, refusalOf(err, faultDenied()), bounds.Farewell)
+		database.Dismiss(conn, appendPacket(nil, first.seq, refusalOf(err, faultDenied()).payload()), bounds.Farewell)
 		return err
 	}
 	l := &live{server: s, bounds: bounds, sess: sess, first: first, met: m, client: conn}
@@ -100,7 +100,7 @@ func (s *Server) hello(conn net.Conn, m *met, bounds Bounds) (*response, error) 
 	}
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			dismiss(conn, seq, r, bounds.Farewell)
+			database.Dismiss(conn, appendPacket(nil, seq, r.payload()), bounds.Farewell)
 			return nil, r
 		}
 		return nil, fmt.Errorf("the client did not log in: %w", err)
@@ -195,13 +195,13 @@ func (l *live) serve(ctx context.Context) (err error) {
 
 	db, ok, err := l.connect(ctx)
 	if err != nil {
-		dismiss(l.client, l.first.seq, refusalOf(err, faultNotReached()), l.bounds.Farewell)
+		database.Dismiss(l.client, appendPacket(nil, l.first.seq, refusalOf(err, faultNotReached()).payload()), l.bounds.Farewell)
 		return err
 	}
-	defer hangUp(db.conn)
+	defer database.HangUp(db.conn)
 	l.client.SetWriteDeadline(time.Now().Add(l.bounds.Connect))
 	if _, err := l.client.Write(appendPacket(nil, l.first.seq, ok)); err != nil {
-		return &lost{client, err}
+		return database.LostClient(err)
 	}
 	l.client.SetWriteDeadline(time.Time{})
 	r := newRelay(l, db)

@@ -27,7 +27,7 @@ func (s *Server) reach(ctx context.Context) (net.Conn, greeting, error) {
 	if err != nil {
 		return nil, greeting{}, err
 	}
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(past()) })
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(database.Past()) })
 	payload, seq, err := readPacket(raw, greetingMax)
 	var g greeting
 	if err == nil && seq != 0 {
@@ -78,13 +78,13 @@ func (l *live) dial(ctx context.Context) (*backend, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(past()) })
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(database.Past()) })
 	ok, err := l.login(conn, &server)
 	if !stop() && err == nil {
 		err = unreachable(name, ctx.Err())
 	}
 	if err != nil {
-		hangUp(conn)
+		database.HangUp(conn)
 		return nil, nil, err
 	}
 	s.ahead.loggedIn()

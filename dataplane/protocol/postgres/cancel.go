@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
 
@@ -207,7 +208,7 @@ func (l *live) cancelNow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer hangUp(conn)
+	defer database.HangUp(conn)
 	until, _ := ctx.Deadline()
 	conn.SetDeadline(until)
 	request := pgproto3.CancelRequest{ProcessID: l.real.ProcessID, SecretKey: l.real.SecretKey}

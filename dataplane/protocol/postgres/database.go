@@ -33,7 +33,7 @@ func (l *live) reach(ctx context.Context) {
 // leave is for a session that was refused.
 func (l *live) leave() {
 	if l.db != nil {
-		hangUp(l.db.conn)
+		database.HangUp(l.db.conn)
 	}
 }
 
@@ -137,7 +137,7 @@ func (l *live) login(ctx context.Context, db *backend) error {
 	until := time.Now().Add(l.bounds.Connect)
 	db.conn.SetDeadline(until)
 	l.client.SetWriteDeadline(until)
-	stop := context.AfterFunc(ctx, func() { db.conn.SetDeadline(past()) })
+	stop := context.AfterFunc(ctx, func() { db.conn.SetDeadline(database.Past()) })
 	hello, err := l.greet(db)
 	if !stop() {
 		return ended(ctx)
@@ -146,7 +146,7 @@ func (l *live) login(ctx context.Context, db *backend) error {
 		return err
 	}
 	if _, err := l.client.Write(hello); err != nil {
-		return &lost{client, err}
+		return database.LostClient(err)
 	}
 	db.conn.SetDeadline(time.Time{}) // logged in: a query may take as long as it likes
 	l.client.SetWriteDeadline(time.Time{})
@@ -277,6 +277,3 @@ func rejected(name string, err error) error {
 	r.state = stateConnectionLost
 	return r
 }
-
-// past is a deadline that is over.
-func past() time.Time { return time.Unix(1, 0) }

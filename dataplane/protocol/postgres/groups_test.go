@@ -114,6 +114,6 @@ func TestGroupsOfPostgreSQL(t *testing.T) {
 		if state := conn.ConnectionState(); i == 1 && state.HelloRetryRequest {
 			t.Errorf("a HelloRetryRequest for %v", state.CurveID)
 		}
-		hangUp(conn)
+		database.HangUp(conn)
 	}
 }

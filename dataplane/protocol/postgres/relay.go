@@ -31,10 +31,8 @@ type relay struct {
 
 	up, down chan error // one value each, when it has ended
 
-	terminated     atomic.Bool // the client said Terminate or ended its half
-	received, sent atomic.Int64
-	active         atomic.Int64 // when bytes last moved, since began
-	began          time.Time
+	terminated atomic.Bool // the client said Terminate or ended its half
+	database.Traffic
 }
 
 func newRelay(l *live, db *backend) *relay {
@@ -46,31 +44,13 @@ func newRelay(l *live, db *backend) *relay {
 		track:  tracker{last: msgReadyForQuery},
 		up:     make(chan error, 1),
 		down:   make(chan error, 1),
-		began:  time.Now(),
 	}
 }
-
-// lost is the end of a connection by its other side.
-type lost struct {
-	who side
-	err error
-}
-
-type side string
-
-const (
-	client   side = "the client"
-	dbServer side = "the database"
-)
-
-func (e *lost) Error() string { return fmt.Sprintf("%s: %v", e.who, e.err) }
-func (e *lost) Unwrap() error { return e.err }
-
-func (e *lost) inOrder() bool { return e.err == io.EOF }
 
 // run relays until one side ends or ctx is done. Both pumps have ended when it
 // returns.
 func (r *relay) run(ctx context.Context) error {
+	r.Begin()
 	up, down := r.up, r.down
 	go r.pumpUp()
 	go r.pumpDown()
@@ -83,13 +63,13 @@ func (r *relay) run(ctx context.Context) error {
 		select {
 		case err := <-up:
 			up = nil
-			why, ok := errors.AsType[*lost](err)
+			why, ok := errors.AsType[*database.Lost](err)
 			switch {
 			case !ok: // what the client sent cannot be passed on
 				return r.dismiss(&up, &down, refusalOf(err, stateProtocol))
-			case why.who == dbServer: // what it still said is on its way down
+			case why.ByServer(): // what it still said is on its way down
 				linger = time.After(r.live.bounds.Farewell)
-			case why.inOrder():
+			case why.InOrder():
 				linger = time.After(r.live.bounds.Linger)
 			default:
 				return err
@@ -100,10 +80,10 @@ func (r *relay) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return r.dismiss(&up, &down, ended(ctx))
 		case <-idle.C:
-			if r.idleFor() >= r.idleLimit() {
+			if r.IdleFor() >= r.idleLimit() {
 				return r.dismiss(&up, &down, r.idled())
 			}
-			idle.Reset(r.idleLimit() - r.idleFor())
+			idle.Reset(r.idleLimit() - r.IdleFor())
 		case <-linger:
 			return nil
 		}
@@ -114,9 +94,9 @@ func (r *relay) run(ctx context.Context) error {
 func (r *relay) pumpUp() {
 	audit := newAuditor(r.live)
 	err := r.copyUp(audit)
-	if l, ok := errors.AsType[*lost](err); ok && l.who == client && l.inOrder() {
+	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
-		closeWrite(r.db.conn)
+		database.CloseWrite(r.db.conn)
 	}
 	r.up <- err
 }
@@ -125,7 +105,7 @@ func (r *relay) copyUp(audit *auditor) error {
 	for {
 		n, readErr := r.client.Read(r.split.Space())
 		if n > 0 {
-			r.moved(&r.received, n)
+			r.Received(n)
 			pass, err := r.split.take(n, audit.see)
 			if err != nil {
 				if bad, ok := errors.AsType[*refusal](err); ok {
@@ -135,15 +115,15 @@ func (r *relay) copyUp(audit *auditor) error {
 			}
 			if len(pass) > 0 {
 				if _, err := r.db.conn.Write(pass); err != nil {
-					return &lost{dbServer, err}
+					return database.LostServer(err)
 				}
 			}
 			if audit.terminated {
-				return &lost{client, io.EOF}
+				return database.LostClient(io.EOF)
 			}
 		}
 		if readErr != nil {
-			return &lost{client, readErr}
+			return database.LostClient(readErr)
 		}
 	}
 }
@@ -157,15 +137,15 @@ func (r *relay) copyDown() error {
 		n, readErr := r.db.r.Read(buf)
 		if n > 0 {
 			if err := r.track.advance(buf[:n]); err != nil {
-				return &lost{dbServer, err}
+				return database.LostServer(err)
 			}
 			if _, err := r.client.Write(buf[:n]); err != nil {
-				return &lost{client, err}
+				return database.LostClient(err)
 			}
-			r.moved(&r.sent, n)
+			r.Sent(n)
 		}
 		if readErr != nil {
-			return &lost{dbServer, readErr}
+			return database.LostServer(readErr)
 		}
 		if n == len(buf) && n < database.BufferSize {
 			buf = make([]byte, database.BufferSize)
@@ -176,16 +156,16 @@ func (r *relay) copyDown() error {
 // serverEnded ends the session after the server's direction has ended: the
 // client is told if the server has not done it itself.
 func (r *relay) serverEnded(err error, up *chan error) error {
-	why, _ := errors.AsType[*lost](err)
-	if why == nil || why.who == client {
+	why, _ := errors.AsType[*database.Lost](err)
+	if why == nil || !why.ByServer() {
 		return err
 	}
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client) })
 	defer hard.Stop()
-	hangUp(r.db.conn)
+	database.HangUp(r.db.conn)
 	until := r.stopUp(up)
 	gone := refuse(stateConnectionLost, sallyport.ErrUnavailable,
-		fmt.Sprintf("database %s closed the connection", r.live.name), "connect again").because(why.err)
+		fmt.Sprintf("database %s closed the connection", r.live.name), "connect again").because(why.Unwrap())
 	told := r.terminated.Load() || r.track.last == msgErrorResponse
 	if !r.track.whole() {
 		return gone // in the middle of a message nothing can be said
@@ -194,7 +174,7 @@ func (r *relay) serverEnded(err error, up *chan error) error {
 	if !told {
 		r.client.Write(gone.message())
 	}
-	part(r.client, until)
+	database.Part(r.client, until)
 	if r.terminated.Load() {
 		return nil
 	}
@@ -205,21 +185,21 @@ func (r *relay) serverEnded(err error, up *chan error) error {
 // here on, what runs at the server is cancelled, the message that is on its way
 // to the client is finished if that can be soon, and then the client is told.
 func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client); hangUp(r.db.conn) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client); database.HangUp(r.db.conn) })
 	defer hard.Stop()
-	r.db.conn.SetWriteDeadline(past())
+	r.db.conn.SetWriteDeadline(database.Past())
 	until := r.stopUp(up)
 	r.live.cancelLater()
 	r.client.SetWriteDeadline(until)
-	r.db.conn.SetReadDeadline(past())
+	r.db.conn.SetReadDeadline(database.Past())
 	<-*down
 	*down = nil
 	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
 		return why
 	}
-	hangUp(r.db.conn)
+	database.HangUp(r.db.conn)
 	if _, err := r.client.Write(why.message()); err == nil {
-		part(r.client, until)
+		database.Part(r.client, until)
 	}
 	return why
 }
@@ -230,8 +210,8 @@ func (r *relay) stopUp(up *chan error) time.Time {
 	if *up == nil {
 		return until
 	}
-	r.db.conn.SetWriteDeadline(past())
-	r.client.SetReadDeadline(past())
+	r.db.conn.SetWriteDeadline(database.Past())
+	r.client.SetReadDeadline(database.Past())
 	<-*up
 	*up = nil
 	return until
@@ -251,7 +231,7 @@ func (r *relay) finish(until time.Time) bool {
 			if _, err := r.client.Write(buf[:n]); err != nil {
 				return false
 			}
-			r.moved(&r.sent, n)
+			r.Sent(n)
 		}
 		if err != nil {
 			return r.track.whole()
@@ -262,8 +242,8 @@ func (r *relay) finish(until time.Time) bool {
 
 // abort ends what still runs.
 func (r *relay) abort(up, down chan error) {
-	hangUp(r.client)
-	hangUp(r.db.conn)
+	database.HangUp(r.client)
+	database.HangUp(r.db.conn)
 	if up != nil {
 		<-up
 	}
@@ -272,16 +252,7 @@ func (r *relay) abort(up, down chan error) {
 	}
 }
 
-func (r *relay) moved(sum *atomic.Int64, n int) {
-	sum.Add(int64(n))
-	r.active.Store(int64(time.Since(r.began)))
-}
-
 func (r *relay) idleLimit() time.Duration { return r.live.sess.Options.ClientIdleTimeout }
-
-func (r *relay) idleFor() time.Duration {
-	return time.Since(r.began) - time.Duration(r.active.Load())
-}
 
 // idleTimer never fires when the session may be idle for ever.
 func (r *relay) idleTimer() *time.Timer {
@@ -300,5 +271,6 @@ func (r *relay) idled() *refusal {
 
 // totals are the figures of a relay that has ended.
 func (r *relay) totals() totals {
-	return totals{received: r.received.Load(), sent: r.sent.Load(), errors: r.track.errors}
+	received, sent := r.Totals()
+	return totals{received: received, sent: sent, errors: r.track.errors}
 }

@@ -88,7 +88,7 @@ func set[T comparable](field *T, value T) {
 // log, says why the session did not begin or not end in order; the client has
 // been told what concerns it.
 func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	defer hangUp(conn)
+	defer database.HangUp(conn)
 	bounds := s.Bounds.withDefaults()
 	first, err := s.hello(conn, bounds)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	use.Meanwhile = l.reach
 	if l.sess, err = c.Open(ctx, use); err != nil {
 		l.leave()
-		dismiss(conn, refusalOf(err, stateNotAuthorized), bounds.Farewell)
+		database.Dismiss(conn, refusalOf(err, stateNotAuthorized).message(), bounds.Farewell)
 		return err
 	}
 	return l.serve(ctx)
@@ -118,7 +118,7 @@ func (s *Server) hello(conn net.Conn, bounds Bounds) (*startup, error) {
 	}
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			dismiss(conn, r, bounds.Farewell)
+			database.Dismiss(conn, r.message(), bounds.Farewell)
 			return nil, r
 		}
 		return nil, fmt.Errorf("the client sent no startup message: %w", err)
@@ -204,12 +204,12 @@ func (l *live) serve(ctx context.Context) (err error) {
 	l.reach(ctx)
 	db, err := l.db, l.failed
 	if err != nil {
-		dismiss(l.client, refusalOf(err, stateUnableToConnect), l.bounds.Farewell)
+		database.Dismiss(l.client, refusalOf(err, stateUnableToConnect).message(), l.bounds.Farewell)
 		return err
 	}
-	defer hangUp(db.conn)
+	defer database.HangUp(db.conn)
 	if err := l.login(ctx, db); err != nil {
-		dismiss(l.client, refusalOf(err, stateUnableToConnect), l.bounds.Farewell)
+		database.Dismiss(l.client, refusalOf(err, stateUnableToConnect).message(), l.bounds.Farewell)
 		return err
 	}
 	r := newRelay(l, db)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/database/dbtest"
 	"github.com/sallyport/sallyport/dataplane/session"
 )
@@ -103,7 +104,7 @@ func BenchmarkPingPong(b *testing.B) {
 			r := newRig(b)
 			if kind == "relay" {
 				c := r.as("alice")
-				c.SetDeadline(past().AddDate(1000, 0, 0))
+				c.SetDeadline(database.Past().AddDate(1000, 0, 0))
 				conn = c.Conn
 			} else {
 				conn = must(tls.Dial("tcp", r.server.Target.Address, &tls.Config{RootCAs: dbtest.DBCA.Pool, Certificates: []tls.Certificate{dbtest.DBCA.Pair("alice")}}))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // inlet reads a client's commands until its session's relay does.
@@ -29,7 +30,7 @@ func (in *inlet) read() (*command, error) {
 		n, err := in.conn.Read(in.split.space())
 		in.split.add(n)
 		if err != nil && n == 0 {
-			return nil, &lost{client, err}
+			return nil, database.LostClient(err)
 		}
 	}
 }
@@ -53,7 +54,7 @@ func (in *inlet) first(bounds Bounds) (*credentials, error) {
 	}
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			dismiss(in.conn, r, bounds.Farewell)
+			database.Dismiss(in.conn, r.reply(), bounds.Farewell)
 			return nil, r
 		}
 		return nil, fmt.Errorf("the client sent no command: %w", err)
@@ -85,7 +86,7 @@ func (l *live) login(ctx context.Context, db *backend, w *credentials) ([]byte, 
 	if ctx.Err() != nil { // a lock that came while the start was written down
 		return nil, ended(ctx)
 	}
-	stop := context.AfterFunc(ctx, func() { l.client.SetReadDeadline(past()) })
+	stop := context.AfterFunc(ctx, func() { l.client.SetReadDeadline(database.Past()) })
 	defer stop()
 	l.client.SetDeadline(time.Now().Add(l.bounds.Login))
 	left := tries
@@ -99,7 +100,7 @@ func (l *live) login(ctx context.Context, db *backend, w *credentials) ([]byte, 
 			return nil, l.orEnded(ctx, err)
 		}
 		if _, err := l.client.Write(bad.reply()); err != nil {
-			return nil, l.orEnded(ctx, &lost{client, err})
+			return nil, l.orEnded(ctx, database.LostClient(err))
 		}
 		if w, err = l.again(); err != nil {
 			return nil, l.orEnded(ctx, err)
@@ -107,7 +108,7 @@ func (l *live) login(ctx context.Context, db *backend, w *credentials) ([]byte, 
 	}
 	if w.named && w.hello == nil {
 		if _, err := l.client.Write([]byte("+OK\r\n")); err != nil {
-			return nil, l.orEnded(ctx, &lost{client, err})
+			return nil, l.orEnded(ctx, database.LostClient(err))
 		}
 	}
 	if !stop() {
@@ -147,7 +148,7 @@ func (l *live) again() (*credentials, error) {
 		}
 		why := refuse(codeNoAuth, sallyport.ErrDenied, "Authentication required.", "")
 		if _, err := l.client.Write(why.reply()); err != nil {
-			return nil, &lost{client, err}
+			return nil, database.LostClient(err)
 		}
 	}
 	return nil, refuse(codeNoAuth, sallyport.ErrExhausted, "too many commands before the login", "")

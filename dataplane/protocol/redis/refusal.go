@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -95,49 +92,3 @@ func (r *refusal) reply() []byte {
 	}
 	return []byte("-" + text + "\r\n")
 }
-
-// dismiss tells a client why, and says goodbye, within the time given. It reads
-// what the client still sends, because a close with bytes unread would be a
-// reset, and the reset would overtake the error.
-func dismiss(conn net.Conn, r *refusal, farewell time.Duration) {
-	until := time.Now().Add(farewell)
-	hard := time.AfterFunc(farewell, func() { hangUp(conn) })
-	defer hard.Stop()
-	conn.SetWriteDeadline(until)
-	if _, err := conn.Write(r.reply()); err != nil {
-		return
-	}
-	part(conn, until)
-}
-
-// part ends our half of a connection in order and gives the other side until
-// the given time to end its own.
-func part(conn net.Conn, until time.Time) {
-	closeWrite(conn)
-	conn.SetReadDeadline(until)
-	io.Copy(io.Discard, io.LimitReader(conn, 1<<20))
-}
-
-// closeWrite ends the sending half: with a close_notify when it is TLS, and
-// with a FIN below.
-func closeWrite(conn net.Conn) {
-	if w, ok := conn.(interface{ CloseWrite() error }); ok {
-		w.CloseWrite()
-	}
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		closeWrite(t.NetConn())
-	}
-}
-
-// hangUp closes a connection at once. Closing TLS in order may wait for a peer
-// that does not read; closing what is below does not.
-func hangUp(conn net.Conn) {
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		t.NetConn().Close()
-		return
-	}
-	conn.Close()
-}
-
-// past is a deadline that is over.
-func past() time.Time { return time.Unix(1, 0) }

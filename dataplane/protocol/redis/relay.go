@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 )
 
 // relay passes commands and answers between a client and the database of one
@@ -35,10 +36,8 @@ type relay struct {
 
 	up, down chan error // one value each, when it has ended
 
-	terminated     atomic.Bool // the client said QUIT or ended its half
-	received, sent atomic.Int64
-	active         atomic.Int64 // when bytes last moved, since began
-	began          time.Time
+	terminated atomic.Bool // the client said QUIT or ended its half
+	database.Traffic
 }
 
 func newRelay(l *live, db net.Conn, ahead []byte) *relay {
@@ -51,7 +50,6 @@ func newRelay(l *live, db net.Conn, ahead []byte) *relay {
 		swaps:  newSwaps(),
 		up:     make(chan error, 1),
 		down:   make(chan error, 1),
-		began:  time.Now(),
 	}
 	r.split.keep = func(name []byte) (int, int, error) { return keep(name, l.bounds.Script) }
 	r.track.swaps = r.swaps
@@ -61,6 +59,7 @@ func newRelay(l *live, db net.Conn, ahead []byte) *relay {
 // run relays until one side ends or ctx is done. Both pumps have ended when it
 // returns.
 func (r *relay) run(ctx context.Context) error {
+	r.Begin()
 	up, down := r.up, r.down
 	go r.pumpUp()
 	go r.pumpDown()
@@ -73,13 +72,13 @@ func (r *relay) run(ctx context.Context) error {
 		select {
 		case err := <-up:
 			up = nil
-			why, ok := errors.AsType[*lost](err)
+			why, ok := errors.AsType[*database.Lost](err)
 			switch {
 			case !ok: // what the client sent cannot be passed on
 				return r.dismiss(&up, &down, refusalOf(err, codeError))
-			case why.who == dbServer: // what it still said is on its way down
+			case why.ByServer(): // what it still said is on its way down
 				linger = time.After(r.live.bounds.Farewell)
-			case why.inOrder():
+			case why.InOrder():
 				linger = time.After(r.live.bounds.Linger)
 			default:
 				return err
@@ -90,10 +89,10 @@ func (r *relay) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return r.dismiss(&up, &down, ended(ctx))
 		case <-idle.C:
-			if r.idleFor() >= r.idleLimit() {
+			if r.IdleFor() >= r.idleLimit() {
 				return r.dismiss(&up, &down, r.idled())
 			}
-			idle.Reset(r.idleLimit() - r.idleFor())
+			idle.Reset(r.idleLimit() - r.IdleFor())
 		case <-linger:
 			return nil
 		}
@@ -107,10 +106,10 @@ func (r *relay) pumpUp() {
 	if bad, ok := errors.AsType[*refusal](err); ok {
 		audit.refused(bad, r.split.rest())
 	}
-	if l, ok := errors.AsType[*lost](err); ok && l.who == client && l.inOrder() {
+	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
 		if !audit.quit { // then the server closes, after its answer
-			closeWrite(r.db)
+			database.CloseWrite(r.db)
 		}
 	}
 	r.up <- err
@@ -127,9 +126,9 @@ func (r *relay) copyUp(audit *auditor) error {
 		n, err := r.client.Read(r.split.space())
 		r.split.add(n)
 		if n > 0 {
-			r.moved(&r.received, n)
+			r.Received(n)
 		} else if err != nil {
-			return &lost{client, err}
+			return database.LostClient(err)
 		}
 	}
 }
@@ -171,7 +170,7 @@ func (r *relay) passUp(audit *auditor) error {
 			}
 		}
 		if audit.quit {
-			return cmp.Or(pass(), error(&lost{client, io.EOF}))
+			return cmp.Or(pass(), error(database.LostClient(io.EOF)))
 		}
 	}
 	if r.split.stuck() {
@@ -189,7 +188,7 @@ func (r *relay) toServer(b []byte) error {
 		return nil
 	}
 	if _, err := r.db.Write(b); err != nil {
-		return &lost{dbServer, err}
+		return database.LostServer(err)
 	}
 	return nil
 }
@@ -217,22 +216,22 @@ func (r *relay) copyDown() error {
 		}
 		if readErr != nil {
 			r.kept = buf[:have]
-			return &lost{dbServer, readErr}
+			return database.LostServer(readErr)
 		}
 	}
 }
 
 func (r *relay) toClient(b []byte) error {
 	if _, err := r.client.Write(b); err != nil {
-		return &lost{client, err}
+		return database.LostClient(err)
 	}
-	r.moved(&r.sent, len(b))
+	r.Sent(len(b))
 	return nil
 }
 
 // unreadable is what becomes of a stream that the tracker does not understand.
 func (r *relay) unreadable(bad error) error {
-	if _, ok := errors.AsType[*lost](bad); ok {
+	if _, ok := errors.AsType[*database.Lost](bad); ok {
 		return bad
 	}
 	return refuse(codeError, sallyport.ErrUnavailable,
@@ -242,24 +241,24 @@ func (r *relay) unreadable(bad error) error {
 // serverEnded ends the session after the server's direction has ended: the
 // client is told.
 func (r *relay) serverEnded(err error, up *chan error) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client) })
 	defer hard.Stop()
 	if bad, ok := errors.AsType[*refusal](err); ok {
-		hangUp(r.db)
+		database.HangUp(r.db)
 		return r.tell(bad, r.stopUp(up))
 	}
-	why, _ := errors.AsType[*lost](err)
-	if why == nil || why.who == client {
+	why, _ := errors.AsType[*database.Lost](err)
+	if why == nil || !why.ByServer() {
 		return err
 	}
-	hangUp(r.db)
+	database.HangUp(r.db)
 	until := r.stopUp(up)
 	if r.terminated.Load() {
-		part(r.client, until)
+		database.Part(r.client, until)
 		return nil
 	}
 	return r.tell(refuse(codeError, sallyport.ErrUnavailable,
-		fmt.Sprintf("database %s closed the connection", r.live.name), "connect again").because(why.err), until)
+		fmt.Sprintf("database %s closed the connection", r.live.name), "connect again").because(why.Unwrap()), until)
 }
 
 // tell ends the client's connection with an error, unless it has a part of a
@@ -270,7 +269,7 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 	}
 	r.client.SetWriteDeadline(until)
 	if _, err := r.client.Write(why.reply()); err == nil {
-		part(r.client, until)
+		database.Part(r.client, until)
 	}
 	return why
 }
@@ -280,18 +279,18 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 // be soon, and then the client is told. A command that blocks at the server ends
 // with its connection.
 func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { hangUp(r.client); hangUp(r.db) })
+	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client); database.HangUp(r.db) })
 	defer hard.Stop()
-	r.db.SetWriteDeadline(past())
+	r.db.SetWriteDeadline(database.Past())
 	until := r.stopUp(up)
 	r.client.SetWriteDeadline(until)
-	r.db.SetReadDeadline(past())
+	r.db.SetReadDeadline(database.Past())
 	<-*down
 	*down = nil
 	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
 		return why
 	}
-	hangUp(r.db)
+	database.HangUp(r.db)
 	return r.tell(why, until)
 }
 
@@ -301,8 +300,8 @@ func (r *relay) stopUp(up *chan error) time.Time {
 	if *up == nil {
 		return until
 	}
-	r.db.SetWriteDeadline(past())
-	r.client.SetReadDeadline(past())
+	r.db.SetWriteDeadline(database.Past())
+	r.client.SetReadDeadline(database.Past())
 	<-*up
 	*up = nil
 	return until
@@ -332,8 +331,8 @@ func (r *relay) finish(until time.Time) bool {
 
 // abort ends what still runs.
 func (r *relay) abort(up, down chan error) {
-	hangUp(r.client)
-	hangUp(r.db)
+	database.HangUp(r.client)
+	database.HangUp(r.db)
 	if up != nil {
 		<-up
 	}
@@ -342,16 +341,7 @@ func (r *relay) abort(up, down chan error) {
 	}
 }
 
-func (r *relay) moved(sum *atomic.Int64, n int) {
-	sum.Add(int64(n))
-	r.active.Store(int64(time.Since(r.began)))
-}
-
 func (r *relay) idleLimit() time.Duration { return r.live.sess.Options.ClientIdleTimeout }
-
-func (r *relay) idleFor() time.Duration {
-	return time.Since(r.began) - time.Duration(r.active.Load())
-}
 
 // idleTimer never fires when the session may be idle for ever.
 func (r *relay) idleTimer() *time.Timer {
@@ -369,5 +359,6 @@ func (r *relay) idled() *refusal {
 
 // totals are the figures of a relay that has ended.
 func (r *relay) totals() totals {
-	return totals{received: r.received.Load(), sent: r.sent.Load(), errors: r.track.errors}
+	received, sent := r.Totals()
+	return totals{received: received, sent: sent, errors: r.track.errors}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -68,7 +67,7 @@ func set[T comparable](field *T, value T) {
 // log, says why the session did not begin or not end in order; the client has
 // been told what concerns it.
 func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	defer hangUp(conn)
+	defer database.HangUp(conn)
 	bounds := s.Bounds.withDefaults()
 	in := &inlet{conn: conn, split: &splitter{}}
 	first, err := in.first(bounds)
@@ -80,7 +79,7 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	use.Meanwhile = l.reach
 	if l.sess, err = c.Open(ctx, use); err != nil {
 		l.leave()
-		dismiss(conn, denied(err, first), bounds.Farewell)
+		database.Dismiss(conn, denied(err, first).reply(), bounds.Farewell)
 		return err
 	}
 	return l.serve(ctx, first)
@@ -140,14 +139,14 @@ func (l *live) serve(ctx context.Context, first *credentials) (err error) {
 	l.reach(ctx)
 	db, err := l.db, l.failed
 	if err != nil {
-		dismiss(l.client, refusalOf(err, codeError), l.bounds.Farewell)
+		database.Dismiss(l.client, refusalOf(err, codeError).reply(), l.bounds.Farewell)
 		return err
 	}
-	defer hangUp(db)
+	defer database.HangUp(db)
 	ahead, err := l.login(ctx, db, first)
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			dismiss(l.client, r, l.bounds.Farewell)
+			database.Dismiss(l.client, r.reply(), l.bounds.Farewell)
 		}
 		return err
 	}
@@ -179,21 +178,3 @@ func (t totals) fields(err error) map[string]any {
 	}
 	return f
 }
-
-// lost is the end of a connection by its other side.
-type lost struct {
-	who side
-	err error
-}
-
-type side string
-
-const (
-	client   side = "the client"
-	dbServer side = "the database"
-)
-
-func (e *lost) Error() string { return fmt.Sprintf("%s: %v", e.who, e.err) }
-func (e *lost) Unwrap() error { return e.err }
-
-func (e *lost) inOrder() bool { return e.err == io.EOF }

@@ -26,7 +26,7 @@ func (l *live) reach(ctx context.Context) {
 // leave is for a session that was refused.
 func (l *live) leave() {
 	if l.db != nil {
-		hangUp(l.db)
+		database.HangUp(l.db)
 	}
 }
 
@@ -113,7 +113,7 @@ func unreachable(name string, err error) *refusal {
 func (l *live) prove(ctx context.Context, db *backend, w *credentials) error {
 	ctx, cancel := context.WithTimeout(ctx, l.bounds.Connect)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { db.SetDeadline(past()) })
+	stop := context.AfterFunc(ctx, func() { db.SetDeadline(database.Past()) })
 	err := l.exchange(db, w)
 	if !stop() {
 		return unreachable(l.name, ctx.Err())
