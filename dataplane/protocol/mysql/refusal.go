@@ -1,7 +1,6 @@
 package mysql
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -74,8 +73,7 @@ func refusalOf(err error, f fault) *refusal {
 }
 
 // ended is the refusal of a session that must end now.
-func ended(ctx context.Context) *refusal {
-	cause := context.Cause(ctx)
+func ended(cause error) *refusal {
 	if p, ok := errors.AsType[*sallyport.Problem](cause); ok {
 		return &refusal{Problem: p, fault: faultKilled()}
 	}

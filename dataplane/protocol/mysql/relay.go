@@ -1,11 +1,9 @@
 package mysql
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync/atomic"
 	"time"
 
@@ -20,100 +18,54 @@ import (
 //	client ──▶ up:   splitter ─▶ audit ─▶ ──▶ database
 //	client ◀── down: ◀──────── tracker ◀──── database
 //
-// Each direction is one goroutine, which alone reads its source and writes its
-// target. run owns both and ends them; it alone writes to the client after down
-// has ended, so an ERR of ours never lands inside of a packet.
+// Nothing but PassDown writes to the client before that has returned, so an ERR of
+// ours never lands inside of a packet.
 type relay struct {
-	live   *live
-	client net.Conn
-	db     *backend
-	talk   *talk
+	database.Relay
+	live *live
+	db   *backend
+	talk *talk
 
 	split splitter // up's
 	track tracker  // down's until it has ended
 	kept  []byte   // down's: read from the database and not passed
 
-	up, down chan error // one value each, when it has ended
-
 	terminated atomic.Bool // the client said COM_QUIT or ended its half
-	database.Traffic
 }
 
 func newRelay(l *live, db *backend) *relay {
 	t := newTalk()
 	return &relay{
-		live:   l,
-		client: l.client,
-		db:     db,
-		talk:   t,
-		split:  splitter{limit: l.bounds.Command, Buffer: database.Buffer{Rooms: &l.server.rooms}, file: t.file, ended: t.fileEnded},
+		Relay: database.Relay{
+			Client: l.client, Server: db.conn, Stopping: t.stop,
+			Farewell: l.bounds.Farewell, Linger: l.bounds.Linger, Longest: l.sess.Options.ClientIdleTimeout,
+		},
+		live:  l,
+		db:    db,
+		talk:  t,
+		split: splitter{limit: l.bounds.Command, Buffer: database.Buffer{Rooms: &l.server.rooms}, file: t.file, ended: t.fileEnded},
 		track: tracker{
 			deprecateEOF: l.first.caps&proto.CLIENT_DEPRECATE_EOF != 0,
 			next:         t.pop, prepared: t.prepared, file: t.ask,
 		},
-		up:   make(chan error, 1),
-		down: make(chan error, 1),
 	}
 }
 
-// run relays until one side ends or ctx is done. Both pumps have ended when it
-// returns.
-func (r *relay) run(ctx context.Context) error {
-	r.Begin()
-	up, down := r.up, r.down
-	go r.pumpUp()
-	go r.pumpDown()
-	defer func() { r.abort(up, down) }()
-
-	idle := r.idleTimer()
-	defer idle.Stop()
-	var linger <-chan time.Time
-	for {
-		select {
-		case err := <-up:
-			up = nil
-			why, ok := errors.AsType[*database.Lost](err)
-			switch {
-			case !ok: // what the client sent cannot be passed on
-				return r.dismiss(&up, &down, refusalOf(err, faultMalformed()))
-			case why.ByServer(): // what it still said is on its way down
-				linger = time.After(r.live.bounds.Farewell)
-			case why.InOrder():
-				linger = time.After(r.live.bounds.Linger)
-			default:
-				return err
-			}
-		case err := <-down:
-			down = nil
-			return r.serverEnded(err, &up)
-		case <-ctx.Done():
-			return r.dismiss(&up, &down, ended(ctx))
-		case <-idle.C:
-			if r.IdleFor() >= r.idleLimit() {
-				return r.dismiss(&up, &down, r.idled())
-			}
-			idle.Reset(r.idleLimit() - r.IdleFor())
-		case <-linger:
-			return nil
-		}
-	}
-}
-
-// pumpUp passes the client's commands on, each after its event.
-func (r *relay) pumpUp() {
+// PassUp passes the client's commands on, each after its event.
+func (r *relay) PassUp() error {
 	audit := newAuditor(r.live, r.talk)
 	r.split.see = audit.see
 	err := r.copyUp(audit)
 	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
-		database.CloseWrite(r.db.conn)
+		database.CloseWrite(r.Server)
 	}
-	r.up <- err
+	return err
 }
 
 func (r *relay) copyUp(audit *auditor) error {
 	for {
-		n, readErr := r.client.Read(r.split.Space())
+		n, readErr := r.Client.Read(r.split.Space())
 		if n > 0 {
 			r.Received(n)
 			pass, err := r.split.take(n)
@@ -124,7 +76,7 @@ func (r *relay) copyUp(audit *auditor) error {
 				return err
 			}
 			if len(pass) > 0 {
-				if _, err := r.db.conn.Write(pass); err != nil {
+				if _, err := r.Server.Write(pass); err != nil {
 					return database.LostServer(err)
 				}
 			}
@@ -138,19 +90,17 @@ func (r *relay) copyUp(audit *auditor) error {
 	}
 }
 
-// pumpDown passes the server's bytes on as they come.
-func (r *relay) pumpDown() { r.down <- r.copyDown() }
-
-func (r *relay) copyDown() error {
+// PassDown passes the server's bytes on as they come.
+func (r *relay) PassDown() error {
 	buf := make([]byte, database.FirstSize)
 	have := 0
 	for {
-		n, readErr := r.db.conn.Read(buf[have:])
+		n, readErr := r.Server.Read(buf[have:])
 		have += n
 		if n > 0 {
 			pass, bad := r.track.advance(buf[:have])
 			if pass > 0 {
-				if _, err := r.client.Write(buf[:pass]); err != nil {
+				if _, err := r.Client.Write(buf[:pass]); err != nil {
 					return database.LostClient(err)
 				}
 				r.Sent(pass)
@@ -182,26 +132,32 @@ func (r *relay) unreadable(bad error) error {
 		fmt.Sprintf("database %s: the server sent %s", r.live.sess.Resource.Name, bad), "tell your administrator").because(bad)
 }
 
-// serverEnded ends the session after the server's direction has ended: the
+// Refused ends a session in which the client sent what cannot be passed on.
+func (r *relay) Refused(err error) error { return r.dismiss(refusalOf(err, faultMalformed())) }
+
+// Ended ends a session that may not go on.
+func (r *relay) Ended(cause error) error { return r.dismiss(ended(cause)) }
+
+// ServerEnded ends the session after the server's direction has ended: the
 // client is told if the server has not done it itself.
-func (r *relay) serverEnded(err error, up *chan error) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client) })
+func (r *relay) ServerEnded(err error) error {
+	hard := time.AfterFunc(r.Farewell, func() { database.HangUp(r.Client) })
 	defer hard.Stop()
 	if bad, ok := errors.AsType[*refusal](err); ok {
 		newAuditor(r.live, r.talk).refused(bad, nil)
-		database.HangUp(r.db.conn)
-		return r.tell(bad, r.stopUp(up))
+		database.HangUp(r.Server)
+		return r.tell(bad, r.StopUp())
 	}
 	why, _ := errors.AsType[*database.Lost](err)
 	if why == nil || !why.ByServer() {
 		return err
 	}
-	database.HangUp(r.db.conn)
-	until := r.stopUp(up)
+	database.HangUp(r.Server)
+	until := r.StopUp()
 	gone := refuse(faultKilled(), sallyport.ErrUnavailable,
 		fmt.Sprintf("database %s closed the connection", r.live.sess.Resource.Name), "connect again").because(why.Unwrap())
 	if r.terminated.Load() || r.track.failed && r.track.whole() {
-		database.Part(r.client, until)
+		database.Part(r.Client, until)
 		if r.terminated.Load() {
 			return nil
 		}
@@ -216,9 +172,9 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 	if !r.track.whole() {
 		return why
 	}
-	r.client.SetWriteDeadline(until)
-	if _, err := r.client.Write(appendPacket(nil, r.track.sequence(), why.payload())); err == nil {
-		database.Part(r.client, until)
+	r.Client.SetWriteDeadline(until)
+	if _, err := r.Client.Write(appendPacket(nil, r.track.sequence(), why.payload())); err == nil {
+		database.Part(r.Client, until)
 	}
 	return why
 }
@@ -226,47 +182,31 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 // dismiss ends the session from our side: nothing of the client's passes from
 // here on, what runs at the server is killed, the packet that is on its way to
 // the client is finished if that can be soon, and then the client is told.
-func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client); database.HangUp(r.db.conn) })
+func (r *relay) dismiss(why *refusal) error {
+	hard := time.AfterFunc(r.Farewell, func() { database.HangUp(r.Client); database.HangUp(r.Server) })
 	defer hard.Stop()
-	r.db.conn.SetWriteDeadline(database.Past())
-	until := r.stopUp(up)
+	r.Server.SetWriteDeadline(database.Past())
+	until := r.StopUp()
 	if r.talk.busy() {
 		r.live.killLater(r.db.thread)
 	}
-	r.client.SetWriteDeadline(until)
-	r.db.conn.SetReadDeadline(database.Past())
-	<-*down
-	*down = nil
-	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
+	r.Client.SetWriteDeadline(until)
+	r.StopDown()
+	if !r.finish(time.Now().Add(r.Farewell / 4)) {
 		return why
 	}
-	database.HangUp(r.db.conn)
+	database.HangUp(r.Server)
 	return r.tell(why, until)
-}
-
-// stopUp ends the client's direction and returns by when all must be over.
-func (r *relay) stopUp(up *chan error) time.Time {
-	until := time.Now().Add(r.live.bounds.Farewell)
-	r.talk.stop()
-	if *up == nil {
-		return until
-	}
-	r.db.conn.SetWriteDeadline(database.Past())
-	r.client.SetReadDeadline(database.Past())
-	<-*up
-	*up = nil
-	return until
 }
 
 // finish passes on the rest of the packet that the client has a part of. It
 // reports whether the client's stream stands between two packets.
 func (r *relay) finish(until time.Time) bool {
-	r.db.conn.SetReadDeadline(until)
+	r.Server.SetReadDeadline(until)
 	buf := make([]byte, database.BufferSize)
 	have := copy(buf, r.kept)
 	for !r.track.whole() {
-		n, err := r.db.conn.Read(buf[have:])
+		n, err := r.Server.Read(buf[have:])
 		have += n
 		pass := min(have, r.track.body)
 		if pass == 0 && r.track.continued {
@@ -277,7 +217,7 @@ func (r *relay) finish(until time.Time) bool {
 		} else {
 			r.track.body -= pass
 		}
-		if _, err := r.client.Write(buf[:pass]); err != nil {
+		if _, err := r.Client.Write(buf[:pass]); err != nil {
 			return false
 		}
 		r.Sent(pass)
@@ -287,36 +227,6 @@ func (r *relay) finish(until time.Time) bool {
 		}
 	}
 	return true
-}
-
-// abort ends what still runs.
-func (r *relay) abort(up, down chan error) {
-	r.talk.stop()
-	database.HangUp(r.client)
-	database.HangUp(r.db.conn)
-	if up != nil {
-		<-up
-	}
-	if down != nil {
-		<-down
-	}
-}
-
-func (r *relay) idleLimit() time.Duration { return r.live.sess.Options.ClientIdleTimeout }
-
-// idleTimer never fires when the session may be idle for ever.
-func (r *relay) idleTimer() *time.Timer {
-	if limit := r.idleLimit(); limit > 0 {
-		return time.NewTimer(limit)
-	}
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
-func (r *relay) idled() *refusal {
-	return refuse(faultKilled(), sallyport.ErrDenied,
-		fmt.Sprintf("the session was idle for %s", r.idleLimit()), "connect again")
 }
 
 // totals are the figures of a relay that has ended.

@@ -205,7 +205,7 @@ func (l *live) serve(ctx context.Context) (err error) {
 	}
 	l.client.SetWriteDeadline(time.Time{})
 	r := newRelay(l, db)
-	err = r.run(ctx)
+	err = r.Run(ctx, r)
 	sum = r.totals()
 	return err
 }

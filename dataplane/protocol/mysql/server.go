@@ -54,7 +54,7 @@ func (l *live) connect(ctx context.Context) (db *backend, ok []byte, err error) 
 	defer cancel()
 	db, ok, err = l.dial(dialing)
 	if err != nil && ctx.Err() != nil {
-		return nil, nil, ended(ctx)
+		return nil, nil, ended(context.Cause(ctx))
 	}
 	return db, ok, err
 }

@@ -119,7 +119,7 @@ func TestRecordedBeforeItPasses(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	ended := make(chan error)
-	go func() { ended <- r.run(ctx) }()
+	go func() { ended <- r.Run(ctx, r) }()
 	query := must((&pgproto3.Query{String: "drop table orders"}).Encode(nil))
 	client.Write(query)
 	<-recorded

@@ -45,7 +45,7 @@ func (l *live) connect(ctx context.Context) (*backend, error) {
 	conn, err := l.dial(dialing)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, ended(ctx)
+			return nil, ended(context.Cause(ctx))
 		}
 		return nil, err
 	}
@@ -132,7 +132,7 @@ const greetingMax = 64 << 10
 // login logs in and gives the client what the server said to that.
 func (l *live) login(ctx context.Context, db *backend) error {
 	if ctx.Err() != nil { // while the start was being written down
-		return ended(ctx)
+		return ended(context.Cause(ctx))
 	}
 	until := time.Now().Add(l.bounds.Connect)
 	db.conn.SetDeadline(until)
@@ -140,7 +140,7 @@ func (l *live) login(ctx context.Context, db *backend) error {
 	stop := context.AfterFunc(ctx, func() { db.conn.SetDeadline(database.Past()) })
 	hello, err := l.greet(db)
 	if !stop() {
-		return ended(ctx)
+		return ended(context.Cause(ctx))
 	}
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -77,8 +76,7 @@ func refusalOf(err error, state string) *refusal {
 }
 
 // ended is the refusal of a session that must end now.
-func ended(ctx context.Context) *refusal {
-	cause := context.Cause(ctx)
+func ended(cause error) *refusal {
 	if p, ok := errors.AsType[*sallyport.Problem](cause); ok {
 		return &refusal{Problem: p, state: stateEnded}
 	}

@@ -213,7 +213,7 @@ func (l *live) serve(ctx context.Context) (err error) {
 		return err
 	}
 	r := newRelay(l, db)
-	err = r.run(ctx)
+	err = r.Run(ctx, r)
 	sum = r.totals()
 	return err
 }

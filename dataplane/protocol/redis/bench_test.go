@@ -36,7 +36,8 @@ func BenchmarkBulk(b *testing.B) {
 				go func() {
 					defer close(done)
 					if kind == "relay" {
-						benchRelay(front, back).run(context.Background())
+						r := benchRelay(front, back)
+						r.Run(context.Background(), r)
 					} else {
 						dbtest.Straight(front, back)
 					}

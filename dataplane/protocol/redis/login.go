@@ -84,7 +84,7 @@ const tries = 5
 // server wants one: then it may try again, as long as it names the same user.
 func (l *live) login(ctx context.Context, db *backend, w *credentials) ([]byte, error) {
 	if ctx.Err() != nil { // a lock that came while the start was written down
-		return nil, ended(ctx)
+		return nil, ended(context.Cause(ctx))
 	}
 	stop := context.AfterFunc(ctx, func() { l.client.SetReadDeadline(database.Past()) })
 	defer stop()
@@ -112,7 +112,7 @@ func (l *live) login(ctx context.Context, db *backend, w *credentials) ([]byte, 
 		}
 	}
 	if !stop() {
-		return nil, ended(ctx)
+		return nil, ended(context.Cause(ctx))
 	}
 	l.client.SetDeadline(time.Time{})
 	if !w.named { // its first command is still to be read
@@ -127,7 +127,7 @@ func (l *live) orEnded(ctx context.Context, err error) error {
 		return err
 	}
 	l.client.SetDeadline(time.Time{})
-	return ended(ctx)
+	return ended(context.Cause(ctx))
 }
 
 // again reads up to the next AUTH or HELLO of the session's user.

@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -62,8 +61,7 @@ func refusalOf(err error, code string) *refusal {
 }
 
 // ended is the refusal of a session that must end now.
-func ended(ctx context.Context) *refusal {
-	cause := context.Cause(ctx)
+func ended(cause error) *refusal {
 	if p, ok := errors.AsType[*sallyport.Problem](cause); ok {
 		return &refusal{Problem: p, code: codeNoPerm}
 	}

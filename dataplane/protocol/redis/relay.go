@@ -2,7 +2,6 @@ package redis
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,87 +19,39 @@ import (
 //	client ──▶ up:   splitter ─▶ audit ─▶ ──▶ database
 //	client ◀── down: ◀──────── tracker ◀──── database
 //
-// Each direction is one goroutine, which alone reads its source and writes its
-// target. run owns both and ends them; it alone writes to the client after down
-// has ended, so an error of ours never lands inside of a message.
+// Nothing but PassDown writes to the client before that has returned, so an error
+// of ours never lands inside of a message.
 type relay struct {
-	live   *live
-	client net.Conn
-	db     net.Conn
-	ahead  []byte // what the server is told first
+	database.Relay
+	live  *live
+	ahead []byte // what the server is told first
 
 	split *splitter // up's
 	swaps *swaps
 	track tracker // down's until it has ended
 	kept  []byte  // down's: read from the database and not passed
 
-	up, down chan error // one value each, when it has ended
-
 	terminated atomic.Bool // the client said QUIT or ended its half
-	database.Traffic
 }
 
 func newRelay(l *live, db net.Conn, ahead []byte) *relay {
 	r := &relay{
-		live:   l,
-		client: l.client,
-		db:     db,
-		ahead:  ahead,
-		split:  l.in.split,
-		swaps:  newSwaps(),
-		up:     make(chan error, 1),
-		down:   make(chan error, 1),
+		Relay: database.Relay{
+			Client: l.client, Server: db,
+			Farewell: l.bounds.Farewell, Linger: l.bounds.Linger, Longest: l.sess.Options.ClientIdleTimeout,
+		},
+		live:  l,
+		ahead: ahead,
+		split: l.in.split,
+		swaps: newSwaps(),
 	}
 	r.split.keep = func(name []byte) (int, int, error) { return keep(name, l.bounds.Script) }
 	r.track.swaps = r.swaps
 	return r
 }
 
-// run relays until one side ends or ctx is done. Both pumps have ended when it
-// returns.
-func (r *relay) run(ctx context.Context) error {
-	r.Begin()
-	up, down := r.up, r.down
-	go r.pumpUp()
-	go r.pumpDown()
-	defer func() { r.abort(up, down) }()
-
-	idle := r.idleTimer()
-	defer idle.Stop()
-	var linger <-chan time.Time
-	for {
-		select {
-		case err := <-up:
-			up = nil
-			why, ok := errors.AsType[*database.Lost](err)
-			switch {
-			case !ok: // what the client sent cannot be passed on
-				return r.dismiss(&up, &down, refusalOf(err, codeError))
-			case why.ByServer(): // what it still said is on its way down
-				linger = time.After(r.live.bounds.Farewell)
-			case why.InOrder():
-				linger = time.After(r.live.bounds.Linger)
-			default:
-				return err
-			}
-		case err := <-down:
-			down = nil
-			return r.serverEnded(err, &up)
-		case <-ctx.Done():
-			return r.dismiss(&up, &down, ended(ctx))
-		case <-idle.C:
-			if r.IdleFor() >= r.idleLimit() {
-				return r.dismiss(&up, &down, r.idled())
-			}
-			idle.Reset(r.idleLimit() - r.IdleFor())
-		case <-linger:
-			return nil
-		}
-	}
-}
-
-// pumpUp passes the client's commands on, each after its event.
-func (r *relay) pumpUp() {
+// PassUp passes the client's commands on, each after its event.
+func (r *relay) PassUp() error {
 	audit := newAuditor(r.live, r.swaps)
 	err := r.copyUp(audit)
 	if bad, ok := errors.AsType[*refusal](err); ok {
@@ -109,10 +60,10 @@ func (r *relay) pumpUp() {
 	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
 		if !audit.quit { // then the server closes, after its answer
-			database.CloseWrite(r.db)
+			database.CloseWrite(r.Server)
 		}
 	}
-	r.up <- err
+	return err
 }
 
 func (r *relay) copyUp(audit *auditor) error {
@@ -123,7 +74,7 @@ func (r *relay) copyUp(audit *auditor) error {
 		if err := r.passUp(audit); err != nil {
 			return err
 		}
-		n, err := r.client.Read(r.split.space())
+		n, err := r.Client.Read(r.split.space())
 		r.split.add(n)
 		if n > 0 {
 			r.Received(n)
@@ -187,20 +138,18 @@ func (r *relay) toServer(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	if _, err := r.db.Write(b); err != nil {
+	if _, err := r.Server.Write(b); err != nil {
 		return database.LostServer(err)
 	}
 	return nil
 }
 
-// pumpDown passes the server's bytes on as they come.
-func (r *relay) pumpDown() { r.down <- r.copyDown() }
-
-func (r *relay) copyDown() error {
+// PassDown passes the server's bytes on as they come.
+func (r *relay) PassDown() error {
 	buf := make([]byte, firstSize)
 	have := 0
 	for {
-		n, readErr := r.db.Read(buf[have:])
+		n, readErr := r.Server.Read(buf[have:])
 		have += n
 		if n > 0 {
 			taken, err := r.track.advance(buf[:have], r.toClient)
@@ -222,7 +171,7 @@ func (r *relay) copyDown() error {
 }
 
 func (r *relay) toClient(b []byte) error {
-	if _, err := r.client.Write(b); err != nil {
+	if _, err := r.Client.Write(b); err != nil {
 		return database.LostClient(err)
 	}
 	r.Sent(len(b))
@@ -238,23 +187,29 @@ func (r *relay) unreadable(bad error) error {
 		fmt.Sprintf("database %s: the server sent %s", r.live.name, bad), "tell your administrator").because(bad)
 }
 
-// serverEnded ends the session after the server's direction has ended: the
+// Refused ends a session in which the client sent what cannot be passed on.
+func (r *relay) Refused(err error) error { return r.dismiss(refusalOf(err, codeError)) }
+
+// Ended ends a session that may not go on.
+func (r *relay) Ended(cause error) error { return r.dismiss(ended(cause)) }
+
+// ServerEnded ends the session after the server's direction has ended: the
 // client is told.
-func (r *relay) serverEnded(err error, up *chan error) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client) })
+func (r *relay) ServerEnded(err error) error {
+	hard := time.AfterFunc(r.Farewell, func() { database.HangUp(r.Client) })
 	defer hard.Stop()
 	if bad, ok := errors.AsType[*refusal](err); ok {
-		database.HangUp(r.db)
-		return r.tell(bad, r.stopUp(up))
+		database.HangUp(r.Server)
+		return r.tell(bad, r.StopUp())
 	}
 	why, _ := errors.AsType[*database.Lost](err)
 	if why == nil || !why.ByServer() {
 		return err
 	}
-	database.HangUp(r.db)
-	until := r.stopUp(up)
+	database.HangUp(r.Server)
+	until := r.StopUp()
 	if r.terminated.Load() {
-		database.Part(r.client, until)
+		database.Part(r.Client, until)
 		return nil
 	}
 	return r.tell(refuse(codeError, sallyport.ErrUnavailable,
@@ -267,9 +222,9 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 	if !r.track.whole() {
 		return why
 	}
-	r.client.SetWriteDeadline(until)
-	if _, err := r.client.Write(why.reply()); err == nil {
-		database.Part(r.client, until)
+	r.Client.SetWriteDeadline(until)
+	if _, err := r.Client.Write(why.reply()); err == nil {
+		database.Part(r.Client, until)
 	}
 	return why
 }
@@ -278,44 +233,29 @@ func (r *relay) tell(why *refusal, until time.Time) error {
 // here on, the message that is on its way to the client is finished if that can
 // be soon, and then the client is told. A command that blocks at the server ends
 // with its connection.
-func (r *relay) dismiss(up, down *chan error, why *refusal) error {
-	hard := time.AfterFunc(r.live.bounds.Farewell, func() { database.HangUp(r.client); database.HangUp(r.db) })
+func (r *relay) dismiss(why *refusal) error {
+	hard := time.AfterFunc(r.Farewell, func() { database.HangUp(r.Client); database.HangUp(r.Server) })
 	defer hard.Stop()
-	r.db.SetWriteDeadline(database.Past())
-	until := r.stopUp(up)
-	r.client.SetWriteDeadline(until)
-	r.db.SetReadDeadline(database.Past())
-	<-*down
-	*down = nil
-	if !r.finish(time.Now().Add(r.live.bounds.Farewell / 4)) {
+	r.Server.SetWriteDeadline(database.Past())
+	until := r.StopUp()
+	r.Client.SetWriteDeadline(until)
+	r.StopDown()
+	if !r.finish(time.Now().Add(r.Farewell / 4)) {
 		return why
 	}
-	database.HangUp(r.db)
+	database.HangUp(r.Server)
 	return r.tell(why, until)
-}
-
-// stopUp ends the client's direction and returns by when all must be over.
-func (r *relay) stopUp(up *chan error) time.Time {
-	until := time.Now().Add(r.live.bounds.Farewell)
-	if *up == nil {
-		return until
-	}
-	r.db.SetWriteDeadline(database.Past())
-	r.client.SetReadDeadline(database.Past())
-	<-*up
-	*up = nil
-	return until
 }
 
 // finish passes on the rest of the message that the client has a part of. It
 // reports whether the client's stream stands between two messages.
 func (r *relay) finish(until time.Time) bool {
-	r.db.SetReadDeadline(until)
+	r.Server.SetReadDeadline(until)
 	r.track.one = true
 	buf := make([]byte, bufferSize)
 	have := copy(buf, r.kept)
 	for !r.track.whole() {
-		n, err := r.db.Read(buf[have:])
+		n, err := r.Server.Read(buf[have:])
 		have += n
 		taken, bad := r.track.advance(buf[:have], r.toClient)
 		if bad != nil {
@@ -327,34 +267,6 @@ func (r *relay) finish(until time.Time) bool {
 		}
 	}
 	return true
-}
-
-// abort ends what still runs.
-func (r *relay) abort(up, down chan error) {
-	database.HangUp(r.client)
-	database.HangUp(r.db)
-	if up != nil {
-		<-up
-	}
-	if down != nil {
-		<-down
-	}
-}
-
-func (r *relay) idleLimit() time.Duration { return r.live.sess.Options.ClientIdleTimeout }
-
-// idleTimer never fires when the session may be idle for ever.
-func (r *relay) idleTimer() *time.Timer {
-	if limit := r.idleLimit(); limit > 0 {
-		return time.NewTimer(limit)
-	}
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
-func (r *relay) idled() *refusal {
-	return refuse(codeNoPerm, sallyport.ErrDenied, fmt.Sprintf("the session was idle for %s", r.idleLimit()), "connect again")
 }
 
 // totals are the figures of a relay that has ended.

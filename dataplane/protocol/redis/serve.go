@@ -151,7 +151,7 @@ func (l *live) serve(ctx context.Context, first *credentials) (err error) {
 		return err
 	}
 	r := newRelay(l, db, ahead)
-	err = r.run(ctx)
+	err = r.Run(ctx, r)
 	sum = r.totals()
 	return err
 }

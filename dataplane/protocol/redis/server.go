@@ -37,7 +37,7 @@ func (l *live) connect(ctx context.Context) (*backend, error) {
 	defer cancel()
 	db, err := l.dial(dialing)
 	if err != nil && ctx.Err() != nil {
-		return nil, ended(ctx)
+		return nil, ended(context.Cause(ctx))
 	}
 	return db, err
 }
