@@ -177,6 +177,11 @@ func (l *Listener) closeSome(meant func(*held) bool) int {
 // the client closes at once: HTTP/2 alone would wait a second for that. What
 // the client still sends is read until then, so that no reset overtakes the
 // GOAWAY. A client with requests open closes by itself when they have ended.
+//
+// Behind close_notify nothing can be written, and HTTP/2 closes a connection that
+// takes no frame, such as the answer to the client's SETTINGS or PING: with what
+// the client has sent unread that is a reset. So such frames are dropped; their
+// reader is gone, or about to read that we are.
 type farewell struct {
 	*tls.Conn
 
@@ -187,6 +192,7 @@ type farewell struct {
 	head [frameHead]byte
 	have int    // bytes of head
 	left uint32 // bytes of the frame's payload to come
+	said bool   // close_notify
 }
 
 const (
@@ -207,11 +213,15 @@ func (f *farewell) idle(quiet bool) {
 // that b comes from, so when none was open before this call, and b holds the
 // GOAWAY, everything that the client waits for has been written with it.
 func (f *farewell) Write(b []byte) (int, error) {
+	if f.said {
+		return len(b), nil
+	}
 	f.mu.Lock()
 	quiet := f.quiet
 	f.mu.Unlock()
 	n, err := f.Conn.Write(b)
 	if f.follow(b[:n]) && quiet && err == nil {
+		f.said = true
 		_ = f.Conn.CloseWrite() // who is gone needs no word
 	}
 	return n, err

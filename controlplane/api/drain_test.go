@@ -178,6 +178,53 @@ func TestDrainKeepsSocket(t *testing.T) {
 	}
 }
 
+// TestDrainedReadsOn: who is told to go may have said more by then, and has not read
+// that yet. Answering it failed, which ended the connection with a reset: no client
+// knew any more which of its calls had been served.
+func TestDrainedReadsOn(t *testing.T) {
+	w := the()
+	_, cert := w.user(t, nil, "access")
+	l, present := w.listener(false), time.Now()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(present))
+		p, served := newPipes(), make(chan error, 1)
+		go func() { served <- l.Serve(t.Context(), p) }()
+		c := handshake(t, w, p, protocolAuth, cert)
+		defer c.Close()
+		io.WriteString(c, http2.ClientPreface)
+		fr := http2.NewFramer(c, c)
+		if err := fr.WriteSettings(); err != nil {
+			t.Fatal(err)
+		}
+		drained := make(chan error, 1)
+		go func() { drained <- l.Drain(t.Context()) }()
+		for told := false; ; {
+			f, err := fr.ReadFrame()
+			if err == io.EOF && told {
+				break
+			}
+			if err != nil {
+				t.Fatalf("told %v: %v", told, err)
+			}
+			_, goAway := f.(*http2.GoAwayFrame)
+			told = told || goAway
+		}
+		for n := range byte(10) {
+			if err := fr.WritePing(false, [8]byte{n}); err != nil {
+				t.Fatalf("after %d frames: %v", n, err)
+			}
+			synctest.Wait()
+		}
+		c.NetConn().Close()
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
 // TestFarewellFollows: a GOAWAY is found however the frames are cut.
 func TestFarewellFollows(t *testing.T) {
 	frame := func(typ byte, payload int) []byte {
