@@ -92,12 +92,16 @@ func dataDirOf(config string) (string, error) {
 	return c.DataDir, nil
 }
 
+// overSocket makes a connection for each call: one that is kept can be closed by a
+// process that leaves while a call is on its way there, and HTTP/1.1 has no word
+// for that.
 func overSocket(path string) *http.Client {
 	return &http.Client{Transport: client.Again(&http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 		DisableCompression: true,
+		DisableKeepAlives:  true,
 	})}
 }
 

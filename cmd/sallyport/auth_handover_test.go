@@ -152,8 +152,7 @@ func (p *authProcess) adminAPI() sallyportv1connect.AdminServiceClient {
 	path := filepath.Join(p.cfg.DataDir, adminSocket)
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}}
-	p.t.Cleanup(tr.CloseIdleConnections)
+	}, DisableKeepAlives: true} // as sallyctl does
 	return sallyportv1connect.NewAdminServiceClient(&http.Client{Transport: client.Again(tr)}, "http://admin")
 }
 

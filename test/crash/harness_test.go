@@ -227,7 +227,7 @@ func (c *cluster) admin() (sallyportv1connect.AdminServiceClient, func()) {
 	path := c.path("auth", "admin.sock")
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}}
+	}, DisableKeepAlives: true} // as sallyctl does
 	return sallyportv1connect.NewAdminServiceClient(&http.Client{Transport: client.Again(tr), Timeout: oneCall}, "http://admin"), tr.CloseIdleConnections
 }
 
