@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,6 +155,7 @@ func TestAdminSocket(t *testing.T) {
 
 // pipes is a listener whose connections are pipes, for the time of a bubble.
 type pipes struct {
+	once   sync.Once
 	conns  chan net.Conn
 	closed chan struct{}
 }
@@ -170,7 +173,7 @@ func (p *pipes) Accept() (net.Conn, error) {
 	}
 }
 
-func (p *pipes) Close() error   { close(p.closed); return nil }
+func (p *pipes) Close() error   { p.once.Do(func() { close(p.closed) }); return nil }
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (p *pipes) dial() net.Conn {
@@ -203,6 +206,45 @@ func ends(c net.Conn) time.Duration {
 	start := time.Now()
 	io.Copy(io.Discard, c)
 	return time.Since(start)
+}
+
+// TestAdminSocketAnswers: a request on a connection that was accepted before the end
+// is answered, also when it comes after that; who asks nothing is not waited for.
+func TestAdminSocketAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p, served := newPipes(), make(chan error, 1)
+		go func() {
+			served <- ServeAdmin(ctx, p, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "answer") }))
+		}()
+		late, idle, mute := p.dial(), p.dial(), p.dial()
+		defer mute.Close()
+		ask := func(c net.Conn) {
+			t.Helper()
+			go io.WriteString(c, "GET / HTTP/1.1\r\nHost: admin\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "answer" {
+				t.Errorf("%q, %v", b, err)
+			}
+		}
+		ask(idle)
+		cancel()
+		synctest.Wait()
+		ended := time.Now()
+		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("one without a request is open: %v", err)
+		}
+		ask(late)
+		if _, err := late.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("open after its answer: %v", err)
+		}
+		if err := <-served; err != nil || time.Since(ended) != adminGrace {
+			t.Errorf("%v after %s", err, time.Since(ended))
+		}
+	})
 }
 
 // TestA32_Strangers: who does not end the handshake is gone after ten seconds.
