@@ -254,6 +254,7 @@ func (r *gatewayRole) close() {
 // webServer gives connections whose TLS has ended to net/http.
 type webServer struct {
 	server *http.Server
+	told   *http.Server // serves nothing itself: by its Shutdown HTTP/2 says GOAWAY, and HTTP/1 goes on
 	conns  chan net.Conn
 	open   atomic.Int64 // connections, without those that HTTP was left on
 	closed chan struct{}
@@ -261,7 +262,7 @@ type webServer struct {
 }
 
 func newWebServer(h http.Handler, log *slog.Logger) *webServer {
-	w := &webServer{conns: make(chan net.Conn), closed: make(chan struct{})}
+	w := &webServer{told: &http.Server{}, conns: make(chan net.Conn), closed: make(chan struct{})}
 	w.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), ConnContext: tunnel.ConnContext, ConnState: w.count,
@@ -270,9 +271,10 @@ func newWebServer(h http.Handler, log *slog.Logger) *webServer {
 }
 
 func (w *webServer) run(ctx context.Context) error {
-	if err := http2.ConfigureServer(w.server, &http2.Server{MaxConcurrentStreams: 100}); err != nil {
+	if err := http2.ConfigureServer(w.told, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: w.server.IdleTimeout}); err != nil {
 		return err
 	}
+	w.server.TLSNextProto = w.told.TLSNextProto
 	w.server.BaseContext = func(net.Listener) context.Context { return ctx } // ends agents' WebSockets
 	stop := context.AfterFunc(ctx, func() {
 		w.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/dataplane/gateway"
@@ -169,9 +170,23 @@ func (r *reports) end() {
 	}
 }
 
-// dismiss says goodbye to web clients: HTTP/2 by GOAWAY, HTTP/1 by closing what
-// is idle and what has been answered. What runs goes on until ctx is done.
+// dismissEvery is how often web clients are said goodbye: one whose handshake ends
+// late must be told too.
+const dismissEvery = 100 * time.Millisecond
+
+// dismiss says goodbye to web clients until ctx is done: HTTP/2 by GOAWAY, HTTP/1
+// by closing what is idle and what has been answered. What runs goes on, and what
+// was accepted is answered, whenever it asks: for HTTP/1 this is why the server is
+// not shut down, which would drop a request that has just been read.
 func (w *webServer) dismiss(ctx context.Context) {
 	w.server.SetKeepAlivesEnabled(false)
-	_ = w.server.Shutdown(ctx)
+	tick := time.NewTicker(dismissEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		_ = w.told.Shutdown(ctx) // not reached: it has no listener to close and no connection to wait for
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
 }
