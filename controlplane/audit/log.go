@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -266,8 +267,9 @@ func (l *Log) Acknowledged(spool string) uint64 {
 
 // Append adds a spool's events in order and returns, after its own commit, the
 // number up to which it has them. Events that it has already are passed over;
-// one that leaves a gap is refused. The caller has checked that the spool
-// belongs to whoever sends.
+// another one with the number of the last is refused with ErrConflict. What is
+// missing before the first is told in the log by AuditGap. The caller has
+// checked that the spool belongs to whoever sends.
 func (l *Log) Append(ctx context.Context, spool string, records []Record) (acknowledged uint64, err error) {
 	if err := checkBatch(spool, records); err != nil {
 		return l.Acknowledged(spool), err
@@ -320,11 +322,40 @@ func checkBatch(spool string, records []Record) error {
 		switch {
 		case len(r.JSON) > 2*MaxEvent:
 			return bad("event %d has %d bytes; %d are the most", r.Sequence, len(r.JSON), 2*MaxEvent)
+		case r.Sequence > math.MaxInt64: // what a gap can tell
+			return bad("the number %d is too large", r.Sequence)
 		case r.Sequence == 0 || i > 0 && r.Sequence != records[i-1].Sequence+1:
 			return bad("event %d does not follow the one before", r.Sequence)
 		}
 	}
 	return nil
+}
+
+// gap is what of a spool is not in this log.
+type gap struct {
+	spool    string
+	from, to uint64
+}
+
+func (g gap) event() sallyport.Event {
+	return sallyport.Event{Name: AuditGap, Code: AuditGapCode, Fields: map[string]any{
+		"spool": g.spool, "from": int64(g.from), "to": int64(g.to), "missing": int64(g.to - g.from + 1)}}
+}
+
+// gapOf reads what event has made, the zero gap when e is another. Before gaps
+// within a spool were told, the event had no numbers: such a gap is at the start.
+func gapOf(e sallyport.Event) gap {
+	if e.Name != AuditGap {
+		return gap{}
+	}
+	spool, _ := e.Fields["spool"].(string)
+	from, _ := e.Fields["from"].(int64)
+	to, _ := e.Fields["to"].(int64)
+	missing, _ := e.Fields["missing"].(int64)
+	if from == 0 && to == 0 {
+		from, to = 1, missing
+	}
+	return gap{spool, uint64(from), uint64(to)}
 }
 
 // batch makes entries of what is new.
@@ -343,14 +374,13 @@ func (l *Log) batch(spool string, seq uint64, hash digest, records []Record) ([]
 					Hint: "two hosts may run with copies of one data directory; remove the spool of one"}
 			}
 			continue
-		case r.Sequence != seq+1 && seq > 0:
-			return nil, &sallyport.Problem{Kind: sallyport.ErrConflict,
-				Fact: fmt.Sprintf("audit spool %s: events %d to %d are missing", spool, seq+1, r.Sequence-1),
-				Hint: "send them first; when they are lost, remove the host's spool so that it starts a new one"}
-		case r.Sequence > 1 && seq == 0:
-			// A spool that another log has acknowledged: told, not refused.
-			out = append(out, l.own(sallyport.Event{Name: AuditGap, Code: AuditGapCode,
-				Fields: map[string]any{"spool": spool, "missing": int64(r.Sequence - 1)}}, wait))
+		case r.Sequence > seq+1:
+			// Hosts send in order and forget only what was acknowledged: by this
+			// log before it was restored, or by another one. To refuse would bring
+			// nothing back, and stop the host for good. Verify wants the gap to be
+			// told right before the event that follows it.
+			l.c.Log.Warn("audit events are missing", "spool", spool, "from", seq+1, "to", r.Sequence-1)
+			out = append(out, l.own(gap{spool, seq + 1, r.Sequence - 1}.event(), wait))
 		}
 		seq, hash = r.Sequence, sum
 		line := l.canonical(spool, r.JSON)

@@ -68,7 +68,7 @@ const (
 	AuditRecoveredCode  = "SA002W"
 	AuditUnreadable     = "audit.unreadable" // a line from a host that is no event
 	AuditUnreadableCode = "SA003W"
-	AuditGap            = "audit.gap" // a spool's first events are not in this log
+	AuditGap            = "audit.gap" // events of a spool are not in this log: it was restored, or they are in another one
 	AuditGapCode        = "SA004W"
 	AuditOpened         = "audit.opened" // the control plane has started
 	AuditOpenedCode     = "SA005I"

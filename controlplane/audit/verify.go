@@ -88,6 +88,7 @@ type verifier struct {
 	seen   bool // the chain has passed the head known before
 	head   headCopy
 	spools map[string]uint64
+	gap    gap       // told by the event before
 	events uint64    // so far; they count when a head signs them
 	from   time.Time // likewise
 	to     time.Time
@@ -339,10 +340,15 @@ func (v *verifier) event(f *frame, minT, maxT *int64) {
 		v.fault("line %d is no event", f.seq)
 		return
 	}
-	if last := v.spools[spool]; spool != "" && last > 0 && seq != last+1 {
-		v.fault("line %d: event %d of spool %s follows its event %d", f.seq, seq, spool, last)
+	if spool != "" {
+		if last := v.spools[spool]; last > 0 && seq != last+1 && v.gap != (gap{spool, last + 1, seq - 1}) {
+			v.fault("line %d: event %d of spool %s follows its event %d", f.seq, seq, spool, last)
+		}
+		v.spools[spool] = seq
+		v.gap = gap{}
+	} else {
+		v.gap = gapOf(e) // only the log itself tells gaps
 	}
-	v.spools[spool] = seq
 	t := segment{minT: *minT, maxT: *maxT}
 	t.note(e.Time.UnixMilli())
 	*minT, *maxT = t.minT, t.maxT

@@ -328,3 +328,34 @@ func TestLogGoesOnAfterDamage(t *testing.T) {
 		t.Error("no directory")
 	}
 }
+
+// TestVerifyUntoldGap: numbers of a spool may only jump where the log says so.
+func TestVerifyUntoldGap(t *testing.T) {
+	for name, c := range map[string]struct {
+		told gap
+		good bool
+	}{
+		"told":             {gap{"h/1", 3, 5}, true},
+		"untold":           {gap{}, false},
+		"of another spool": {gap{"h/2", 3, 5}, false},
+		"too short":        {gap{"h/1", 3, 4}, false},
+		"too early":        {gap{"h/1", 2, 5}, false},
+	} {
+		dir := t.TempDir()
+		l := openLog(t, dir, 0)
+		appendTo(t, l, "h/1", records(1, 2), 2)
+		if c.told != (gap{}) {
+			if err := l.Emit(t.Context(), c.told.event(), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.mu.Lock()
+		l.spools["h/1"].seq = 5 // as if it had them
+		l.mu.Unlock()
+		appendTo(t, l, "h/1", records(6, 1), 6)
+		l.Close()
+		if _, err := Verify(dir, check); (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
