@@ -175,6 +175,7 @@ func TestA112_Commands(t *testing.T) {
 		"something behind them":  "ECHO \"a\"b\r\n",
 		"a line without end":     strings.Repeat("x", bufferSize),
 		"a name without end":     "*1\r\n$99999\r\n" + strings.Repeat("x", bufferSize),
+		"a NUL in a long one":    "*2\r\n$2\r\nx\x00\r\n$40000\r\n" + strings.Repeat("x", 40000) + "\r\n",
 		"a login that is long":   "*3\r\n$4\r\nAUTH\r\n$3\r\nbob\r\n$99999\r\n" + strings.Repeat("x", bufferSize),
 		"an end that is missing": "*2\r\n$4\r\nECHO\r\n$40000\r\n" + strings.Repeat("x", 40000) + "*3\r\n",
 		"POST":                   "POST / HTTP/1.1\r\nSET a b\r\n",

@@ -52,7 +52,8 @@ func newAuditor(l *live, s *swaps) *auditor {
 }
 
 // see records one command and returns what passes in its place: nil for the
-// command as it is. An error ends the session.
+// command as it is. An error ends the session. A command of which pieces have
+// passed cannot be replaced: it is passed to its end, or the session ends.
 func (a *auditor) see(c *command) ([]byte, error) {
 	if isHTTP(c.args[0]) {
 		return nil, notHTTP()
@@ -61,7 +62,15 @@ func (a *auditor) see(c *command) ([]byte, error) {
 	if err != nil {
 		r := refusalOf(err, codeNoPerm)
 		a.record(c, r)
+		if c.spilled {
+			return nil, r
+		}
 		return a.swaps.put(r.reply())
+	}
+	if c.spilled && (answer != "" || instead != nil) {
+		r := tooLong(c.args[0])
+		a.record(c, r)
+		return nil, r
 	}
 	a.record(c, nil)
 	if answer != "" {
@@ -76,8 +85,8 @@ func (a *auditor) see(c *command) ([]byte, error) {
 // judge says what is to be passed in place of a command, or what the client gets
 // without asking the server; both are empty for nearly all.
 func (a *auditor) judge(c *command) (instead []byte, answer string, err error) {
-	if bytes.IndexByte(c.args[0], 0) >= 0 {
-		return nil, "", refuse(codeError, sallyport.ErrInvalid, "a command with a NUL in its name is not served", "")
+	if err := noNULs(c.args[0]); err != nil {
+		return nil, "", err
 	}
 	var b nameBuffer
 	switch string(b.lower(c.args[0])) {

@@ -105,9 +105,21 @@ func checkUser(name string) error {
 	return nil
 }
 
-// keep says how much is kept of a command that passes in pieces. Those that are
-// decided by their arguments must be whole.
+// noNULs refuses a name with a NUL: servers compare names up to it, some of them.
+func noNULs(name []byte) error {
+	if bytes.IndexByte(name, 0) < 0 {
+		return nil
+	}
+	return refuse(codeError, sallyport.ErrInvalid, "a command with a NUL in its name is not served", "")
+}
+
+// keep says how much is kept of a command that passes in pieces. Those that the
+// auditor may not pass as they are must be whole: once a piece has passed, what
+// is put in the place of the rest would be a part of an argument to the server.
 func keep(name []byte, script int) (one, all int, err error) {
+	if err := noNULs(name); err != nil {
+		return 0, 0, err
+	}
 	var b nameBuffer
 	switch string(b.lower(name)) {
 	case "auth", "hello", "reset", "quit", "sync", "psync", "replconf", "post", "host:":

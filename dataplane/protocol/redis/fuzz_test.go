@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/tidwall/redcon"
 )
 
@@ -258,6 +261,73 @@ func FuzzLogin(f *testing.F) {
 			if err != nil && !errors.As(err, new(*refusal)) {
 				t.Fatal(err)
 			}
+		}
+	})
+}
+
+// told is a server that keeps what it is sent.
+type told struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (c *told) Read(b []byte) (int, error)  { return c.Buffer.Read(b) }
+func (c *told) Write(b []byte) (int, error) { return c.Buffer.Write(b) }
+
+// FuzzPassed: the commands that redcon reads from what the server is sent are
+// those that were recorded, each at its place, with stand-ins for those that
+// were refused; and none of them is one that must not pass.
+func FuzzPassed(f *testing.F) {
+	// A tilde stands for 4,000 bytes, so that long commands are short inputs.
+	filler := bytes.Repeat([]byte("x"), 4000)
+	const long = "$40000\r\n~~~~~~~~~~\r\n"
+	f.Add([]byte("*2\r\n$3\r\nGET\r\n$1\r\na\r\nAUTH bob x\r\nRESET\r\nGET b\r\n"), byte(200))
+	f.Add([]byte("*2\r\n$2\r\nx\x00\r\n"+long+"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n"+long), byte(0))
+	f.Add([]byte("*2\r\n$5\r\nauth\x00\r\n"+long), byte(90))
+	f.Add([]byte("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n"+long+"sync\r\nPING\r\n"), byte(7))
+	f.Fuzz(func(t *testing.T, stream []byte, cut byte) {
+		stream = bytes.ReplaceAll(stream[:min(len(stream), 256)], []byte("~"), filler)
+		server := &told{}
+		r := &relay{Relay: database.Relay{Server: server}, split: &splitter{}, swaps: newSwaps()}
+		r.split.keep = func(name []byte) (int, int, error) { return keep(name, allArguments) }
+		var events []sallyport.Event
+		audit := &auditor{user: "alice", script: allArguments, base: map[string]any{}, swaps: r.swaps, emit: func(e sallyport.Event) {
+			if part, _ := e.Fields["db_query_part"].(int64); part <= 1 {
+				events = append(events, e)
+			}
+		}}
+		for len(stream) > 0 {
+			room := r.split.space()
+			n := copy(room[:min(len(room), 256*(int(cut)+1))], stream)
+			stream = stream[n:]
+			r.split.add(n)
+			if r.passUp(audit) != nil {
+				break
+			}
+		}
+		sent, rest := 0, server.Bytes()
+		for len(rest) > 0 {
+			complete, args, kind, left, err := redcon.ReadNextCommand(rest, nil)
+			if err != nil || complete && kind != redcon.Redis {
+				t.Fatalf("%.100q passes, redcon reads %v %v", rest, kind, err)
+			}
+			if !complete {
+				break
+			}
+			if sent == len(events) {
+				t.Fatalf("%.200q passes, and was not recorded", args)
+			}
+			e := events[sent]
+			standIn := strings.HasPrefix(string(args[0]), r.swaps.name)
+			if text, _ := e.Fields["db_query"].(string); !standIn && len(args[0]) < oneArgument/4 && !strings.HasPrefix(text, string(appendArgument(nil, args[0]))) || standIn != (e.Code == "TDB02W") {
+				t.Fatalf("%.200q passes, recorded is %s %.200q", args, e.Code, text)
+			}
+			for _, name := range []string{"auth", "reset", "sync", "psync", "replconf"} {
+				if mine := name == "auth" && len(args) == 3 && string(args[1]) == audit.user; is(args[0], name) && !mine {
+					t.Fatalf("%.200q passes", args)
+				}
+			}
+			sent, rest = sent+1, left
 		}
 	})
 }
