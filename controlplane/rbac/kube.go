@@ -265,6 +265,9 @@ func (g *kubeGrant) keeper(r sallyport.KubeRequest, all bool, allow, deny []*kub
 	return func(namespace, name string) bool {
 		one := r
 		one.Namespace, one.Name = namespace, name
+		if r.Group == "" && r.Resource == "namespaces" {
+			one.Namespace = name // as in a request for one
+		}
 		if name == "" || r.Namespace != "" && r.Namespace != namespace && r.Resource != "namespaces" {
 			return false
 		}

@@ -134,6 +134,7 @@ func TestKubeLists(t *testing.T) {
 		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: [list]}]}", "list /pods dev", "dev/web-1", "dev/db, prod/web-1"},
 		{kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: [list]}]}", "list /namespaces", "/dev", "/prod"},
 		{kubeAll + ", kubernetes_resources: [{kind: '*', namespace: dev, name: '*', verbs: [list]}]}", "list x/things", "dev/a", "prod/a, /a"},
+		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: '*', namespace: prod, name: '*'}]}", "list /namespaces", "/dev", "/prod"},
 		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: secret, namespace: kube-system, name: '*'}]}", "list /secrets", "dev/a", "kube-system/a"},
 		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: secret, namespace: '*', name: 'root-*'}]}", "watch /secrets", "dev/a", "dev/root-x"},
 	} {
