@@ -28,6 +28,7 @@ type request struct {
 	subresource string
 	namespace   string
 	name        string
+	object      string // the name without what says where in the object to
 	rest        string // of a proxy subresource: what follows, with its slash
 	path        string // decoded, without a slash at the end
 	query       url.Values
@@ -111,10 +112,16 @@ func (r *request) split() string {
 	}
 	r.resource = parts[0]
 	if len(parts) > 1 {
-		r.name = parts[1]
+		r.name, r.object = parts[1], parts[1]
 	}
 	if len(parts) > 2 {
 		r.subresource = parts[2]
+	}
+	if r.group == "" && r.subresource == "proxy" {
+		var why string
+		if r.object, why = proxied(r.name); why != "" {
+			return why
+		}
 	}
 	if len(parts) > 3 {
 		if r.subresource != "proxy" {
@@ -123,6 +130,25 @@ func (r *request) split() string {
 		r.rest = "/" + strings.Join(parts[3:], "/")
 	}
 	return r.collection()
+}
+
+// proxied is the object that a proxy subresource leads to. API servers read the
+// name as [scheme:]name[:port] there (SplitSchemeNamePort of
+// k8s.io/apimachinery, used by the pods', services' and nodes' REST storage),
+// and nowhere else.
+func proxied(name string) (object, why string) {
+	parts := strings.Split(name, ":")
+	scheme := ""
+	switch len(parts) {
+	case 1, 2:
+		object = parts[0]
+	case 3:
+		scheme, object = parts[0], parts[1]
+	}
+	if object == "" || scheme != "" && scheme != "http" && scheme != "https" {
+		return "", "the request's path says proxy of what is not [scheme:]name[:port]"
+	}
+	return object, ""
 }
 
 // collection finds out what is asked of many objects. Whether it is a watch is
@@ -221,7 +247,7 @@ func (r *request) selfReview() bool {
 // questions are what roles must allow, all of them. A subresource counts as its
 // object, with the verb of what it does.
 func (r *request) questions() []sallyport.KubeRequest {
-	q := sallyport.KubeRequest{Verb: r.verb, Group: r.group, Resource: r.resource, Namespace: r.namespace, Name: r.name}
+	q := sallyport.KubeRequest{Verb: r.verb, Group: r.group, Resource: r.resource, Namespace: r.namespace, Name: r.object}
 	if r.discovery() || r.selfReview() {
 		q.Open = true
 		return []sallyport.KubeRequest{q}

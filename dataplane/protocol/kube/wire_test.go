@@ -73,6 +73,8 @@ func TestA123_Paths(t *testing.T) {
 		"/api/v1/namespaces/a%5cb/pods", "/api/v1/namespaces/a%00/pods", "/api/v1/namespaces/a;x=y/pods", "/api/v1/namespaces/%252e%252e/pods",
 		"/api/v1/namespaces/a%3fb/pods", "/api/v1/namespaces/a%23b/pods", "/api/v1/namespaces/a%0ab/pods", "/api/v1/namespaces/%ff/pods",
 		"/api/v1/watch/namespaces/a/pods", "/api/v1/proxy/namespaces/a/pods/b", "/apis/apps/v1/watch/deployments",
+		"/api/v1/namespaces/a/services/:/proxy", "/api/v1/namespaces/a/services/:80/proxy", "/api/v1/namespaces/a/pods/ftp:b:80/proxy/x",
+		"/api/v1/namespaces/a/services/https:b:80:c/proxy", "/api/v1/nodes/HTTPS:n:1/proxy", "/api/v1/namespaces/a/services/https::80/proxy",
 		"/api/v1/namespaces/a/pods/b/log/c", "/api/v1/namespaces/a/pods?watch=true&watch=false", "/api/v1/namespaces/a/pods?watch=maybe",
 		"/api/v1/namespaces/a/pods?watch", "/api/v1/pods?a=%zz", "/api/v1/pods?a;watch=true",
 		"/api/v1/namespaces/" + strings.Repeat("a", 254) + "/pods", "/" + strings.Repeat("a/", 65), "/" + strings.Repeat("a", 5000),
@@ -119,6 +121,13 @@ func TestA121_Questions(t *testing.T) {
 		{"POST", "/api/v1/namespaces/a/pods/b/portforward", "portforward pods a/b"},
 		{"GET", "/api/v1/namespaces/a/pods/b/proxy/x", "portforward pods a/b"},
 		{"GET", "/api/v1/namespaces/a/services/b/proxy/x", "portforward services a/b"},
+		{"GET", "/api/v1/namespaces/a/pods/b:80/proxy/x", "portforward pods a/b"},
+		{"GET", "/api/v1/namespaces/a/services/b:/proxy/x", "portforward services a/b"},
+		{"GET", "/api/v1/namespaces/a/services/https:b:x-c/proxy", "portforward services a/b"},
+		{"GET", "/api/v1/namespaces/a/services/:b:/proxy/x", "portforward services a/b"},
+		{"GET", "/api/v1/namespaces/a/pods/b:80", "get pods a/b:80"},
+		{"GET", "/apis/example.com/v1/things/x:y/proxy", "get things /x:y whole"},
+		{"GET", "/api/v1/nodes/n:10250/proxy/exec", "get nodes /n whole"},
 		{"GET", "/api/v1/nodes/n/proxy/exec", "get nodes /n whole"},
 		{"POST", "/api/v1/nodes/n/proxy/run/a/b/c", "create nodes /n whole"},
 		{"GET", "/apis/example.com/v1/things/x/proxy", "get things /x whole"},
@@ -179,7 +188,7 @@ func TestA120_Anonymous(t *testing.T) {
 // FuzzParse: the path that goes to the API server is the one that was decided
 // on, and has nothing that a reader could take away.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"/api/v1/namespaces/a/pods/b/exec?command=x", "/apis/apps/v1/deployments?watch=1", "/api/v1/../x", "/api/v1/nodes/n/proxy/a//b", "/%2e%2e/a", "/version", "/api/v1/namespaces/a/finalize"} {
+	for _, s := range []string{"/api/v1/namespaces/a/pods/b/exec?command=x", "/apis/apps/v1/deployments?watch=1", "/api/v1/../x", "/api/v1/nodes/n/proxy/a//b", "/api/v1/namespaces/a/services/https:b:80/proxy/c", "/%2e%2e/a", "/version", "/api/v1/namespaces/a/finalize"} {
 		f.Add("GET", s)
 		f.Add("DELETE", s)
 	}
@@ -213,6 +222,9 @@ func FuzzParse(f *testing.F) {
 		for _, q := range r.questions() {
 			if strings.ContainsAny(q.Namespace+q.Name+q.Resource+q.Group, "/\\%?#;") {
 				t.Fatalf("a part of %q holds more than a name: %+v", r.path, q)
+			}
+			if r.group == "" && r.subresource == "proxy" && strings.Contains(q.Name, ":") {
+				t.Fatalf("roles are asked for %q of %q, not for the object", q.Name, r.path)
 			}
 		}
 	})
