@@ -37,6 +37,7 @@ type call struct {
 	upgrade  string   // the protocol that the client asks for
 	as       principal
 	keep     keepFunc
+	object   *holding // read for its name; nil for nearly all
 	recorded bool
 }
 
@@ -55,6 +56,7 @@ func (l *live) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 	defer l.http.End()
 	c := &call{live: l, method: hr.Method, path: hr.URL.Path}
+	defer func() { c.object.drop() }()
 	if p := c.check(hr); p != nil {
 		c.refuse(w, p)
 		return
@@ -134,7 +136,7 @@ func (c *call) authorize(hr *http.Request) *sallyport.Problem {
 	for _, q := range c.request.questions() {
 		a := grant.Ask(q)
 		if !a.Allowed && q.Verb == "create" && q.Name == "" && !q.Whole && c.upgrade == "" {
-			name, p := readName(hr)
+			name, p := c.readName(hr)
 			if p != nil {
 				return p
 			}
@@ -196,15 +198,19 @@ func (c *call) limit(keep keepFunc) *sallyport.Problem {
 }
 
 // readName finds the name of an object to be created, which roles may restrict.
-func readName(hr *http.Request) (string, *sallyport.Problem) {
+func (c *call) readName(hr *http.Request) (string, *sallyport.Problem) {
 	kind, _, err := mime.ParseMediaType(hr.Header.Get("Content-Type"))
 	if hr.Body == nil || hr.Body == http.NoBody || err != nil || kind != "application/json" {
 		return "", nil // denied for want of a name
 	}
-	body, err := io.ReadAll(io.LimitReader(hr.Body, maxNamed+1))
-	if err != nil || len(body) > maxNamed {
+	c.object = &holding{held: &c.live.server.held, user: c.live.candidate.Identity.Name}
+	switch err := c.object.read(hr.Body, maxNamed); {
+	case errors.Is(err, errHeld):
+		return "", &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many objects are being sent whose names your roles restrict", Hint: "send fewer at a time"}
+	case err != nil:
 		return "", invalid("the object cannot be read, or is too large")
 	}
+	body := c.object.body
 	hr.Body, hr.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	// Twice the same field would be read in one way here and in another there.
 	meta, ok := onlyField(body, "metadata")

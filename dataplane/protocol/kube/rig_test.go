@@ -225,3 +225,13 @@ func do(t testing.TB, c *http.Client, method, path string, h http.Header, body i
 	}
 	return res, string(b)
 }
+
+// waitFor waits until something is true.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(waitTime); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still waiting for %s", what)
+		}
+	}
+}

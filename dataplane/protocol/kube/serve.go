@@ -26,6 +26,7 @@ type Server struct {
 
 	init  sync.Once
 	proxy http.Handler
+	held  held
 }
 
 // Bounds limit what one client can use. A zero field means the default.

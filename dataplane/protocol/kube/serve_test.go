@@ -267,6 +267,75 @@ func TestNamesInBodies(t *testing.T) {
 	}
 }
 
+// TestA75_Held: objects that are read for their names have a bound in memory, of
+// one user and of all, and give their room back.
+func TestA75_Held(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { io.Copy(io.Discard, hr.Body) })
+	r.roles(func(q sallyport.KubeRequest) sallyport.KubeAnswer {
+		return sallyport.KubeAnswer{Allowed: q.Name == "web", Groups: []string{"g"}, Reason: "not yours"}
+	})
+	js := http.Header{"Content-Type": {"application/json"}}
+	const path, begin, end = "/api/v1/namespaces/a/pods", `{"metadata":{"name":"web"},"pad":"`, `"}`
+	taken := func() int {
+		r.server.held.mu.Lock()
+		defer r.server.held.mu.Unlock()
+		return r.server.held.all
+	}
+	codes := make(chan int)
+	var slow []*io.PipeWriter
+	large := strings.Repeat("x", maxNamed-len(begin)-len(end))
+	for range 6 {
+		out, in := io.Pipe()
+		slow = append(slow, in)
+		c := r.client("h2")
+		go func() {
+			res, _ := do(t, c, "POST", path, js, out)
+			codes <- res.StatusCode
+		}()
+		go io.WriteString(in, begin+large)
+	}
+	for range 2 { // of six there is room for four, which wait for their ends
+		if code := <-codes; code != http.StatusTooManyRequests {
+			t.Errorf("%d", code)
+		}
+	}
+	waitFor(t, "four objects", func() bool { return taken() == heldOfUser })
+	res, _ := do(t, r.client("http/1.1"), "POST", path, js, strings.NewReader(begin+end))
+	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("one more: %d %v", res.StatusCode, res.Header)
+	}
+	if !r.server.held.take("another", heldOfUser) {
+		t.Error("one user has the room of all")
+	}
+	r.server.held.give("another", heldOfUser)
+	for _, in := range slow {
+		go func() {
+			io.WriteString(in, end)
+			in.Close()
+		}()
+	}
+	for range 4 {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("%d", code)
+		}
+	}
+	waitFor(t, "all room", func() bool { return taken() == 0 && len(r.server.held.users) == 0 })
+	for _, body := range []string{strings.Repeat("x", maxNamed+1), `{"metadata":{"name":"db"}}`} {
+		if res, _ := do(t, r.client("h2"), "POST", path, js, strings.NewReader(body)); res.StatusCode/100 != 4 {
+			t.Errorf("%d", res.StatusCode)
+		}
+		waitFor(t, "room after a refusal", func() bool { return taken() == 0 })
+	}
+	for i := range heldOfAll / heldOfUser {
+		if !r.server.held.take(fmt.Sprint(i), heldOfUser) {
+			t.Errorf("no room for user %d", i)
+		}
+	}
+	if r.server.held.take("last", 1) {
+		t.Error("there is room beyond the bound of all")
+	}
+}
+
 // TestLargeBody: a request that is too large is refused, whether it says how
 // large it is or not.
 func TestLargeBody(t *testing.T) {

@@ -1,0 +1,97 @@
+package kube
+
+import (
+	"errors"
+	"io"
+	"sync"
+)
+
+// What the objects of requests take in memory while they are held because roles
+// narrow them by name: of one user, and of all of a cluster's. One object has at
+// most maxNamed; a client sends few at a time.
+const (
+	heldOfUser = 4 * (maxNamed + 1)
+	heldOfAll  = 16 * (maxNamed + 1)
+	heldStep   = 32 << 10 // what is asked for at once
+)
+
+// errHeld says that there is no room now.
+var errHeld = errors.New("too many objects are held for their names")
+
+// held counts the bytes of objects in memory. Its methods may be called
+// concurrently.
+type held struct {
+	mu    sync.Mutex
+	all   int
+	users map[string]int
+}
+
+// take makes room for n bytes, or reports that there is none.
+func (h *held) take(user string, n int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.all+n > heldOfAll || h.users[user]+n > heldOfUser {
+		return false
+	}
+	if h.users == nil {
+		h.users = map[string]int{}
+	}
+	h.all += n
+	h.users[user] += n
+	return true
+}
+
+// give returns the room of n bytes.
+func (h *held) give(user string, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all -= n
+	if h.users[user] -= n; h.users[user] == 0 {
+		delete(h.users, user)
+	}
+}
+
+// holding is an object that is read into memory, and the room that it has.
+type holding struct {
+	held *held
+	user string
+	room int
+	body []byte
+}
+
+// read reads all of an object of at most most bytes; room is taken as the bytes
+// come, so that a length alone takes none. Its errors are errHeld and those of
+// the reader; io.ErrShortBuffer says that there is more.
+func (o *holding) read(r io.Reader, most int) error {
+	for {
+		if len(o.body) == cap(o.body) {
+			// Doubling: for the time of the copy, both are there.
+			more := min(max(len(o.body), heldStep), most+1-len(o.body))
+			if !o.held.take(o.user, more) {
+				return errHeld
+			}
+			o.room += more
+			grown := make([]byte, len(o.body), len(o.body)+more)
+			copy(grown, o.body)
+			o.body = grown
+		}
+		n, err := r.Read(o.body[len(o.body):cap(o.body)])
+		o.body = o.body[:len(o.body)+n]
+		switch {
+		case len(o.body) > most:
+			return io.ErrShortBuffer
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// drop gives the room back, once the object is not needed any more.
+func (o *holding) drop() {
+	if o != nil && o.room > 0 {
+		o.held.give(o.user, o.room)
+		o.room, o.body = 0, nil
+	}
+}
