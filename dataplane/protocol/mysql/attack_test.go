@@ -185,6 +185,37 @@ func TestA111_FileIsNoCommand(t *testing.T) {
 	}
 }
 
+// TestFullPacketOfAFile: the empty packet behind a full one continues it, and is
+// not the file's end.
+func TestFullPacketOfAFile(t *testing.T) {
+	ended, answers := 0, true
+	var seen []string
+	s := splitter{limit: 1 << 20, see: func(b []byte) error { seen = append(seen, string(b)); return nil }}
+	s.file = func() (byte, bool) { return 2, answers }
+	s.ended = func() { ended++; answers = false }
+	give := func(b []byte) {
+		t.Helper()
+		for len(b) > 0 {
+			n := copy(s.Space(), b)
+			b = b[n:]
+			if pass, err := s.take(n); err != nil || len(pass) != n {
+				t.Fatalf("%d of %d bytes pass: %v", len(pass), n, err)
+			}
+		}
+	}
+	give(append([]byte{0xff, 0xff, 0xff, 2}, make([]byte, maxPayload)...))
+	give([]byte{0, 0, 0, 3})
+	give(appendPacket(nil, 4, []byte("more")))
+	if ended != 0 {
+		t.Fatal("a full packet has ended the file")
+	}
+	give([]byte{0, 0, 0, 5})
+	give(appendPacket(nil, 0, []byte("\x03select 1")))
+	if ended != 1 || len(seen) != 1 {
+		t.Errorf("ended %d times; commands %q", ended, seen)
+	}
+}
+
 // TestA111_Server: a server, or who is between, that wants another way than TLS
 // with a certificate.
 func TestA111_Server(t *testing.T) {

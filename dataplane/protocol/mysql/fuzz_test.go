@@ -36,9 +36,12 @@ func split(stream []byte, piece int) (commands [][]byte, passed []byte, err erro
 		room := s.Space()
 		n := copy(room[:min(len(room), piece)], stream)
 		stream = stream[n:]
-		var pass []byte
-		pass, err = s.take(n)
-		passed = append(passed, pass...)
+		for more := true; more && err == nil; more = s.more {
+			var pass []byte
+			pass, err = s.take(n)
+			passed = append(passed, pass...)
+			n = 0
+		}
 	}
 	return commands, passed, err
 }

@@ -66,9 +66,13 @@ func (r *relay) PassUp() error {
 func (r *relay) copyUp(audit *auditor) error {
 	for {
 		n, readErr := r.Client.Read(r.split.Space())
-		if n > 0 {
+		more := n > 0
+		if more {
 			r.Received(n)
+		}
+		for ; more; more = r.split.more {
 			pass, err := r.split.take(n)
+			n = 0
 			if err != nil {
 				if bad, ok := errors.AsType[*refusal](err); ok {
 					audit.refused(bad, r.split.Unpassed())

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -266,6 +267,26 @@ call two(@x); select @x; select 5 where false; select nothing from nowhere; sele
 	if got := r.gate.All("db.session.query"); got[len(got)-2].Fields["db_query"] != "select 1; select 2; do 3; select 4 from dual where 1=0; select 5" {
 		t.Errorf("%v", got[len(got)-2].Fields["db_query"])
 	}
+}
+
+// TestPipelined: more commands than may wait for answers, sent at once.
+func TestPipelined(t *testing.T) {
+	r := newRig(t)
+	c := r.dialRaw()
+	c.login("alice", 0)
+	const many = 5 * pendingMost
+	ping := appendPacket(nil, 0, []byte{proto.COM_PING})
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		c.send(bytes.Repeat(ping, many))
+	}()
+	for i := range many {
+		if payload, seq := c.receive(); payload[0] != 0 || seq != 1 {
+			t.Fatalf("answer %d: %q", i, payload)
+		}
+	}
+	<-sent
 }
 
 // TestLargePackets: a command and a row beyond 16 MiB are of several packets.

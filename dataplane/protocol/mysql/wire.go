@@ -130,6 +130,7 @@ func (c *cursor) counted() []byte {
 //		n, err := conn.Read(s.Space())
 //		pass, bad := s.take(n)
 //		…
+//		for s.more { … s.take(0) … }
 //	}
 type splitter struct {
 	database.Buffer
@@ -143,17 +144,25 @@ type splitter struct {
 	file  func() (seq byte, is bool)
 	ended func()
 
+	more      bool // take stopped before the end of what has been read
 	stream    int  // bytes of a packet of a file that pass before the next header
 	answering bool // within a file
+	goesOn    bool // the file's next packet continues the one before
 	seq       byte // of the file's next packet
 }
 
+// takeMost is how many commands pass at once. Commands that have not passed
+// cannot be answered, so it is less than may wait for an answer.
+const takeMost = pendingMost / 2
+
 // take accepts the n bytes that were read into Space and returns those that may
-// pass; they and the commands stay valid until the next call of Space. After an
+// pass; they and the commands stay valid until the next call of Space. When more
+// is set then, what it has returned must pass before it is called again. After an
 // error the stream cannot be read on, and nothing may pass; Unpassed then begins
 // with the packet at fault.
 func (s *splitter) take(n int) ([]byte, error) {
-	held, at := s.Add(n), 0
+	held, at, commands := s.Add(n), 0, 0
+	s.more = false
 	for at < len(held) {
 		rest := held[at:]
 		if s.stream > 0 {
@@ -163,6 +172,10 @@ func (s *splitter) take(n int) ([]byte, error) {
 			continue
 		}
 		if len(rest) < headerSize {
+			break
+		}
+		if commands == takeMost {
+			s.more = true
 			break
 		}
 		answer, err := s.answers(rest)
@@ -180,12 +193,15 @@ func (s *splitter) take(n int) ([]byte, error) {
 		if size == 0 {
 			break
 		}
+		commands++
 		at += size
 	}
 	return s.Pass(at), nil
 }
 
-// answers takes the header of a packet of a file. An empty packet is its end.
+// answers takes the header of a packet of a file. An empty packet is its end,
+// unless it continues one that is full (page "MySQL Packets", "Sending more than
+// 16MB").
 func (s *splitter) answers(b []byte) (bool, error) {
 	if !s.answering {
 		seq, is := s.file()
@@ -200,10 +216,11 @@ func (s *splitter) answers(b []byte) (bool, error) {
 	s.seq++
 	n := length(b)
 	s.stream = headerSize + n
-	if n == 0 {
+	if n == 0 && !s.goesOn {
 		s.answering = false
 		s.ended()
 	}
+	s.goesOn = n == maxPayload
 	return true, nil
 }
 
