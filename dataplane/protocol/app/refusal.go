@@ -18,9 +18,10 @@ func tell(w http.ResponseWriter, status int, fact, hint string) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cache-Control", "no-store")
-	if status < http.StatusInternalServerError || status == http.StatusHTTPVersionNotSupported {
-		// The next request may fare better on another connection, and what
-		// follows a message that was not understood is not read.
+	if status < http.StatusInternalServerError || status == http.StatusHTTPVersionNotSupported || status == http.StatusServiceUnavailable {
+		// The next request may fare better on another connection: this one has
+		// no session, and asks for none again. What follows a message that was
+		// not understood is not read.
 		h.Set("Connection", "close")
 	}
 	w.WriteHeader(status)

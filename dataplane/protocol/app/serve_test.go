@@ -244,6 +244,25 @@ func TestDenied(t *testing.T) {
 	}
 }
 
+// TestUnavailableOnce: where no session could start, the next request asks again.
+func TestUnavailableOnce(t *testing.T) {
+	srv, _ := application(t, ok)
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		r := newRig(t, Target{URI: srv.URL})
+		c := r.client(protocol)
+		r.denial = &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the audit log takes no more events"}
+		if resp, body := r.get(c, "/", nil); resp.StatusCode != 503 || !strings.Contains(body, r.denial.Fact) {
+			t.Errorf("%s: %s %q", protocol, resp.Status, body)
+		}
+		r.mu.Lock()
+		r.denial = nil
+		r.mu.Unlock()
+		if resp, body := r.get(c, "/", nil); resp.StatusCode != 200 {
+			t.Errorf("%s, a moment later: %s %q", protocol, resp.Status, body)
+		}
+	}
+}
+
 // TestAnswers: redirects to inner names, cookies, and headers that would reach
 // other origins.
 func TestAnswers(t *testing.T) {
