@@ -20,6 +20,9 @@ const (
 
 var errFlood = errors.New("sftp: more at once than can be written down")
 
+// errHandle ends a session in which the client names a handle that is not open.
+var errHandle = errors.New("sftp: a handle that is not open")
+
 // fileAction numbers what is done to files, as Teleport's events do; the code
 // of an event is made of it.
 type fileAction int
@@ -114,6 +117,14 @@ func (l *fileLog) asked(size uint32, head []byte) error {
 	op := l.operation(kind, f)
 	if f.bad {
 		return errPacket
+	}
+	switch op.action {
+	case fileRead, fileWrite, fileClose, fileFsetstat:
+		// Servers count handles, so one can be guessed before the answer to its
+		// open is here. What is done with it would not be known for that file's.
+		if op.file == nil {
+			return errHandle
+		}
 	}
 	if _, twice := l.pending[id]; twice {
 		return errPacket // its answers could not be told apart

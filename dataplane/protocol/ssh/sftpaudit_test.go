@@ -74,6 +74,30 @@ func TestFileLogRefuses(t *testing.T) {
 			t.Errorf("%s: taken", name)
 		}
 	}
+	// A handle is a number that can be guessed before it is given.
+	guessed := str("\x00\x00\x00\x00")
+	for name, b := range map[string][]byte{
+		"read": sftpPacket(fxpRead, 2, guessed, make([]byte, 8), number(100)), "write": sftpPacket(fxpWrite, 2, guessed, make([]byte, 8), str("secret")),
+		"attributes": sftpPacket(fxpFsetstat, 2, guessed, number(4), number(0o777)), "close": sftpPacket(fxpClose, 2, guessed),
+	} {
+		l, _ := testLog()
+		if err := l.request(append(sftpPacket(fxpOpen, 1, str("a"), number(2), number(0)), b...)); err != errHandle {
+			t.Errorf("%s ahead of the answer to the open: %v", name, err)
+		}
+	}
+}
+
+// withOpen is a log of a session that has a file open, with handle h.
+func withOpen(t testing.TB) (*fileLog, *[]string) {
+	t.Helper()
+	l, lines := testLog()
+	if err := l.request(sftpPacket(fxpOpen, 1, str("/open"), number(3), number(0))); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.response(sftpPacket(fxpHandle, 1, str("h"))); err != nil {
+		t.Fatal(err)
+	}
+	return l, lines
 }
 
 // FuzzFileLog: however a stream is cut, the log says the same, and it is what a
@@ -85,9 +109,9 @@ func FuzzFileLog(f *testing.F) {
 	f.Add(sftpPacket(fxpWrite, 7, str("h"), make([]byte, 8), str("data")), sftpPacket(fxpStatus, 7, number(0)), uint8(5))
 	f.Add(sftpPacket(fxpExtended, 9, str("hardlink@openssh.com", "a", "b")), sftpPacket(fxpStatus, 9, number(0)), uint8(200))
 	f.Fuzz(func(t *testing.T, requests, responses []byte, size uint8) {
-		whole, wholeLines := testLog()
+		whole, wholeLines := withOpen(t)
 		errA, errB := whole.request(requests), whole.response(responses)
-		cut, cutLines := testLog()
+		cut, cutLines := withOpen(t)
 		errC, errD := feed(cut.request, requests, int(size)+1), feed(cut.response, responses, int(size)+1)
 		if errA != errC || errB != errD || !slices.Equal(*wholeLines, *cutLines) {
 			t.Fatalf("whole: %v %v %q; cut: %v %v %q", errA, errB, *wholeLines, errC, errD, *cutLines)
