@@ -36,11 +36,11 @@ test: ## all tests, with the race detector and real peers ("make check" vets the
 check: ## what CI runs, besides the tests: format, vet, import policy, generated files
 	@tools/check
 
-bench: ## measure, about three hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
+bench: ## measure, about four hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
 	@tools/peers/install
 	$(GO) run ./bench
 
-bench-quick: ## the same with small loads, under 8 minutes once the peers are built: tries the harness, the figures mean little
+bench-quick: ## the same with small loads, under 10 minutes once the peers are built: tries the harness, the figures mean little
 	@tools/peers/install
 	$(GO) run ./bench -quick
 

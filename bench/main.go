@@ -19,6 +19,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -174,7 +175,7 @@ func takeGroup(ctx context.Context, o options, g group, run *Run, dir string) er
 			continue
 		}
 		z := sizesFor(o)
-		m.pairs, m.within = z.pairs, z.within
+		m.pairs, m.within = cmp.Or(m.pairs, z.pairs), cmp.Or(m.within, z.within)
 		fmt.Printf("%s: %s\n", m.Name, m.A)
 		if err := m.take(ctx); err != nil {
 			return err

@@ -27,6 +27,7 @@ type sizes struct {
 	warm, window time.Duration // of a sample of relays
 	relays       int           // idle ones
 	crowd        int           // connections that stay through an upgrade
+	upgrades     int           // of one self-test, in a row
 	tunnelled    int           // idle ones through a tunnel
 	pings        float64       // per second, moderate load
 	crowdPings   float64       // per second, over up to 9,000 connections
@@ -37,10 +38,10 @@ const leastPairs = 9
 
 func sizesFor(o options) sizes {
 	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, statements: 10000, requests: 4000, megabytes: 200, fileMegabytes: 1000, idle: 100, runs: 10, within: 15 * time.Minute,
-		settle: 2 * time.Second, warm: 300 * time.Millisecond, window: time.Second, relays: 3000, crowd: 8000, tunnelled: 500, pings: 10000, crowdPings: 5000}
+		settle: 2 * time.Second, warm: 300 * time.Millisecond, window: time.Second, relays: 3000, crowd: 8000, upgrades: 100, tunnelled: 500, pings: 10000, crowdPings: 5000}
 	if o.quick {
 		z = sizes{quick: true, pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, statements: 500, requests: 200, megabytes: 20, fileMegabytes: 50, idle: 20, runs: 3, within: 2 * time.Minute,
-			settle: 500 * time.Millisecond, warm: 50 * time.Millisecond, window: 150 * time.Millisecond, relays: 300, crowd: 400, tunnelled: 50, pings: 5000, crowdPings: 5000}
+			settle: 500 * time.Millisecond, warm: 50 * time.Millisecond, window: 150 * time.Millisecond, relays: 300, crowd: 400, upgrades: 2, tunnelled: 50, pings: 5000, crowdPings: 5000}
 	}
 	if o.pairs > 0 {
 		z.pairs = o.pairs

@@ -183,7 +183,9 @@ func writeBars(b *bytes.Buffer, r *Run) {
 	b.WriteString("## Bars\n\n| what | measured | 95 % interval | bar | |\n|---|---:|---:|---:|---|\n")
 	for _, m := range r.Measures {
 		for _, q := range m.Quantities {
-			if e := estimateMedian(values(m.Pairs, sideA, q.Key)); q.Bar != 0 && e.N > 0 {
+			if q.Every {
+				writeEvery(b, m, q)
+			} else if e := estimateMedian(values(m.Pairs, sideA, q.Key)); q.Bar != 0 && e.N > 0 {
 				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), atLeast(q)+number(q.Bar), q.Unit, met(q, e, q.Bar))
 			}
 			if e := estimateMedian(ratios(m.Pairs, q.Key)); q.Ratio != 0 && e.N > 0 {
@@ -192,6 +194,23 @@ func writeBars(b *bytes.Buffer, r *Run) {
 		}
 	}
 	b.WriteString("\n")
+}
+
+// writeEvery is a bar that each sample has to keep: a median would hide the one
+// that did not. A measure that ended early has not kept it.
+func writeEvery(b *bytes.Buffer, m Measure, q Quantity) {
+	all := values(m.Pairs, sideA, q.Key)
+	if len(all) == 0 {
+		return
+	}
+	worst, word := slices.Max(all), "met"
+	if q.More {
+		worst = slices.Min(all)
+	}
+	if m.Error != "" || q.More && worst < q.Bar || !q.More && worst > q.Bar {
+		word = "**not met**"
+	}
+	fmt.Fprintf(b, "| %s: %s | %s%s | the worst of %d | %s%s | %s |\n", m.Title, q.Title, number(worst), q.Unit, len(all), atLeast(q)+number(q.Bar), q.Unit, word)
 }
 
 // met says whether a bar is, by the interval's end on the good side.

@@ -46,6 +46,35 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestReportEvery: a bar for each sample is missed by the one that misses it, may be
+// 0 and may be reached; and it is not kept by what ended early.
+func TestReportEvery(t *testing.T) {
+	r := made(9, 50)
+	m := &r.Measures[0]
+	m.Quantities = []Quantity{{Key: "lost", Title: "lost", Every: true}, {Key: "kept", Title: "kept", Every: true, More: true, Bar: 100}, {Key: "none", Title: "none", Every: true}}
+	for i := range m.Pairs {
+		m.Pairs[i].A = Sample{"lost": 0, "kept": 100}
+	}
+	look := func(wants ...string) {
+		t.Helper()
+		got := string(report([]Run{r}))
+		for _, want := range wants {
+			if !strings.Contains(got, want) {
+				t.Errorf("not in the report: %s\n%s", want, got)
+			}
+		}
+	}
+	look("| Thing: lost | 0.00 | the worst of 9 | 0.00 | met |", "| Thing: kept | 100 | the worst of 9 | at least 100 | met |")
+	if strings.Contains(string(report([]Run{r})), "Thing: none") {
+		t.Error("a bar of what was not measured")
+	}
+	m.Error = "it broke"
+	look("| Thing: lost | 0.00 | the worst of 9 | 0.00 | **not met** |")
+	m.Error = ""
+	m.Pairs[4].A = Sample{"lost": 1, "kept": 99}
+	look("| Thing: lost | 1.00 | the worst of 9 | 0.00 | **not met** |", "| Thing: kept | 99.0 | the worst of 9 | at least 100 | **not met** |")
+}
+
 func TestReportWarns(t *testing.T) {
 	r := made(5, 150)
 	r.Quick, r.Measures[0].Others = true, 0.4

@@ -83,6 +83,7 @@ type Quantity struct {
 	More  bool    `json:"more"`            // more is better
 	Bar   float64 `json:"bar,omitempty"`   // A must not be above, or with More not below; 0: none
 	Ratio float64 `json:"ratio,omitempty"` // A must not be above so many times B, or with More not below; 0: none
+	Every bool    `json:"every,omitempty"` // the bar is for each sample of A and may be reached, and a Bar of 0 is one
 	Note  bool    `json:"note,omitempty"`  // no merit of either side
 }
 

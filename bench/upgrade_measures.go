@@ -37,7 +37,7 @@ func crowdFor(z sizes) crowd.Config {
 func openUpgrades(ctx context.Context, r *rig) (opened, error) {
 	adoptOrphans()
 	w := &upgradeWorld{dir: r.dir, bin: r.bin}
-	return opened{measures: w.measures(r.sizes), peers: relayVersions(ctx), close: func() {}}, nil
+	return opened{measures: slices.Concat(w.measures(r.sizes), w.selfTests(r.sizes)), peers: relayVersions(ctx), close: func() {}}, nil
 }
 
 // measures hold our upgrade against those of others.
