@@ -25,17 +25,8 @@ import (
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
-const (
-	// maxRequest bounds one message of a caller who is known: a report of all
-	// agents of a large gateway is the longest.
-	maxRequest = 8 << 20
-
-	// maxStrangersRequest bounds one message of a caller who is not.
-	maxStrangersRequest = 64 << 10
-
-	// unaryTimeout bounds a call that waits for the store.
-	unaryTimeout = 30 * time.Second
-)
+// unaryTimeout bounds a call that waits for the store.
+const unaryTimeout = 30 * time.Second
 
 // Config says what the API works with.
 type Config struct {
@@ -61,6 +52,7 @@ type Server struct {
 	guard  *guard
 	web    *websession.Sessions
 	quotas quotas // of events about what strangers tried
+	turns  turns  // of hosts' large requests
 
 	drained   chan struct{} // closed by Drain
 	drainOnce sync.Once
@@ -96,20 +88,22 @@ func drain() error {
 	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth is changing over to another process", Hint: "open the stream again"}
 }
 
-// Handler serves all services; every method passes the table first. All other
-// paths are the web origin's: pages, for visitors only; pages may be nil.
+// Handler serves all services; every method passes the table first, before
+// anything of the request is read. All other paths are the web origin's: pages, for visitors only; pages may be nil.
 func (s *Server) Handler(pages http.Handler) http.Handler {
+	errs := &unexpected{s.cfg.Log}
 	opts := connect.WithHandlerOptions(
-		connect.WithInterceptors(&unexpected{s.cfg.Log}, s.guard),
+		connect.WithRequestGate(s.guard.gate(errs)),
+		connect.WithConditionalHandlerOptions(func(spec connect.Spec) []connect.HandlerOption { return boundOf(spec.Procedure).options() }),
+		connect.WithInterceptors(errs),
 		connect.WithRecover(s.recovered),
 	)
-	known, strangers := connect.WithReadMaxBytes(maxRequest), connect.WithReadMaxBytes(maxStrangersRequest)
 	mux := http.NewServeMux()
-	mux.Handle(sallyportv1connect.NewPublicServiceHandler(publicService{s}, opts, strangers))
-	mux.Handle(sallyportv1connect.NewJoinServiceHandler(joinService{s}, opts, strangers))
-	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts, known))
-	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts, known))
-	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts, known))
+	mux.Handle(sallyportv1connect.NewPublicServiceHandler(publicService{s}, opts))
+	mux.Handle(sallyportv1connect.NewJoinServiceHandler(joinService{s}, opts))
+	mux.Handle(sallyportv1connect.NewHostServiceHandler(hostService{s}, opts))
+	mux.Handle(sallyportv1connect.NewAccessServiceHandler(accessService{s}, opts))
+	mux.Handle(sallyportv1connect.NewAdminServiceHandler(adminService{s}, opts))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c := callerOf(r.Context())
 		if pages == nil || !c.Web || s.standing(r.Context(), c) != nil {
@@ -118,7 +112,7 @@ func (s *Server) Handler(pages http.Handler) http.Handler {
 		}
 		pages.ServeHTTP(w, r)
 	})
-	return FromWeb(mux)
+	return FromWeb(s.turns.inTurn(mux))
 }
 
 // recovered keeps a panic of one call from the others; it is a bug.
@@ -127,10 +121,12 @@ func (s *Server) recovered(ctx context.Context, spec connect.Spec, _ http.Header
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
 }
 
-// unexpected logs errors that are nobody's input, and hides their text.
+// unexpected tells callers what they may read of an error. Errors that are
+// nobody's input it logs, and hides their text.
 type unexpected struct{ log *slog.Logger }
 
 func (u *unexpected) hide(procedure string, err error) error {
+	err = refusal(err)
 	var in *internal
 	if !errors.As(err, &in) {
 		return err

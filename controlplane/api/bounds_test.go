@@ -4,16 +4,24 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/inventory"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -177,39 +185,234 @@ func TestHeldRoleStays(t *testing.T) {
 	}
 }
 
-// TestRequestSize: what strangers send is bounded more tightly, and bounded as
-// it is after decompression.
+// TestRequestSize: each method has a bound, which holds for what is decompressed.
 func TestRequestSize(t *testing.T) {
 	w := the()
 	_, gateway := w.host(t, sallyport.KindGateway)
-	_, user := w.user(t, nil, "access")
+	_, agent := w.host(t, sallyport.KindAgent)
+	_, user := w.user(t, nil, "editor")
 	for name, c := range map[string]struct {
 		door      door
 		procedure string
-		size      int
-		want      connect.Code
+		most      int
 	}{
-		"join, large":        {door{protocol: protocolJoin}, sallyportv1connect.JoinServiceJoinProcedure, maxStrangersRequest + 1, connect.CodeResourceExhausted},
-		"login, large":       {visitor(gateway, "192.0.2.1:1"), sallyportv1connect.PublicServiceLoginProcedure, maxStrangersRequest + 1, connect.CodeResourceExhausted},
-		"login, just so":     {visitor(gateway, "192.0.2.1:1"), sallyportv1connect.PublicServiceLoginProcedure, maxStrangersRequest, connect.CodeInvalidArgument},
-		"reissue, too large": {byAuth(user), sallyportv1connect.AccessServiceReissueProcedure, maxRequest + 1, connect.CodeResourceExhausted},
+		"join":     {door{protocol: protocolJoin}, sallyportv1connect.JoinServiceJoinProcedure, 64 << 10},
+		"login":    {visitor(gateway, "192.0.2.1:1"), sallyportv1connect.PublicServiceLoginProcedure, 64 << 10},
+		"reissue":  {byAuth(user), sallyportv1connect.AccessServiceReissueProcedure, 64 << 10},
+		"document": {byAuth(user), sallyportv1connect.AdminServicePutDocumentProcedure, 1 << 20},
+		"renew":    {byAuth(agent), sallyportv1connect.HostServiceRenewHostProcedure, 128 << 10},
+		"announce": {byAuth(agent), sallyportv1connect.HostServiceAnnounceProcedure, 4 << 20},
+		"events":   {byAuth(agent), sallyportv1connect.HostServiceAppendEventsProcedure, 2 << 20},
+		"presence": {byAuth(gateway), sallyportv1connect.HostServiceReportPresenceProcedure, 8 << 20},
 	} {
 		for _, compressed := range []bool{false, true} {
-			hc := w.http(t, c.door)
-			body := make([]byte, c.size) // zeros are no message, which is told after its size
-			r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, base+c.procedure, nil)
+			for size, want := range map[int]connect.Code{c.most: connect.CodeInvalidArgument, c.most + 1: connect.CodeResourceExhausted} {
+				body := make([]byte, size) // zeros are no message, which is told after its size
+				r, body := requestOf(t, c.procedure, body, compressed)
+				if got := answer(t, w.http(t, c.door), r, body); got != want {
+					t.Errorf("%s, %d bytes, compressed %v: %v, want %v", name, size, compressed, got, want)
+				}
+			}
+		}
+	}
+}
+
+// requestOf sends bytes that need be no message.
+func requestOf(t *testing.T, procedure string, body []byte, compressed bool) (*http.Request, []byte) {
+	t.Helper()
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, base+procedure, nil)
+	r.Header.Set("Content-Type", "application/proto")
+	if body[0] == '{' {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if compressed {
+		r.Header.Set("Content-Encoding", "gzip")
+		body = zipped(body)
+	}
+	return r, body
+}
+
+func zipped(b []byte) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	z.Write(b)
+	z.Close()
+	return out.Bytes()
+}
+
+// TestRequestMemory: a few KiB from the holder of any certificate, also of one that is locked,
+// cost a gigabyte before the table was asked.
+func TestRequestMemory(t *testing.T) {
+	w := the()
+	name, locked := w.user(t, nil, "editor")
+	w.lock(t, `{"user":"`+name+`"}`)
+	_, user := w.user(t, nil, w.role(t, "none", "{}"))
+	agentID, agent := w.host(t, sallyport.KindAgent)
+	_, gateway := w.host(t, sallyport.KindGateway)
+	lists := bytes.Repeat([]byte{0x0a, 0}, 1<<19)                                           // resources
+	under := append([]byte{0x0a, 0x80, 0x80, 0x40}, bytes.Repeat([]byte{'B', 0}, 1<<19)...) // labels of one
+	ups := bytes.Repeat([]byte{0x2a, 0}, 1<<19)
+	json := []byte(`{"resources":[{}` + strings.Repeat(",{}", 1<<18) + `]}`)
+	announce, presence := sallyportv1connect.HostServiceAnnounceProcedure, sallyportv1connect.HostServiceReportPresenceProcedure
+	for what, c := range map[string]struct {
+		cert      *tls.Certificate
+		procedure string
+		body      []byte
+		want      connect.Code
+		most      uint64 // bytes
+	}{
+		"locked":               {locked, announce, lists, connect.CodePermissionDenied, 2 << 20},
+		"locked, own":          {locked, sallyportv1connect.AdminServicePutDocumentProcedure, lists, connect.CodePermissionDenied, 2 << 20},
+		"another's method":     {user, announce, lists, connect.CodePermissionDenied, 2 << 20},
+		"without a role":       {user, sallyportv1connect.AdminServiceCreateUserProcedure, lists, connect.CodePermissionDenied, 2 << 20},
+		"agent, gateway's":     {agent, presence, ups, connect.CodePermissionDenied, 2 << 20},
+		"agent":                {agent, announce, lists, connect.CodeInvalidArgument, 24 << 20},
+		"agent, JSON":          {agent, announce, json, connect.CodeInvalidArgument, 24 << 20},
+		"agent, in a resource": {agent, announce, under, connect.CodeInvalidArgument, 24 << 20},
+		"agent, events":        {agent, sallyportv1connect.HostServiceAppendEventsProcedure, bytes.Repeat([]byte{0x12, 0}, 1<<19), connect.CodeInvalidArgument, 24 << 20},
+		"gateway":              {gateway, presence, ups, connect.CodeInvalidArgument, 24 << 20},
+	} {
+		hc := w.http(t, byAuth(c.cert))
+		r, body := requestOf(t, c.procedure, c.body, true)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		code := answer(t, hc, r, body)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; code != c.want || took > c.most {
+			t.Errorf("%s: %v and %d bytes of memory for %d", what, code, took, len(body))
+		}
+	}
+	// What agents do is far below.
+	k := newKeyPair(t)
+	req := &sallyportv1.AnnounceRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}
+	id := agentID[:8]
+	for i := range inventory.MaxResources {
+		m := &sallyportv1.Resource{Kind: "db", Name: fmt.Sprintf("%s-%d", id, i), Protocol: "postgres", Labels: map[string]string{}}
+		for j := range 64 {
+			m.Labels[fmt.Sprint("l", j)] = "v"
+		}
+		req.Resources = append(req.Resources, m)
+	}
+	b, err := proto.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := protojson.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := boundOf(announce)
+	var bin, text sallyportv1.AnnounceRequest
+	if err := (binaryCodec{bound.elements}).Unmarshal(b, &bin); err != nil || len(bin.GetResources()) != inventory.MaxResources || len(b) > bound.bytes {
+		t.Errorf("%d bytes: %v", len(b), err)
+	}
+	if err := (jsonCodec{"json", bound.elements}).Unmarshal(j, &text); err != nil || len(text.GetResources()) != inventory.MaxResources || len(j) > bound.bytes {
+		t.Errorf("%d bytes of JSON: %v", len(j), err)
+	}
+}
+
+// TestElements: what is decoded was counted, whatever the bytes are.
+func TestElements(t *testing.T) {
+	d := (&sallyportv1.AnnounceRequest{}).ProtoReflect().Descriptor()
+	label := []byte{'B', 4, 0x0a, 0, 0x12, 0}
+	for what, c := range map[string]struct {
+		in   []byte
+		want int
+	}{
+		"nothing":         {nil, 0},
+		"a resource":      {[]byte{0x0a, 0}, 1},
+		"two":             {[]byte{0x0a, 0, 0x0a, 0}, 2},
+		"with labels":     {append(append([]byte{0x0a, 12}, label...), label...), 3},
+		"a key":           {[]byte{0x12, 1, 'k'}, 0},
+		"unknown":         {[]byte{0x7a, 2, 0x0a, 0}, 0},
+		"torn":            {[]byte{0x0a, 0, 0x0a, 9}, 1},
+		"no message":      {[]byte{0x0a, 0, 0, 0}, 1},
+		"a number for it": {[]byte{0x08, 1}, 1},
+		"more than most":  {bytes.Repeat([]byte{0x0a, 0}, 100), 9},
+	} {
+		if got := elements(c.in, d, 8); got != c.want {
+			t.Errorf("%s: %d, want %d", what, got, c.want)
+		}
+	}
+}
+
+// TestTurns: a host's large requests come in one after the other, and keep no other
+// host waiting.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tt turns
+		var in atomic.Int32
+		end := make(chan struct{})
+		h := tt.inTurn(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			in.Add(1)
+			<-end
+			in.Add(-1)
+		}))
+		call := func(id, procedure string) *httptest.ResponseRecorder {
+			rec := httptest.NewRecorder()
+			r := httptest.NewRequest(http.MethodPost, procedure, nil)
 			r.Header.Set("Content-Type", "application/proto")
-			if compressed {
-				var b bytes.Buffer
-				z := gzip.NewWriter(&b)
-				z.Write(body)
-				z.Close()
-				body = b.Bytes()
-				r.Header.Set("Content-Encoding", "gzip")
+			c := Caller{Identity: sallyport.Identity{Kind: sallyport.KindAgent, Name: id}}
+			h.ServeHTTP(rec, r.WithContext(WithCaller(t.Context(), c)))
+			return rec
+		}
+		var late [hostsAtOnce + 2]*httptest.ResponseRecorder
+		for i := range late {
+			go func() { late[i] = call("a", sallyportv1connect.HostServiceAnnounceProcedure) }()
+		}
+		synctest.Wait()
+		if n := in.Load(); n != hostsAtOnce {
+			t.Errorf("%d of %d are in", n, len(late))
+		}
+		go call("b", sallyportv1connect.HostServiceAnnounceProcedure)
+		go call("a", sallyportv1connect.HostServiceAppendEventsProcedure)
+		for range 9 {
+			go call("a", sallyportv1connect.HostServiceWatchSnapshotProcedure)
+		}
+		synctest.Wait()
+		if n := in.Load(); n != hostsAtOnce+11 {
+			t.Errorf("%d are in with others", n)
+		}
+		time.Sleep(unaryTimeout)
+		synctest.Wait()
+		refused := 0
+		for _, rec := range late {
+			if rec != nil && rec.Code == http.StatusTooManyRequests && strings.Contains(rec.Body.String(), "resource_exhausted") {
+				refused++
 			}
-			if got := answer(t, hc, r, body); got != c.want {
-				t.Errorf("%s, compressed %v: %v, want %v", name, compressed, got, c.want)
+		}
+		if refused != len(late)-hostsAtOnce {
+			t.Errorf("%d were refused", refused)
+		}
+		go call("a", sallyportv1connect.HostServiceAnnounceProcedure)
+		synctest.Wait()
+		close(end)
+		synctest.Wait()
+		if n := in.Load(); n != 0 || len(tt.hosts) != 0 {
+			t.Errorf("%d are in, and %d queues left", n, len(tt.hosts))
+		}
+	})
+}
+
+// TestTurnsAreTaken: at the API's own door.
+func TestTurnsAreTaken(t *testing.T) {
+	w := the()
+	c := Caller{Identity: sallyport.Identity{Kind: sallyport.KindAgent, Name: "takes-turns"}}
+	gone, cancel := context.WithCancel(WithCaller(t.Context(), c))
+	cancel()
+	for _, p := range []string{sallyportv1connect.HostServiceAnnounceProcedure, sallyportv1connect.HostServiceAppendEventsProcedure, sallyportv1connect.HostServiceReportPresenceProcedure} {
+		for range hostsAtOnce {
+			leave, err := w.server.turns.take(t.Context(), turn{c.name(), p}, hostsAtOnce)
+			if err != nil {
+				t.Fatal(err)
 			}
+			defer leave()
+		}
+		rec, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, p, nil)
+		r.Header.Set("Content-Type", "application/proto")
+		w.handler.ServeHTTP(rec, r.WithContext(gone))
+		if !strings.Contains(rec.Body.String(), "resource_exhausted") {
+			t.Errorf("%s: one more came in: %s", p, rec.Body)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"net/http"
 	"net/netip"
 
 	"connectrpc.com/connect"
@@ -103,28 +104,12 @@ func (g *guard) decide(ctx context.Context, c Caller, procedure string) error {
 	return g.check(ctx, c, r.kind, r.verb)
 }
 
-// WrapUnary meets connect.Interceptor.
-func (g *guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := g.admit(ctx, req.Spec().Procedure); err != nil {
-			return nil, err
-		}
-		resp, err := next(ctx, req)
-		return resp, refusal(err)
-	}
-}
-
-// WrapStreamingClient meets connect.Interceptor; this side has no clients.
-func (g *guard) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-// WrapStreamingHandler meets connect.Interceptor.
-func (g *guard) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := g.admit(ctx, conn.Spec().Procedure); err != nil {
-			return err
-		}
-		return refusal(next(ctx, conn))
+// gate is the guard before the first byte of a request is read: to decode one
+// costs far more than to send it.
+func (g *guard) gate(errs *unexpected) connect.RequestGateFunc {
+	return func(ctx context.Context, spec connect.Spec, _ connect.Peer, _ http.Header) (context.Context, error) {
+		judging, cancel := context.WithTimeout(ctx, unaryTimeout)
+		defer cancel()
+		return ctx, errs.hide(spec.Procedure, g.admit(judging, spec.Procedure))
 	}
 }
