@@ -18,6 +18,11 @@ const (
 	ACMETLS1   = "acme-tls/1" // RFC 8737
 )
 
+// Pinned1, offered beside HTTP's ids, asks the web origin for the certificate of
+// the cluster's own CA, where it would show a public one. It is never chosen, and
+// routes nothing: to a gateway that does not know it, it is as GREASE (RFC 8701).
+const Pinned1 = "sallyport-pinned/1"
+
 // ids is a set of protocol ids that this package knows by name.
 type ids uint32
 

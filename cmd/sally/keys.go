@@ -20,6 +20,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/identity"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -100,16 +101,21 @@ func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginRe
 	return p.home.Save(f)
 }
 
-// authorities returns the host CAs as PEM and as known_hosts lines.
+// authorities returns the host CAs as PEM and as known_hosts lines. With pins
+// one of the CAs must have one: what is kept is what the gateway is known by from
+// now on, however the answer came here (--insecure).
 func authorities(f profile.Profile, list []*sallyportv1.Authority) (cas []byte, known []string, err error) {
+	var certs []*x509.Certificate
 	for _, a := range list {
 		if a.GetKind() != "host" {
 			continue
 		}
 		for _, der := range a.GetCertificates() {
-			if _, err := x509.ParseCertificate(der); err != nil {
+			ca, err := x509.ParseCertificate(der)
+			if err != nil {
 				return nil, nil, fmt.Errorf("the cluster's CA: %w", err)
 			}
+			certs = append(certs, ca)
 			cas = append(cas, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 		}
 		for _, wire := range a.GetSshPublicKeys() {
@@ -122,6 +128,12 @@ func authorities(f profile.Profile, list []*sallyportv1.Authority) (cas []byte, 
 	}
 	if len(cas) == 0 || len(known) == 0 {
 		return nil, nil, errors.New("the gateway did not tell the cluster's CA")
+	}
+	if len(f.CAPins) > 0 {
+		if _, err := identity.PinnedRoots(certs, f.CAPins); err != nil {
+			return nil, nil, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "auth's answer: " + err.Error(),
+				Hint: "compare --ca-pin with what sallyctl status on the auth host prints; nothing of the login was kept", Cause: err}
+		}
 	}
 	return cas, known, nil
 }

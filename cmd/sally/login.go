@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/controlplane/client"
@@ -322,7 +323,7 @@ func (p *program) dialWeb(f profile.Profile) (*web, error) {
 		fmt.Fprintln(p.stderr, "WARNING: the gateway's certificate is not checked: your password goes to whoever answers")
 		cfg.InsecureSkipVerify = true
 	case len(pins) > 0:
-		p.verifyPins(cfg, host, pins)
+		verifyPins(cfg, host, pins)
 	default:
 		if err := p.trust(w, cfg, f.WebProxyAddr, host); err != nil {
 			return nil, err
@@ -336,15 +337,19 @@ func (p *program) dialWeb(f profile.Profile) (*web, error) {
 	return w, nil
 }
 
-// verifyPins checks the chain against the pinned CA and the name in the leaf. A
-// public certificate is good as well: the pin is there for the cluster's own.
-func (p *program) verifyPins(cfg *tls.Config, host string, pins []string) {
+// verifyPins makes the pinned CA, and the name in the leaf, the only way to be
+// believed. What public authorities say counts for nothing: one in the system's
+// store that signs for everybody, such as an inspecting proxy's, is whom the pin
+// is there to keep away from passwords. A gateway with a public certificate shows
+// the cluster's own to who asks by alpn.Pinned1.
+func verifyPins(cfg *tls.Config, host string, pins []string) {
+	cfg.NextProtos = []string{alpn.HTTP2, alpn.HTTP11, alpn.Pinned1}
 	cfg.InsecureSkipVerify = true // VerifyConnection does the whole check
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		roots, err := identity.PinnedRoots(cs.PeerCertificates, pins)
 		if err != nil {
 			if _, perr := verifyName(cs.PeerCertificates, nil, host); perr == nil {
-				return nil
+				return errPublic
 			}
 			return err
 		}
@@ -352,6 +357,9 @@ func (p *program) verifyPins(cfg *tls.Config, host string, pins []string) {
 		return err
 	}
 }
+
+// errPublic is an ErrPin of a chain that would be good for who has no pin.
+var errPublic = fmt.Errorf("%w, but is trusted by this machine", identity.ErrPin)
 
 func verifyName(chain []*x509.Certificate, roots *x509.CertPool, host string) ([][]*x509.Certificate, error) {
 	between := x509.NewCertPool()
@@ -390,7 +398,7 @@ func (p *program) trust(w *web, cfg *tls.Config, addr, host string) error {
 		return problem(sallyport.ErrUnauthorized, "the certificate was not trusted", "ask your administrator for the pin and use --ca-pin")
 	}
 	w.pins = []string{identity.Pin(ca)}
-	p.verifyPins(cfg, host, w.pins)
+	verifyPins(cfg, host, w.pins)
 	return nil
 }
 
@@ -402,6 +410,10 @@ func unreachable(addr string, err error) error {
 	}
 	if p := innermost(err); p != nil {
 		return p
+	}
+	if errors.Is(err, errPublic) {
+		return &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: fmt.Sprintf("gateway %s: %v", addr, errPublic),
+			Hint: "something on the way ends TLS, or the gateway is too old to show the cluster's own certificate; to trust this one instead, sally logout --proxy=" + addr + ", and log in without --ca-pin", Cause: err}
 	}
 	if errors.Is(err, identity.ErrPin) {
 		return &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: fmt.Sprintf("gateway %s: %v", addr, identity.ErrPin),

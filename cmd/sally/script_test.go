@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/identity"
 )
 
 func TestMain(m *testing.M) {
@@ -40,6 +41,7 @@ func TestScripts(t *testing.T) {
 			"modes":     scriptModes,
 			"perm":      scriptPerm,
 			"httpproxy": scriptHTTPProxy,
+			"origin":    scriptOrigin,
 		},
 	})
 }
@@ -100,4 +102,22 @@ func scriptHTTPProxy(ts *testscript.TestScript, neg bool, args []string) {
 	}))
 	ts.Defer(s.Close)
 	ts.Setenv("HTTPS_PROXY", s.URL)
+}
+
+// scriptOrigin: origin own|public starts a web origin that has a certificate of an
+// authority in SSL_CERT_FILE, and shows the cluster's own to who asks by
+// alpn.Pinned1 when the word is own. It sets ORIGIN to its address and PIN to the
+// pin of the host CA that it answers; each password that comes is a line of the
+// file passwords.
+func scriptOrigin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: origin own|public")
+	}
+	o, err := newOrigin(ts.MkAbs("passwords"), args[0] == "own")
+	ts.Check(err)
+	ts.Defer(o.server.Close)
+	ts.Check(os.WriteFile(ts.MkAbs("public.pem"), o.public.pem(), 0o600))
+	ts.Setenv("SSL_CERT_FILE", ts.MkAbs("public.pem"))
+	ts.Setenv("ORIGIN", o.server.Listener.Addr().String())
+	ts.Setenv("PIN", identity.Pin(o.host.cert))
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -196,8 +197,12 @@ func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
 	return err
 }
 
-// webCertificate is a public one that is good for the name, else the cluster's own.
+// webCertificate is a public one that is good for the name, else the cluster's
+// own; who knows the cluster by a pin gets the cluster's own.
 func (r *gatewayRole) webCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if slices.Contains(h.SupportedProtos, alpn.Pinned1) {
+		return r.host.Certificate()
+	}
 	certs := *r.certs.Load()
 	for i := range certs {
 		if h.SupportsCertificate(&certs[i]) == nil {

@@ -453,9 +453,9 @@ func TestReloadCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	shown := func() *x509.Certificate {
+	shown := func(protocols ...string) *x509.Certificate {
 		t.Helper()
-		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: runWait}, "tcp", at, &tls.Config{ServerName: clusterName, InsecureSkipVerify: true, NextProtos: []string{alpn.HTTP11}})
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: runWait}, "tcp", at, &tls.Config{ServerName: clusterName, InsecureSkipVerify: true, NextProtos: append(protocols, alpn.HTTP11)})
 		if err != nil {
 			return nil
 		}
@@ -485,6 +485,9 @@ func TestReloadCluster(t *testing.T) {
 	serves("tcp/a")
 	if c := shown(); c == nil || string(c.Raw) != string(first.Certificate[0]) {
 		t.Fatal("the configured certificate is not shown")
+	}
+	if c := shown(alpn.Pinned1); c == nil || len(c.URIs) != 1 || !strings.HasPrefix(c.URIs[0].String(), "spiffe://"+clusterName+"/gateway/") {
+		t.Error("who knows the cluster by a pin is not shown its own certificate")
 	}
 
 	writePair(second)
