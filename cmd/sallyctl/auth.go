@@ -9,13 +9,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/profile"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -98,12 +98,17 @@ func (c *authSignCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	for suffix, data := range map[string][]byte{
-		".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-		".crt": certificates([][]byte{m.GetCertificate()}),
-		".cas": certificates(m.GetClientAuthorities()),
+	// Each file is replaced whole: what others may read or hold open of an older one
+	// is not written into. The key comes last: with it the three belong together.
+	for _, file := range []struct {
+		suffix string
+		data   []byte
+	}{
+		{".cas", certificates(m.GetClientAuthorities())},
+		{".crt", certificates([][]byte{m.GetCertificate()})},
+		{".key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})},
 	} {
-		if err := os.WriteFile(c.Out+suffix, data, 0o600); err != nil {
+		if err := profile.WriteFile(c.Out+file.suffix, file.data); err != nil {
 			return err
 		}
 	}

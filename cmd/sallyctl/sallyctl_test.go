@@ -255,23 +255,30 @@ func (a *admins) ListAgents(context.Context, *connect.Request[sallyportv1.ListAg
 	return connect.NewResponse(&sallyportv1.ListAgentsResponse{Agents: a.agents}), nil
 }
 
-// TestNodesLs: agents were listed by their ids alone. An older auth tells no host
-// name, and a host may call itself anything.
-func TestNodesLs(t *testing.T) {
-	dir := t.TempDir()
+// serveAdmins serves the admin socket, and returns the data directory that it is in.
+func serveAdmins(t *testing.T, a sallyportv1connect.AdminServiceHandler) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, adminSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(sallyportv1connect.NewAdminServiceHandler(&admins{agents: []*sallyportv1.AgentStatus{
-		{Id: "id-1", HostName: "web-1.example.com", Version: "v1", Gateways: []string{"g"}, Resources: 2}, {Id: "id-2"}, {Id: "id-3", HostName: "a\x1b]b"},
-	}}))
+	mux.Handle(sallyportv1connect.NewAdminServiceHandler(a))
 	srv := httptest.NewUnstartedServer(mux)
 	srv.Listener.Close()
 	srv.Listener = l
 	srv.Start()
-	defer srv.Close()
+	t.Cleanup(srv.Close)
+	return dir
+}
+
+// TestNodesLs: agents were listed by their ids alone. An older auth tells no host
+// name, and a host may call itself anything.
+func TestNodesLs(t *testing.T) {
+	dir := serveAdmins(t, &admins{agents: []*sallyportv1.AgentStatus{
+		{Id: "id-1", HostName: "web-1.example.com", Version: "v1", Gateways: []string{"g"}, Resources: 2}, {Id: "id-2"}, {Id: "id-3", HostName: "a\x1b]b"},
+	}})
 	ls := func(args ...string) string {
 		var out strings.Builder
 		p := &program{ctx: t.Context(), stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard}
