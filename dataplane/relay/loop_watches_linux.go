@@ -5,15 +5,23 @@ import "golang.org/x/sys/unix"
 // watches are the descriptors of one loop, each in a place that its events
 // name. The process's other loops have descriptors in between, so a table by
 // descriptor would be mostly empty: this one is of small numbers.
+//
+// Both tables grow by pages, which stay where they are: a table that is copied to
+// become larger leaves as much garbage as it is large, and that stays resident.
 type watches struct {
-	places []int32        // by descriptor, one more than the place; 0 for none
-	pages  []*[page]watch // that stay where they are, and need no copying to become more
-	used   int32          // places that have been given out
-	free   []int32        // and come back
+	places []*[placesPage]int32 // by descriptor, one more than the place; 0 for none
+	pages  []*[page]watch
+	used   int32 // places that have been given out
+	free   int32 // one more than the last that has come back; 0 for none
 }
 
-// page is the places that are added at once.
-const page = 128
+const (
+	// page is the places that are added at once.
+	page = 128
+
+	// placesPage is the descriptors whose places are added at once: 2 KiB.
+	placesPage = 512
+)
 
 // nowhere is no place; events of the bell come from there.
 const nowhere = -1
@@ -22,8 +30,8 @@ const nowhere = -1
 // one that was fetched before an Unwatch does not reach the descriptor's, or
 // its place's, next handler.
 type watch struct {
-	handler Handler // nil: the place is free
-	gen     uint32
+	handler Handler   // nil: the place is free
+	gen     uint32    // of a free place: one more than the next free one
 	past    Readiness // of it, what lasts
 	kept    Readiness // fetched while the loop was held, and not yet reported
 }
@@ -32,10 +40,14 @@ func (t *watches) at(place int32) *watch { return &t.pages[place/page][place%pag
 
 // find is the place of a descriptor, or nowhere.
 func (t *watches) find(fd int) int32 {
-	if fd < 0 || fd >= len(t.places) {
+	if fd < 0 || fd >= len(t.places)*placesPage {
 		return nowhere
 	}
-	return t.places[fd] - 1
+	some := t.places[fd/placesPage]
+	if some == nil {
+		return nowhere
+	}
+	return some[fd%placesPage] - 1
 }
 
 // of is who hears of an event; nil for nobody.
@@ -52,19 +64,24 @@ func (t *watches) of(ev *unix.EpollEvent) *watch {
 
 // add gives a descriptor a place, which it did not have.
 func (t *watches) add(fd int) int32 {
-	if fd >= len(t.places) {
-		t.places = append(t.places, make([]int32, fd+1-len(t.places))...)
+	for fd >= len(t.places)*placesPage {
+		t.places = append(t.places, nil)
 	}
-	place := t.used
-	if n := len(t.free); n > 0 {
-		place = t.free[n-1]
-		t.free = t.free[:n-1]
+	some := &t.places[fd/placesPage]
+	if *some == nil {
+		*some = new([placesPage]int32)
+	}
+	place := t.free - 1
+	if place != nowhere {
+		w := t.at(place)
+		t.free, w.gen = int32(w.gen), 0
 	} else {
+		place = t.used
 		if t.used++; place%page == 0 {
 			t.pages = append(t.pages, new([page]watch))
 		}
 	}
-	t.places[fd] = place + 1
+	(*some)[fd%placesPage] = place + 1
 	return place
 }
 
@@ -74,8 +91,8 @@ func (t *watches) remove(fd int) bool {
 	if place == nowhere {
 		return false
 	}
-	*t.at(place) = watch{}
-	t.places[fd] = 0
-	t.free = append(t.free, place)
+	*t.at(place) = watch{gen: uint32(t.free)}
+	t.free = place + 1
+	t.places[fd/placesPage][fd%placesPage] = 0
 	return true
 }
