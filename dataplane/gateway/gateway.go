@@ -278,7 +278,7 @@ func (g *Gateway) open() (n int) {
 	g.each(func(w *lane) {
 		mu.Lock()
 		defer mu.Unlock()
-		n += len(w.conns) + len(w.links)
+		n += len(w.conns) + w.links.len()
 	})
 	return n
 }

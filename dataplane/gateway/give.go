@@ -224,8 +224,15 @@ func (w *lane) on(f func()) bool {
 }
 
 // uncopied are the relays that the hand-over has not copied.
-func (w *lane) uncopied() (out []*link) {
-	for l := range w.links {
+func (w *lane) uncopied() []*link {
+	n := 0
+	for l := range w.links.all() {
+		if l.sent != w.handing {
+			n++
+		}
+	}
+	out := make([]*link, 0, n) // thousands: what append leaves behind is as large
+	for l := range w.links.all() {
 		if l.sent != w.handing {
 			out = append(out, l)
 		}
@@ -244,9 +251,9 @@ func (w *lane) copySlice(out handover.Writer, slice []*link) (ok bool, err error
 		w.dropped = w.dropped[n:]
 	}
 	w.dropped = nil
-	running := make([]*link, 0, len(slice))
+	running := w.blankForm().running[:0]
 	for _, l := range slice {
-		if _, ok := w.links[l]; ok {
+		if l.place != 0 {
 			running = append(running, l)
 		}
 	}
@@ -290,7 +297,7 @@ func (v *Giver) Freeze(ctx context.Context, out handover.Writer) error {
 func (v *Giver) totals() *handoverv1.GatewayTotals {
 	t := &handoverv1.GatewayTotals{LastRelay: v.gateway.ids.Load()}
 	for _, w := range v.gateway.lanes {
-		t.Relays += uint64(len(w.links))
+		t.Relays += uint64(w.links.len())
 		t.Connections += uint64(len(w.conns))
 		t.Listeners += uint64(len(w.listeners))
 	}
@@ -378,7 +385,7 @@ func (g *Gateway) Dismiss() { g.stop() }
 // leave is forsake without haste: the loop, which is held, has nothing else to
 // do, but those who go on in the other process have.
 func (w *lane) leave(h *relay.Held) {
-	slice := max(leaveSlice, len(w.links)/leaveSlices+1)
+	slice := max(leaveSlice, w.links.len()/leaveSlices+1)
 	for more := true; more; {
 		if !h.Do(func() { more = w.forsakeRelays(slice) }) {
 			return
@@ -398,7 +405,7 @@ func (w *lane) forsake() {
 	for c := range w.conns {
 		c.forsake()
 	}
-	w.forsakeRelays(len(w.links))
+	w.forsakeRelays(w.links.len())
 	w.listeners = nil
 	clear(w.conns)
 	w.handing, w.dropped, w.form = 0, nil, nil
@@ -407,12 +414,12 @@ func (w *lane) forsake() {
 
 // forsakeRelays says whether there are more.
 func (w *lane) forsakeRelays(most int) (more bool) {
-	for l := range w.links {
+	for l := range w.links.all() {
 		if most == 0 {
 			return true
 		}
 		most--
-		delete(w.links, l)
+		w.links.remove(l)
 		l.relay.Forsake()
 		l.counts.relays.Add(-1)
 		l.acct.relays.Add(-1)

@@ -65,7 +65,7 @@ func (w *lane) frozen() (out []handover.Record) {
 // unsaid are relays that were not copied, and those of which the copy is not all
 // that there is to say. The loop is held.
 func (w *lane) unsaid() (uncopied, changed []*link) {
-	for l := range w.links {
+	for l := range w.links.all() {
 		copied := l.sent == w.handing
 		if !copied {
 			uncopied = append(uncopied, l)
@@ -92,10 +92,7 @@ func (w *lane) listenersRecords(out []handover.Record) []handover.Record {
 
 // relaysRecord is good until the next one.
 func (w *lane) relaysRecord(links []*link) handover.Record {
-	if w.form == nil {
-		w.form = &form{}
-	}
-	f := w.form
+	f := w.blankForm()
 	m := &handoverv1.GatewayRelays{Lane: uint32(w.index), Relay: f.entries[:0]}
 	fds := f.fds[:0]
 	for i, l := range links {
@@ -111,10 +108,18 @@ func (w *lane) relaysRecord(links []*link) handover.Record {
 // form is what a record of relays is made of, again and again: there are
 // thousands of relays, and little memory to spare while two processes have them.
 type form struct {
+	running [relaysRecord]*link // of a slice
 	relays  [relaysRecord]handoverv1.GatewayRelay
 	entries [relaysRecord]*handoverv1.GatewayRelay
 	fds     [2 * relaysRecord]int
 	body    []byte
+}
+
+func (w *lane) blankForm() *form {
+	if w.form == nil {
+		w.form = &form{}
+	}
+	return w.form
 }
 
 // image is the link, with its relay's Image when that holds nothing.
@@ -133,8 +138,8 @@ func (l *link) image(m *handoverv1.GatewayRelay) {
 
 // appendPeer is encoded, behind b.
 func (l *link) appendPeer(b []byte) []byte {
-	if l.peer.Addr().IsValid() {
-		b, _ = l.peer.AppendBinary(b) // it returns no error
+	if l.from.IsValid() {
+		b, _ = l.peer().AppendBinary(b) // it returns no error
 	}
 	return b
 }

@@ -137,7 +137,7 @@ func (w *lane) takeRelay(m *handoverv1.CanaryRelay, in *incoming) error {
 		return err
 	}
 	l.relay.Restore(image)
-	w.links[l] = struct{}{}
+	w.links.add(l)
 	l.counts.relays.Add(1)
 	l.acct.relays.Add(1)
 	l.relay.Resume()
@@ -163,7 +163,7 @@ func (g *Gateway) GiveBack(most int, send func(handover.Record) bool) (given, le
 		mu.Lock()
 		defer mu.Unlock()
 		given += w.giveBack(most-given, send)
-		left += len(w.conns) + len(w.links)
+		left += len(w.conns) + w.links.len()
 	})
 	return given, left
 }
@@ -180,7 +180,7 @@ func (w *lane) giveBack(most int, send func(handover.Record) bool) (given int) {
 		delete(w.conns, c)
 		given++
 	}
-	for l := range w.links {
+	for l := range w.links.all() {
 		if given == most {
 			return given
 		}
@@ -192,7 +192,7 @@ func (w *lane) giveBack(most int, send func(handover.Record) bool) (given int) {
 			return given
 		}
 		l.relay.Forsake()
-		delete(w.links, l)
+		w.links.remove(l)
 		l.counts.relays.Add(-1)
 		l.acct.relays.Add(-1)
 		given++

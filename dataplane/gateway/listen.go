@@ -24,7 +24,7 @@ type lane struct {
 	loop      relay.Loop
 	listeners []*listener
 	conns     map[*conn]struct{} // not yet routed, or lingering
-	links     map[*link]struct{} // relays
+	links     links              // relays
 	view      []byte             // room for a far end's prefix, then for what is peeked
 	viewed    *conn              // whose queue the view shows
 	views     int                // how many bytes of it
@@ -88,7 +88,7 @@ func (g *Gateway) listen() error {
 func (g *Gateway) line() {
 	for i, l := range g.cfg.Loops {
 		w := &lane{
-			Gateway: g, settings: g.current.Load(), index: i, loop: l, conns: map[*conn]struct{}{}, links: map[*link]struct{}{},
+			Gateway: g, settings: g.current.Load(), index: i, loop: l, conns: map[*conn]struct{}{},
 			view: make([]byte, prefixRoom+viewSize),
 		}
 		w.reserve.fill() // without it nothing is shed, only delayed
@@ -164,7 +164,7 @@ func (w *lane) close() {
 	for c := range w.conns {
 		c.abandon(outcomeClosed)
 	}
-	for l := range w.links {
+	for l := range w.links.all() {
 		l.relay.Abort()
 	}
 	w.reserve.close()

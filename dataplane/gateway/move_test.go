@@ -179,7 +179,7 @@ func (r *rig) allGo(from, to *Gateway) {
 					left++
 				}
 			}
-			left += len(w.links)
+			left += w.links.len()
 		})
 		return left == 0
 	})
@@ -713,7 +713,7 @@ func (r *rig) holding() (n int) {
 	r.each(func(w *lane) {
 		mu.Lock()
 		defer mu.Unlock()
-		for l := range w.links {
+		for l := range w.links.all() {
 			if l.relay.Image().Holds() {
 				n++
 			}

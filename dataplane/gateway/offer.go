@@ -319,7 +319,7 @@ func (c *conn) join(good bool) {
 		c.abandon(outcomeReset)
 		return
 	}
-	l := &link{lane: c.lane, peer: c.peer, held: c.held, acct: c.acct, routed: c.routed, trial: c.trial}
+	l := &link{lane: c.lane, from: c.peer.Addr(), port: c.peer.Port(), held: c.held, acct: c.acct, routed: c.routed, trial: c.trial}
 	c.judge(outcomeRelayed.result())
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
@@ -365,10 +365,12 @@ func (c *conn) unsent() (rest []byte, drained, ok bool) {
 type link struct {
 	*lane
 	relay  *relay.Relay
-	peer   netip.AddrPort
-	held   Lease // nil for none
+	from   netip.Addr // the client's; its port is apart, since a netip.AddrPort has six bytes that are for nothing
+	held   Lease      // nil for none
 	acct   *account
+	place  uint32 // in the lane's links, one more than its number there; 0 for none
 	sent   uint32 // the last hand-over that it was copied in
+	port   uint16
 	routed alpn.Class
 	trial  uint8 // that it counts in; 0 for none
 
@@ -377,18 +379,20 @@ type link struct {
 	worded, final bool
 }
 
+func (l *link) peer() netip.AddrPort { return netip.AddrPortFrom(l.from, l.port) }
+
 func (l *link) start(s relay.State) {
 	l.counts.add(outcomeRelayed)
 	l.counts.relays.Add(1)
 	l.acct.add(outcomeRelayed)
 	l.acct.relays.Add(1)
-	l.links[l] = struct{}{}
+	l.links.add(l)
 	l.relay = relay.Start(l.loop, s, l)
 }
 
 // forget takes the link out. A process that it was copied to is told later.
 func (l *link) forget(id uint64) {
-	delete(l.links, l)
+	l.links.remove(l)
 	if l.handing != 0 && l.sent == l.handing {
 		l.dropped = append(l.dropped, id)
 	}
@@ -410,6 +414,6 @@ func (l *link) Ended(s relay.State, why relay.Reason) {
 	if !l.debugs() {
 		return
 	}
-	l.log.Debug("relay ended", "peer", l.peer, "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
+	l.log.Debug("relay ended", "peer", l.peer(), "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
 		"lasted", time.Since(s.Started).Round(time.Millisecond))
 }

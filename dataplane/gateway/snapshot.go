@@ -151,7 +151,7 @@ func (g *Gateway) Loops(within time.Duration) []LoopSnapshot {
 	for i, w := range g.lanes {
 		step := func() {
 			answers[i].Store(&LoopSnapshot{
-				Answered: true, Delay: time.Since(asked), Connections: len(w.conns), Relays: len(w.links), LargeHellos: w.large,
+				Answered: true, Delay: time.Since(asked), Connections: len(w.conns), Relays: w.links.len(), LargeHellos: w.large,
 			})
 			left <- struct{}{}
 		}

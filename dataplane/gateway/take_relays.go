@@ -47,7 +47,7 @@ func (h *Heir) takeRelays(body []byte, in *incoming) error {
 			if l.relay, err = relay.Adopt(w.loop, state, l); err != nil {
 				return err
 			}
-			w.links[l] = struct{}{}
+			w.links.add(l)
 			l.counts.relays.Add(1)
 			l.acct.relays.Add(1)
 			h.enter(l, r)
@@ -123,7 +123,7 @@ func (w *lane) inherit(r *handoverv1.GatewayRelay) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{lane: w, peer: peer}
+	l := &link{lane: w, from: peer.Addr(), port: peer.Port()}
 	l.acct, l.routed = w.accountOf(r.Account)
 	if len(r.Tunnel) > 0 {
 		l.held, err = w.stream(r.Tunnel, r.Connection)
@@ -146,7 +146,7 @@ func (h *Heir) takeDropped(m *handoverv1.GatewayDropped) error {
 		}
 		err := h.on(l.lane, func() error {
 			l.relay.Forsake()
-			delete(l.links, l)
+			l.links.remove(l)
 			l.counts.relays.Add(-1)
 			l.acct.relays.Add(-1)
 			if l.held != nil {
