@@ -4,8 +4,11 @@ package gateway
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
 // TestLinks: whatever is added and removed, also while all are looked at, each link is
@@ -68,4 +71,50 @@ func TestLinks(t *testing.T) {
 			t.Error("a link that is gone is kept")
 		}
 	}
+}
+
+// TestLinkAgain: a relay takes the place of one that has ended, and of no other.
+func TestLinkAgain(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		w := newWays(t, loops[:1])
+		way := w.both(t)[0]
+		type seen struct {
+			relay *relay.Relay
+			peer  netip.AddrPort
+		}
+		running := func() (all map[*link]seen) {
+			w.Gateway.each(func(w *lane) {
+				all = map[*link]seen{}
+				for l := range w.links.all() {
+					all[l] = seen{l.relay, l.peer()}
+				}
+			})
+			return all
+		}
+		first := w.open(t, way.hello, way.far)
+		one := running()
+		second := w.open(t, way.hello, way.far)
+		two := running()
+		check(t, first.client.Close())
+		first.wantsEnd(first.far)
+		check(t, first.far.Close())
+		eventually(t, "it has ended", func() bool { return len(running()) == 1 })
+		third := w.open(t, way.hello, way.far)
+		three := running()
+		if len(one) != 1 || len(two) != 2 || len(three) != 2 {
+			t.Fatalf("%d, %d and %d relays", len(one), len(two), len(three))
+		}
+		for l, was := range two {
+			is, there := three[l]
+			if _, ended := one[l]; !there || is.relay != was.relay || (is.peer != was.peer) != ended {
+				t.Errorf("%v is %v now; it had ended: %v", was, is, ended)
+			}
+		}
+		for _, s := range []*session{second, third} {
+			s.says(s.client, "question")
+			s.wants(s.far, []byte("question"))
+			s.says(s.far, "reply")
+			s.wants(s.client, []byte("reply"))
+		}
+	})
 }

@@ -18,25 +18,26 @@ import (
 // lane is a gateway's part on one loop. All of it belongs to the loop's thread.
 type lane struct {
 	*Gateway
-	*settings // replaced by Reload
-	counts    counters
-	index     int // among the lanes
-	loop      relay.Loop
-	listeners []*listener
-	conns     map[*conn]struct{} // not yet routed, or lingering
-	links     links              // relays
-	view      []byte             // room for a far end's prefix, then for what is peeked
-	viewed    *conn              // whose queue the view shows
-	views     int                // how many bytes of it
-	hello     alpn.Hello         // of the connection that is looked at
-	large     int                // hellos in buffers of their own
-	spare     [][]byte
-	blanks    []*conn
-	reserve   reserve  // against the day when descriptors run out
-	handing   uint32   // the hand-over that is under way; 0 for none
-	dropped   []uint64 // relays that were copied in it and have ended since
-	words     bool     // what a relay is goes with its copy
-	form      *form    // for records of relays; nil without a hand-over
+	*settings  // replaced by Reload
+	counts     counters
+	index      int // among the lanes
+	loop       relay.Loop
+	listeners  []*listener
+	conns      map[*conn]struct{} // not yet routed, or lingering
+	links      links              // relays
+	view       []byte             // room for a far end's prefix, then for what is peeked
+	viewed     *conn              // whose queue the view shows
+	views      int                // how many bytes of it
+	hello      alpn.Hello         // of the connection that is looked at
+	large      int                // hellos in buffers of their own
+	spare      [][]byte
+	blanks     []*conn
+	blankLinks []*link
+	reserve    reserve  // against the day when descriptors run out
+	handing    uint32   // the hand-over that is under way; 0 for none
+	dropped    []uint64 // relays that were copied in it and have ended since
+	words      bool     // what a relay is goes with its copy
+	form       *form    // for records of relays; nil without a hand-over
 }
 
 const (
@@ -294,6 +295,25 @@ func (w *lane) blot(c *conn) {
 	if len(w.blanks) < blanksKept {
 		*c = conn{lane: w, stage: gone, fd: -1, other: -1}
 		w.blanks = append(w.blanks, c)
+	}
+}
+
+// blankLink and blotLink are the same for what owns a relay, with the relay. What a
+// hand-over has noted of one that has ended it finds without a place, or running.
+func (w *lane) blankLink() *link {
+	last := len(w.blankLinks) - 1
+	if last < 0 {
+		return new(link)
+	}
+	l := w.blankLinks[last]
+	w.blankLinks = w.blankLinks[:last]
+	return l
+}
+
+func (w *lane) blotLink(l *link) {
+	if len(w.blankLinks) < blanksKept && l.relay.Spent() {
+		*l = link{lane: w, relay: l.relay}
+		w.blankLinks = append(w.blankLinks, l)
 	}
 }
 

@@ -319,7 +319,8 @@ func (c *conn) join(good bool) {
 		c.abandon(outcomeReset)
 		return
 	}
-	l := &link{lane: c.lane, from: c.peer.Addr(), port: c.peer.Port(), held: c.held, acct: c.acct, routed: c.routed, trial: c.trial}
+	l := c.blankLink()
+	*l = link{lane: c.lane, relay: l.relay, from: c.peer.Addr(), port: c.peer.Port(), held: c.held, acct: c.acct, routed: c.routed, trial: c.trial}
 	c.judge(outcomeRelayed.result())
 	state := relay.State{
 		ID: c.ids.Add(1), Route: c.route, Idle: c.idle, Started: c.loop.Now(),
@@ -387,7 +388,10 @@ func (l *link) start(s relay.State) {
 	l.acct.add(outcomeRelayed)
 	l.acct.relays.Add(1)
 	l.links.add(l)
-	l.relay = relay.Start(l.loop, s, l)
+	if l.relay == nil {
+		l.relay = new(relay.Relay)
+	}
+	relay.StartIn(l.relay, l.loop, s, l)
 }
 
 // forget takes the link out. A process that it was copied to is told later.
@@ -411,9 +415,9 @@ func (l *link) Ended(s relay.State, why relay.Reason) {
 	if l.held != nil {
 		l.held.Ended()
 	}
-	if !l.debugs() {
-		return
+	if l.debugs() {
+		l.log.Debug("relay ended", "peer", l.peer(), "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
+			"lasted", time.Since(s.Started).Round(time.Millisecond))
 	}
-	l.log.Debug("relay ended", "peer", l.peer(), "class", l.routed, "why", why, "in", s.B.Written, "out", s.A.Written,
-		"lasted", time.Since(s.Started).Round(time.Millisecond))
+	l.blotLink(l)
 }

@@ -105,7 +105,8 @@ func (s *side) forsake() {
 // it runs. It takes over both descriptors, also when it fails. l is held: the
 // descriptors are watched, and nothing is read or written before Resume.
 func Adopt(l Loop, s State, o Owner) (*Relay, error) {
-	r := newRelay(l, s, o)
+	r := new(Relay)
+	r.become(l, s, o)
 	r.shared = true
 	r.moved = r.stores.time(time.Now())       // that of the loop is when it was held
 	r.a.readable, r.b.readable = false, false // the loop's first events say more

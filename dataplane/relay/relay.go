@@ -59,8 +59,11 @@ const pumpBudget = 256 << 10
 // the relay ends or is taken. The descriptors are non-blocking stream sockets,
 // connected, with SO_RCVLOWAT 1; the loop may watch them already. What is
 // queued is moved at once.
-func Start(l Loop, s State, o Owner) *Relay {
-	r := newRelay(l, s, o)
+func Start(l Loop, s State, o Owner) *Relay { return StartIn(new(Relay), l, s, o) }
+
+// StartIn is Start in the memory of a relay that is Spent.
+func StartIn(r *Relay, l Loop, s State, o Owner) *Relay {
+	r.become(l, s, o)
 	r.starting = true
 	defer func() { r.starting = false }()
 
@@ -75,15 +78,20 @@ func Start(l Loop, s State, o Owner) *Relay {
 	return r
 }
 
-func newRelay(l Loop, s State, o Owner) *Relay {
-	r := &Relay{
+// Spent says that the relay has ended and that nothing in its loop knows it any more.
+// It is for the owner, who has been told of the end: where connections come and go,
+// the next one takes the place of the last, and leaves nothing to collect.
+func (r *Relay) Spent() bool { return r.over && !r.queued && !r.starting }
+
+// become makes it a new relay, whatever it was.
+func (r *Relay) become(l Loop, s State, o Owner) {
+	*r = Relay{
 		owner: o, stores: storesOf(l),
 		id: s.ID, route: s.Route, idle: s.Idle, cause: EndedReset,
 	}
 	r.started, r.moved = r.stores.time(s.Started), r.stores.time(l.Now())
 	r.a.open(r, s.A)
 	r.b.open(r, s.B)
-	return r
 }
 
 func (r *Relay) loop() Loop { return r.stores.loop }

@@ -566,3 +566,29 @@ func armedOn(l Loop) int {
 	ts := l.(interface{ armed() *timers }).armed()
 	return len(ts.heap) + len(ts.by)
 }
+
+// TestSpent: a relay's memory is free when it has ended and has no turn to come. Turns
+// are given to what is there: a relay that took the place of another would get them.
+func TestSpent(t *testing.T) {
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		r := startRelay(t, loops[0], 0)
+		spent := func() (yes bool) {
+			on(t, loops[0], func() { yes = r.relay.Spent() })
+			return yes
+		}
+		if spent() {
+			t.Error("a relay that runs is spent")
+		}
+		on(t, loops[0], func() {
+			r.relay.later()
+			r.relay.Abort()
+			if r.relay.Spent() {
+				t.Error("a relay that waits for its turn is spent")
+			}
+		})
+		r.wantEnd(t, EndedAborted)
+		if !spent() {
+			t.Error("a relay that has ended is not spent")
+		}
+	})
+}

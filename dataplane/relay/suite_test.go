@@ -206,9 +206,18 @@ func startLinks(t *testing.T, l Loop, a, b link, s State) *run {
 func (r *run) goesOn(t *testing.T, l Loop, s State) {
 	t.Helper()
 	r.loop = l
-	on(t, l, func() { r.relay = Start(l, s, r.ended) })
+	on(t, l, func() { r.relay = StartIn(spent(), l, s, r.ended) })
 	started := r.relay // it may move, and is another one then
 	t.Cleanup(func() { l.Post(started.Abort) })
+}
+
+// spent is a relay that has ended with all that one can end with.
+func spent() *Relay {
+	r := &Relay{id: 1 << 40, idle: 1, started: 1, moved: 1, passing: &passing{pause: 1}, route: 9, cause: EndedError, over: true, shared: true, copied: true}
+	for _, s := range []*side{&r.a, &r.b} {
+		*s = side{relay: r, kept: &kept{bytes: []byte("left")}, written: 1, fd: -1, readable: true, ending: true, readClosed: true, writeClosed: true, reset: true, splicing: true, small: splicesSmall}
+	}
+	return r
 }
 
 func (r *run) wantEnd(t *testing.T, why Reason) State {
