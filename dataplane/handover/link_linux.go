@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 type Link struct {
 	receiving sync.Mutex // held while a packet is received, also while none comes
 	buf, oob  []byte
+	fds       []int // of the last packet
 
 	sending sync.Mutex // guards fd against a close during a send
 	fd      int
@@ -51,7 +53,7 @@ func newLink(fd int) *Link {
 		buf: make([]byte, maxPacket+1),
 		// SCM_MAX_FD (unix(7)) is what a packet can have at most, so that none is
 		// lost for lack of room.
-		oob: make([]byte, unix.CmsgSpace(253*4)),
+		oob: make([]byte, unix.CmsgSpace(253*descriptorSize)),
 	}
 }
 
@@ -85,8 +87,10 @@ func (l *Link) send(b []byte, fds []int) error {
 	}
 }
 
-// receive waits for a packet. It owns no descriptor when it has failed. io.EOF:
-// the other end is closed and everything it had sent has been received.
+// receive waits for a packet, which its caller has until the next call: the list of
+// its descriptors and its records' bodies are in the link's own memory. It owns no
+// descriptor when it has failed. io.EOF: the other end is closed and everything it had
+// sent has been received.
 func (l *Link) receive() (*handoverv1.Packet, []int, error) {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
@@ -100,7 +104,8 @@ func (l *Link) receive() (*handoverv1.Packet, []int, error) {
 		if err != nil {
 			return nil, nil, os.NewSyscallError("recvmsg", err)
 		}
-		fds, err := rights(l.oob[:oobn])
+		fds, err := rights(l.fds[:0], l.oob[:oobn])
+		l.fds = fds
 		if err == nil {
 			err = whole(n, flags)
 		}
@@ -129,24 +134,26 @@ func whole(n, flags int) error {
 	return nil
 }
 
-// rights are the descriptors that came; the caller owns them, also with an error.
-func rights(oob []byte) (fds []int, err error) {
+// rights appends the descriptors that came to fds; the caller owns them, also with an
+// error.
+func rights(fds []int, oob []byte) ([]int, error) {
 	for len(oob) >= unix.CmsgLen(0) {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
 			return fds, fmt.Errorf("a control message that cannot be read: %w", err)
 		}
 		if h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS {
-			more, err := unix.ParseUnixRights(&unix.SocketControlMessage{Header: h, Data: data})
-			if err != nil {
-				return fds, err
+			for ; len(data) >= descriptorSize; data = data[descriptorSize:] {
+				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
 			}
-			fds = append(fds, more...)
 		}
 		oob = rest
 	}
 	return fds, nil
 }
+
+// descriptorSize is an int's in a control message (unix(7)).
+const descriptorSize = 4
 
 // shut ends both directions: whoever receives here or there gets io.EOF.
 func (l *Link) shut() {

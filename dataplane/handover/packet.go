@@ -1,12 +1,14 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	handoverv1 "github.com/sallyport/sallyport/wire/sallyport/handover/v1"
@@ -33,13 +35,14 @@ const (
 var unmarshal = proto.UnmarshalOptions{DiscardUnknown: true}
 
 // decodePacket reads a packet that came with this many descriptors. What it
-// returns holds no memory of b, and keeps all bounds.
+// returns keeps all bounds. The bodies of its records lie in b, the rest holds no
+// memory of it.
 func decodePacket(b []byte, descriptors int) (*handoverv1.Packet, error) {
 	if len(b) > maxPacket {
 		return nil, fmt.Errorf("a packet of %d bytes, more than %d", len(b), maxPacket)
 	}
 	p := &handoverv1.Packet{}
-	if err := unmarshal.Unmarshal(b, p); err != nil {
+	if err := readPacket(b, p); err != nil {
 		return nil, fmt.Errorf("a packet that cannot be read: %w", err)
 	}
 	if err := checkBatch(p, descriptors); err != nil {
@@ -48,11 +51,103 @@ func decodePacket(b []byte, descriptors int) (*handoverv1.Packet, error) {
 	return p, checkStep(p)
 }
 
+// Fields of Packet and of its Record.
+const (
+	packetRecords     protowire.Number = 2
+	recordPart        protowire.Number = 1
+	recordKind        protowire.Number = 2
+	recordBody        protowire.Number = 3
+	recordDescriptors protowire.Number = 4
+)
+
+// readPacket is unmarshal.Unmarshal, but that bodies are not copied: most of a
+// hand-over is bodies, which are read where they are, while there is little memory
+// to spare. What is no record is put together and is unmarshalled.
+func readPacket(b []byte, p *handoverv1.Packet) error {
+	var rest []byte
+	var records []*handoverv1.Packet_Record
+	err := eachField(b, func(f field) error {
+		if f.number != packetRecords || f.kind != protowire.BytesType {
+			rest = append(rest, f.whole...)
+			return nil
+		}
+		if len(records) == maxRecords {
+			return fmt.Errorf("a batch of more than %d records", maxRecords)
+		}
+		r := &handoverv1.Packet_Record{}
+		records = append(records, r)
+		return readRecord(f.bytes, r)
+	})
+	if err != nil {
+		return err
+	}
+	if err := unmarshal.Unmarshal(rest, p); err != nil {
+		return err
+	}
+	p.Records = records
+	return nil
+}
+
+func readRecord(b []byte, r *handoverv1.Packet_Record) error {
+	return eachField(b, func(f field) error {
+		switch {
+		case f.number == recordPart && f.kind == protowire.BytesType:
+			if !utf8.Valid(f.bytes) {
+				return errors.New("a part's name that is no text")
+			}
+			r.Part = string(f.bytes)
+		case f.number == recordKind && f.kind == protowire.VarintType:
+			r.Kind = uint32(f.value)
+		case f.number == recordBody && f.kind == protowire.BytesType:
+			r.Body = f.bytes[:len(f.bytes):len(f.bytes)]
+		case f.number == recordDescriptors && f.kind == protowire.VarintType:
+			r.Descriptors = uint32(f.value)
+		}
+		return nil // one that is not known is of a later version
+	})
+}
+
+// field is one of a message. All lies in the message.
+type field struct {
+	number protowire.Number
+	kind   protowire.Type
+	whole  []byte // with its tag
+	value  uint64 // of a VarintType
+	bytes  []byte // of a BytesType
+}
+
+// eachField calls f for each field of the message b, in order.
+func eachField(b []byte, f func(field) error) error {
+	for len(b) > 0 {
+		var at field
+		var tag, n int
+		if at.number, at.kind, tag = protowire.ConsumeTag(b); tag < 0 {
+			return protowire.ParseError(tag)
+		}
+		if at.number > protowire.MaxValidNumber { // which ConsumeTag lets pass
+			return fmt.Errorf("a field cannot have the number %d", at.number)
+		}
+		switch at.kind {
+		case protowire.VarintType:
+			at.value, n = protowire.ConsumeVarint(b[tag:])
+		case protowire.BytesType:
+			at.bytes, n = protowire.ConsumeBytes(b[tag:])
+		default:
+			n = protowire.ConsumeFieldValue(at.number, at.kind, b[tag:])
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		at.whole, b = b[:tag+n], b[tag+n:]
+		if err := f(at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkBatch holds what was said of descriptors against what came.
 func checkBatch(p *handoverv1.Packet, descriptors int) error {
-	if len(p.GetRecords()) > maxRecords {
-		return fmt.Errorf("a batch of %d records, more than %d", len(p.GetRecords()), maxRecords)
-	}
 	if (p.GetBatch() == 0) != (len(p.GetRecords()) == 0) {
 		return fmt.Errorf("batch %d has %d records", p.GetBatch(), len(p.GetRecords()))
 	}

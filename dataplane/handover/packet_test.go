@@ -2,6 +2,7 @@ package handover
 
 import (
 	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -77,6 +78,24 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
+// TestBodiesInPlace: a batch takes no more memory than it came in.
+func TestBodiesInPlace(t *testing.T) {
+	b := encoded(t, &handoverv1.Packet{Batch: 1, Records: []*handoverv1.Packet_Record{record("a", MaxBody/2, 0), record("b", MaxBody/4, 0)}})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	p, err := decodePacket(b, 0)
+	runtime.ReadMemStats(&after)
+	if err != nil || len(p.Records) != 2 || len(p.Records[1].Body) != MaxBody/4 {
+		t.Fatalf("%d records, %v", len(p.GetRecords()), err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > MaxBody/4 {
+		t.Errorf("%d bytes to read a packet of %d", got, len(b))
+	}
+	if r := p.Records[0]; cap(r.Body) != len(r.Body) {
+		t.Error("who appends to a body writes into the next record")
+	}
+}
+
 func TestClipped(t *testing.T) {
 	for _, c := range []struct {
 		in   string
@@ -89,8 +108,8 @@ func TestClipped(t *testing.T) {
 	}
 }
 
-// FuzzEnvelope: what is read keeps all bounds, and says the same when it is
-// written and read again.
+// FuzzEnvelope: what is read keeps all bounds, is what the library reads, and says the
+// same when it is written and read again.
 func FuzzEnvelope(f *testing.F) {
 	for _, p := range []*handoverv1.Packet{
 		Program{Version: "v1"}.hello(9, []string{"gateway", "auth"}),
@@ -107,8 +126,16 @@ func FuzzEnvelope(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, fds int) {
 		p, err := decodePacket(b, fds)
+		library := &handoverv1.Packet{}
+		good := unmarshal.Unmarshal(b, library) == nil
 		if err != nil {
+			if good && len(b) <= maxPacket && len(library.Records) <= maxRecords && checkBatch(library, fds) == nil && checkStep(library) == nil {
+				t.Fatalf("%v is not read: %v", library, err)
+			}
 			return
+		}
+		if !good || !proto.Equal(p, library) {
+			t.Fatalf("%v was read where the library reads %v, %v", p, library, good)
 		}
 		sum := 0
 		for _, r := range p.Records {
@@ -124,8 +151,11 @@ func FuzzEnvelope(f *testing.F) {
 		if err != nil || !proto.Equal(p, again) {
 			t.Fatalf("%v was read as %v, %v", p, again, err)
 		}
+		for _, r := range p.Records {
+			r.Body = bytes.Clone(r.Body)
+		}
 		for i := range b {
-			b[i] = ^b[i] // what was read holds nothing of it
+			b[i] = ^b[i] // what was read holds nothing else of it
 		}
 		if !proto.Equal(p, again) {
 			t.Fatal("the packet changes with the buffer")

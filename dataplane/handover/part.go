@@ -80,7 +80,8 @@ type Taker interface {
 	Name() string
 
 	// Take gets one record, and owns its descriptors from the call on, also
-	// when it fails. Nothing that is taken may be read or written yet.
+	// when it fails. Body and the list of FDs are good until it returns: who
+	// keeps them copies them. Nothing that is taken may be read or written yet.
 	Take(r Record) error
 
 	// Complete is called when the part's stage has been sent, and returns when

@@ -83,7 +83,7 @@ func letter(fd, flags int) ([]int, error) {
 		if err != nil {
 			return nil, os.NewSyscallError("recvmsg", err)
 		}
-		fds, err := rights(oob[:oobn])
+		fds, err := rights(nil, oob[:oobn])
 		if err == nil {
 			err = whole(n, got)
 		}

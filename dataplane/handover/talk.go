@@ -1,9 +1,11 @@
 package handover
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	handoverv1 "github.com/sallyport/sallyport/wire/sallyport/handover/v1"
 )
@@ -60,7 +62,7 @@ func (t *Talk) Receive() (Record, error) {
 		return Record{}, fmt.Errorf("%d records in a packet, want 1", len(p.GetRecords()))
 	}
 	r := p.GetRecords()[0]
-	return Record{Part: r.GetPart(), Kind: r.GetKind(), Body: r.GetBody(), FDs: fds}, nil
+	return Record{Part: r.GetPart(), Kind: r.GetKind(), Body: bytes.Clone(r.GetBody()), FDs: slices.Clone(fds)}, nil
 }
 
 // Close ends the talk: the other process gets io.EOF, and so does a Receive that

@@ -82,3 +82,28 @@ func TestTalkStranger(t *testing.T) {
 		t.Error("a record without a part was sent")
 	}
 }
+
+// TestTalkKeeps: who has received a record has it for as long as he likes, whatever
+// comes after it.
+func TestTalkKeeps(t *testing.T) {
+	mine, its := pair(t)
+	a, b := NewTalk(mine), NewTalk(its)
+	for kind, body := range []string{"first", "other"} {
+		if sent, err := a.TrySend(Record{Part: "p", Kind: uint32(kind), Body: []byte(body), FDs: make([]int, 1+kind)}); !sent || err != nil {
+			t.Fatal(sent, err)
+		}
+	}
+	first, err := b.Receive()
+	if err != nil || len(first.FDs) != 1 {
+		t.Fatal(first, err)
+	}
+	fd := first.FDs[0]
+	second, err := b.Receive()
+	if err != nil || len(second.FDs) != 2 {
+		t.Fatal(second, err)
+	}
+	if string(first.Body) != "first" || first.FDs[0] != fd || second.FDs[0] == fd {
+		t.Errorf("the first record is %q with %v now", first.Body, first.FDs)
+	}
+	closeAll(append(first.FDs, second.FDs...))
+}
