@@ -171,28 +171,30 @@ type traffic struct {
 // join carries bytes both ways until both directions have ended, one has
 // failed, or ctx is done. An error means that not all bytes arrived.
 func (s *Server) join(ctx context.Context, client, target net.Conn, moved *traffic) error {
-	stop := context.AfterFunc(ctx, func() {
+	cut := func() {
 		// The client's connection is not ours to close.
 		client.SetDeadline(time.Unix(1, 0))
 		abort(target)
-	})
-	defer stop()
-	errs := make(chan error, 2)
-	go func() { errs <- s.carry(target, client, &moved.rx) }()
-	go func() { errs <- s.carry(client, target, &moved.tx) }()
-	err := <-errs
-	if err != nil {
-		client.SetDeadline(time.Unix(1, 0))
-		abort(target)
 	}
-	second := <-errs
+	stop := context.AfterFunc(ctx, cut)
+	defer stop()
+	var once sync.Once
+	var first error // what fails after it does so because of the cut
+	carry := func(dst, src net.Conn, n *atomic.Int64) {
+		if err := s.carry(dst, src, n); err != nil {
+			once.Do(func() { first = err; cut() })
+		}
+	}
+	var down sync.WaitGroup
+	down.Go(func() { carry(client, target, &moved.tx) })
+	// Here, and not in a goroutine of its own: its stack would wait as long as the
+	// session, and what the client has sent already would wait for it.
+	carry(target, client, &moved.rx)
+	down.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err == nil {
-		err = second
-	}
-	return err
+	return first
 }
 
 // abort closes with a reset: the other end must not take it for an end.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -376,3 +377,42 @@ func TestLock(t *testing.T) {
 		t.Error("the target took it for an end")
 	}
 }
+
+// TestClientGoesFirst: what the client has sent already goes to the target before
+// anything is read from there. The scheduler may decide otherwise once in a while.
+func TestClientGoesFirst(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const tries = 100
+	first := 0
+	for range tries {
+		var order []string
+		var mu sync.Mutex
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
+		client := &said{text: strings.NewReader("hello"), note: func(string) {}}
+		target := &said{text: strings.NewReader(""), note: note}
+		if err := new(Server).join(t.Context(), client, target, new(traffic)); err != nil {
+			t.Fatal(err)
+		}
+		if order[0] == "write" {
+			first++
+		}
+	}
+	if first < tries/2 {
+		t.Errorf("%d of %d times", first, tries)
+	}
+}
+
+// said is an end that has said all that it will.
+type said struct {
+	net.Conn
+	text *strings.Reader
+	note func(what string)
+}
+
+func (s *said) Read(p []byte) (int, error)  { s.note("read"); return s.text.Read(p) }
+func (s *said) Write(p []byte) (int, error) { s.note("write"); return len(p), nil }
+func (s *said) CloseWrite() error           { return nil }
