@@ -331,7 +331,7 @@ func sshCertificate(t *testing.T, line []byte) *ssh.Certificate {
 func TestA06_OtherHosts(t *testing.T) {
 	w := the()
 	first, firstCert := w.host(t, sallyport.KindAgent)
-	_, secondCert := w.host(t, sallyport.KindAgent)
+	second, secondCert := w.host(t, sallyport.KindAgent)
 	gatewayOne, _ := w.host(t, sallyport.KindGateway)
 	_, gatewayTwo := w.host(t, sallyport.KindGateway)
 	k, name := newKeyPair(t), "mine-"+uuid.NewString()[:8]
@@ -349,7 +349,9 @@ func TestA06_OtherHosts(t *testing.T) {
 	}
 	codeIs(t, "another's database", database(secondCert), connect.CodePermissionDenied)
 
-	for _, spool := range []string{first + "/s", first, "", "/", first + "x/s", strings.ToUpper(first) + "/s"} {
+	spoolID := uuid.NewString()
+	for _, spool := range []string{first + "/" + spoolID, first, "", "/", first + "x/" + spoolID, strings.ToUpper(second) + "/" + spoolID,
+		second + "/", second + "/s", second + "/" + strings.ToUpper(spoolID), second + "/{" + spoolID + "}", second + "/" + spoolID + "/" + spoolID} {
 		_, err := w.asHost(t, secondCert).AppendEvents(t.Context(), connect.NewRequest(&sallyportv1.AppendEventsRequest{Spool: spool}))
 		codeIs(t, "spool "+spool, err, connect.CodePermissionDenied)
 	}
@@ -381,10 +383,10 @@ func TestA06_EventsOfOthers(t *testing.T) {
 	w := the()
 	id, cert := w.host(t, sallyport.KindAgent)
 	forged := `{"event":"forged.login","code":"T1000I","uid":"` + uuid.NewString() + `","time":"2026-01-02T03:04:05Z","server_id":"` + w.own.Leaf.Subject.CommonName + `","user":"root"}`
-	c := w.asHost(t, cert)
+	c, spool := w.asHost(t, cert), id+"/"+uuid.NewString()
 	send := func() {
 		t.Helper()
-		resp, err := c.AppendEvents(t.Context(), connect.NewRequest(&sallyportv1.AppendEventsRequest{Spool: id + "/s", Events: []*sallyportv1.SpooledEvent{{Sequence: 1, Json: []byte(forged)}}}))
+		resp, err := c.AppendEvents(t.Context(), connect.NewRequest(&sallyportv1.AppendEventsRequest{Spool: spool, Events: []*sallyportv1.SpooledEvent{{Sequence: 1, Json: []byte(forged)}}}))
 		if err != nil || resp.Msg.GetAcknowledged() != 1 {
 			t.Fatalf("append: %v %v", resp, err)
 		}
@@ -422,7 +424,7 @@ func TestHostRemoved(t *testing.T) {
 		k := newKeyPair(t)
 		_, renew := c.RenewHost(t.Context(), connect.NewRequest(&sallyportv1.RenewHostRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
 		_, announce := c.Announce(t.Context(), connect.NewRequest(&sallyportv1.AnnounceRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
-		_, events := c.AppendEvents(t.Context(), connect.NewRequest(&sallyportv1.AppendEventsRequest{Spool: id + "/s"}))
+		_, events := c.AppendEvents(t.Context(), connect.NewRequest(&sallyportv1.AppendEventsRequest{Spool: id + "/" + uuid.NewString()}))
 		for what, err := range map[string]error{"renew": renew, "announce": announce, "events": events} {
 			codeIs(t, how+": "+what, err, connect.CodePermissionDenied)
 		}

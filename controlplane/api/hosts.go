@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -415,10 +416,11 @@ func ownEvent(host string, line []byte) []byte {
 	return audit.Encode(e)
 }
 
-// ownSpool holds hosts to spools that begin with their own id.
+// ownSpool holds hosts to spools that begin with their own id and have a UUID.
 func ownSpool(host, spool string) bool {
 	rest, ok := strings.CutPrefix(spool, host+"/")
-	return ok && rest != "" && len(spool) <= 128
+	id, err := uuid.Parse(rest)
+	return ok && err == nil && id.String() == rest
 }
 
 // ReportPresence takes a gateway's view of which agents are there.

@@ -94,7 +94,7 @@ func requestFor(method, agentID, gatewayID, db string) proto.Message {
 	case "IssueDatabaseCertificate":
 		return &sallyportv1.IssueDatabaseCertificateRequest{Database: db}
 	case "AppendEvents":
-		return &sallyportv1.AppendEventsRequest{Spool: agentID + "/x"}
+		return &sallyportv1.AppendEventsRequest{Spool: agentID + "/" + uuid.NewString()}
 	case "ReportPresence":
 		return &sallyportv1.ReportPresenceRequest{GatewayId: gatewayID}
 	case "Announce":

@@ -60,6 +60,15 @@ func (d *faultyDisk) Remove(name string) error {
 	return d.disk.Remove(name)
 }
 
+func (d *faultyDisk) Free() (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.space < 0 {
+		return d.disk.Free()
+	}
+	return d.space, nil
+}
+
 func (d *faultyDisk) free(n int64) {
 	d.set(func() {
 		if d.space >= 0 {

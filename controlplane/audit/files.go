@@ -22,6 +22,7 @@ type disk interface {
 	List() ([]os.DirEntry, error)
 	Read(name string, max int64) ([]byte, error)
 	SyncDir() error
+	Free() (int64, error) // bytes that files may still grow by
 }
 
 // file is one open file.
@@ -147,6 +148,8 @@ func (d osDisk) Read(name string, max int64) ([]byte, error) {
 }
 
 func (d osDisk) SyncDir() error { return durable.SyncDir(d.dir) }
+
+func (d osDisk) Free() (int64, error) { return free(d.dir) }
 
 // replace writes a small file so that a reader sees the old or the new one.
 func replace(d disk, name string, content []byte) error {

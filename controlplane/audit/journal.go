@@ -26,6 +26,7 @@ const (
 	commitBytes = 256 << 10
 	retryDelay  = time.Second // between attempts to write again after a failure
 	maxPending  = 8 << 20     // bytes waiting in memory
+	openedShare = 4           // a segment is at least so many times its opening
 )
 
 // ErrClosed says that an event came when the spool or the log was closed
@@ -53,6 +54,7 @@ type segment struct {
 	first  uint64
 	last   uint64 // of the last durable frame; first-1 when there is none
 	size   int64  // durable bytes
+	opened int64  // bytes of its header and opening; 0 when it was found at the start
 	f      file   // open while it is written, nil after
 	packed string // name of the compressed file, "" while there is none
 	minT   int64  // Unix milliseconds of its events; of packed ones only
@@ -122,8 +124,9 @@ func (j *journal) start() {
 	go j.run()
 }
 
-// submit queues entries of one batch. They are written together.
-func (j *journal) submit(entries []entry) error {
+// submit queues entries of one batch, which are written together. Beside others
+// they are refused when more than so many bytes would wait.
+func (j *journal) submit(entries []entry, most int) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
@@ -136,7 +139,7 @@ func (j *journal) submit(entries []entry) error {
 	for _, e := range entries {
 		size += len(e.payload) + frameSize
 	}
-	if j.pendingBytes > 0 && j.pendingBytes+size > maxPending {
+	if j.pendingBytes > 0 && j.pendingBytes+size > most {
 		return errBehind
 	}
 	j.queueLocked(entries)
@@ -279,6 +282,7 @@ func (j *journal) write(batch []entry) (s *segment, size int64, c chain, err err
 				return s, 0, c, err
 			}
 		}
+		s.opened = s.size + int64(len(b))
 	}
 	for _, e := range batch {
 		b = c.append(b, e.typ, e.payload)
@@ -327,7 +331,7 @@ func (j *journal) writable() (*segment, chain, error) {
 		if err := j.abandon(s); err != nil {
 			return nil, c, err
 		}
-	case s != nil && s.size < j.segmentBytes:
+	case s != nil && s.size < max(j.segmentBytes, openedShare*s.opened):
 		return s, c, nil
 	case s != nil:
 		if err := j.seal(s); err != nil {

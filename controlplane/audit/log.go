@@ -13,6 +13,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,20 +27,25 @@ type LogConfig struct {
 	Dir          string // its own directory; made with mode 0700
 	Host         string // server_id of the control plane's own events
 	SegmentBytes int64  // 0: 16 MiB
+	Ballast      int64  // bytes kept for auth's own events when the disk is full; 0: 16 MiB
 	// Sign signs a head of the log; Verify checks it. It is called at each commit.
 	Sign func(head []byte) (signature []byte, err error)
 	Log  *slog.Logger // nil: nothing is logged
 
-	disk func(dir string) (disk, error) // for tests
+	disk      func(dir string) (disk, error) // for tests
+	maxSpools int                            // for tests; 0: maxSpools
 }
 
 // Bounds of a log.
 const (
 	logSegment    = 16 << 20
-	maxSpools     = 200_000
+	logBallast    = 16 << 20 // some ten thousand changes
+	maxSpools     = 200_000  // of all hosts that ever were; the oldest are forgotten
+	maxHostSpools = 16       // of one host, which has one, and another after each damage
 	maxSpoolID    = 256
 	maxBatch      = 10_000
 	maxBatchBytes = 16 << 20
+	ownPending    = 1 << 20     // of the queue: hosts that send a backlog must not keep auth's own events out
 	headDelay     = time.Second // between writes of the head file
 	headName      = "head"
 	cutPrefix     = "cut-"
@@ -55,20 +61,35 @@ type Log struct {
 	j    *journal
 	pack *packer
 
-	mu     sync.Mutex
-	spools map[string]*place // what is durable of each
-	closed bool
+	mu      sync.Mutex
+	spools  map[string]*place  // what is durable of each
+	hosts   map[string]*sender // by the part of a spool's name before the slash
+	closed  bool
+	starved bool      // the disk was full, and the ballast is not back
+	tried   time.Time // of the last attempt to get the ballast back
 
 	headTime time.Time // of the last head file; of the journal's goroutine
 	nextHead []byte    // of the commit under way; of the same
 	lastHead []byte    // durable and not yet in the head file; of the same
 }
 
-// place is how far a spool has come.
+// place is how far a spool has come. It is under Log.mu.
 type place struct {
-	mu   sync.Mutex // held while one batch of the spool is under way
-	seq  uint64     // under Log.mu
-	hash digest     // of the last event's JSON as it came; under Log.mu
+	seq  uint64
+	hash digest // of the last event's JSON as it came
+	at   uint64 // the log's own number when that came, or a little later
+}
+
+// sender is a host that has spools here.
+type sender struct {
+	mu     sync.Mutex // held while a batch of it is under way
+	spools []string   // those with a place; under Log.mu
+}
+
+// hostOf is the part of a spool's name that says whose it is.
+func hostOf(spool string) string {
+	host, _, _ := strings.Cut(spool, "/")
+	return host
 }
 
 // origin says where an event came from; committed takes it over.
@@ -77,6 +98,9 @@ type origin struct {
 	seq   uint64
 	hash  digest
 }
+
+// forgotten are spools whose places an event gives up; committed takes it over.
+type forgotten []string
 
 // OpenLog opens or makes the log in a directory and recovers what a crash
 // left: what stands behind the last signed head was never acknowledged and is
@@ -92,6 +116,12 @@ func OpenLog(c LogConfig) (*Log, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Ballast <= 0 {
+		c.Ballast = logBallast
+	}
+	if c.maxSpools == 0 {
+		c.maxSpools = maxSpools
+	}
 	if c.disk == nil {
 		c.disk = newDisk
 	}
@@ -103,7 +133,7 @@ func OpenLog(c LogConfig) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{c: c, disk: d, lock: lock, spools: make(map[string]*place)}
+	l := &Log{c: c, disk: d, lock: lock, spools: make(map[string]*place), hosts: make(map[string]*sender)}
 	if err := l.load(); err != nil {
 		return nil, errors.Join(unwritableLog(err), lock.Close())
 	}
@@ -152,6 +182,7 @@ type state struct {
 type statePlace struct {
 	Sequence uint64 `json:"sequence"`
 	Hash     []byte `json:"hash"`
+	At       uint64 `json:"at,omitempty"` // of the log; 0 in what earlier versions wrote
 }
 
 // opening puts the state of all spools at the start of a segment, so that one
@@ -161,7 +192,7 @@ func (l *Log) opening(b []byte, c *chain) ([]byte, error) {
 	l.mu.Lock()
 	for name, p := range l.spools {
 		if p.seq > 0 {
-			st.Spools[name] = statePlace{p.seq, bytes.Clone(p.hash[:])}
+			st.Spools[name] = statePlace{p.seq, bytes.Clone(p.hash[:]), p.at}
 		}
 	}
 	l.mu.Unlock()
@@ -199,11 +230,14 @@ func (l *Log) closing(b []byte, c *chain, seal bool) ([]byte, error) {
 // committed takes over what is durable, and keeps a copy of the newest head
 // beside the segments: it shows when the end of the log is cut.
 func (l *Log) committed(batch []entry) {
+	at := l.Head().Sequence
 	l.mu.Lock()
 	for i := range batch {
-		if o, ok := batch[i].note.(origin); ok && o.spool != "" {
-			p := l.placeLocked(o.spool)
-			p.seq, p.hash = o.seq, o.hash
+		switch note := batch[i].note.(type) {
+		case origin:
+			*l.placeLocked(note.spool) = place{note.seq, note.hash, at}
+		case forgotten:
+			l.forgetLocked(note)
 		}
 	}
 	l.mu.Unlock()
@@ -245,15 +279,6 @@ func (l *Log) writeHead() {
 	l.headTime, l.lastHead = time.Now(), nil
 }
 
-func (l *Log) placeLocked(spool string) *place {
-	p := l.spools[spool]
-	if p == nil {
-		p = &place{}
-		l.spools[spool] = p
-	}
-	return p
-}
-
 // Acknowledged is the number of a spool's last durable event, 0 when the log
 // has none of it.
 func (l *Log) Acknowledged(spool string) uint64 {
@@ -274,34 +299,31 @@ func (l *Log) Append(ctx context.Context, spool string, records []Record) (ackno
 	if err := checkBatch(spool, records); err != nil {
 		return l.Acknowledged(spool), err
 	}
-	p, err := l.place(spool)
-	if err != nil {
-		return 0, err
+	if err := l.fed(); err != nil {
+		return l.Acknowledged(spool), err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l.mu.Lock()
-	seq, hash := p.seq, p.hash
-	l.mu.Unlock()
-	batch, err := l.batch(spool, seq, hash, records)
+	h := l.sender(spool)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := l.place(spool)
+	batch, err := l.batch(spool, p.seq, p.hash, records)
 	if err != nil || len(batch) == 0 {
-		return seq, err
+		return p.seq, err
 	}
-	// The spool's place is held until the commit has ended, whatever the
+	if p.seq == 0 {
+		note, release, err := l.room(h)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+		batch = append(l.forget(note, batch[0].wait), batch...)
+	}
+	// The host's places are held until the commit has ended, whatever the
 	// caller does meanwhile: the next batch must know how it went.
-	if err := l.commit(batch); err != nil {
-		return seq, err
+	if err := l.commit(batch, maxPending); err != nil {
+		return p.seq, err
 	}
 	return l.Acknowledged(spool), ctx.Err()
-}
-
-func (l *Log) place(spool string) (*place, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.spools[spool] == nil && len(l.spools) >= maxSpools {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: fmt.Sprintf("audit log has events of %d spools, which are the most", maxSpools)}
-	}
-	return l.placeLocked(spool), nil
 }
 
 func checkBatch(spool string, records []Record) error {
@@ -406,9 +428,10 @@ func (l *Log) own(e sallyport.Event, wait *waiter) entry {
 	return entry{typ: frameEvent, payload: eventPayload("", 0, Encode(e)), wait: wait}
 }
 
-// commit submits a batch with one waiter and waits for it.
-func (l *Log) commit(batch []entry) error {
-	if err := l.j.submit(batch); err != nil {
+// commit submits a batch with one waiter, if at most so many bytes wait then,
+// and waits for it.
+func (l *Log) commit(batch []entry, most int) error {
+	if err := l.j.submit(batch, most); err != nil {
 		return unwritableLog(err)
 	}
 	w := batch[0].wait
@@ -425,7 +448,7 @@ func (l *Log) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
 	if durable {
 		wait = &waiter{done: make(chan struct{})}
 	}
-	if err := l.j.submit([]entry{l.own(e, wait)}); err != nil {
+	if err := l.j.submit([]entry{l.own(e, wait)}, maxPending+ownPending); err != nil {
 		return unwritableLog(err)
 	}
 	if !durable {

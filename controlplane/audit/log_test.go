@@ -33,7 +33,7 @@ func check(head, sig []byte) error {
 
 func openLog(t testing.TB, dir string, segment int64) *Log {
 	t.Helper()
-	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: segment})
+	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: segment, Ballast: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}

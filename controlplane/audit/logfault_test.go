@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -59,7 +60,7 @@ func TestF8_LogWriteFaults(t *testing.T) {
 			d := newFaultyDisk()
 			d.failWrite = n
 			open := func() (*Log, error) {
-				return OpenLog(LogConfig{Dir: dir, Sign: sign, SegmentBytes: 3 << 10, disk: d.on})
+				return OpenLog(LogConfig{Dir: dir, Sign: sign, SegmentBytes: 3 << 10, Ballast: 4 << 10, disk: d.on})
 			}
 			l, err := open()
 			if err != nil { // the fault came at the start: the next start is good
@@ -177,5 +178,66 @@ func logUntilKilled(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 		fmt.Printf("acked %d\n", n)
+	}
+}
+
+// TestF7_LogFullDisk: hosts could fill the disk, and then nobody could be locked.
+func TestF7_LogFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	d := newFaultyDisk()
+	d.space = 200 << 10
+	l, err := OpenLog(LogConfig{Dir: dir, Sign: sign, Ballast: 100 << 10, disk: d.on})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	full := func() error {
+		_, err := l.Append(t.Context(), "h/1", records(l.Acknowledged("h/1")+1, 20))
+		return err
+	}
+	within(t, "the disk is full", func() bool { return errors.Is(full(), sallyport.ErrExhausted) })
+	have := l.Acknowledged("h/1")
+	lock := func() error {
+		return l.Emit(t.Context(), sallyport.Event{Name: LockCreate, Code: LockCreateCode}, true)
+	}
+	within(t, "auth's own events are taken", func() bool { return lock() == nil })
+	for range 20 {
+		if err := full(); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Fatalf("hosts' events without a ballast: %v", err)
+		}
+		if err := lock(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := l.Acknowledged("h/1"); got != have {
+		t.Errorf("%d acknowledged, want %d", got, have)
+	}
+	d.set(func() { d.space += 1 << 20 })
+	within(t, "hosts' events are taken again", func() bool { return full() == nil })
+	wantEvents(t, l, int(have)+20)
+	for name, n := range map[string]int{AuditStopped: 1, AuditResumed: 1} {
+		if found, err := l.Search(t.Context(), Query{Names: []string{name}}); err != nil || len(found) != n {
+			t.Errorf("%s: %s, %v", name, found, err)
+		}
+	}
+	if b, err := os.Stat(filepath.Join(dir, ballastName)); err != nil || b.Size() != 100<<10 {
+		t.Errorf("the ballast is not back: %v", err)
+	}
+	l.Close()
+	mustVerify(t, dir)
+}
+
+// TestLogOwnEventsHaveRoom: a backlog of many hosts in the queue kept auth's own
+// events out, and so logins.
+func TestLogOwnEventsHaveRoom(t *testing.T) {
+	l := openLog(t, t.TempDir(), 0)
+	l.j.mu.Lock()
+	l.j.pendingBytes = maxPending // nothing wakes the journal before the next event
+	l.j.mu.Unlock()
+	if _, err := l.Append(t.Context(), "h/1", records(1, 1)); !errors.Is(err, errBehind) {
+		t.Errorf("a host's events: %v", err)
+	}
+	if err := l.Emit(t.Context(), sallyport.Event{Name: UserLogin}, true); err != nil {
+		t.Errorf("auth's own: %v", err)
 	}
 }

@@ -18,13 +18,17 @@ func (l *Log) load() error {
 	}
 	l.j = &journal{disk: l.disk, magic: logMagic, segmentBytes: l.c.SegmentBytes, log: l.c.Log, segments: segments}
 	l.pack = newPacker(l)
-	l.j.hooks = hooks{opening: l.opening, closing: l.closing, committed: l.committed, sealed: l.pack.add}
+	l.j.hooks = hooks{opening: l.opening, closing: l.closing, committed: l.committed, failing: l.failing, sealed: l.pack.add}
 	note, err := l.loadEnd()
 	if err != nil {
 		return err
 	}
 	if note == nil {
 		note = l.checkHead()
+	}
+	if err := setBallast(l.disk, l.c.Ballast); err != nil {
+		l.c.Log.Warn("no space for the audit log's ballast: hosts' events are refused", "err", err)
+		l.starved = true
 	}
 	l.j.start()
 	l.pack.start()
@@ -44,7 +48,8 @@ func (l *Log) begin(note *sallyport.Event) error {
 		e = *note
 	}
 	wait := &waiter{done: make(chan struct{})}
-	if err := l.commit([]entry{l.own(e, wait)}); err != nil {
+	batch := append(l.forget(l.excess(), wait), l.own(e, wait))
+	if err := l.commit(batch, maxPending); err != nil {
 		return errors.Join(err, l.j.close(), l.pack.stop())
 	}
 	return nil
@@ -175,16 +180,18 @@ func (l *Log) replay(f *frame) {
 		}
 		for name, p := range st.Spools {
 			if len(p.Hash) == len(digest{}) {
-				l.spools[name] = &place{seq: p.Sequence, hash: digest(p.Hash)}
+				*l.placeLocked(name) = place{p.Sequence, digest(p.Hash), p.At}
 			}
 		}
 	case frameEvent:
-		spool, seq, _, ok := readPayload(f.payload)
-		if ok && spool != "" {
+		spool, seq, line, ok := readPayload(f.payload)
+		switch {
+		case ok && spool != "":
 			// The line as it came is not kept; a copy sent again is compared
 			// with what this run has seen only.
-			p := l.placeLocked(spool)
-			p.seq, p.hash = seq, digest{}
+			*l.placeLocked(spool) = place{seq: seq, at: f.seq}
+		case ok:
+			l.forgetLocked(forgottenOf(line))
 		}
 	}
 }

@@ -70,6 +70,8 @@ const (
 	AuditUnreadableCode = "SA003W"
 	AuditGap            = "audit.gap" // events of a spool are not in this log: it was restored, or they are in another one
 	AuditGapCode        = "SA004W"
+	AuditForgotten      = "audit.forgotten" // spools that the log holds no number of any more: there were too many
+	AuditForgottenCode  = "SA006W"
 	AuditOpened         = "audit.opened" // the control plane has started
 	AuditOpenedCode     = "SA005I"
 )
@@ -95,6 +97,6 @@ func Kinds() []Kind {
 		{AccessDenied, AccessDeniedCode},
 		{AuditStopped, AuditStoppedCode}, {AuditResumed, AuditResumedCode},
 		{AuditRecovered, AuditRecoveredCode}, {AuditUnreadable, AuditUnreadableCode},
-		{AuditGap, AuditGapCode}, {AuditOpened, AuditOpenedCode},
+		{AuditGap, AuditGapCode}, {AuditForgotten, AuditForgottenCode}, {AuditOpened, AuditOpenedCode},
 	}
 }

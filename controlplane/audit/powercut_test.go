@@ -180,6 +180,8 @@ func (d *cutDisk) SyncDir() error {
 	return nil
 }
 
+func (d *cutDisk) Free() (int64, error) { return 1 << 40, nil }
+
 type cutEntry string
 
 func (e cutEntry) Name() string               { return string(e) }
@@ -273,7 +275,7 @@ func powerCut(t *testing.T, left, try int) {
 		acknowledged = max(acknowledged, logOn(d, dir))
 	}
 	d = d.afterCut(chance)
-	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: 2 << 10, disk: d.on})
+	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: 2 << 10, Ballast: 64, disk: d.on})
 	if err != nil {
 		t.Fatalf("cut before step %d, seed %d: %v", left, seed, err)
 	}
@@ -290,7 +292,7 @@ func powerCut(t *testing.T, left, try int) {
 // logOn appends some events until that fails or is enough, and returns the last
 // that was acknowledged.
 func logOn(d *cutDisk, dir string) uint64 {
-	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: 2 << 10, disk: d.on})
+	l, err := OpenLog(LogConfig{Dir: dir, Host: "auth", Sign: sign, SegmentBytes: 2 << 10, Ballast: 64, disk: d.on})
 	if err != nil {
 		return 0
 	}

@@ -1,9 +1,11 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -126,7 +128,7 @@ func (s *Spool) feedLocked() {
 		return
 	}
 	s.tried = time.Now()
-	if err := s.setBallast(); err != nil {
+	if err := setBallast(s.disk, s.c.Ballast); err != nil {
 		return
 	}
 	s.starved = false
@@ -138,30 +140,81 @@ func (s *Spool) feedLocked() {
 	}
 }
 
+// failing is called by the log's journal before each attempt to write again.
+// What a full disk gets back then is for auth's own events, without which
+// nobody could be locked and nothing changed: hosts' are refused from then on.
+func (l *Log) failing(err error) []entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.starved || !noSpace(err) {
+		return nil
+	}
+	l.starved, l.tried = true, time.Now()
+	if err := l.disk.Remove(ballastName); err != nil {
+		l.c.Log.Warn("audit ballast was not released", "err", err)
+	}
+	l.c.Log.Error("audit stopped: hosts' events are refused", "reason", "the audit log's disk is full")
+	return []entry{l.own(sallyport.Event{Name: AuditStopped, Code: AuditStoppedCode,
+		Fields: map[string]any{"reason": "the audit log's disk is full: hosts' events are refused"}}, nil)}
+}
+
+// fed refuses hosts' events while there is no ballast, and tries to get it back.
+func (l *Log) fed() error {
+	l.mu.Lock()
+	starved, due := l.starved, time.Since(l.tried) >= retryDelay
+	if due {
+		l.tried = time.Now()
+	}
+	l.mu.Unlock()
+	switch {
+	case !starved:
+		return nil
+	case !due || !l.feed():
+		return unwritableLog(syscall.ENOSPC)
+	}
+	l.c.Log.Info("audit resumed: hosts' events are taken again")
+	return l.Emit(context.Background(), sallyport.Event{Name: AuditResumed, Code: AuditResumedCode}, false)
+}
+
+// feed makes the ballast again. It is tried only where as much stays free: what
+// is being filled would be missing to auth's own events at that moment.
+func (l *Log) feed() bool {
+	if free, err := l.disk.Free(); err != nil || free < 2*l.c.Ballast {
+		return false
+	}
+	if err := setBallast(l.disk, l.c.Ballast); err != nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.starved = false
+	return true
+}
+
 // setBallast fills the ballast file.
-func (s *Spool) setBallast() error {
-	if b, err := s.disk.Open(ballastName); err == nil {
+func setBallast(d disk, bytes int64) error {
+	if b, err := d.Open(ballastName); err == nil {
 		size, err := b.Size()
-		if err = errors.Join(err, b.Close()); err == nil && size == s.c.Ballast {
+		if err = errors.Join(err, b.Close()); err == nil && size == bytes {
 			return nil
 		}
 	}
-	if err := s.disk.Remove(ballastName); err != nil {
+	if err := d.Remove(ballastName); err != nil {
 		return err
 	}
-	f, err := s.disk.Create(ballastName)
+	f, err := d.Create(ballastName)
 	if err != nil {
 		return err
 	}
-	zeros := make([]byte, min(s.c.Ballast, 1<<20))
-	for at := int64(0); at < s.c.Ballast && err == nil; at += int64(len(zeros)) {
-		_, err = f.WriteAt(zeros[:min(int64(len(zeros)), s.c.Ballast-at)], at)
+	zeros := make([]byte, min(bytes, 1<<20))
+	for at := int64(0); at < bytes && err == nil; at += int64(len(zeros)) {
+		_, err = f.WriteAt(zeros[:min(int64(len(zeros)), bytes-at)], at)
 	}
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, s.disk.Remove(ballastName))
+		return errors.Join(err, d.Remove(ballastName))
 	}
 	return nil
 }

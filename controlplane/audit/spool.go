@@ -149,7 +149,7 @@ func (s *Spool) load() error {
 	if err != nil {
 		return errors.Join(err, s.ack.Close())
 	}
-	if err := s.setBallast(); err != nil {
+	if err := setBallast(s.disk, s.c.Ballast); err != nil {
 		s.c.Log.Warn("no space for the audit spool's ballast", "err", err)
 		s.starved = true
 	}
@@ -404,7 +404,7 @@ func (s *Spool) Begin(l Line, durable bool) (Commit, error) {
 	if durable {
 		c.wait = &waiter{done: make(chan struct{})}
 	}
-	if err := s.j.submit([]entry{{typ: frameEvent, payload: l.JSON, wait: c.wait, patient: Ends(l.Name)}}); err != nil {
+	if err := s.j.submit([]entry{{typ: frameEvent, payload: l.JSON, wait: c.wait, patient: Ends(l.Name)}}, maxPending); err != nil {
 		return Commit{}, s.refusal(err)
 	}
 	return c, nil

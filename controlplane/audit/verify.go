@@ -347,7 +347,10 @@ func (v *verifier) event(f *frame, minT, maxT *int64) {
 		v.spools[spool] = seq
 		v.gap = gap{}
 	} else {
-		v.gap = gapOf(e) // only the log itself tells gaps
+		v.gap = gapOf(e) // only the log itself tells gaps, and forgets
+		for _, name := range forgottenOf(line) {
+			delete(v.spools, name)
+		}
 	}
 	t := segment{minT: *minT, maxT: *maxT}
 	t.note(e.Time.UnixMilli())
