@@ -38,7 +38,8 @@ const (
 // process it is by now.
 type testedGateway struct {
 	dir, program, config, listen string
-	other                        []string // programs to change to, in turn; empty for none
+	other                        []string        // programs to change to, in turn; empty for none
+	outside                      map[string]bool // sockets that all its processes have from what started us
 	turn                         int
 
 	pid    int
@@ -50,7 +51,7 @@ type testedGateway struct {
 
 // startTested starts a gateway with one route, to the servers.
 func startTested(ctx context.Context, dir string, servers []string) (*testedGateway, error) {
-	g := &testedGateway{dir: dir, program: filepath.Join(dir, "sallyport"), config: filepath.Join(dir, "sallyport.yaml")}
+	g := &testedGateway{dir: dir, program: filepath.Join(dir, "sallyport"), config: filepath.Join(dir, "sallyport.yaml"), outside: passedOn()}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -199,7 +200,7 @@ func (g *testedGateway) upgrade(ctx context.Context, memory bool) (*upgradeSeen,
 	}
 	ctx, cancel := context.WithTimeout(ctx, upgradeMost)
 	defer cancel()
-	watched := watchOld(g.pid)
+	watched := watchOld(g.pid, g.outside)
 	defer watched.stop()
 	var peak *memoryWatch
 	if memory {

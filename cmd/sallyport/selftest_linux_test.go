@@ -174,7 +174,7 @@ func TestOldWatch(t *testing.T) {
 		}
 	}
 	turn("holds\n")
-	w := watchOld(cmd.Process.Pid)
+	w := watchOld(cmd.Process.Pid, passedOn())
 	defer w.stop()
 	if what, yes := w.holds(); !yes || !strings.HasSuffix(what, " (TCP)") && !strings.HasSuffix(what, " (MPTCP)") {
 		t.Errorf("a listening socket was not seen: %q, %v", what, yes)
@@ -182,7 +182,7 @@ func TestOldWatch(t *testing.T) {
 	if err := w.wait(t.Context(), time.Millisecond); !errors.Is(err, errStayed) || !strings.Contains(err.Error(), "it has descriptor ") {
 		t.Errorf("it has not ended: %v", err)
 	}
-	w = watchOld(cmd.Process.Pid)
+	w = watchOld(cmd.Process.Pid, passedOn())
 	defer w.stop()
 	if _, err := in.Write([]byte{'\n'}); err != nil {
 		t.Fatal(err)
@@ -207,6 +207,30 @@ func TestOldWatch(t *testing.T) {
 	_ = cmd.Wait()
 	if runs(cmd.Process.Pid) {
 		t.Error("it runs")
+	}
+}
+
+// TestGlance: a socket is seen wherever it is among the descriptors, though a look
+// reads some twenty at a time.
+func TestGlance(t *testing.T) {
+	w := &oldWatch{pid: os.Getpid(), outside: passedOn()}
+	for range 200 { // in front of the socket
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+	}
+	if what, yes := w.holds(); yes {
+		t.Fatalf("there is a socket already: %s", what)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if what, yes := w.holds(); !yes {
+		t.Errorf("a socket behind 200 files was not seen: %q", what)
 	}
 }
 

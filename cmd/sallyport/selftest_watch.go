@@ -33,8 +33,8 @@ type oldWatch struct {
 	outside        map[string]bool // sockets that it has from what started us
 }
 
-func watchOld(pid int) *oldWatch {
-	w := &oldWatch{pid: pid, done: make(chan struct{}), stopped: make(chan struct{}), outside: passedOn()}
+func watchOld(pid int, outside map[string]bool) *oldWatch {
+	w := &oldWatch{pid: pid, done: make(chan struct{}), stopped: make(chan struct{}), outside: outside}
 	go w.run()
 	return w
 }
@@ -87,24 +87,34 @@ func (w *oldWatch) wait(ctx context.Context, most time.Duration) error {
 	}
 }
 
+// glanceRoom is for some twenty names. The kernel makes an inode for each that it
+// lists, and a process with thousands of sockets has one among its first.
+const glanceRoom = 512
+
 // holds names a socket of the network that the process has: a listening one, a
 // client's or a server's. It ends at the first that it finds, so that it costs
 // little while there are thousands.
 func (w *oldWatch) holds() (what string, yes bool) {
-	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", w.pid))
+	dir := fmt.Sprintf("/proc/%d/fd", w.pid)
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", false // it ends
 	}
-	defer dir.Close()
+	defer unix.Close(fd)
+	var room [glanceRoom]byte
 	for {
-		names, err := dir.Readdirnames(64)
+		n, err := unix.ReadDirent(fd, room[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return "", false
+		}
+		_, _, names := unix.ParseDirent(room[:n], -1, nil)
 		for _, name := range names {
-			if what, yes := w.network(dir.Name() + "/" + name); yes {
+			if what, yes := w.network(dir + "/" + name); yes {
 				return fmt.Sprintf("descriptor %s (%s)", name, what), true
 			}
-		}
-		if err != nil {
-			return "", false
 		}
 	}
 }
