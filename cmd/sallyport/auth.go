@@ -327,7 +327,7 @@ func (a *auth) serveLocked() error {
 	s.group.Go(func() { a.report(server.Run(ctx)) })
 	for _, ln := range a.listeners {
 		l := &api.Listener{
-			Handler: root, Certificate: a.certificate, Cluster: a.cfg.Cluster, BehindGateway: ln.gateway, Log: a.log,
+			Handler: root, Certificate: a.certificate, Cluster: a.cfg.Cluster, BehindGateway: ln.gateway, Standing: server.Standing, Log: a.log,
 			UserCAs: func() *x509.CertPool { return a.keys.Pool(ca.User) },
 			HostCAs: func() *x509.CertPool { return a.keys.Pool(ca.Host) },
 		}

@@ -207,6 +207,12 @@ func (f *farewell) idle(quiet bool) {
 	f.mu.Unlock()
 }
 
+func (f *farewell) isQuiet() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.quiet
+}
+
 // Write follows the frames that HTTP/2 writes, one goroutine at a time.
 //
 // Invariant: a stream counts as closed when its last frame is in the buffer
@@ -216,9 +222,7 @@ func (f *farewell) Write(b []byte) (int, error) {
 	if f.said {
 		return len(b), nil
 	}
-	f.mu.Lock()
-	quiet := f.quiet
-	f.mu.Unlock()
+	quiet := f.isQuiet()
 	n, err := f.Conn.Write(b)
 	if f.follow(b[:n]) && quiet && err == nil {
 		f.said = true

@@ -168,8 +168,11 @@ func (w *world) serve(ctx context.Context, cancel func()) error {
 	w.tcp = remote.Addr().String()
 	var wg sync.WaitGroup
 	wg.Go(func() { w.server.Run(ctx) })
-	wg.Go(func() { w.listener(true).Serve(ctx, local) })
-	wg.Go(func() { w.listener(false).Serve(ctx, remote) })
+	for ln, behind := range map[net.Listener]bool{local: true, remote: false} {
+		l := w.listener(behind)
+		l.Standing = w.server.Standing
+		wg.Go(func() { l.Serve(ctx, ln) })
+	}
 	wg.Go(func() { ServeAdmin(ctx, admin, w.handler) })
 	w.stop = func() {
 		cancel()
@@ -181,6 +184,7 @@ func (w *world) serve(ctx context.Context, cancel func()) error {
 	return nil
 }
 
+// listener asks the store nothing, so it may be in a bubble.
 func (w *world) listener(behind bool) *Listener {
 	return &Listener{
 		Handler: w.handler, Cluster: cluster, BehindGateway: behind, Log: slog.New(slog.DiscardHandler),

@@ -44,11 +44,21 @@ const (
 	joinStreams = 4
 
 	// maxConnections bounds what one listener holds at a time; maxStrangers
-	// what of it has not shown a certificate. A stranger too many takes the
-	// place of the oldest, so that those who hold connections and say nothing
-	// keep nobody out: a handshake takes much less time than they have.
+	// what of it has not shown a certificate, or one that is good for nothing
+	// now. A stranger too many takes the place of the oldest, so that those who
+	// hold connections and say nothing keep nobody out: a handshake takes much
+	// less time than they have.
 	maxConnections = 20000
 	maxStrangers   = 1024
+
+	// maxUsers is what people may have of maxConnections: hosts, which are told
+	// of locks, find room whatever people do.
+	maxUsers = maxConnections * 3 / 4
+
+	// maxPerCaller bounds what one user or host has of them. Automation runs
+	// many programs as one user at a time, each with a connection that it has
+	// no more use for but keeps.
+	maxPerCaller = 256
 )
 
 // Listener serves the API over TLS. Serve may be called for several listeners
@@ -67,11 +77,18 @@ type Listener struct {
 	// machine, whose address would be that of all its clients.
 	BehindGateway bool
 
+	// Standing says why somebody with a good certificate may call nothing now:
+	// locked, for example. He is told at his calls and counts as a stranger. It
+	// is called within the time of a handshake; nil: there is no reason.
+	Standing func(ctx context.Context, c Caller) error
+
 	Log *slog.Logger
 
 	mu        sync.Mutex
 	conns     map[net.Conn]*held
-	strangers *list.List // of net.Conn, the oldest first
+	strangers *list.List                // of net.Conn, the oldest first
+	callers   map[callerName]*list.List // of *held, the oldest first
+	users     int                       // of conns, people's
 	sockets   map[net.Listener]struct{}
 	serving   sync.WaitGroup // calls of Serve
 	draining  bool
@@ -83,6 +100,17 @@ type Listener struct {
 type held struct {
 	stranger *list.Element // of strangers, or nil
 	shaken   bool          // its handshake has ended
+
+	// Of those who are known.
+	caller callerName
+	place  *list.Element // of callers, or nil
+	conn   *farewell
+}
+
+// callerName is whose connections are counted together.
+type callerName struct {
+	kind sallyport.IdentityKind
+	name string
 }
 
 // Serve accepts until ctx is done, or Drain is called. When ctx is done ln and
@@ -171,23 +199,81 @@ func (l *Listener) shaken(c net.Conn) {
 	}
 }
 
-// known says that the connection's other end has shown a certificate.
-func (l *Listener) known(c net.Conn) bool {
+// known says that the connection's other end has shown a certificate that is
+// good now. It is false when there is no room for one more of that caller, of
+// people, or of all.
+func (l *Listener) known(raw net.Conn, c Caller, conn *farewell) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if h := l.conns[c]; h != nil && h.stranger != nil {
+	h := l.conns[raw]
+	if h == nil {
+		return false
+	}
+	if h.stranger != nil {
 		l.strangers.Remove(h.stranger)
 		h.stranger = nil
 	}
-	return len(l.conns)-l.strangers.Len() <= maxConnections
+	name := callerName{c.Identity.Kind, c.Identity.Name}
+	if len(l.conns)-l.strangers.Len() > maxConnections || name.kind == sallyport.KindUser && l.users >= maxUsers {
+		return false
+	}
+	own := l.callers[name]
+	if own == nil {
+		own = list.New()
+	}
+	if own.Len() >= maxPerCaller && !l.makeRoomLocked(own) {
+		return false
+	}
+	if l.callers == nil {
+		l.callers = map[callerName]*list.List{}
+	}
+	l.callers[name] = own
+	h.caller, h.conn, h.place = name, conn, own.PushBack(h)
+	if name.kind == sallyport.KindUser {
+		l.users++
+	}
+	return true
+}
+
+// makeRoomLocked closes the oldest of a caller's connections that no call is
+// on: its client opens another one when it needs it. It is false when there is
+// none.
+func (l *Listener) makeRoomLocked(own *list.List) bool {
+	for e := own.Front(); e != nil; e = e.Next() {
+		if h := e.Value.(*held); h.conn.isQuiet() {
+			l.forgetLocked(h)
+			h.conn.NetConn().Close() // its own goroutine removes it
+			return true
+		}
+	}
+	return false
+}
+
+// forgetLocked counts a connection no more as its caller's.
+func (l *Listener) forgetLocked(h *held) {
+	if h.place == nil {
+		return
+	}
+	own := l.callers[h.caller]
+	own.Remove(h.place)
+	h.place = nil
+	if own.Len() == 0 {
+		delete(l.callers, h.caller)
+	}
+	if h.caller.kind == sallyport.KindUser {
+		l.users--
+	}
 }
 
 func (l *Listener) remove(c net.Conn) {
 	c.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if h := l.conns[c]; h != nil && h.stranger != nil {
-		l.strangers.Remove(h.stranger)
+	if h := l.conns[c]; h != nil {
+		if h.stranger != nil {
+			l.strangers.Remove(h.stranger)
+		}
+		l.forgetLocked(h)
 	}
 	delete(l.conns, c)
 }
@@ -208,9 +294,11 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 		return
 	}
 	l.shaken(raw)
+	conn := &farewell{Conn: tc}
 	in, life := &l.entrances().join, joinTimeout
-	if audienceOf(caller) != nobody {
-		if !l.known(raw) {
+	if audienceOf(caller) != nobody && l.stands(ctx, caller) {
+		if !l.known(raw, caller, conn) {
+			l.Log.Debug("no room for the connection", "caller", caller.name(), "from", raw.RemoteAddr())
 			return
 		}
 		in, life = &l.entrances().auth, time.Until(caller.Identity.NotAfter)
@@ -218,7 +306,17 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 	// A connection ends with the certificate that opened it.
 	end := time.AfterFunc(life, func() { raw.Close() })
 	defer end.Stop()
-	in.h2.ServeConn(&farewell{Conn: tc}, &http2.ServeConnOpts{Context: WithCaller(ctx, caller), Handler: l.Handler, BaseConfig: in.base})
+	in.h2.ServeConn(conn, &http2.ServeConnOpts{Context: WithCaller(ctx, caller), Handler: l.Handler, BaseConfig: in.base})
+}
+
+// stands says whether somebody may call anything now.
+func (l *Listener) stands(ctx context.Context, c Caller) bool {
+	if l.Standing == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	return l.Standing(ctx, c) == nil
 }
 
 // handshake reads the PROXY header where there may be one, and ends TLS, all

@@ -184,9 +184,11 @@ func (p *pipes) dial() net.Conn {
 
 // inBubble serves the listener with a clock that tests move, set to the present.
 func inBubble(t *testing.T, behind bool, f func(t *testing.T, p *pipes)) {
-	w := the()
-	w.server.state.view() // the world is made outside
-	l, present := w.listener(behind), time.Now()
+	serveInBubble(t, the().listener(behind), f) // the world is made outside
+}
+
+func serveInBubble(t *testing.T, l *Listener, f func(t *testing.T, p *pipes)) {
+	present := time.Now()
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(present))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -329,6 +331,144 @@ func TestA32_TooManyStrangers(t *testing.T) {
 			if err := c.Ping(t.Context()); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
+		}
+	})
+}
+
+// TestA32_TooManyOfOne: one user, also a locked one, took all places in seconds, and no
+// host was told of a lock any more. Who has many has no more use for the oldest.
+func TestA32_TooManyOfOne(t *testing.T) {
+	w := the()
+	name, many := w.user(t, nil, "access")
+	another := w.certify(t, nil, name, "access") // the same user's
+	_, agent := w.host(t, sallyport.KindAgent)
+	l := w.listener(false)
+	serveInBubble(t, l, func(t *testing.T, p *pipes) {
+		answer := make(chan struct{})
+		l.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-answer })
+		var calls sync.WaitGroup
+		call := func(c *http2.ClientConn) {
+			calls.Go(func() {
+				r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/", nil)
+				if resp, err := c.RoundTrip(r); err != nil {
+					t.Error(err)
+				} else {
+					resp.Body.Close()
+				}
+			})
+			synctest.Wait()
+		}
+		open := func(cert *tls.Certificate) *http2.ClientConn {
+			c := client(t, handshake(t, w, p, protocolAuth, cert))
+			synctest.Wait()
+			return c
+		}
+		alive := func(c *http2.ClientConn) bool { return c.Ping(t.Context()) == nil }
+		first, second := open(many), open(many)
+		call(first) // and it is not answered yet
+		all := []*http2.ClientConn{first, second}
+		for range maxPerCaller - 2 {
+			all = append(all, open(many))
+		}
+		if !alive(second) {
+			t.Error("closed while there was room")
+		}
+		late := open(another)
+		if !alive(first) || !alive(late) || alive(second) {
+			t.Errorf("one too many: the busy one is there: %v, the new one: %v, the oldest that is idle: %v", alive(first), alive(late), alive(second))
+		}
+		all = append(all, late)
+		for _, c := range all {
+			if c != first && c != second {
+				call(c)
+			}
+		}
+		if took := ends(handshake(t, w, p, protocolAuth, many)); took != 0 {
+			t.Errorf("one too many while all are busy was closed after %v", took)
+		}
+		host := open(agent)
+		if !alive(host) {
+			t.Error("no room for a host")
+		}
+		close(answer)
+		calls.Wait()
+		for _, c := range append(all, host) {
+			c.Close()
+		}
+		synctest.Wait()
+		if len(l.callers) != 0 || l.users != 0 {
+			t.Errorf("%d callers and %d users' connections are still counted", len(l.callers), l.users)
+		}
+	})
+}
+
+// TestRoomForHosts: however many connections people have, hosts have some.
+func TestRoomForHosts(t *testing.T) {
+	l := &Listener{}
+	add := func(kind sallyport.IdentityKind, n int) (in int) {
+		for i := range n {
+			c := &fakeConn{}
+			if l.add(c) && l.known(c, Caller{Identity: sallyport.Identity{Kind: kind, Name: fmt.Sprint(i / maxPerCaller)}}, &farewell{}) {
+				in++
+			} else {
+				l.remove(c)
+			}
+		}
+		return in
+	}
+	if n := add(sallyport.KindUser, maxConnections); n != maxUsers {
+		t.Errorf("%d of people, want %d", n, maxUsers)
+	}
+	if n := add(sallyport.KindAgent, maxConnections); n != maxConnections-maxUsers {
+		t.Errorf("%d of hosts beside them, want %d", n, maxConnections-maxUsers)
+	}
+	for c := range l.conns {
+		l.remove(c)
+	}
+	if n := add(sallyport.KindGateway, maxConnections+1); n != maxConnections {
+		t.Errorf("%d of hosts alone, want %d", n, maxConnections)
+	}
+}
+
+type fakeConn struct {
+	net.Conn
+	_ byte // each has an address of its own
+}
+
+func (*fakeConn) Close() error { return nil }
+
+// TestA32_NotStanding: who has a certificate and may call nothing has a stranger's place,
+// and hears why.
+func TestA32_NotStanding(t *testing.T) {
+	w := the()
+	name, locked := w.user(t, nil, "access")
+	_, agent := w.host(t, sallyport.KindAgent)
+	w.lock(t, `{"user":"`+name+`"}`)
+	_, err := w.asUser(t, locked).WhoAmI(t.Context(), connect.NewRequest(&sallyportv1.WhoAmIRequest{}))
+	if connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "you are locked") {
+		t.Errorf("told: %v", err)
+	}
+	l := w.listener(false)
+	l.Standing = func(ctx context.Context, c Caller) error {
+		if c.Identity.Kind == sallyport.KindUser { // the view has him, so the store is not asked
+			return w.server.Standing(ctx, c)
+		}
+		return nil
+	}
+	serveInBubble(t, l, func(t *testing.T, p *pipes) {
+		mute := handshake(t, w, p, protocolAuth, locked)
+		defer mute.Close()
+		host := client(t, handshake(t, w, p, protocolAuth, agent))
+		defer host.Close()
+		synctest.Wait()
+		if len(l.callers) != 1 || l.strangers.Len() != 1 {
+			t.Errorf("%d callers and %d strangers, want one of each", len(l.callers), l.strangers.Len())
+		}
+		if took := ends(mute); took > joinTimeout {
+			t.Errorf("closed after %v, want %v", took, joinTimeout)
+		}
+		if err := host.Ping(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }

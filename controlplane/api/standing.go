@@ -10,6 +10,9 @@ import (
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
+// Standing is what a Listener asks before it gives a caller a place.
+func (s *Server) Standing(ctx context.Context, c Caller) error { return s.standing(ctx, c) }
+
 // standing refuses certificates that are good and yet good for nothing now. It
 // is asked at every call: a connection outlives locks and users.
 func (s *Server) standing(ctx context.Context, c Caller) error {

@@ -174,7 +174,7 @@ func (w *world) back() error {
 		return err
 	}
 	l := &api.Listener{
-		Handler: w.server.Handler(http.HandlerFunc(w.pages)), Cluster: cluster, BehindGateway: true, Log: slog.New(slog.DiscardHandler),
+		Handler: w.server.Handler(http.HandlerFunc(w.pages)), Cluster: cluster, BehindGateway: true, Standing: w.server.Standing, Log: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return &w.own, nil },
 		UserCAs:     func() *x509.CertPool { return w.keys.Pool(ca.User) },
 		HostCAs:     func() *x509.CertPool { return w.keys.Pool(ca.Host) },
