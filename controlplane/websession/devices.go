@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,6 +73,10 @@ func (t deviceToken) hash() string { return hashed("device", string(t.secret[:])
 // BeginDevice takes a stranger's request. source is the network that it counts
 // for. What is kept of it is bounded: for each source, for all, and in time.
 func (s *Sessions) BeginDevice(ctx context.Context, source string, d Device) (deviceCode, userCode string, expires time.Time, err error) {
+	slots, err := s.freeSlots(ctx, source)
+	if err != nil {
+		return "", "", time.Time{}, err
+	}
 	if err := s.roomForDevice(ctx); err != nil {
 		return "", "", time.Time{}, err
 	}
@@ -79,14 +84,13 @@ func (s *Sessions) BeginDevice(ctx context.Context, source string, d Device) (de
 	if err != nil {
 		return "", "", time.Time{}, err
 	}
-	sum := sha256.Sum256([]byte(source))
-	for slot := range maxPerSource {
+	for _, slot := range slots {
 		t := deviceToken{userCode: newUserCode()}
 		rand.Read(t.secret[:])
 		now := s.now().UTC()
 		rec := deviceRecord{Version: recordVersion, Secret: t.hash(), TLSKey: d.TLSKey, SSHKey: d.SSHKey, Seconds: d.Seconds,
 			Host: printable(d.Host, maxHostName), Addr: d.Addr, Created: now, Expires: now.Add(DeviceTTL), State: Pending,
-			Slot: fmt.Sprintf("webdevice-sources/%s/%d", hex.EncodeToString(sum[:16]), slot)}
+			Slot: slot}
 		value, err := json.Marshal(rec)
 		if err != nil {
 			return "", "", time.Time{}, err
@@ -101,6 +105,29 @@ func (s *Sessions) BeginDevice(ctx context.Context, source string, d Device) (de
 	}
 	s.store.Revoke(ctx, lease) // nothing is on it; else it ends by itself
 	return "", "", time.Time{}, tooManyDevices()
+}
+
+// freeSlots are the keys of the places that a source has left, one at least.
+// Who has none is refused by a read: a write, also one that fails, goes through
+// the log of the store and holds up everybody's.
+func (s *Sessions) freeSlots(ctx context.Context, source string) ([]string, error) {
+	sum := sha256.Sum256([]byte(source))
+	dir := "webdevice-sources/" + hex.EncodeToString(sum[:16])
+	taken, _, err := s.store.List(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	var free []string
+	for n := range maxPerSource {
+		slot := fmt.Sprintf("%s/%d", dir, n)
+		if !slices.ContainsFunc(taken, func(it store.Item) bool { return it.Key == slot }) {
+			free = append(free, slot)
+		}
+	}
+	if len(free) == 0 {
+		return nil, tooManyDevices()
+	}
+	return free, nil
 }
 
 func tooManyDevices() error {

@@ -391,3 +391,50 @@ func TestDevices(t *testing.T) {
 		t.Errorf("late: %v", err)
 	}
 }
+
+// writes counts what goes through the store's log.
+type writes struct {
+	store.Store
+	n int
+}
+
+func (w *writes) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, error) {
+	w.n++
+	return w.Store.Grant(ctx, ttl)
+}
+
+func (w *writes) Revoke(ctx context.Context, id store.LeaseID) error {
+	w.n++
+	return w.Store.Revoke(ctx, id)
+}
+
+func (w *writes) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
+	w.n++
+	return w.Store.Apply(ctx, ops...)
+}
+
+// TestRefusedDevices: each request of a stranger beyond his bound cost six writes, which held
+// up everybody's, and a place of all that wait.
+func TestRefusedDevices(t *testing.T) {
+	c := newClock()
+	w := &writes{Store: the()}
+	s := New(Config{Store: w, Now: c.time})
+	source := newUser()
+	for range maxPerSource {
+		if _, _, _, err := s.BeginDevice(t.Context(), source, Device{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.n != 2*maxPerSource {
+		t.Errorf("%d writes for %d requests", w.n, maxPerSource)
+	}
+	count := s.waits.count
+	for range 10 {
+		if _, _, _, err := s.BeginDevice(t.Context(), source, Device{}); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Errorf("beyond the bound: %v", err)
+		}
+	}
+	if w.n != 2*maxPerSource || s.waits.count != count {
+		t.Errorf("%d writes and %d places for those that were refused", w.n-2*maxPerSource, s.waits.count-count)
+	}
+}
