@@ -45,7 +45,7 @@ func (s *Server) emit(ctx context.Context, c Caller, e sallyport.Event) error {
 // change's: after the former nothing was changed.
 func (s *Server) change(ctx context.Context, e sallyport.Event, do func() error) error {
 	e.UID = uuid.NewString()
-	if err := s.emit(ctx, callerOf(ctx), e); err != nil {
+	if err := s.emitBefore(ctx, e); err != nil {
 		return err
 	}
 	err := do()
@@ -53,6 +53,23 @@ func (s *Server) change(ctx context.Context, e sallyport.Event, do func() error)
 		return nil
 	}
 	return errors.Join(err, s.emitUndone(ctx, e, err))
+}
+
+// emitBefore records what is about to be done. A caller who goes while the record
+// is being made would leave one of what was not done: nothing is begun for a
+// caller who has gone, and then it is waited for. Where the wait ends all the
+// same the record may still be made, and a second one follows it.
+func (s *Server) emitBefore(ctx context.Context, e sallyport.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	waits, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	err := s.emit(waits, callerOf(ctx), e)
+	if err != nil && waits.Err() != nil {
+		return errors.Join(err, s.emitUndone(ctx, e, err))
+	}
+	return err
 }
 
 // emitUndone says that the change of a recorded event was not made. After an

@@ -309,3 +309,56 @@ func TestUserEvents(t *testing.T) {
 		codeIs(t, "gone", req(), connect.CodeNotFound)
 	}
 }
+
+// TestChangeOfCallerWhoGoes: a caller who went while the commit was under way
+// left a record of what was not done, and nothing that said so.
+func TestChangeOfCallerWhoGoes(t *testing.T) {
+	w := the()
+	signing, sign := make(chan struct{}, 100), make(chan struct{}, 100)
+	sign <- struct{}{} // of the log's opening
+	log, err := audit.OpenLog(audit.LogConfig{Dir: t.TempDir(), Host: uuid.NewString(), Sign: func([]byte) ([]byte, error) {
+		signing <- struct{}{}
+		<-sign
+		return []byte("signed"), nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	defer close(sign)
+	<-signing
+	s, err := w.serverOn(t.Context(), w.store, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	gone, done := make(chan error), 0
+	go func() {
+		gone <- s.change(ctx, sallyport.Event{Name: "gone.test"}, func() error {
+			done++
+			_, err := w.store.Revision(ctx)
+			return err
+		})
+	}()
+	<-signing // the record is being made
+	cancel()
+	sign <- struct{}{}
+	sign <- struct{}{} // and that of what was not done
+	if err := <-gone; err == nil || done != 1 {
+		t.Errorf("the change: %v, tried %d times", err, done)
+	}
+	found, err := log.Search(t.Context(), audit.Query{Names: []string{"gone.test"}})
+	if err != nil || len(found) != 2 {
+		t.Fatalf("recorded: %s, %v", found, err)
+	}
+	first, err := audit.Decode(found[0])
+	if err != nil || !strings.Contains(string(found[1]), `"undone_uid":"`+first.UID+`"`) {
+		t.Errorf("recorded: %s, %v", found, err)
+	}
+	if err := s.change(ctx, sallyport.Event{Name: "gone.before"}, func() error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller who has gone: %v", err)
+	}
+	if found, err := log.Search(t.Context(), audit.Query{Names: []string{"gone.before"}}); err != nil || len(found) != 0 {
+		t.Errorf("recorded: %s, %v", found, err)
+	}
+}
