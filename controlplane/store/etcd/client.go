@@ -34,6 +34,7 @@ type Store struct {
 	prefix string // ends with a slash
 	stop   func() error
 	done   <-chan struct{}
+	space  space
 }
 
 var _ store.Store = (*Store)(nil)
@@ -121,7 +122,11 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 		return 0, unavailable(err)
 	}
 	defer cancel()
+	began := time.Now()
 	r, err := s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
+	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began) {
+		r, err = s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
+	}
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return 0, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "the lease has ended", Cause: err}
 	}
@@ -178,7 +183,11 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 		return 0, unavailable(err)
 	}
 	defer cancel()
-	r, err := s.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
+	began, seconds := time.Now(), int64((ttl+time.Second-1)/time.Second)
+	r, err := s.client.Grant(ctx, seconds)
+	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began) {
+		r, err = s.client.Grant(ctx, seconds)
+	}
 	if err != nil {
 		return 0, unavailable(err)
 	}
@@ -266,7 +275,7 @@ func leaseError(err error) error {
 func unavailable(err error) error {
 	fact, hint := "the store does not answer", ""
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		fact, hint = "the store is full", "raise its quota or remove what is not needed, then disarm the alarm"
+		fact, hint = "the store is full", "remove what is not needed; of an etcd cluster of your own, compact, defragment and disarm the alarm"
 	}
 	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fact, Hint: hint, Cause: err}
 }

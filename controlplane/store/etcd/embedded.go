@@ -92,6 +92,12 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Store {
 	done := make(chan struct{})
 	s := &Store{client: v3client.New(server.Server), prefix: prefixOf(cfg.Prefix), done: done}
+	// The client of an embedded server cannot ask for it: etcd's own service has
+	// no notifier then, and panics.
+	s.space.quota, s.space.defragment, s.space.log = quotaOf(cfg), server.Server.Defragment, cfg.Log
+	if s.space.log == nil {
+		s.space.log = slog.New(slog.DiscardHandler)
+	}
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -144,10 +150,7 @@ func serverConfig(cfg EmbeddedConfig, dir, sockets string) *embed.Config {
 	c.Name = memberName
 	c.Dir = filepath.Join(dir, "etcd")
 	c.TickMs, c.ElectionMs = tickMS, electionMS
-	c.QuotaBackendBytes = cfg.Quota
-	if cfg.Quota == 0 {
-		c.QuotaBackendBytes = defaultQuota
-	}
+	c.QuotaBackendBytes = quotaOf(cfg)
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = compactionEvery
 	c.EnableGRPCGateway = false
@@ -178,6 +181,13 @@ func start(c *embed.Config, log *zap.Logger) (server *embed.Etcd, err error) {
 	}
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
 	return embed.StartEtcd(c)
+}
+
+func quotaOf(cfg EmbeddedConfig) int64 {
+	if cfg.Quota == 0 {
+		return defaultQuota
+	}
+	return cfg.Quota
 }
 
 func awaitReady(ctx context.Context, server *embed.Etcd) error {
