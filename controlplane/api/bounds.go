@@ -28,14 +28,18 @@ type bound struct {
 	// wire and up to 250 in memory.
 	elements int
 
-	// atOnce is how many calls of the method one host has under way, where
-	// they are large; the others wait unread. 0: any number.
+	// atOnce is how many calls of the method one host or user has under way,
+	// where they or their answers are large; the others wait unread. 0: any
+	// number.
 	atOnce int
 }
 
 // A host announces from one goroutine, and ships each spool from one; while
 // it is upgraded there is a second process.
 const hostsAtOnce = 2
+
+// A search's answer has up to 32 MiB, until its client has read it.
+const searchesAtOnce = 2
 
 // boundOf says how large a request of a procedure may be.
 func boundOf(procedure string) bound {
@@ -49,6 +53,8 @@ func boundOf(procedure string) bound {
 	case sallyportv1connect.HostServiceReportPresenceProcedure:
 		// All agents of a large gateway: 150,000 of 50 bytes.
 		return bound{bytes: 8 << 20, elements: 1 << 18, atOnce: hostsAtOnce}
+	case sallyportv1connect.AdminServiceSearchEventsProcedure:
+		return bound{bytes: 1 << 20, elements: 1 << 16, atOnce: searchesAtOnce}
 	}
 	service, _, _ := strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
 	switch service {
@@ -148,15 +154,15 @@ func (c jsonCodec) Unmarshal(b []byte, v any) error {
 
 func tooMany(most int) error { return fmt.Errorf("more than %d elements in lists", most) }
 
-// turns keep a host from having many large requests in memory at a time,
+// turns keep a host or user from having many large requests in memory at a time,
 // however many connections and streams it opens. The zero value is ready.
 type turns struct {
-	mu    sync.Mutex
-	hosts map[turn]*queue
+	mu      sync.Mutex
+	callers map[turn]*queue
 }
 
-// turn is one host's at one method.
-type turn struct{ host, procedure string }
+// turn is one caller's at one method.
+type turn struct{ caller, procedure string }
 
 type queue struct {
 	places chan struct{}
@@ -181,13 +187,13 @@ func (t *turns) take(ctx context.Context, who turn, most int) (leave func(), err
 func (t *turns) join(who turn, most int) *queue {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	q := t.hosts[who]
+	q := t.callers[who]
 	if q == nil {
-		if t.hosts == nil {
-			t.hosts = map[turn]*queue{}
+		if t.callers == nil {
+			t.callers = map[turn]*queue{}
 		}
 		q = &queue{places: make(chan struct{}, most)}
-		t.hosts[who] = q
+		t.callers[who] = q
 	}
 	q.users++
 	return q
@@ -197,16 +203,16 @@ func (t *turns) part(who turn, q *queue) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if q.users--; q.users == 0 {
-		delete(t.hosts, who)
+		delete(t.callers, who)
 	}
 }
 
-// inTurn lets hosts' large requests in.
+// inTurn lets large requests in.
 func (t *turns) inTurn(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, most := callerOf(r.Context()), boundOf(r.URL.Path).atOnce
-		if most == 0 || audienceOf(c)&anyHost == 0 {
+		if most == 0 || c.Identity.Kind == "" { // who has no certificate is refused
 			next.ServeHTTP(w, r)
 			return
 		}

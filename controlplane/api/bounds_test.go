@@ -388,8 +388,8 @@ func TestTurns(t *testing.T) {
 		synctest.Wait()
 		close(end)
 		synctest.Wait()
-		if n := in.Load(); n != 0 || len(tt.hosts) != 0 {
-			t.Errorf("%d are in, and %d queues left", n, len(tt.hosts))
+		if n := in.Load(); n != 0 || len(tt.callers) != 0 {
+			t.Errorf("%d are in, and %d queues left", n, len(tt.callers))
 		}
 	})
 }
@@ -400,7 +400,7 @@ func TestTurnsAreTaken(t *testing.T) {
 	c := Caller{Identity: sallyport.Identity{Kind: sallyport.KindAgent, Name: "takes-turns"}}
 	gone, cancel := context.WithCancel(WithCaller(t.Context(), c))
 	cancel()
-	for _, p := range []string{sallyportv1connect.HostServiceAnnounceProcedure, sallyportv1connect.HostServiceAppendEventsProcedure, sallyportv1connect.HostServiceReportPresenceProcedure} {
+	for _, p := range []string{sallyportv1connect.HostServiceAnnounceProcedure, sallyportv1connect.HostServiceAppendEventsProcedure, sallyportv1connect.HostServiceReportPresenceProcedure, sallyportv1connect.AdminServiceSearchEventsProcedure} {
 		for range hostsAtOnce {
 			leave, err := w.server.turns.take(t.Context(), turn{c.name(), p}, hostsAtOnce)
 			if err != nil {

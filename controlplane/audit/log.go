@@ -61,6 +61,8 @@ type Log struct {
 	j    *journal
 	pack *packer
 
+	searches chan struct{} // has one for each Search under way
+
 	mu      sync.Mutex
 	spools  map[string]*place  // what is durable of each
 	hosts   map[string]*sender // by the part of a spool's name before the slash
@@ -133,7 +135,7 @@ func OpenLog(c LogConfig) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{c: c, disk: d, lock: lock, spools: make(map[string]*place), hosts: make(map[string]*sender)}
+	l := &Log{c: c, disk: d, lock: lock, spools: make(map[string]*place), hosts: make(map[string]*sender), searches: make(chan struct{}, searchesAtOnce)}
 	if err := l.load(); err != nil {
 		return nil, errors.Join(unwritableLog(err), lock.Close())
 	}

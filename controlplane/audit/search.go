@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/sallyport/sallyport"
 )
 
 // Query says which events to find. The zero value finds the newest of all.
@@ -21,6 +23,27 @@ const (
 	maxAnswer    = 32 << 20 // bytes
 )
 
+// A search has a whole segment in memory, and its answer. So few are under way
+// at a time; who waits for longer than searchWait is refused.
+const (
+	searchesAtOnce = 2
+	searchWait     = 10 * time.Second
+)
+
+// beginSearch waits for its turn, which is given back by l.searches.
+func (l *Log) beginSearch(ctx context.Context) error {
+	wait := time.NewTimer(searchWait)
+	defer wait.Stop()
+	select {
+	case l.searches <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-wait.C:
+		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many searches of the audit log at a time", Hint: "try again in a moment"}
+	}
+}
+
 // Search returns the newest events that match, the oldest of them first, as
 // lines of JSON. The order is that of the log, not of the hosts' clocks.
 func (l *Log) Search(ctx context.Context, q Query) ([][]byte, error) {
@@ -28,6 +51,10 @@ func (l *Log) Search(ctx context.Context, q Query) ([][]byte, error) {
 		q.Limit = defaultLimit
 	}
 	q.Limit = min(q.Limit, maxLimit)
+	if err := l.beginSearch(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-l.searches }()
 	l.j.mu.Lock()
 	segments := slices.Clone(l.j.segments)
 	l.j.mu.Unlock()
