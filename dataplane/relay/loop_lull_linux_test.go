@@ -104,6 +104,36 @@ func TestSpinEnds(t *testing.T) {
 	on(t, l, func() { l.credit, l.stores.turn.copied = creditMost, 1 }) // it spins when it is closed
 }
 
+// A loop that is busy cedes before the runtime makes it, and one that comes back
+// from a long wait does not.
+func TestCede(t *testing.T) {
+	l := testEpoll(t)
+	on(t, l, func() {
+		l.ceded = l.now.Add(-cedeEvery + 1)
+		before := l.ceded
+		if l.cede(); l.ceded != before {
+			t.Error("ceded too soon")
+		}
+		l.ceded = l.now.Add(-cedeEvery)
+		if l.cede(); l.ceded != l.now {
+			t.Error("not ceded in time")
+		}
+	})
+	woken := make(chan struct{})
+	on(t, l, func() {
+		l.Arm((*timer)(new(func(time.Time) {
+			defer close(woken)
+			if l.ceded == l.now {
+				t.Error("ceded though it has slept")
+			}
+			if l.now.Sub(l.ceded) >= cedeEvery {
+				t.Error("the sleep is not noted")
+			}
+		})), 3*cedeEvery)
+	})
+	wait(t, woken, "the timer")
+}
+
 // A nap is one round's, and loses no event.
 func TestGather(t *testing.T) {
 	l := testEpoll(t)
