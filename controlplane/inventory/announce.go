@@ -276,6 +276,9 @@ func (inv *Inventory) tryClaim(ctx context.Context, r sallyport.Resource, had he
 	if err != nil {
 		return false, err
 	}
+	if err := inv.changes.take(r.AgentID, len(nameValue)+len(value), inv.now()); err != nil {
+		return false, err
+	}
 	_, err = inv.store.Apply(ctx,
 		store.Op{Key: nameKey(r.Kind, r.Name), Value: nameValue, Expect: it.Revision},
 		store.Op{Key: resourceKey(r.AgentID, r.Kind, r.Name), Value: value, Expect: store.Any},

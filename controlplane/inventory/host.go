@@ -70,6 +70,8 @@ type Inventory struct {
 	now   func() time.Time
 	ttl   time.Duration
 
+	changes changes
+
 	mu       sync.Mutex
 	reported map[string]*report // by gateway: what it reported to this process
 }

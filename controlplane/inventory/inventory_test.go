@@ -460,6 +460,10 @@ func TestA27_BoundedResources(t *testing.T) {
 	for i := range maxLabels + 1 {
 		many[fmt.Sprint(i)] = ""
 	}
+	large := make(map[string]string)
+	for i := range maxLabelBytes / maxLabelValue {
+		large[fmt.Sprint(i)] = strings.Repeat("x", maxLabelValue)
+	}
 	for name, change := range map[string]func(r *sallyport.Resource){
 		"name":             func(r *sallyport.Resource) { r.Name = strings.Repeat("x", 1<<20) },
 		"host name":        func(r *sallyport.Resource) { r.Hostname = strings.Repeat("x", 300) },
@@ -472,6 +476,7 @@ func TestA27_BoundedResources(t *testing.T) {
 		"version":          func(r *sallyport.Resource) { r.Version = strings.Repeat("x", maxVersion+1) },
 		"not UTF-8":        func(r *sallyport.Resource) { r.Version = "\xff" },
 		"many labels":      func(r *sallyport.Resource) { r.Labels = many },
+		"large labels":     func(r *sallyport.Resource) { r.Labels = large },
 		"label name":       func(r *sallyport.Resource) { r.Labels = map[string]string{strings.Repeat("x", maxLabelName+1): ""} },
 		"empty label":      func(r *sallyport.Resource) { r.Labels = map[string]string{"": "x"} },
 		"label value":      func(r *sallyport.Resource) { r.Labels = map[string]string{"x": strings.Repeat("x", maxLabelValue+1)} },
@@ -544,4 +549,46 @@ func leaseProbe(lease storeLease) store.Op {
 func after(t testing.TB) <-chan time.Time {
 	t.Helper()
 	return time.After(time.Minute)
+}
+
+// TestChangesOfAgent: one agent that announced other labels all the time filled
+// the store with their history.
+func TestChangesOfAgent(t *testing.T) {
+	inv := open(t)
+	now := time.Now()
+	inv.now = func() time.Time { return now }
+	a, b := agent(t, inv), agent(t, inv)
+	list := func(prefix string, n int) (out []sallyport.Resource) {
+		for i := range 8 {
+			r := db(fmt.Sprintf("%s-%d", prefix, i))
+			r.Labels = make(map[string]string)
+			for j := range 15 {
+				r.Labels[fmt.Sprint(j)] = fmt.Sprint(n, strings.Repeat("x", 240))
+			}
+			out = append(out, r)
+		}
+		return out
+	}
+	inv.changes.spent = map[string]spent{a: {changesBurst - 100<<10, now}} // not by hundreds of calls
+	n := 0
+	var err error
+	for ; err == nil && n < 100; n++ {
+		_, err = inv.Announce(t.Context(), a, list("a", n))
+	}
+	if !errors.Is(err, sallyport.ErrExhausted) || n < 2 || n > 5 {
+		t.Fatalf("call %d: %v", n, err)
+	}
+	if _, err := inv.Announce(t.Context(), b, list("b", 0)); err != nil {
+		t.Errorf("another agent: %v", err)
+	}
+	now = now.Add(time.Minute)
+	last := list("a", n)
+	announce(t, inv, a, last...)
+	now = now.Add(-time.Minute) // and there is nothing left
+	for range 3 {
+		announce(t, inv, a, last...) // what is the same costs nothing
+	}
+	if full := changesBurst / MaxResources; full < maxLabelBytes+maxDescription+maxAddress {
+		t.Errorf("the first announcement of an agent with all of its resources may be refused: %d bytes for each", full)
+	}
 }
