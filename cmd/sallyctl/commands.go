@@ -456,6 +456,9 @@ func (c *rmCmd) Run(p *program) error {
 	if !ok || name == "" {
 		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("%q is not KIND/NAME", c.What), Hint: "sallyctl rm role/dev"}
 	}
+	if isHost(kind) {
+		return (&nodesRmCmd{IDs: []string{name}}).Run(p)
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
@@ -465,42 +468,6 @@ func (c *rmCmd) Run(p *program) error {
 	}
 	_, err = fmt.Fprintf(p.stdout, "%s %q has been deleted.\n", singular(kind), name)
 	return err
-}
-
-type nodesCmd struct {
-	Ls nodesLsCmd `cmd:"" default:"1" help:"List agents that are connected."`
-}
-
-type nodesLsCmd struct{ format }
-
-type agentJSON struct {
-	ID        string   `json:"id"`
-	Hostname  string   `json:"hostname,omitempty"` // as it joined; an older auth does not tell
-	Version   string   `json:"version"`
-	Gateways  []string `json:"gateways"`
-	Resources uint32   `json:"resources"`
-}
-
-// Run lists agents.
-func (c *nodesLsCmd) Run(p *program) error {
-	api, err := p.admin()
-	if err != nil {
-		return err
-	}
-	m, err := call(p, api.ListAgents, &sallyportv1.ListAgentsRequest{})
-	if err != nil {
-		return err
-	}
-	out := []agentJSON{}
-	var rows [][]string
-	for _, a := range m.GetAgents() {
-		out = append(out, agentJSON{a.GetId(), a.GetHostName(), a.GetVersion(), a.GetGateways(), a.GetResources()})
-		rows = append(rows, []string{a.GetId(), fail.Clean(a.GetHostName()), fail.Clean(a.GetVersion()), strings.Join(a.GetGateways(), ","), fmt.Sprint(a.GetResources())})
-	}
-	if c.Format != "text" {
-		return encode(p.stdout, c.Format, out)
-	}
-	return table.Write(p.stdout, 0, []string{"Agent ID", "Host Name", "Version", "Gateways", "Resources"}, rows)
 }
 
 type auditCmd struct {

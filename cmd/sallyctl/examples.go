@@ -36,12 +36,20 @@ func (*createCmd) Help() string {
 	return usage.Examples("sallyctl create role.yaml", "sallyctl create --force role.yaml      # replace what exists", "sallyctl create - < roles.yaml")
 }
 
-func (*rmCmd) Help() string { return usage.Examples("sallyctl rm role/dev", "sallyctl rm lock/alice") }
+func (*rmCmd) Help() string {
+	return usage.Examples("sallyctl rm role/dev", "sallyctl rm lock/alice", "sallyctl rm node/ID      # as sallyctl nodes rm ID")
+}
 
 func (*nodesCmd) Help() string { return usage.Examples("sallyctl nodes ls") }
 
 func (*nodesLsCmd) Help() string {
-	return usage.Examples("sallyctl nodes ls", "sallyctl nodes ls --format=json")
+	return usage.Examples("sallyctl nodes ls", "sallyctl nodes ls --all                # also those that are away, and gateways", "sallyctl nodes ls --format=json")
+}
+
+func (*nodesRmCmd) Help() string {
+	return usage.Examples("sallyctl nodes rm ID", "sallyctl nodes rm --force ID           # also when it is online: a host that is in wrong hands") +
+		"\n\nA host that was removed keeps certificates that have not ended, but they are good for nothing: gateways end its tunnel and refuse it, agents refuse a gateway, auth refuses both. " +
+		"Its names are free. Join tokens are not touched: sallyctl tokens ls shows those by which it could join again as a new host."
 }
 
 func (*authExportCmd) Help() string {

@@ -36,8 +36,8 @@ type cli struct {
 	Tokens  tokensCmd  `cmd:"" help:"Join tokens: add, ls, rm."`
 	Get     getCmd     `cmd:"" help:"Print documents: KIND or KIND/NAME."`
 	Create  createCmd  `cmd:"" help:"Create documents from YAML."`
-	Rm      rmCmd      `cmd:"" help:"Delete a document: KIND/NAME."`
-	Nodes   nodesCmd   `cmd:"" help:"Agents that are connected."`
+	Rm      rmCmd      `cmd:"" help:"Delete a document: KIND/NAME, or a host: node/ID."`
+	Nodes   nodesCmd   `cmd:"" help:"Agents and gateways: ls, rm."`
 	Auth    authCmd    `cmd:"" help:"Certificate authorities: export, sign."`
 	Audit   auditCmd   `cmd:"" help:"The audit log: search, verify."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -59,6 +59,8 @@ func TestArgv(t *testing.T) {
 		"rm role/x":                                                        "rm <what>",
 		"nodes ls":                                                         "nodes ls",
 		"nodes":                                                            "nodes ls",
+		"nodes ls -a":                                                      "nodes ls",
+		"nodes rm a b --force":                                             "nodes rm <id>",
 		"auth export --type=tls-host":                                      "auth export",
 		"--auth-server=gw.test get users":                                  "get <what>",
 		"-c /etc/x.yaml -d version":                                        "version",

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -137,6 +138,9 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	r.hub = tunnel.NewHub(tunnel.HubConfig{
 		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Bounds: r.cfg.tunnelBounds(), Loops: r.loops, Log: r.log,
 		Verify: func(assignment []byte, agentID string) (tunnel.Assignment, error) {
+			if err := standing(keeper, agentID); err != nil {
+				return tunnel.Assignment{}, err
+			}
 			a, err := client.VerifyAssignment(keeper, assignment, agentID)
 			if err != nil {
 				return tunnel.Assignment{}, err
@@ -190,11 +194,41 @@ func besideUpgrades(upgrades, web http.Handler) http.Handler {
 }
 
 func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
-	_, err := identity.VerifyPeer(cs.PeerCertificates, identity.Want{
+	id, err := identity.VerifyPeer(cs.PeerCertificates, identity.Want{
 		Roots: r.host.Keeper().Roots(), Cluster: r.host.Cluster(), Kinds: []sallyport.IdentityKind{sallyport.KindAgent},
 		Usage: x509.ExtKeyUsageClientAuth, Now: time.Now(),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return standing(r.host.Keeper(), id.Name)
+}
+
+// standing refuses hosts whose certificates are good and stand for nothing any more.
+func standing(keeper *client.Keeper, id string) error {
+	if slices.Contains(keeper.Removed(), id) {
+		return fmt.Errorf("host %s was removed from the cluster", id)
+	}
+	return nil
+}
+
+// evict ends the tunnels of agents that were removed, as soon as a snapshot says
+// so. Whoever slips in beside it is found at the next snapshot, within a minute.
+func (r *gatewayRole) evict(ctx context.Context) error {
+	keeper := r.host.Keeper()
+	for {
+		changed := keeper.Changed() // taken before the question: no change is missed
+		for _, id := range keeper.Removed() {
+			for r.hub.Evict(id) { // and what an upgrade has left of older tunnels
+				r.log.Warn("tunnel ended: the agent was removed from the cluster", "agent", id)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
 }
 
 // webCertificate is a public one that is good for the name, else the cluster's
@@ -222,6 +256,7 @@ func (r *gatewayRole) run(ctx context.Context) error {
 		g.Go(func() error { return r.browsers.web.run(ctx) })
 		g.Go(func() error { return r.browsers.apps.Run(ctx) })
 		g.Go(func() error { return r.record(ctx) })
+		g.Go(func() error { return r.evict(ctx) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()

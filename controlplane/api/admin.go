@@ -271,22 +271,6 @@ func timeOf(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-// ListAgents lists agents that have a tunnel.
-func (s adminService) ListAgents(ctx context.Context, _ *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
-	agents, err := s.cfg.Inventory.Agents(ctx)
-	if err != nil {
-		return nil, err
-	}
-	resp := &sallyportv1.ListAgentsResponse{}
-	for _, a := range agents {
-		if len(a.Gateways) == 0 {
-			continue
-		}
-		resp.Agents = append(resp.Agents, &sallyportv1.AgentStatus{Id: a.ID, Version: a.Version, Gateways: a.Gateways, Resources: uint32(a.Resources), HostName: a.Name})
-	}
-	return connect.NewResponse(resp), nil
-}
-
 // ExportAuthorities gives the public halves of all CAs.
 func (s adminService) ExportAuthorities(context.Context, *connect.Request[sallyportv1.ExportAuthoritiesRequest]) (*connect.Response[sallyportv1.ExportAuthoritiesResponse], error) {
 	return connect.NewResponse(&sallyportv1.ExportAuthoritiesResponse{Authorities: authorities(s.cfg.CA)}), nil

@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
 	"golang.org/x/crypto/ssh"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/ca"
@@ -410,14 +411,21 @@ func TestHostRemoved(t *testing.T) {
 			t.Fatalf("%s: no stream: %v", how, err)
 		}
 		if how == "removed" {
-			if err := w.inventory.Remove(t.Context(), id); err != nil {
+			if _, err := w.inventory.Remove(t.Context(), id, time.Now().Add(time.Hour)); err != nil {
 				t.Fatal(err)
 			}
 			w.lock(t, `{"user":"nobody-at-all"}`) // any change is when streams look
 		} else {
 			w.lock(t, `{"server_id":"`+id+`"}`)
 		}
+		var last sallyportv1.Snapshot
 		for stream.Receive() {
+			if err := proto.Unmarshal(stream.Msg().GetPayload(), &last); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.ContainsFunc(last.GetLocks(), func(l *sallyportv1.Lock) bool { return l.GetServerId() == id }) {
+			t.Errorf("%s: the host was cut off before it was told", how) // and went on serving
 		}
 		codeIs(t, how+": stream", stream.Err(), connect.CodePermissionDenied)
 		stream.Close()

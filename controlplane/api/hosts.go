@@ -168,7 +168,7 @@ func (s hostService) host(ctx context.Context) (inventory.Host, error) {
 	}
 	h, err := s.cfg.Inventory.Host(ctx, c.Identity.Name)
 	if errors.Is(err, sallyport.ErrNotFound) || err == nil && h.Kind != c.Identity.Kind {
-		return h, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this host was removed from the cluster", Hint: "join again with a new token"}
+		return h, removedProblem()
 	}
 	return h, err
 }
@@ -355,18 +355,29 @@ func (s hostService) visitor(der []byte, app string) (sallyport.Identity, error)
 }
 
 // WatchSnapshot sends the newest snapshot at once and each newer one. The
-// stream ends when the host is locked or removed, or by Drain.
+// stream ends when the host is locked or removed, or by Drain. The snapshot that
+// says so is its last: an agent that is told ends its sessions.
 func (s hostService) WatchSnapshot(ctx context.Context, req *connect.Request[sallyportv1.WatchSnapshotRequest], stream *connect.ServerStream[sallyportv1.Signed]) error {
 	if err := s.state.atLeast(ctx, req.Msg.GetHaveRevision()); err != nil {
 		return err
 	}
-	for {
+	for first := true; ; first = false {
 		next := s.state.next()
-		if _, err := s.host(ctx); err != nil {
-			return err
+		_, fallen := s.host(ctx)
+		if fallen != nil && (first || !errors.Is(fallen, sallyport.ErrDenied)) {
+			return fallen
+		}
+		if fallen != nil && s.unlocked(callerOf(ctx).Identity) == nil {
+			// The store is ahead of the view, which does not say so yet.
+			if err := s.state.reload(ctx, false); err != nil {
+				return err
+			}
 		}
 		if err := stream.Send(s.state.view().signed); err != nil {
 			return err
+		}
+		if fallen != nil {
+			return fallen
 		}
 		select {
 		case <-ctx.Done():

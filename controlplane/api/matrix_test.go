@@ -69,7 +69,7 @@ func TestA42_NoRow(t *testing.T) {
 // allowedTo is written by hand from the roles' documents and the implicit role, not computed from the
 // table: who of the users may call what. Others may not.
 var allowedTo = map[string]string{
-	"GetStatus": "auditor editor", "SearchEvents": "auditor editor", "ListAgents": "auditor editor",
+	"GetStatus": "auditor editor", "SearchEvents": "auditor editor", "ListAgents": "auditor editor", "RemoveHost": "editor",
 	"CreateUser": "editor", "ListUsers": "editor", "DeleteUser": "editor", "ResetUser": "editor",
 	"CreateToken": "editor", "ListTokens": "editor", "DeleteToken": "editor",
 	"GetDocuments": "editor", "PutDocument": "editor", "DeleteDocument": "editor",

@@ -74,6 +74,7 @@ func methods() map[string]rule {
 		sallyportv1connect.AdminServiceDeleteTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "delete"},
 		sallyportv1connect.AdminServiceSearchEventsProcedure: {who: adminOrLocal, kind: "event", verb: "list"},
 		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "agent", verb: "list"},
+		sallyportv1connect.AdminServiceRemoveHostProcedure:   {who: adminOrLocal, kind: "agent", verb: "delete"},
 
 		sallyportv1connect.AdminServiceExportAuthoritiesProcedure:  {who: adminOrLocal, kind: "cert_authority", verb: "readnosecrets"},
 		sallyportv1connect.AdminServiceSignDatabaseServerProcedure: {who: adminOrLocal, kind: "cert_authority", verb: "create"},

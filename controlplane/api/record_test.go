@@ -155,6 +155,10 @@ func TestAuditFails(t *testing.T) {
 			_, err := c.Reissue(ctx, connect.NewRequest(&sallyportv1.ReissueRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
 			return err
 		},
+		"RemoveHost": func() error {
+			_, err := admin.RemoveHost(ctx, connect.NewRequest(&sallyportv1.RemoveHostRequest{Id: agentID, Force: true}))
+			return err
+		},
 		"RenewHost": func() error {
 			_, err := agent.RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
 			return err

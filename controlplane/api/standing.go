@@ -97,8 +97,18 @@ func (s *Server) denied(ctx context.Context, c Caller, procedure string, err err
 	}
 }
 
-// unlocked refuses callers that a lock names.
+// hostRemoved is what a host is told that was removed.
+const hostRemoved = "this host was removed from the cluster"
+
+func removedProblem() error {
+	return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: hostRemoved, Hint: "join again with a new token, and an empty data directory"}
+}
+
+// unlocked refuses callers that a lock names, and hosts that were removed.
 func (s *Server) unlocked(id sallyport.Identity) error {
+	if id.Kind != sallyport.KindUser && s.state.view().removed[id.Name] {
+		return removedProblem()
+	}
 	now := s.cfg.Now().Unix()
 	for _, l := range s.state.view().locks {
 		if l.GetExpires() != 0 && l.GetExpires() <= now {

@@ -30,6 +30,7 @@ const (
 
 	resourcePrefix = "resources/"
 	gatewayPrefix  = "gateways/"
+	removedPrefix  = "removed/"
 
 	// reissueEvery shows hosts that auth is there: they count the age of what
 	// they hold from its time of issue.
@@ -52,6 +53,7 @@ type view struct {
 	roles    []*rbac.Role
 	locks    []*sallyportv1.Lock
 	users    map[string]login.User
+	removed  map[string]bool // hosts whose certificates stand no more
 
 	issued  time.Time
 	content [sha256.Size]byte // of all but revision and times
@@ -134,6 +136,14 @@ func (s *state) read(ctx context.Context) (*view, error) {
 	for _, u := range people {
 		v.users[u.Name] = u
 	}
+	removed, err := s.cfg.Inventory.Removed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.removed = make(map[string]bool, len(removed))
+	for _, id := range removed {
+		v.removed[id] = true
+	}
 	v.policy = rbac.NewPolicy(roles, v.revision)
 	return v, nil
 }
@@ -208,7 +218,19 @@ func (s *state) snapshot(ctx context.Context, v *view) (*sallyportv1.Snapshot, e
 	for _, g := range gateways {
 		m.Gateways = append(m.Gateways, &sallyportv1.Gateway{Id: g.ID, Address: g.Address})
 	}
+	m.RemovedHosts = slices.Sorted(maps.Keys(v.removed))
+	m.Locks = append(slices.Clip(m.Locks), removalLocks(m.RemovedHosts)...)
 	return m, nil
+}
+
+// removalLocks make an agent end what it serves when it is told that it was
+// removed, in the way in which every version obeys.
+func removalLocks(removed []string) []*sallyportv1.Lock {
+	var out []*sallyportv1.Lock
+	for _, id := range removed {
+		out = append(out, &sallyportv1.Lock{Name: removedPrefix + id, ServerId: id, Message: hostRemoved})
+	}
+	return out
 }
 
 func (s *state) sign(v *view, m *sallyportv1.Snapshot) error {
@@ -244,7 +266,7 @@ func (s *state) databaseUsers(ctx context.Context, v *view) (map[string]*sallypo
 
 // prefixes are what a view is read from.
 func prefixes() []string {
-	return []string{rolePrefix, lockPrefix, userPrefix, resourcePrefix, gatewayPrefix}
+	return []string{rolePrefix, lockPrefix, userPrefix, resourcePrefix, gatewayPrefix, removedPrefix}
 }
 
 // run reloads when something changed, and each minute, until ctx is done.

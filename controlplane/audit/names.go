@@ -44,6 +44,8 @@ const (
 	InstanceJoin            = "instance.join"
 	InstanceJoinCode        = "TJ002I"
 	InstanceJoinFailureCode = "TJ002E"
+	InstanceRemove          = "instance.remove" // an agent or a gateway was removed
+	InstanceRemoveCode      = "SA011I"
 
 	LockCreate     = "lock.created"
 	LockCreateCode = "TLK00I"
@@ -90,7 +92,7 @@ func Kinds() []Kind {
 		{ResetPasswordTokenCreate, ResetPasswordTokenCreateCode},
 		{RoleCreate, RoleCreateCode}, {RoleDelete, RoleDeleteCode}, {RoleUpdate, RoleUpdateCode},
 		{JoinTokenCreate, JoinTokenCreateCode}, {JoinTokenDelete, JoinTokenDeleteCode},
-		{InstanceJoin, InstanceJoinCode}, {InstanceJoin, InstanceJoinFailureCode},
+		{InstanceJoin, InstanceJoinCode}, {InstanceJoin, InstanceJoinFailureCode}, {InstanceRemove, InstanceRemoveCode},
 		{LockCreate, LockCreateCode}, {LockDelete, LockDeleteCode},
 		{CertificateCreate, CertificateCreateCode},
 		{AuthAttempt, AuthAttemptFailureCode},

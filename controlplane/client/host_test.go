@@ -549,7 +549,7 @@ func TestRefusalsAreAskedAgain(t *testing.T) {
 	if refused, err := second.announceOnce(t.Context()); !refused || err != nil || len(second.Resources()) != 0 {
 		t.Errorf("second: %v %v", refused, err)
 	}
-	if err := w.inventory.Remove(t.Context(), first.ID()); err != nil {
+	if _, err := w.inventory.Remove(t.Context(), first.ID(), time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if refused, err := second.announceOnce(t.Context()); refused || err != nil || len(second.Resources()) != 1 {

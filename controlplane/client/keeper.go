@@ -58,6 +58,7 @@ type view struct {
 	notAfter time.Time
 	policy   *rbac.Policy
 	gateways []string
+	removed  []string
 	maxAge   time.Duration
 }
 
@@ -193,6 +194,7 @@ func (k *Keeper) decode(s *sallyportv1.Signed, arrived time.Time) (*view, error)
 	if m.GetSettings().GetStrictLocks() {
 		v.maxAge = min(v.maxAge, StrictMaxAge)
 	}
+	v.removed = m.GetRemovedHosts()
 	for _, g := range m.GetGateways() {
 		if g.GetAddress() != "" {
 			v.gateways = append(v.gateways, g.GetAddress())
@@ -287,6 +289,15 @@ func (k *Keeper) Decide(r sallyport.AccessRequest) sallyport.Decision {
 func (k *Keeper) Gateways() []string {
 	if v := k.newest(); v != nil {
 		return v.gateways
+	}
+	return nil
+}
+
+// Removed are the ids of hosts that were removed from the cluster and may still
+// hold good certificates, as last told by auth.
+func (k *Keeper) Removed() []string {
+	if v := k.newest(); v != nil {
+		return v.removed
 	}
 	return nil
 }

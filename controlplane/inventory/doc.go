@@ -22,6 +22,7 @@
 //	tags/<number>                       the agent's tag in PostgreSQL cancel keys
 //	gateways/<id>                       with the gateway's lease
 //	presence/<agent>/<gateway>          with the gateway's lease
+//	removed/<id>                        a host that may still hold certificates
 //
 // # Presence
 //

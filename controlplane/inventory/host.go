@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"path"
@@ -120,6 +121,13 @@ func (inv *Inventory) tryJoin(ctx context.Context, rec hostRecord) (Host, error)
 	if err != nil && !errors.Is(err, sallyport.ErrNotFound) {
 		return Host{}, err
 	}
+	if _, gone := inv.store.Get(ctx, removedKey(rec.ID)); !errors.Is(gone, sallyport.ErrNotFound) {
+		if gone != nil {
+			return Host{}, gone
+		}
+		return Host{}, &sallyport.Problem{Kind: sallyport.ErrExists, Fact: "the host with this id was removed from the cluster",
+			Hint: "join without an id to get a new one: with an empty data directory, and a new token"}
+	}
 	var ops []store.Op
 	switch {
 	case err == nil:
@@ -219,15 +227,40 @@ func (inv *Inventory) trySetAddresses(ctx context.Context, id string, addresses 
 	return err
 }
 
-// Remove forgets a host: its names are free, and it can neither announce nor
-// renew any more.
-func (inv *Inventory) Remove(ctx context.Context, id string) error {
+// removedRecord stands for a host that was removed: its id is nobody's any more.
+type removedRecord struct {
+	Version int                    `json:"version"`
+	Kind    sallyport.IdentityKind `json:"kind"`
+	Until   time.Time              `json:"until"` // when its last certificate has ended
+}
+
+func removedKey(id string) string { return "removed/" + id }
+
+// Remove forgets a host: its names are free, it can neither announce nor renew
+// any more, and its id is refused to whoever joins. Until the given time, when
+// the last of its certificates has ended, Removed names it. It returns the names
+// that are free now, "<kind>/<name>" in their order. A removal that was cut short
+// is ended by the next call.
+func (inv *Inventory) Remove(ctx context.Context, id string, until time.Time) (freed []string, err error) {
 	rec, it, err := inv.getHost(ctx, id)
+	if errors.Is(err, sallyport.ErrNotFound) && validID(id) {
+		if _, gone := inv.store.Get(ctx, removedKey(id)); gone != nil {
+			return nil, err
+		}
+		if freed, rerr := inv.releaseAll(ctx, id); rerr != nil || len(freed) > 0 {
+			return freed, rerr
+		}
+		return nil, err
+	}
 	if err != nil {
-		return err
+		return nil, err
+	}
+	value, err := json.Marshal(removedRecord{Version: recordVersion, Kind: rec.Kind, Until: until.UTC().Truncate(time.Second)})
+	if err != nil {
+		return nil, err
 	}
 	// First the host, so that it takes no new names meanwhile.
-	ops := []store.Op{{Key: it.Key, Delete: true, Expect: store.Any}}
+	ops := []store.Op{{Key: it.Key, Delete: true, Expect: store.Any}, {Key: removedKey(id), Value: value, Expect: store.Any}}
 	if rec.Tag != 0 {
 		ops = append(ops, store.Op{Key: tagKey(rec.Tag), Delete: true, Expect: store.Any})
 	}
@@ -235,16 +268,67 @@ func (inv *Inventory) Remove(ctx context.Context, id string) error {
 		ops = append(ops, store.Op{Key: gatewayKey(id), Delete: true, Expect: store.Any})
 	}
 	if _, err := inv.store.Apply(ctx, ops...); err != nil {
+		return nil, err
+	}
+	return inv.releaseAll(ctx, id)
+}
+
+// releaseAll gives up all names of an agent, and forgets removals that matter no
+// more.
+func (inv *Inventory) releaseAll(ctx context.Context, id string) (freed []string, err error) {
+	held, err := inv.held(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range slices.Sorted(maps.Keys(held)) {
+		r := held[key]
+		if err := inv.release(ctx, id, r.Kind, r.Name); err != nil {
+			return nil, err
+		}
+		freed = append(freed, key)
+	}
+	return freed, inv.forgetRemoved(ctx)
+}
+
+// Removed are the ids of hosts that were removed and may still hold certificates,
+// in their order.
+func (inv *Inventory) Removed(ctx context.Context) ([]string, error) {
+	var ids []string
+	err := inv.eachRemoved(ctx, func(it store.Item, ended bool) {
+		if !ended {
+			ids = append(ids, segment(it.Key, 1))
+		}
+	})
+	return ids, err
+}
+
+// forgetRemoved drops the records of those whose certificates have all ended, a
+// step's worth of them at most.
+func (inv *Inventory) forgetRemoved(ctx context.Context) error {
+	var ops []store.Op
+	err := inv.eachRemoved(ctx, func(it store.Item, ended bool) {
+		if ended && len(ops) < store.MaxOps {
+			ops = append(ops, store.Op{Key: it.Key, Delete: true, Expect: store.Any})
+		}
+	})
+	if err != nil || len(ops) == 0 {
 		return err
 	}
-	held, err := inv.held(ctx, id)
+	_, err = inv.store.Apply(ctx, ops...)
+	return err
+}
+
+func (inv *Inventory) eachRemoved(ctx context.Context, see func(it store.Item, ended bool)) error {
+	items, _, err := inv.store.List(ctx, "removed")
 	if err != nil {
 		return err
 	}
-	for _, r := range held {
-		if err := inv.release(ctx, id, r.Kind, r.Name); err != nil {
-			return err
+	for _, it := range items {
+		var rec removedRecord
+		if err := json.Unmarshal(it.Value, &rec); err != nil {
+			return fmt.Errorf("%s: %w", it.Key, err)
 		}
+		see(it, !inv.now().Before(rec.Until))
 	}
 	return nil
 }

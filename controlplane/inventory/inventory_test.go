@@ -309,10 +309,10 @@ func TestNames(t *testing.T) {
 	if r, err := inv.Serves(ctx, a, sallyport.KindDatabase, "y"); err != nil || r.Address != "localhost:5433" {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if err := inv.Remove(ctx, a); err != nil {
+	if _, err := inv.Remove(ctx, a, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if err := inv.Remove(ctx, a); !errors.Is(err, sallyport.ErrNotFound) {
+	if _, err := inv.Remove(ctx, a, time.Now().Add(time.Hour)); !errors.Is(err, sallyport.ErrNotFound) {
 		t.Errorf("second removal: %v", err)
 	}
 	if got := names(announce(t, inv, b, db("x"), db("y"))); got != "db/x db/y" {
@@ -322,10 +322,10 @@ func TestNames(t *testing.T) {
 		t.Errorf("a removed agent announces: %v", err)
 	}
 	announce(t, inv, b)
-	if err := inv.Remove(ctx, b); err != nil {
+	if _, err := inv.Remove(ctx, b, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if items, _, err := inv.store.List(ctx, ""); err != nil || len(items) != 0 {
+	if items, _, err := inv.store.List(ctx, ""); err != nil || len(items) != 2 || items[0].Key != removedKey(min(a, b)) || items[1].Key != removedKey(max(a, b)) {
 		t.Errorf("left behind: %v, %v", items, err)
 	}
 }
@@ -513,15 +513,91 @@ func TestRemoveWhileAnnouncing(t *testing.T) {
 	plain := open(t)
 	id := agent(t, plain)
 	inv := New(Config{Store: &hooked{plain.store, sync.OnceFunc(func() {
-		if err := plain.Remove(t.Context(), id); err != nil {
+		if _, err := plain.Remove(t.Context(), id, time.Now().Add(time.Hour)); err != nil {
 			t.Error(err)
 		}
 	})}})
 	if _, err := inv.Announce(t.Context(), id, []sallyport.Resource{db("a"), db("b")}); !errors.Is(err, sallyport.ErrNotFound) {
 		t.Errorf("announce: %v", err)
 	}
-	if items, _, err := plain.store.List(t.Context(), ""); err != nil || len(items) != 0 {
+	if items, _, err := plain.store.List(t.Context(), ""); err != nil || len(items) != 1 || items[0].Key != removedKey(id) {
 		t.Errorf("left behind: %d records, %v", len(items), err)
+	}
+}
+
+// TestRemoved: a host that was removed is named until its certificates have
+// ended, and its id is nobody's meanwhile.
+func TestRemoved(t *testing.T) {
+	plain, ctx := open(t), t.Context()
+	now := time.Now()
+	inv := New(Config{Store: plain.store, Now: func() time.Time { return now }})
+	removed := func(want ...string) {
+		t.Helper()
+		if got, err := inv.Removed(ctx); err != nil || !slices.Equal(got, want) {
+			t.Errorf("removed: %q, %v; want %q", got, err, want)
+		}
+	}
+	removed()
+	a, g := agent(t, inv), join(t, inv, sallyport.KindGateway, Allow{})
+	announce(t, inv, a, db("x"), db("y"))
+	if freed, err := inv.Remove(ctx, a, now.Add(time.Hour)); err != nil || !slices.Equal(freed, []string{"db/x", "db/y"}) {
+		t.Errorf("freed: %q, %v", freed, err)
+	}
+	removed(a)
+	if freed, err := inv.Remove(ctx, g, now.Add(2*time.Hour)); err != nil || len(freed) != 0 {
+		t.Errorf("freed: %q, %v", freed, err)
+	}
+	removed(min(a, g), max(a, g))
+	for _, id := range []string{a, g} {
+		_, err := inv.Join(ctx, Host{ID: id, Kind: sallyport.KindAgent, Name: "h"}, []byte(id))
+		if !errors.Is(err, sallyport.ErrExists) || !strings.Contains(err.Error(), "was removed") {
+			t.Errorf("a removed host joins again: %v", err)
+		}
+	}
+	now = now.Add(time.Hour)
+	removed(g)
+	if _, err := inv.Remove(ctx, agent(t, inv), now); err != nil { // the next one clears up
+		t.Error(err)
+	}
+	if items, _, err := inv.store.List(ctx, "removed"); err != nil || len(items) != 1 || items[0].Key != removedKey(g) {
+		t.Errorf("left behind: %v, %v", items, err)
+	}
+	for _, id := range []string{"", "x", "../" + g, uuid.NewString()} {
+		if _, err := inv.Remove(ctx, id, now); !errors.Is(err, sallyport.ErrNotFound) {
+			t.Errorf("%q was removed: %v", id, err)
+		}
+	}
+}
+
+// stopping is a store that takes so many changes, and then none.
+type stopping struct {
+	store.Store
+	left int
+}
+
+func (s *stopping) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
+	if s.left--; s.left < 0 {
+		return 0, sallyport.ErrUnavailable
+	}
+	return s.Store.Apply(ctx, ops...)
+}
+
+// TestRemovalCutShort: names of a host whose removal failed half-way were nobody's
+// for good.
+func TestRemovalCutShort(t *testing.T) {
+	plain, ctx := open(t), t.Context()
+	id := agent(t, plain)
+	announce(t, plain, id, db("x"), db("y"))
+	inv := New(Config{Store: &stopping{plain.store, 2}})
+	until := time.Now().Add(time.Hour)
+	if _, err := inv.Remove(ctx, id, until); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Fatalf("not cut short: %v", err)
+	}
+	if freed, err := plain.Remove(ctx, id, until); err != nil || !slices.Equal(freed, []string{"db/y"}) {
+		t.Errorf("freed: %q, %v", freed, err)
+	}
+	if got := names(announce(t, plain, agent(t, plain), db("x"), db("y"))); got != "db/x db/y" {
+		t.Error(got)
 	}
 }
 

@@ -29,6 +29,10 @@ type AgentConfig struct {
 	// adds the protocol, and TLS 1.3 as the lowest version.
 	TLS func(gateway string) (*tls.Config, error)
 
+	// Refused says why a gateway with a good certificate is not believed, or nil.
+	// It is asked for each control connection, and then each second; nil for never.
+	Refused func(gatewayID string) error
+
 	// Assignments delivers the encoded assignment, and again whenever it
 	// changes. Nothing is dialed before the first. It may be closed.
 	Assignments <-chan []byte

@@ -222,6 +222,13 @@ func (l *link) serve(ctx context.Context, sent []byte) error {
 	userTimeout(l.talk.conn.NetConn(), l.talk.dead)
 	l.parked, l.unpark = context.WithCancel(ctx)
 	ctx, l.end = context.WithCancelCause(ctx)
+	if refused := l.agent.Refused; refused != nil {
+		l.talk.tick = func(time.Time) {
+			if err := refused(l.gateway); err != nil {
+				l.end(err)
+			}
+		}
+	}
 	over := make(chan error, 1)
 	l.agent.tasks.Go(func() { l.upserts(ctx, sent) })
 	l.agent.tasks.Go(func() {

@@ -127,6 +127,9 @@ func (l *link) handshake(ctx context.Context, under net.Conn, cfg *tls.Config) (
 		return nil, "", err
 	}
 	id, err := peerID(conn.ConnectionState(), sallyport.KindGateway, l.agent.Cluster)
+	if err == nil && l.agent.Refused != nil {
+		err = l.agent.Refused(id)
+	}
 	if err != nil {
 		under.Close()
 		return nil, "", err

@@ -281,6 +281,7 @@ type Snapshot struct {
 	Settings      *ClusterSettings       `protobuf:"bytes,8,opt,name=settings,proto3" json:"settings,omitempty"`
 	DatabaseUsers map[string]*StringList `protobuf:"bytes,9,rep,name=database_users,json=databaseUsers,proto3" json:"database_users,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // per database: users that some role grants to somebody, for prefetching
 	Gateways      []*Gateway             `protobuf:"bytes,10,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	RemovedHosts  []string               `protobuf:"bytes,11,rep,name=removed_hosts,json=removedHosts,proto3" json:"removed_hosts,omitempty"` // ids of agents and gateways that were removed and may still hold certificates
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -381,6 +382,13 @@ func (x *Snapshot) GetDatabaseUsers() map[string]*StringList {
 func (x *Snapshot) GetGateways() []*Gateway {
 	if x != nil {
 		return x.Gateways
+	}
+	return nil
+}
+
+func (x *Snapshot) GetRemovedHosts() []string {
+	if x != nil {
+		return x.RemovedHosts
 	}
 	return nil
 }
@@ -5278,8 +5286,11 @@ func (x *SearchEventsResponse) GetEvents() []string {
 	return nil
 }
 
+// ListAgentsRequest asks for agents that have a tunnel; all asks for every host
+// that has joined, gateways too.
 type ListAgentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5312,6 +5323,13 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
 	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ListAgentsRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
 }
 
 type ListAgentsResponse struct {
@@ -5365,6 +5383,9 @@ type AgentStatus struct {
 	Gateways      []string               `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	Resources     uint32                 `protobuf:"varint,4,opt,name=resources,proto3" json:"resources,omitempty"`
 	HostName      string                 `protobuf:"bytes,5,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"` // what the host called itself when it joined
+	Kind          string                 `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`                         // agent or gateway
+	Online        bool                   `protobuf:"varint,7,opt,name=online,proto3" json:"online,omitempty"`                    // an agent that has a tunnel, a gateway that reports
+	Joined        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=joined,proto3" json:"joined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5434,6 +5455,141 @@ func (x *AgentStatus) GetHostName() string {
 	return ""
 }
 
+func (x *AgentStatus) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AgentStatus) GetOnline() bool {
+	if x != nil {
+		return x.Online
+	}
+	return false
+}
+
+func (x *AgentStatus) GetJoined() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+// RemoveHostRequest names a host by its id. One that is online is removed only
+// by force.
+type RemoveHostRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostRequest) Reset() {
+	*x = RemoveHostRequest{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostRequest) ProtoMessage() {}
+
+func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
+func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *RemoveHostRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveHostRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveHostResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // agent or gateway
+	HostName      string                 `protobuf:"bytes,2,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"`
+	Names         []string               `protobuf:"bytes,3,rep,name=names,proto3" json:"names,omitempty"` // <kind>/<name> that others may have now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostResponse) Reset() {
+	*x = RemoveHostResponse{}
+	mi := &file_sallyport_v1_api_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostResponse) ProtoMessage() {}
+
+func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_v1_api_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
+func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *RemoveHostResponse) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RemoveHostResponse) GetHostName() string {
+	if x != nil {
+		return x.HostName
+	}
+	return ""
+}
+
+func (x *RemoveHostResponse) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 type ExportAuthoritiesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5442,7 +5598,7 @@ type ExportAuthoritiesRequest struct {
 
 func (x *ExportAuthoritiesRequest) Reset() {
 	*x = ExportAuthoritiesRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[88]
+	mi := &file_sallyport_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +5610,7 @@ func (x *ExportAuthoritiesRequest) String() string {
 func (*ExportAuthoritiesRequest) ProtoMessage() {}
 
 func (x *ExportAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[88]
+	mi := &file_sallyport_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +5623,7 @@ func (x *ExportAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 type ExportAuthoritiesResponse struct {
@@ -5479,7 +5635,7 @@ type ExportAuthoritiesResponse struct {
 
 func (x *ExportAuthoritiesResponse) Reset() {
 	*x = ExportAuthoritiesResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[89]
+	mi := &file_sallyport_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5491,7 +5647,7 @@ func (x *ExportAuthoritiesResponse) String() string {
 func (*ExportAuthoritiesResponse) ProtoMessage() {}
 
 func (x *ExportAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[89]
+	mi := &file_sallyport_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5504,7 +5660,7 @@ func (x *ExportAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExportAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -5527,7 +5683,7 @@ type SignDatabaseServerRequest struct {
 
 func (x *SignDatabaseServerRequest) Reset() {
 	*x = SignDatabaseServerRequest{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[90]
+	mi := &file_sallyport_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5539,7 +5695,7 @@ func (x *SignDatabaseServerRequest) String() string {
 func (*SignDatabaseServerRequest) ProtoMessage() {}
 
 func (x *SignDatabaseServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[90]
+	mi := &file_sallyport_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5552,7 +5708,7 @@ func (x *SignDatabaseServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignDatabaseServerRequest.ProtoReflect.Descriptor instead.
 func (*SignDatabaseServerRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SignDatabaseServerRequest) GetTlsPublicKey() []byte {
@@ -5587,7 +5743,7 @@ type SignDatabaseServerResponse struct {
 
 func (x *SignDatabaseServerResponse) Reset() {
 	*x = SignDatabaseServerResponse{}
-	mi := &file_sallyport_v1_api_proto_msgTypes[91]
+	mi := &file_sallyport_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5599,7 +5755,7 @@ func (x *SignDatabaseServerResponse) String() string {
 func (*SignDatabaseServerResponse) ProtoMessage() {}
 
 func (x *SignDatabaseServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_v1_api_proto_msgTypes[91]
+	mi := &file_sallyport_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5612,7 +5768,7 @@ func (x *SignDatabaseServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignDatabaseServerResponse.ProtoReflect.Descriptor instead.
 func (*SignDatabaseServerResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_sallyport_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SignDatabaseServerResponse) GetCertificate() []byte {
@@ -5660,7 +5816,7 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x15\n" +
-	"\x06key_id\x18\x03 \x01(\tR\x05keyId\"\xc9\x04\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\"\xee\x04\n" +
 	"\bSnapshot\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x127\n" +
@@ -5672,7 +5828,8 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\bsettings\x18\b \x01(\v2\x1d.sallyport.v1.ClusterSettingsR\bsettings\x12P\n" +
 	"\x0edatabase_users\x18\t \x03(\v2).sallyport.v1.Snapshot.DatabaseUsersEntryR\rdatabaseUsers\x121\n" +
 	"\bgateways\x18\n" +
-	" \x03(\v2\x15.sallyport.v1.GatewayR\bgateways\x1aZ\n" +
+	" \x03(\v2\x15.sallyport.v1.GatewayR\bgateways\x12#\n" +
+	"\rremoved_hosts\x18\v \x03(\tR\fremovedHosts\x1aZ\n" +
 	"\x12DatabaseUsersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.sallyport.v1.StringListR\x05value:\x028\x01\"$\n" +
@@ -6046,16 +6203,27 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x05names\x18\x03 \x03(\tR\x05names\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\".\n" +
 	"\x14SearchEventsResponse\x12\x16\n" +
-	"\x06events\x18\x01 \x03(\tR\x06events\"\x13\n" +
-	"\x11ListAgentsRequest\"G\n" +
+	"\x06events\x18\x01 \x03(\tR\x06events\"%\n" +
+	"\x11ListAgentsRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\"G\n" +
 	"\x12ListAgentsResponse\x121\n" +
-	"\x06agents\x18\x01 \x03(\v2\x19.sallyport.v1.AgentStatusR\x06agents\"\x8e\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x19.sallyport.v1.AgentStatusR\x06agents\"\xee\x01\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bgateways\x18\x03 \x03(\tR\bgateways\x12\x1c\n" +
 	"\tresources\x18\x04 \x01(\rR\tresources\x12\x1b\n" +
-	"\thost_name\x18\x05 \x01(\tR\bhostName\"\x1a\n" +
+	"\thost_name\x18\x05 \x01(\tR\bhostName\x12\x12\n" +
+	"\x04kind\x18\x06 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06online\x18\a \x01(\bR\x06online\x122\n" +
+	"\x06joined\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\"9\n" +
+	"\x11RemoveHostRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"[\n" +
+	"\x12RemoveHostResponse\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\thost_name\x18\x02 \x01(\tR\bhostName\x12\x14\n" +
+	"\x05names\x18\x03 \x03(\tR\x05names\"\x1a\n" +
 	"\x18ExportAuthoritiesRequest\"V\n" +
 	"\x19ExportAuthoritiesResponse\x129\n" +
 	"\vauthorities\x18\x01 \x03(\v2\x17.sallyport.v1.AuthorityR\vauthorities\"x\n" +
@@ -6094,7 +6262,7 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\fListClusters\x12!.sallyport.v1.ListClustersRequest\x1a\".sallyport.v1.ListClustersResponse\x12F\n" +
 	"\aExplain\x12\x1c.sallyport.v1.ExplainRequest\x1a\x1d.sallyport.v1.ExplainResponse\x12^\n" +
 	"\x0fListWebSessions\x12$.sallyport.v1.ListWebSessionsRequest\x1a%.sallyport.v1.ListWebSessionsResponse\x12X\n" +
-	"\rEndWebSession\x12\".sallyport.v1.EndWebSessionRequest\x1a#.sallyport.v1.EndWebSessionResponse2\x92\n" +
+	"\rEndWebSession\x12\".sallyport.v1.EndWebSessionRequest\x1a#.sallyport.v1.EndWebSessionResponse2\xe3\n" +
 	"\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.sallyport.v1.GetStatusRequest\x1a\x1f.sallyport.v1.GetStatusResponse\x12O\n" +
@@ -6113,7 +6281,9 @@ const file_sallyport_v1_api_proto_rawDesc = "" +
 	"\x0eDeleteDocument\x12#.sallyport.v1.DeleteDocumentRequest\x1a$.sallyport.v1.DeleteDocumentResponse\x12U\n" +
 	"\fSearchEvents\x12!.sallyport.v1.SearchEventsRequest\x1a\".sallyport.v1.SearchEventsResponse\x12O\n" +
 	"\n" +
-	"ListAgents\x12\x1f.sallyport.v1.ListAgentsRequest\x1a .sallyport.v1.ListAgentsResponse\x12d\n" +
+	"ListAgents\x12\x1f.sallyport.v1.ListAgentsRequest\x1a .sallyport.v1.ListAgentsResponse\x12O\n" +
+	"\n" +
+	"RemoveHost\x12\x1f.sallyport.v1.RemoveHostRequest\x1a .sallyport.v1.RemoveHostResponse\x12d\n" +
 	"\x11ExportAuthorities\x12&.sallyport.v1.ExportAuthoritiesRequest\x1a'.sallyport.v1.ExportAuthoritiesResponse\x12g\n" +
 	"\x12SignDatabaseServer\x12'.sallyport.v1.SignDatabaseServerRequest\x1a(.sallyport.v1.SignDatabaseServerResponseB>Z<github.com/sallyport/sallyport/wire/sallyport/v1;sallyportv1b\x06proto3"
 
@@ -6130,7 +6300,7 @@ func file_sallyport_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_sallyport_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 102)
 var file_sallyport_v1_api_proto_goTypes = []any{
 	(PollDeviceLoginResponse_State)(0),       // 0: sallyport.v1.PollDeviceLoginResponse.State
 	(*Resource)(nil),                         // 1: sallyport.v1.Resource
@@ -6221,163 +6391,168 @@ var file_sallyport_v1_api_proto_goTypes = []any{
 	(*ListAgentsRequest)(nil),                // 86: sallyport.v1.ListAgentsRequest
 	(*ListAgentsResponse)(nil),               // 87: sallyport.v1.ListAgentsResponse
 	(*AgentStatus)(nil),                      // 88: sallyport.v1.AgentStatus
-	(*ExportAuthoritiesRequest)(nil),         // 89: sallyport.v1.ExportAuthoritiesRequest
-	(*ExportAuthoritiesResponse)(nil),        // 90: sallyport.v1.ExportAuthoritiesResponse
-	(*SignDatabaseServerRequest)(nil),        // 91: sallyport.v1.SignDatabaseServerRequest
-	(*SignDatabaseServerResponse)(nil),       // 92: sallyport.v1.SignDatabaseServerResponse
-	nil,                                      // 93: sallyport.v1.Resource.LabelsEntry
-	nil,                                      // 94: sallyport.v1.Snapshot.DatabaseUsersEntry
-	nil,                                      // 95: sallyport.v1.AppSessionResponse.TraitsEntry
-	nil,                                      // 96: sallyport.v1.WhoAmIResponse.TraitsEntry
-	nil,                                      // 97: sallyport.v1.User.TraitsEntry
-	nil,                                      // 98: sallyport.v1.CreateTokenRequest.LabelsEntry
-	nil,                                      // 99: sallyport.v1.TokenAllow.LabelsEntry
-	nil,                                      // 100: sallyport.v1.Token.LabelsEntry
-	(*timestamppb.Timestamp)(nil),            // 101: google.protobuf.Timestamp
+	(*RemoveHostRequest)(nil),                // 89: sallyport.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),               // 90: sallyport.v1.RemoveHostResponse
+	(*ExportAuthoritiesRequest)(nil),         // 91: sallyport.v1.ExportAuthoritiesRequest
+	(*ExportAuthoritiesResponse)(nil),        // 92: sallyport.v1.ExportAuthoritiesResponse
+	(*SignDatabaseServerRequest)(nil),        // 93: sallyport.v1.SignDatabaseServerRequest
+	(*SignDatabaseServerResponse)(nil),       // 94: sallyport.v1.SignDatabaseServerResponse
+	nil,                                      // 95: sallyport.v1.Resource.LabelsEntry
+	nil,                                      // 96: sallyport.v1.Snapshot.DatabaseUsersEntry
+	nil,                                      // 97: sallyport.v1.AppSessionResponse.TraitsEntry
+	nil,                                      // 98: sallyport.v1.WhoAmIResponse.TraitsEntry
+	nil,                                      // 99: sallyport.v1.User.TraitsEntry
+	nil,                                      // 100: sallyport.v1.CreateTokenRequest.LabelsEntry
+	nil,                                      // 101: sallyport.v1.TokenAllow.LabelsEntry
+	nil,                                      // 102: sallyport.v1.Token.LabelsEntry
+	(*timestamppb.Timestamp)(nil),            // 103: google.protobuf.Timestamp
 }
 var file_sallyport_v1_api_proto_depIdxs = []int32{
-	93,  // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
-	101, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
-	101, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
+	95,  // 0: sallyport.v1.Resource.labels:type_name -> sallyport.v1.Resource.LabelsEntry
+	103, // 1: sallyport.v1.Snapshot.issued_at:type_name -> google.protobuf.Timestamp
+	103, // 2: sallyport.v1.Snapshot.not_after:type_name -> google.protobuf.Timestamp
 	6,   // 3: sallyport.v1.Snapshot.authorities:type_name -> sallyport.v1.Authority
 	8,   // 4: sallyport.v1.Snapshot.locks:type_name -> sallyport.v1.Lock
 	5,   // 5: sallyport.v1.Snapshot.settings:type_name -> sallyport.v1.ClusterSettings
-	94,  // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
+	96,  // 6: sallyport.v1.Snapshot.database_users:type_name -> sallyport.v1.Snapshot.DatabaseUsersEntry
 	7,   // 7: sallyport.v1.Snapshot.gateways:type_name -> sallyport.v1.Gateway
-	101, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
+	103, // 8: sallyport.v1.Assignment.not_after:type_name -> google.protobuf.Timestamp
 	1,   // 9: sallyport.v1.Assignment.resources:type_name -> sallyport.v1.Resource
 	6,   // 10: sallyport.v1.LoginResponse.authorities:type_name -> sallyport.v1.Authority
-	101, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
-	101, // 12: sallyport.v1.BeginDeviceLoginResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 11: sallyport.v1.LoginResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 12: sallyport.v1.BeginDeviceLoginResponse.expires:type_name -> google.protobuf.Timestamp
 	0,   // 13: sallyport.v1.PollDeviceLoginResponse.state:type_name -> sallyport.v1.PollDeviceLoginResponse.State
 	13,  // 14: sallyport.v1.PollDeviceLoginResponse.login:type_name -> sallyport.v1.LoginResponse
 	6,   // 15: sallyport.v1.JoinResponse.authorities:type_name -> sallyport.v1.Authority
-	101, // 16: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 16: sallyport.v1.JoinResponse.expires:type_name -> google.protobuf.Timestamp
 	1,   // 17: sallyport.v1.AnnounceRequest.resources:type_name -> sallyport.v1.Resource
 	24,  // 18: sallyport.v1.AnnounceResponse.certificates:type_name -> sallyport.v1.ResourceCertificate
 	25,  // 19: sallyport.v1.AnnounceResponse.refusals:type_name -> sallyport.v1.Refusal
-	101, // 20: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
-	101, // 21: sallyport.v1.IssueAppTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 20: sallyport.v1.IssueDatabaseCertificateResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 21: sallyport.v1.IssueAppTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	32,  // 22: sallyport.v1.AppendEventsRequest.events:type_name -> sallyport.v1.SpooledEvent
 	35,  // 23: sallyport.v1.ReportPresenceRequest.up:type_name -> sallyport.v1.Presence
-	95,  // 24: sallyport.v1.AppSessionResponse.traits:type_name -> sallyport.v1.AppSessionResponse.TraitsEntry
-	101, // 25: sallyport.v1.AppSessionResponse.expires:type_name -> google.protobuf.Timestamp
-	101, // 26: sallyport.v1.AppSessionResponse.session_expires:type_name -> google.protobuf.Timestamp
-	101, // 27: sallyport.v1.WebSession.created:type_name -> google.protobuf.Timestamp
-	101, // 28: sallyport.v1.WebSession.seen:type_name -> google.protobuf.Timestamp
-	101, // 29: sallyport.v1.WebSession.expires:type_name -> google.protobuf.Timestamp
+	97,  // 24: sallyport.v1.AppSessionResponse.traits:type_name -> sallyport.v1.AppSessionResponse.TraitsEntry
+	103, // 25: sallyport.v1.AppSessionResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 26: sallyport.v1.AppSessionResponse.session_expires:type_name -> google.protobuf.Timestamp
+	103, // 27: sallyport.v1.WebSession.created:type_name -> google.protobuf.Timestamp
+	103, // 28: sallyport.v1.WebSession.seen:type_name -> google.protobuf.Timestamp
+	103, // 29: sallyport.v1.WebSession.expires:type_name -> google.protobuf.Timestamp
 	42,  // 30: sallyport.v1.ListWebSessionsResponse.sessions:type_name -> sallyport.v1.WebSession
-	96,  // 31: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
-	101, // 32: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	98,  // 31: sallyport.v1.WhoAmIResponse.traits:type_name -> sallyport.v1.WhoAmIResponse.TraitsEntry
+	103, // 32: sallyport.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
 	52,  // 33: sallyport.v1.ListResourcesResponse.resources:type_name -> sallyport.v1.AccessibleResource
 	1,   // 34: sallyport.v1.AccessibleResource.resource:type_name -> sallyport.v1.Resource
 	55,  // 35: sallyport.v1.ListClustersResponse.clusters:type_name -> sallyport.v1.Cluster
 	60,  // 36: sallyport.v1.GetStatusResponse.authorities:type_name -> sallyport.v1.AuthorityStatus
-	101, // 37: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	97,  // 38: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
-	101, // 39: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
+	103, // 37: sallyport.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	99,  // 38: sallyport.v1.User.traits:type_name -> sallyport.v1.User.TraitsEntry
+	103, // 39: sallyport.v1.User.created:type_name -> google.protobuf.Timestamp
 	61,  // 40: sallyport.v1.CreateUserRequest.user:type_name -> sallyport.v1.User
-	101, // 41: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 41: sallyport.v1.CreateUserResponse.expires:type_name -> google.protobuf.Timestamp
 	61,  // 42: sallyport.v1.ListUsersResponse.users:type_name -> sallyport.v1.User
-	101, // 43: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
+	103, // 43: sallyport.v1.ResetUserResponse.expires:type_name -> google.protobuf.Timestamp
 	71,  // 44: sallyport.v1.CreateTokenRequest.allow:type_name -> sallyport.v1.TokenAllow
-	98,  // 45: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
-	99,  // 46: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
+	100, // 45: sallyport.v1.CreateTokenRequest.labels:type_name -> sallyport.v1.CreateTokenRequest.LabelsEntry
+	101, // 46: sallyport.v1.TokenAllow.labels:type_name -> sallyport.v1.TokenAllow.LabelsEntry
 	71,  // 47: sallyport.v1.Token.allow:type_name -> sallyport.v1.TokenAllow
-	100, // 48: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
-	101, // 49: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	102, // 48: sallyport.v1.Token.labels:type_name -> sallyport.v1.Token.LabelsEntry
+	103, // 49: sallyport.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	72,  // 50: sallyport.v1.CreateTokenResponse.token:type_name -> sallyport.v1.Token
 	72,  // 51: sallyport.v1.ListTokensResponse.tokens:type_name -> sallyport.v1.Token
-	101, // 52: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
-	101, // 53: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
+	103, // 52: sallyport.v1.SearchEventsRequest.from:type_name -> google.protobuf.Timestamp
+	103, // 53: sallyport.v1.SearchEventsRequest.to:type_name -> google.protobuf.Timestamp
 	88,  // 54: sallyport.v1.ListAgentsResponse.agents:type_name -> sallyport.v1.AgentStatus
-	6,   // 55: sallyport.v1.ExportAuthoritiesResponse.authorities:type_name -> sallyport.v1.Authority
-	101, // 56: sallyport.v1.SignDatabaseServerResponse.expires:type_name -> google.protobuf.Timestamp
-	4,   // 57: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
-	4,   // 58: sallyport.v1.AppSessionResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	4,   // 59: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	4,   // 60: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
-	10,  // 61: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
-	12,  // 62: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
-	14,  // 63: sallyport.v1.PublicService.FinishLogin:input_type -> sallyport.v1.FinishLoginRequest
-	15,  // 64: sallyport.v1.PublicService.BeginDeviceLogin:input_type -> sallyport.v1.BeginDeviceLoginRequest
-	17,  // 65: sallyport.v1.PublicService.PollDeviceLogin:input_type -> sallyport.v1.PollDeviceLoginRequest
-	19,  // 66: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
-	21,  // 67: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
-	22,  // 68: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
-	26,  // 69: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
-	28,  // 70: sallyport.v1.HostService.IssueAppToken:input_type -> sallyport.v1.IssueAppTokenRequest
-	30,  // 71: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
-	31,  // 72: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
-	34,  // 73: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
-	37,  // 74: sallyport.v1.HostService.RedeemAppCode:input_type -> sallyport.v1.RedeemAppCodeRequest
-	38,  // 75: sallyport.v1.HostService.RenewAppSession:input_type -> sallyport.v1.RenewAppSessionRequest
-	40,  // 76: sallyport.v1.HostService.EndAppSession:input_type -> sallyport.v1.EndAppSessionRequest
-	47,  // 77: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
-	49,  // 78: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
-	50,  // 79: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
-	53,  // 80: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
-	56,  // 81: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
-	43,  // 82: sallyport.v1.AccessService.ListWebSessions:input_type -> sallyport.v1.ListWebSessionsRequest
-	45,  // 83: sallyport.v1.AccessService.EndWebSession:input_type -> sallyport.v1.EndWebSessionRequest
-	58,  // 84: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
-	62,  // 85: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
-	64,  // 86: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
-	66,  // 87: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
-	68,  // 88: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
-	70,  // 89: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
-	74,  // 90: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
-	76,  // 91: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
-	78,  // 92: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
-	80,  // 93: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
-	82,  // 94: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
-	84,  // 95: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
-	86,  // 96: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
-	89,  // 97: sallyport.v1.AdminService.ExportAuthorities:input_type -> sallyport.v1.ExportAuthoritiesRequest
-	91,  // 98: sallyport.v1.AdminService.SignDatabaseServer:input_type -> sallyport.v1.SignDatabaseServerRequest
-	11,  // 99: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
-	13,  // 100: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
-	13,  // 101: sallyport.v1.PublicService.FinishLogin:output_type -> sallyport.v1.LoginResponse
-	16,  // 102: sallyport.v1.PublicService.BeginDeviceLogin:output_type -> sallyport.v1.BeginDeviceLoginResponse
-	18,  // 103: sallyport.v1.PublicService.PollDeviceLogin:output_type -> sallyport.v1.PollDeviceLoginResponse
-	20,  // 104: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
-	20,  // 105: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
-	23,  // 106: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
-	27,  // 107: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
-	29,  // 108: sallyport.v1.HostService.IssueAppToken:output_type -> sallyport.v1.IssueAppTokenResponse
-	2,   // 109: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
-	33,  // 110: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
-	36,  // 111: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
-	39,  // 112: sallyport.v1.HostService.RedeemAppCode:output_type -> sallyport.v1.AppSessionResponse
-	39,  // 113: sallyport.v1.HostService.RenewAppSession:output_type -> sallyport.v1.AppSessionResponse
-	41,  // 114: sallyport.v1.HostService.EndAppSession:output_type -> sallyport.v1.EndAppSessionResponse
-	48,  // 115: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
-	13,  // 116: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
-	51,  // 117: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
-	54,  // 118: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
-	57,  // 119: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
-	44,  // 120: sallyport.v1.AccessService.ListWebSessions:output_type -> sallyport.v1.ListWebSessionsResponse
-	46,  // 121: sallyport.v1.AccessService.EndWebSession:output_type -> sallyport.v1.EndWebSessionResponse
-	59,  // 122: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
-	63,  // 123: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
-	65,  // 124: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
-	67,  // 125: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
-	69,  // 126: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
-	73,  // 127: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
-	75,  // 128: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
-	77,  // 129: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
-	79,  // 130: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
-	81,  // 131: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
-	83,  // 132: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
-	85,  // 133: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
-	87,  // 134: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
-	90,  // 135: sallyport.v1.AdminService.ExportAuthorities:output_type -> sallyport.v1.ExportAuthoritiesResponse
-	92,  // 136: sallyport.v1.AdminService.SignDatabaseServer:output_type -> sallyport.v1.SignDatabaseServerResponse
-	99,  // [99:137] is the sub-list for method output_type
-	61,  // [61:99] is the sub-list for method input_type
-	61,  // [61:61] is the sub-list for extension type_name
-	61,  // [61:61] is the sub-list for extension extendee
-	0,   // [0:61] is the sub-list for field type_name
+	103, // 55: sallyport.v1.AgentStatus.joined:type_name -> google.protobuf.Timestamp
+	6,   // 56: sallyport.v1.ExportAuthoritiesResponse.authorities:type_name -> sallyport.v1.Authority
+	103, // 57: sallyport.v1.SignDatabaseServerResponse.expires:type_name -> google.protobuf.Timestamp
+	4,   // 58: sallyport.v1.Snapshot.DatabaseUsersEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 59: sallyport.v1.AppSessionResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 60: sallyport.v1.WhoAmIResponse.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	4,   // 61: sallyport.v1.User.TraitsEntry.value:type_name -> sallyport.v1.StringList
+	10,  // 62: sallyport.v1.PublicService.Ping:input_type -> sallyport.v1.PingRequest
+	12,  // 63: sallyport.v1.PublicService.Login:input_type -> sallyport.v1.LoginRequest
+	14,  // 64: sallyport.v1.PublicService.FinishLogin:input_type -> sallyport.v1.FinishLoginRequest
+	15,  // 65: sallyport.v1.PublicService.BeginDeviceLogin:input_type -> sallyport.v1.BeginDeviceLoginRequest
+	17,  // 66: sallyport.v1.PublicService.PollDeviceLogin:input_type -> sallyport.v1.PollDeviceLoginRequest
+	19,  // 67: sallyport.v1.JoinService.Join:input_type -> sallyport.v1.JoinRequest
+	21,  // 68: sallyport.v1.HostService.RenewHost:input_type -> sallyport.v1.RenewHostRequest
+	22,  // 69: sallyport.v1.HostService.Announce:input_type -> sallyport.v1.AnnounceRequest
+	26,  // 70: sallyport.v1.HostService.IssueDatabaseCertificate:input_type -> sallyport.v1.IssueDatabaseCertificateRequest
+	28,  // 71: sallyport.v1.HostService.IssueAppToken:input_type -> sallyport.v1.IssueAppTokenRequest
+	30,  // 72: sallyport.v1.HostService.WatchSnapshot:input_type -> sallyport.v1.WatchSnapshotRequest
+	31,  // 73: sallyport.v1.HostService.AppendEvents:input_type -> sallyport.v1.AppendEventsRequest
+	34,  // 74: sallyport.v1.HostService.ReportPresence:input_type -> sallyport.v1.ReportPresenceRequest
+	37,  // 75: sallyport.v1.HostService.RedeemAppCode:input_type -> sallyport.v1.RedeemAppCodeRequest
+	38,  // 76: sallyport.v1.HostService.RenewAppSession:input_type -> sallyport.v1.RenewAppSessionRequest
+	40,  // 77: sallyport.v1.HostService.EndAppSession:input_type -> sallyport.v1.EndAppSessionRequest
+	47,  // 78: sallyport.v1.AccessService.WhoAmI:input_type -> sallyport.v1.WhoAmIRequest
+	49,  // 79: sallyport.v1.AccessService.Reissue:input_type -> sallyport.v1.ReissueRequest
+	50,  // 80: sallyport.v1.AccessService.ListResources:input_type -> sallyport.v1.ListResourcesRequest
+	53,  // 81: sallyport.v1.AccessService.ListClusters:input_type -> sallyport.v1.ListClustersRequest
+	56,  // 82: sallyport.v1.AccessService.Explain:input_type -> sallyport.v1.ExplainRequest
+	43,  // 83: sallyport.v1.AccessService.ListWebSessions:input_type -> sallyport.v1.ListWebSessionsRequest
+	45,  // 84: sallyport.v1.AccessService.EndWebSession:input_type -> sallyport.v1.EndWebSessionRequest
+	58,  // 85: sallyport.v1.AdminService.GetStatus:input_type -> sallyport.v1.GetStatusRequest
+	62,  // 86: sallyport.v1.AdminService.CreateUser:input_type -> sallyport.v1.CreateUserRequest
+	64,  // 87: sallyport.v1.AdminService.ListUsers:input_type -> sallyport.v1.ListUsersRequest
+	66,  // 88: sallyport.v1.AdminService.DeleteUser:input_type -> sallyport.v1.DeleteUserRequest
+	68,  // 89: sallyport.v1.AdminService.ResetUser:input_type -> sallyport.v1.ResetUserRequest
+	70,  // 90: sallyport.v1.AdminService.CreateToken:input_type -> sallyport.v1.CreateTokenRequest
+	74,  // 91: sallyport.v1.AdminService.ListTokens:input_type -> sallyport.v1.ListTokensRequest
+	76,  // 92: sallyport.v1.AdminService.DeleteToken:input_type -> sallyport.v1.DeleteTokenRequest
+	78,  // 93: sallyport.v1.AdminService.GetDocuments:input_type -> sallyport.v1.GetDocumentsRequest
+	80,  // 94: sallyport.v1.AdminService.PutDocument:input_type -> sallyport.v1.PutDocumentRequest
+	82,  // 95: sallyport.v1.AdminService.DeleteDocument:input_type -> sallyport.v1.DeleteDocumentRequest
+	84,  // 96: sallyport.v1.AdminService.SearchEvents:input_type -> sallyport.v1.SearchEventsRequest
+	86,  // 97: sallyport.v1.AdminService.ListAgents:input_type -> sallyport.v1.ListAgentsRequest
+	89,  // 98: sallyport.v1.AdminService.RemoveHost:input_type -> sallyport.v1.RemoveHostRequest
+	91,  // 99: sallyport.v1.AdminService.ExportAuthorities:input_type -> sallyport.v1.ExportAuthoritiesRequest
+	93,  // 100: sallyport.v1.AdminService.SignDatabaseServer:input_type -> sallyport.v1.SignDatabaseServerRequest
+	11,  // 101: sallyport.v1.PublicService.Ping:output_type -> sallyport.v1.PingResponse
+	13,  // 102: sallyport.v1.PublicService.Login:output_type -> sallyport.v1.LoginResponse
+	13,  // 103: sallyport.v1.PublicService.FinishLogin:output_type -> sallyport.v1.LoginResponse
+	16,  // 104: sallyport.v1.PublicService.BeginDeviceLogin:output_type -> sallyport.v1.BeginDeviceLoginResponse
+	18,  // 105: sallyport.v1.PublicService.PollDeviceLogin:output_type -> sallyport.v1.PollDeviceLoginResponse
+	20,  // 106: sallyport.v1.JoinService.Join:output_type -> sallyport.v1.JoinResponse
+	20,  // 107: sallyport.v1.HostService.RenewHost:output_type -> sallyport.v1.JoinResponse
+	23,  // 108: sallyport.v1.HostService.Announce:output_type -> sallyport.v1.AnnounceResponse
+	27,  // 109: sallyport.v1.HostService.IssueDatabaseCertificate:output_type -> sallyport.v1.IssueDatabaseCertificateResponse
+	29,  // 110: sallyport.v1.HostService.IssueAppToken:output_type -> sallyport.v1.IssueAppTokenResponse
+	2,   // 111: sallyport.v1.HostService.WatchSnapshot:output_type -> sallyport.v1.Signed
+	33,  // 112: sallyport.v1.HostService.AppendEvents:output_type -> sallyport.v1.AppendEventsResponse
+	36,  // 113: sallyport.v1.HostService.ReportPresence:output_type -> sallyport.v1.ReportPresenceResponse
+	39,  // 114: sallyport.v1.HostService.RedeemAppCode:output_type -> sallyport.v1.AppSessionResponse
+	39,  // 115: sallyport.v1.HostService.RenewAppSession:output_type -> sallyport.v1.AppSessionResponse
+	41,  // 116: sallyport.v1.HostService.EndAppSession:output_type -> sallyport.v1.EndAppSessionResponse
+	48,  // 117: sallyport.v1.AccessService.WhoAmI:output_type -> sallyport.v1.WhoAmIResponse
+	13,  // 118: sallyport.v1.AccessService.Reissue:output_type -> sallyport.v1.LoginResponse
+	51,  // 119: sallyport.v1.AccessService.ListResources:output_type -> sallyport.v1.ListResourcesResponse
+	54,  // 120: sallyport.v1.AccessService.ListClusters:output_type -> sallyport.v1.ListClustersResponse
+	57,  // 121: sallyport.v1.AccessService.Explain:output_type -> sallyport.v1.ExplainResponse
+	44,  // 122: sallyport.v1.AccessService.ListWebSessions:output_type -> sallyport.v1.ListWebSessionsResponse
+	46,  // 123: sallyport.v1.AccessService.EndWebSession:output_type -> sallyport.v1.EndWebSessionResponse
+	59,  // 124: sallyport.v1.AdminService.GetStatus:output_type -> sallyport.v1.GetStatusResponse
+	63,  // 125: sallyport.v1.AdminService.CreateUser:output_type -> sallyport.v1.CreateUserResponse
+	65,  // 126: sallyport.v1.AdminService.ListUsers:output_type -> sallyport.v1.ListUsersResponse
+	67,  // 127: sallyport.v1.AdminService.DeleteUser:output_type -> sallyport.v1.DeleteUserResponse
+	69,  // 128: sallyport.v1.AdminService.ResetUser:output_type -> sallyport.v1.ResetUserResponse
+	73,  // 129: sallyport.v1.AdminService.CreateToken:output_type -> sallyport.v1.CreateTokenResponse
+	75,  // 130: sallyport.v1.AdminService.ListTokens:output_type -> sallyport.v1.ListTokensResponse
+	77,  // 131: sallyport.v1.AdminService.DeleteToken:output_type -> sallyport.v1.DeleteTokenResponse
+	79,  // 132: sallyport.v1.AdminService.GetDocuments:output_type -> sallyport.v1.GetDocumentsResponse
+	81,  // 133: sallyport.v1.AdminService.PutDocument:output_type -> sallyport.v1.PutDocumentResponse
+	83,  // 134: sallyport.v1.AdminService.DeleteDocument:output_type -> sallyport.v1.DeleteDocumentResponse
+	85,  // 135: sallyport.v1.AdminService.SearchEvents:output_type -> sallyport.v1.SearchEventsResponse
+	87,  // 136: sallyport.v1.AdminService.ListAgents:output_type -> sallyport.v1.ListAgentsResponse
+	90,  // 137: sallyport.v1.AdminService.RemoveHost:output_type -> sallyport.v1.RemoveHostResponse
+	92,  // 138: sallyport.v1.AdminService.ExportAuthorities:output_type -> sallyport.v1.ExportAuthoritiesResponse
+	94,  // 139: sallyport.v1.AdminService.SignDatabaseServer:output_type -> sallyport.v1.SignDatabaseServerResponse
+	101, // [101:140] is the sub-list for method output_type
+	62,  // [62:101] is the sub-list for method input_type
+	62,  // [62:62] is the sub-list for extension type_name
+	62,  // [62:62] is the sub-list for extension extendee
+	0,   // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_v1_api_proto_init() }
@@ -6391,7 +6566,7 @@ func file_sallyport_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_v1_api_proto_rawDesc), len(file_sallyport_v1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   100,
+			NumMessages:   102,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

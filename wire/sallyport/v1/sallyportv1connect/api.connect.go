@@ -137,6 +137,8 @@ const (
 	AdminServiceSearchEventsProcedure = "/sallyport.v1.AdminService/SearchEvents"
 	// AdminServiceListAgentsProcedure is the fully-qualified name of the AdminService's ListAgents RPC.
 	AdminServiceListAgentsProcedure = "/sallyport.v1.AdminService/ListAgents"
+	// AdminServiceRemoveHostProcedure is the fully-qualified name of the AdminService's RemoveHost RPC.
+	AdminServiceRemoveHostProcedure = "/sallyport.v1.AdminService/RemoveHost"
 	// AdminServiceExportAuthoritiesProcedure is the fully-qualified name of the AdminService's
 	// ExportAuthorities RPC.
 	AdminServiceExportAuthoritiesProcedure = "/sallyport.v1.AdminService/ExportAuthorities"
@@ -938,6 +940,7 @@ type AdminServiceClient interface {
 	DeleteDocument(context.Context, *connect.Request[v1.DeleteDocumentRequest]) (*connect.Response[v1.DeleteDocumentResponse], error)
 	SearchEvents(context.Context, *connect.Request[v1.SearchEventsRequest]) (*connect.Response[v1.SearchEventsResponse], error)
 	ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error)
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error)
 	SignDatabaseServer(context.Context, *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error)
 }
@@ -1031,6 +1034,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("ListAgents")),
 			connect.WithClientOptions(opts...),
 		),
+		removeHost: connect.NewClient[v1.RemoveHostRequest, v1.RemoveHostResponse](
+			httpClient,
+			baseURL+AdminServiceRemoveHostProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RemoveHost")),
+			connect.WithClientOptions(opts...),
+		),
 		exportAuthorities: connect.NewClient[v1.ExportAuthoritiesRequest, v1.ExportAuthoritiesResponse](
 			httpClient,
 			baseURL+AdminServiceExportAuthoritiesProcedure,
@@ -1061,6 +1070,7 @@ type adminServiceClient struct {
 	deleteDocument     *connect.Client[v1.DeleteDocumentRequest, v1.DeleteDocumentResponse]
 	searchEvents       *connect.Client[v1.SearchEventsRequest, v1.SearchEventsResponse]
 	listAgents         *connect.Client[v1.ListAgentsRequest, v1.ListAgentsResponse]
+	removeHost         *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
 	exportAuthorities  *connect.Client[v1.ExportAuthoritiesRequest, v1.ExportAuthoritiesResponse]
 	signDatabaseServer *connect.Client[v1.SignDatabaseServerRequest, v1.SignDatabaseServerResponse]
 }
@@ -1130,6 +1140,11 @@ func (c *adminServiceClient) ListAgents(ctx context.Context, req *connect.Reques
 	return c.listAgents.CallUnary(ctx, req)
 }
 
+// RemoveHost calls sallyport.v1.AdminService.RemoveHost.
+func (c *adminServiceClient) RemoveHost(ctx context.Context, req *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return c.removeHost.CallUnary(ctx, req)
+}
+
 // ExportAuthorities calls sallyport.v1.AdminService.ExportAuthorities.
 func (c *adminServiceClient) ExportAuthorities(ctx context.Context, req *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error) {
 	return c.exportAuthorities.CallUnary(ctx, req)
@@ -1155,6 +1170,7 @@ type AdminServiceHandler interface {
 	DeleteDocument(context.Context, *connect.Request[v1.DeleteDocumentRequest]) (*connect.Response[v1.DeleteDocumentResponse], error)
 	SearchEvents(context.Context, *connect.Request[v1.SearchEventsRequest]) (*connect.Response[v1.SearchEventsResponse], error)
 	ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error)
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error)
 	SignDatabaseServer(context.Context, *connect.Request[v1.SignDatabaseServerRequest]) (*connect.Response[v1.SignDatabaseServerResponse], error)
 }
@@ -1244,6 +1260,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("ListAgents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceRemoveHostHandler := connect.NewUnaryHandler(
+		AdminServiceRemoveHostProcedure,
+		svc.RemoveHost,
+		connect.WithSchema(adminServiceMethods.ByName("RemoveHost")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceExportAuthoritiesHandler := connect.NewUnaryHandler(
 		AdminServiceExportAuthoritiesProcedure,
 		svc.ExportAuthorities,
@@ -1284,6 +1306,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceSearchEventsHandler.ServeHTTP(w, r)
 		case AdminServiceListAgentsProcedure:
 			adminServiceListAgentsHandler.ServeHTTP(w, r)
+		case AdminServiceRemoveHostProcedure:
+			adminServiceRemoveHostHandler.ServeHTTP(w, r)
 		case AdminServiceExportAuthoritiesProcedure:
 			adminServiceExportAuthoritiesHandler.ServeHTTP(w, r)
 		case AdminServiceSignDatabaseServerProcedure:
@@ -1347,6 +1371,10 @@ func (UnimplementedAdminServiceHandler) SearchEvents(context.Context, *connect.R
 
 func (UnimplementedAdminServiceHandler) ListAgents(context.Context, *connect.Request[v1.ListAgentsRequest]) (*connect.Response[v1.ListAgentsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AdminService.ListAgents is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sallyport.v1.AdminService.RemoveHost is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) ExportAuthorities(context.Context, *connect.Request[v1.ExportAuthoritiesRequest]) (*connect.Response[v1.ExportAuthoritiesResponse], error) {
