@@ -69,6 +69,7 @@ type state struct {
 	now    atomic.Pointer[view]
 	readAt atomic.Uint64 // the store's revision at the last reading, issued or not
 
+	asking  sync.Mutex // serializes what hosts ask for
 	mu      sync.Mutex // serializes reloads
 	changed chan struct{}
 	wake    sync.Mutex // guards changed
@@ -91,6 +92,12 @@ func (s *state) next() <-chan struct{} {
 // reload reads what a view rests on. Unless anew is set, a view like the one
 // before is not issued again.
 func (s *state) reload(ctx context.Context, anew bool) error {
+	return s.reloadFor(ctx, anew, false)
+}
+
+// reloadFor also issues a view like the one before for who reads it from here:
+// its revision is newer. Those who wait for another view are not woken for that.
+func (s *state) reloadFor(ctx context.Context, anew, one bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, err := s.read(ctx)
@@ -105,13 +112,18 @@ func (s *state) reload(ctx context.Context, anew bool) error {
 		return err
 	}
 	s.readAt.Store(v.revision)
-	if old := s.now.Load(); old != nil && !anew && old.content == v.content {
+	old := s.now.Load()
+	like := old != nil && !anew && old.content == v.content
+	if like && !one {
 		return nil
 	}
 	if err := s.sign(v, m); err != nil {
 		return err
 	}
 	s.now.Store(v)
+	if like {
+		return nil
+	}
 	s.wake.Lock()
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -315,14 +327,23 @@ func (s *state) watch(ctx context.Context, prefix string) {
 }
 
 // atLeast reads again for a host that has seen a newer view, from another auth
-// process. What the host says is not believed: it costs at most one reload a
-// second.
+// process. What the host says is not believed: it costs at most one reading a
+// second, and other hosts hear of it only when something has changed.
 func (s *state) atLeast(ctx context.Context, revision uint64) error {
-	v := s.view()
-	if revision <= v.revision || s.cfg.Now().Sub(v.issued) < time.Second {
+	if !s.behind(revision) {
+		return nil // does not wait for those who say otherwise
+	}
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if !s.behind(revision) {
 		return nil
 	}
-	return s.reload(ctx, true)
+	return s.reloadFor(ctx, false, true)
+}
+
+func (s *state) behind(revision uint64) bool {
+	v := s.view()
+	return revision > v.revision && s.cfg.Now().Sub(v.issued) >= time.Second
 }
 
 func mark(dirty chan<- struct{}) {

@@ -92,10 +92,25 @@ func TestView(t *testing.T) {
 	if issued(func() error { return s.state.atLeast(t.Context(), 1<<62) }) {
 		t.Error("a host that says it has seen the future costs a reload at once")
 	}
-	s.cfg.Now = func() time.Time { return time.Now().Add(2 * time.Second) }
-	if !issued(func() error { return s.state.atLeast(t.Context(), 1<<62) }) {
+	now := time.Now().Add(2 * time.Second)
+	s.cfg.Now = func() time.Time { return now }
+	// One host's word made auth send all others a snapshot, each second.
+	if issued(func() error { return s.state.atLeast(t.Context(), 1<<62) }) {
+		t.Error("others are woken for a host that says it has seen more")
+	}
+	seen := w.snapshot(t, s)
+	if !seen.GetIssuedAt().AsTime().After(last.GetIssuedAt().AsTime()) {
 		t.Error("no reload for a host that has seen more")
 	}
+	if s.state.atLeast(t.Context(), 1<<62); w.snapshot(t, s).GetIssuedAt().AsTime() != seen.GetIssuedAt().AsTime() {
+		t.Error("a reload for each who says so")
+	}
+	now = now.Add(2 * time.Second)
+	w.lock(t, `{"user":"nobody-at-all"}`) // by another auth process
+	if !issued(func() error { return s.state.atLeast(t.Context(), 1<<62) }) {
+		t.Error("a change that was found for one is not issued to all")
+	}
+	last = w.snapshot(t, s)
 	if issued(func() error { return s.state.atLeast(t.Context(), last.GetRevision()) }) {
 		t.Error("a reload for a host that has seen less")
 	}
