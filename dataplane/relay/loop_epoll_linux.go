@@ -124,22 +124,27 @@ func (l *epollLoop) run(ring func() (closer, error), began chan<- struct{}) {
 // network.
 func (l *epollLoop) wait(n int) int {
 	t := l.take()
-	if n := l.look(); n > 0 {
-		return n
+	if !t.polled { // else spin has looked since
+		if n := l.look(); n > 0 {
+			return n
+		}
 	}
 	begin := time.Now()
 	timeout := l.timers.wait(begin)
-	if timeout == 0 || !l.doze() {
+	if timeout == 0 {
 		return 0
 	}
-	defer l.awake()
-	next := l.lull(n, t)
-	if next == 0 {
-		next = l.block(timeout)
+	next, blocked := l.lull(n, t), false
+	if next == 0 && l.stores.turn == (turn{}) {
+		if !l.doze() {
+			return 0
+		}
+		next, blocked = l.block(timeout), true
+		l.awake()
 	}
 	waited := time.Since(begin)
 	if t.talked(n) {
-		l.credit.note(waited)
+		l.credit.note(waited, blocked)
 	}
 	if waited >= cedeEvery {
 		l.ceded = begin.Add(waited)

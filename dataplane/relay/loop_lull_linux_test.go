@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"errors"
+	"io"
+	"net"
 	"testing"
 	"time"
 )
@@ -19,22 +22,25 @@ func TestCredit(t *testing.T) {
 		from  credit
 		waits []time.Duration
 		spins bool
+		block bool // the waits were blocked
 	}{
-		{"a new loop", 0, nil, false},
-		{"one short wait is no conversation", 0, repeat(1, short), false},
-		{"a conversation", 0, repeat(int(creditEnough), short), true},
-		{"a long one goes on over a pause", 0, append(repeat(100, short), long), true},
-		{"silence ends it soon", creditMost, repeat(3, long), false},
-		{"silence costs no more than that", creditMost, repeat(1000, long), false},
-		{"half of the answers are late", 0, append(repeat(50, long), repeat(3, short)...), false},
-		{"the core is wanted", creditCrowded, repeat(-int(creditCrowded), short), false},
-		{"silence does not make up for that", creditCrowded, repeat(1000, long), false},
-		{"no longer wanted", creditCrowded, repeat(int(creditEnough-creditCrowded), short), true},
+		{"a new loop", 0, nil, false, false},
+		{"one short wait is no conversation", 0, repeat(1, short), false, false},
+		{"a conversation", 0, repeat(int(creditEnough), short), true, false},
+		{"a long one goes on over a pause", 0, append(repeat(100, short), long), true, false},
+		{"silence ends it soon", creditMost, repeat(3, long), false, false},
+		{"silence costs no more than that", creditMost, repeat(1000, long), false, false},
+		{"half of the answers are late", 0, append(repeat(50, long), repeat(3, short)...), false, false},
+		{"the core is wanted", creditCrowded, repeat(-int(creditCrowded), short), false, false},
+		{"silence does not make up for that", creditCrowded, repeat(1000, long), false, false},
+		{"blocked, and woken late", 0, repeat(int(creditEnough), short+spinWake), true, true},
+		{"blocked for long", creditMost, repeat(3, long+spinWake), false, true},
+		{"no longer wanted", creditCrowded, repeat(int(creditEnough-creditCrowded), short), true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			have := c.from
 			for _, d := range c.waits {
-				have.note(d)
+				have.note(d, c.block)
 			}
 			if spins := have >= creditEnough; spins != c.spins {
 				t.Errorf("credit %d, spins: %v", have, spins)
@@ -90,18 +96,113 @@ func TestSpinEnds(t *testing.T) {
 		on(t, l, func() { l.stores.turn.copied = 1 })
 	}
 	on(t, l, func() {
-		if n := l.spin(); n != 0 {
+		if n := l.spin(nil); n != 0 {
 			t.Errorf("%d events out of nothing", n)
 		}
 		if err := l.Watch(k.fd, ready(func(Readiness) {})); err != nil {
 			t.Error(err)
 		}
-		if n := l.spin(); n != 1 {
+		if n := l.spin(nil); n != 1 {
 			t.Errorf("%d events of a writable descriptor", n)
 		}
 		l.Unwatch(k.fd)
 	})
 	on(t, l, func() { l.credit, l.stores.turn.copied = creditMost, 1 }) // it spins when it is closed
+}
+
+// What a loop finds where it expects an answer is passed on, once, and is a
+// message of the next turn like one that an event has told of.
+func TestSpinPolls(t *testing.T) {
+	l := testEpoll(t)
+	r := startRelay(t, l, 0)
+	on(t, l, func() {
+		if _, err := io.WriteString(r.left, "ping"); err != nil {
+			t.Error(err)
+		}
+		if !r.relay.a.poll() || l.stores.turn.answer != &r.relay.b {
+			t.Errorf("after a message to b: %+v", l.stores.turn)
+		}
+		l.take()
+		if _, err := io.WriteString(r.right, "pong"); err != nil {
+			t.Error(err)
+		}
+		n := l.spin(&r.relay.b)
+		if did := l.stores.turn; !did.polled || did.copied != 1 || did.answer != &r.relay.a {
+			t.Errorf("%d events and %+v of an answer", n, did)
+		}
+		for i := range n {
+			l.dispatch(&l.events[i])
+		}
+		if did := l.stores.turn; did.copied != 1 {
+			t.Errorf("its event makes %d messages of it", did.copied)
+		}
+	})
+	want(t, r.right, "ping")
+	want(t, r.left, "pong")
+	say(t, r.left, "again")
+	want(t, r.right, "again")
+}
+
+// An end that is found where an answer is expected is acted upon: the loop does
+// not go to sleep on timers and closes that follow from it.
+func TestSpinFindsEnd(t *testing.T) {
+	l := testEpoll(t)
+	for _, c := range []struct {
+		name string
+		end  func(c *net.TCPConn) error
+	}{
+		{"end of the stream", (*net.TCPConn).CloseWrite},
+		{"reset", func(c *net.TCPConn) error { return errors.Join(c.SetLinger(0), c.Close()) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := startRelay(t, l, 0)
+			on(t, l, func() {
+				if err := c.end(r.right); err != nil {
+					t.Error(err)
+				}
+				n := l.spin(&r.relay.b)
+				if !l.stores.turn.polled {
+					t.Error("no round follows")
+				}
+				for i := range n {
+					l.dispatch(&l.events[i])
+				}
+			})
+			if n, err := r.left.Read(make([]byte, 1)); err == nil {
+				t.Errorf("read %d bytes; want the end", n)
+			}
+		})
+	}
+}
+
+// A side whose relay is over, or another process's too, is left alone.
+func TestPollLeaves(t *testing.T) {
+	l := testEpoll(t)
+	for _, c := range []struct {
+		name string
+		end  func(r *Relay)
+		gone bool
+	}{
+		{"shared", func(r *Relay) { r.Share() }, false},
+		{"taken", func(r *Relay) { s := r.Take(); Close(s.A.FD); Close(s.B.FD) }, true},
+		{"over", func(r *Relay) { r.Abort() }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := startRelay(t, l, 0)
+			on(t, l, func() {
+				if _, err := io.WriteString(r.left, "x"); err != nil {
+					t.Error(err)
+				}
+				c.end(r.relay)
+				if r.relay.a.poll() {
+					t.Error("it was read from")
+				}
+			})
+			if !c.gone {
+				want(t, r.right, "x") // by its event
+			}
+		})
+	}
 }
 
 // A loop that is busy cedes before the runtime makes it, and one that comes back

@@ -38,6 +38,14 @@ func (m *mailbox) doze() bool {
 	return m.asleep
 }
 
+// full says that there is a reason for a round: something was posted, or the
+// loop is to end. Until doze whoever posts leaves it to the loop to ask.
+func (m *mailbox) full() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.queue) > 0 || m.closed
+}
+
 func (m *mailbox) awake() {
 	m.mu.Lock()
 	m.asleep = false

@@ -30,6 +30,19 @@ func (s *side) Ready(rd Readiness) {
 	r.pumpBoth()
 }
 
+// poll looks for bytes from s of which no event has told yet, and moves them. It
+// is false when nothing has come. Otherwise timers may be armed, functions posted
+// and closes put off: a round of the loop has to follow.
+func (s *side) poll() bool {
+	r := s.relay
+	if r.over || r.shared || s.readClosed || s.reset {
+		return false
+	}
+	s.readable = true
+	r.pumpBoth()
+	return s.readable || s.readClosed || r.over || r.stores.turn != (turn{})
+}
+
 // pumpBoth moves what can be moved, and then sees whether the relay has ended.
 func (r *Relay) pumpBoth() {
 	r.pump(&r.a, &r.b)
@@ -109,6 +122,7 @@ func (r *Relay) copy(from, to *side) int {
 	}
 	if n < len(b) && !r.starting {
 		r.stores.turn.copied++
+		r.stores.turn.answer = to
 	}
 	m, err := send(to.socket(), b[:n])
 	to.wrote(m)

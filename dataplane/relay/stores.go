@@ -28,6 +28,9 @@ type stores struct {
 type turn struct {
 	spliced int // bytes
 	copied  int // messages that fitted the buffer, in relays that run
+
+	answer *side // to whom the last of them went
+	polled bool  // all of it was found by side.poll
 }
 
 // kept is what could not be written yet: in a buffer that is lent whole, or in
