@@ -421,8 +421,8 @@ func (w *lane) forsakeRelays(most int) (more bool) {
 		most--
 		w.links.remove(l)
 		l.relay.Forsake()
-		l.counts.relays.Add(-1)
 		l.acct.relays.Add(-1)
+		l.counts.relays.Add(-1)
 	}
 	return false
 }

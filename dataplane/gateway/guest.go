@@ -193,8 +193,8 @@ func (w *lane) giveBack(most int, send func(handover.Record) bool) (given int) {
 		}
 		l.relay.Forsake()
 		w.links.remove(l)
-		l.counts.relays.Add(-1)
 		l.acct.relays.Add(-1)
+		l.counts.relays.Add(-1)
 		given++
 	}
 	return given

@@ -406,12 +406,13 @@ func (l *link) forget(id uint64) {
 func (l *link) Ended(s relay.State, why relay.Reason) {
 	l.forget(s.ID)
 	l.judge(why)
-	l.counts.relays.Add(-1)
-	l.counts.bytesOut.Add(s.A.Written)
-	l.counts.bytesIn.Add(s.B.Written)
+	// The parts before the whole: who sees no relay any more sees none of a route.
 	l.acct.relays.Add(-1)
 	l.acct.out.Add(s.A.Written)
 	l.acct.in.Add(s.B.Written)
+	l.counts.relays.Add(-1)
+	l.counts.bytesOut.Add(s.A.Written)
+	l.counts.bytesIn.Add(s.B.Written)
 	if l.held != nil {
 		l.held.Ended()
 	}

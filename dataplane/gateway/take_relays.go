@@ -147,8 +147,8 @@ func (h *Heir) takeDropped(m *handoverv1.GatewayDropped) error {
 		err := h.on(l.lane, func() error {
 			l.relay.Forsake()
 			l.links.remove(l)
-			l.counts.relays.Add(-1)
 			l.acct.relays.Add(-1)
+			l.counts.relays.Add(-1)
 			if l.held != nil {
 				l.held.Ended()
 			}
