@@ -131,7 +131,7 @@ func (l *epollLoop) wait(n int) int {
 	}
 	begin := time.Now()
 	timeout := l.timers.wait(begin)
-	if timeout == 0 {
+	if timeout == 0 || l.mailbox.full() {
 		return 0
 	}
 	next, blocked := l.lull(n, t), false

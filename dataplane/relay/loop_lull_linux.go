@@ -95,6 +95,9 @@ func (t turn) talked(n int) bool { return t.copied > 0 && n <= 2*t.copied }
 // answer is the side that is likely to send next, or nil.
 func (l *epollLoop) spin(answer *side) int {
 	begin := time.Now()
+	if answer != nil && !answer.polls() {
+		answer = nil
+	}
 	for looks, now := 1, begin; ; looks++ {
 		if answer != nil && looks%spinLook != 0 {
 			l.now = now

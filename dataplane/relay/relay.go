@@ -78,6 +78,10 @@ func StartIn(r *Relay, l Loop, s State, o Owner) *Relay {
 	return r
 }
 
+// Over says that the relay has ended. Its owner is told of an end in Start only
+// after that has returned.
+func (r *Relay) Over() bool { return r.over }
+
 // Spent says that the relay has ended and that nothing in its loop knows it any more.
 // It is for the owner, who has been told of the end: where connections come and go,
 // the next one takes the place of the last, and leaves nothing to collect.

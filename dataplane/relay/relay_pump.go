@@ -30,14 +30,21 @@ func (s *side) Ready(rd Readiness) {
 	r.pumpBoth()
 }
 
+// polls says that poll may look: not in a relay whose copy is still all that there
+// is to say of it.
+func (s *side) polls() bool {
+	r := s.relay
+	return !r.over && !r.copied && !s.readClosed && !s.reset
+}
+
 // poll looks for bytes from s of which no event has told yet, and moves them. It
 // is false when nothing has come. Otherwise timers may be armed, functions posted
 // and closes put off: a round of the loop has to follow.
 func (s *side) poll() bool {
-	r := s.relay
-	if r.over || r.shared || s.readClosed || s.reset {
+	if !s.polls() {
 		return false
 	}
+	r := s.relay
 	s.readable = true
 	r.pumpBoth()
 	return s.readable || s.readClosed || r.over || r.stores.turn != (turn{})
