@@ -5,6 +5,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"iter"
 	"math"
 	"net/netip"
 	"sync"
@@ -223,16 +224,28 @@ func (w *lane) on(f func()) bool {
 	return true
 }
 
+// running are the relays that have not ended. One that ends as it begins tells its
+// link later: until then there is a link, and no descriptors.
+func (w *lane) running() iter.Seq[*link] {
+	return func(yield func(*link) bool) {
+		for l := range w.links.all() {
+			if !l.relay.Over() && !yield(l) {
+				return
+			}
+		}
+	}
+}
+
 // uncopied are the relays that the hand-over has not copied.
 func (w *lane) uncopied() []*link {
 	n := 0
-	for l := range w.links.all() {
+	for l := range w.running() {
 		if l.sent != w.handing {
 			n++
 		}
 	}
 	out := make([]*link, 0, n) // thousands: what append leaves behind is as large
-	for l := range w.links.all() {
+	for l := range w.running() {
 		if l.sent != w.handing {
 			out = append(out, l)
 		}
@@ -253,7 +266,7 @@ func (w *lane) copySlice(out handover.Writer, slice []*link) (ok bool, err error
 	w.dropped = nil
 	running := w.blankForm().running[:0]
 	for _, l := range slice {
-		if l.place != 0 {
+		if l.place != 0 && !l.relay.Over() {
 			running = append(running, l)
 		}
 	}
@@ -297,7 +310,9 @@ func (v *Giver) Freeze(ctx context.Context, out handover.Writer) error {
 func (v *Giver) totals() *handoverv1.GatewayTotals {
 	t := &handoverv1.GatewayTotals{LastRelay: v.gateway.ids.Load()}
 	for _, w := range v.gateway.lanes {
-		t.Relays += uint64(w.links.len())
+		for range w.running() {
+			t.Relays++
+		}
 		t.Connections += uint64(len(w.conns))
 		t.Listeners += uint64(len(w.listeners))
 	}

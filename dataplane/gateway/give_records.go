@@ -65,7 +65,7 @@ func (w *lane) frozen() (out []handover.Record) {
 // unsaid are relays that were not copied, and those of which the copy is not all
 // that there is to say. The loop is held.
 func (w *lane) unsaid() (uncopied, changed []*link) {
-	for l := range w.links.all() {
+	for l := range w.running() {
 		copied := l.sent == w.handing
 		if !copied {
 			uncopied = append(uncopied, l)

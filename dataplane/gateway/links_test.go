@@ -3,11 +3,15 @@
 package gateway
 
 import (
+	"context"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/dataplane/handover"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
@@ -116,5 +120,46 @@ func TestLinkAgain(t *testing.T) {
 			s.says(s.far, "reply")
 			s.wants(s.client, []byte("reply"))
 		}
+	})
+}
+
+// deafOwner is not told of its relay's end.
+type deafOwner struct{}
+
+func (deafOwner) Ended(relay.State, relay.Reason) {}
+
+// nothing is a hand-over's writer to which nothing may be sent.
+type nothing struct{ *testing.T }
+
+func (n nothing) Send(context.Context, handover.Record) error { n.Error("sent"); return nil }
+
+func (n nothing) TrySend(handover.Record) (bool, error) { n.Error("sent"); return true, nil }
+
+// TestLinkNotToldYet: a relay that has ended and whose link is told later is no relay
+// to a hand-over: it has no descriptors.
+func TestLinkNotToldYet(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		w := newWays(t, loops[:1])
+		way := w.both(t)[0]
+		s := w.open(t, way.hello, way.far)
+		w.Gateway.each(func(w *lane) {
+			for l := range w.links.all() { // one
+				fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+				check(t, err)
+				kept := l.relay
+				l.relay = relay.Start(w.loop, relay.State{A: relay.End{FD: fds[0]}, B: relay.End{FD: fds[1]}}, deafOwner{})
+				l.relay.Abort()
+				uncopied, changed := w.unsaid()
+				if len(w.uncopied())+len(uncopied)+len(changed) != 0 {
+					t.Error("it is to be copied")
+				}
+				if ok, err := w.copySlice(nothing{t}, []*link{l}); !ok || err != nil {
+					t.Error(ok, err)
+				}
+				l.relay = kept
+			}
+		})
+		s.says(s.client, "question")
+		s.wants(s.far, []byte("question"))
 	})
 }
