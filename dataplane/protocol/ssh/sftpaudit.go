@@ -20,8 +20,9 @@ const (
 
 var errFlood = errors.New("sftp: more at once than can be written down")
 
-// errHandle ends a session in which the client names a handle that is not open.
-var errHandle = errors.New("sftp: a handle that is not open")
+// errHandle ends a session in which the client names a handle ahead of the answer
+// that gives it.
+var errHandle = errors.New("sftp: a handle that is not given yet")
 
 // fileAction numbers what is done to files, as Teleport's events do; the code
 // of an event is made of it.
@@ -53,6 +54,7 @@ type fileLog struct {
 	requests  packets               // from the client
 	responses packets               // from the program
 	pending   map[uint32]fileOp     // by request id
+	opening   int                   // how many of them may be answered with a handle
 	handles   map[string]*fileStats // by handle
 	moved     []fileStats           // of files that were closed
 	files     int                   // of them all
@@ -122,7 +124,8 @@ func (l *fileLog) asked(size uint32, head []byte) error {
 	case fileRead, fileWrite, fileClose, fileFsetstat:
 		// Servers count handles, so one can be guessed before the answer to its
 		// open is here. What is done with it would not be known for that file's.
-		if op.file == nil {
+		// Without an open under way it is that of a file that was closed.
+		if op.file == nil && l.opening > 0 {
 			return errHandle
 		}
 	}
@@ -133,6 +136,9 @@ func (l *fileLog) asked(size uint32, head []byte) error {
 		return errFlood
 	}
 	l.pending[id] = op
+	if op.opens() {
+		l.opening++
+	}
 	return nil
 }
 
@@ -174,6 +180,9 @@ func (l *fileLog) operation(kind byte, f *fields) fileOp {
 	return fileOp{}
 }
 
+// opens says that the answer may be a handle.
+func (op fileOp) opens() bool { return op.action == fileOpen || op.action == fileOpendir }
+
 // extended reads OpenSSH's extensions (PROTOCOL section 4).
 func (l *fileLog) extended(f *fields) fileOp {
 	switch f.string() {
@@ -214,6 +223,9 @@ func (l *fileLog) answered(size uint32, head []byte) error {
 	}
 	op := l.pending[id]
 	delete(l.pending, id)
+	if op.opens() {
+		l.opening--
+	}
 	switch kind {
 	case fxpStatus:
 		l.settle(op, f.uint32())
@@ -240,7 +252,7 @@ func (l *fileLog) hasRead(op fileOp, n int64) {
 }
 
 func (l *fileLog) opened(op fileOp, handle string) error {
-	if op.action != fileOpen && op.action != fileOpendir {
+	if !op.opens() {
 		l.settle(op, statusOdd)
 		return nil
 	}

@@ -87,6 +87,17 @@ func TestFileLogRefuses(t *testing.T) {
 	}
 }
 
+// TestFileLogTrailing: reads behind a close are of nobody, and harm nobody.
+func TestFileLogTrailing(t *testing.T) {
+	l, _ := withOpen(t)
+	if err := l.request(append(sftpPacket(fxpClose, 2, str("h")), sftpPacket(fxpRead, 3, str("h"), make([]byte, 8), number(100))...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.response(append(sftpPacket(fxpStatus, 2, number(0)), sftpPacket(fxpStatus, 3, number(4))...)); err != nil || l.opening != 0 || l.read != 0 {
+		t.Errorf("%v; %d opening, %d read", err, l.opening, l.read)
+	}
+}
+
 // withOpen is a log of a session that has a file open, with handle h.
 func withOpen(t testing.TB) (*fileLog, *[]string) {
 	t.Helper()
