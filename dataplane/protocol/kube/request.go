@@ -97,6 +97,9 @@ func (c *call) refuse(w http.ResponseWriter, p *sallyport.Problem) {
 	if c.live.sess == nil {
 		w.Header().Set("Connection", "close")
 	}
+	if errors.Is(p, errHeld) {
+		w.Header().Set("Retry-After", "1") // clients of the API wait then, and ask again
+	}
 	fail(w, code, message(p), c.request)
 }
 
@@ -206,7 +209,7 @@ func (c *call) readName(hr *http.Request) (string, *sallyport.Problem) {
 	c.object = &holding{held: &c.live.server.held, user: c.live.candidate.Identity.Name}
 	switch err := c.object.read(hr.Body, maxNamed); {
 	case errors.Is(err, errHeld):
-		return "", &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many objects are being sent whose names your roles restrict", Hint: "send fewer at a time"}
+		return "", &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many objects are being sent whose names your roles restrict", Hint: "send fewer at a time", Cause: err}
 	case err != nil:
 		return "", invalid("the object cannot be read, or is too large")
 	}

@@ -72,9 +72,6 @@ func fail(w http.ResponseWriter, code int, message string, r *request) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	if code == http.StatusTooManyRequests {
-		h.Set("Retry-After", "1") // clients of the API wait, and ask again
-	}
 	w.WriteHeader(code)
 	_, _ = w.Write(body) // a client that has gone hears nothing
 }
