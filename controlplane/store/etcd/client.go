@@ -117,6 +117,7 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	if err := failpoint.Hit("store.apply"); err != nil {
 		return 0, unavailable(err)
 	}
+	asked := ctx
 	ctx, cancel, err := s.op(ctx)
 	if err != nil {
 		return 0, unavailable(err)
@@ -124,8 +125,18 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	defer cancel()
 	began := time.Now()
 	r, err := s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
-	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began) {
-		r, err = s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
+	if full := err; errors.Is(full, rpctypes.ErrNoSpace) && s.reclaim(began) {
+		again, cancel, closed := s.op(asked)
+		if closed != nil {
+			return 0, unavailable(closed)
+		}
+		defer cancel()
+		r, err = s.client.Txn(again).If(cmps...).Then(steps...).Else(looks...).Commit()
+		if err == nil && !r.Succeeded {
+			// The one that raised the alarm was applied: its expectations may
+			// not hold any more because of itself.
+			return 0, unavailable(full)
+		}
 	}
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return 0, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "the lease has ended", Cause: err}
@@ -178,6 +189,7 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	if ttl < store.MinTTL || ttl > store.MaxTTL {
 		return 0, invalid(fmt.Sprintf("lease of %v: want %v to %v", ttl, store.MinTTL, store.MaxTTL))
 	}
+	asked := ctx
 	ctx, cancel, err := s.op(ctx)
 	if err != nil {
 		return 0, unavailable(err)
@@ -186,7 +198,12 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	began, seconds := time.Now(), int64((ttl+time.Second-1)/time.Second)
 	r, err := s.client.Grant(ctx, seconds)
 	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began) {
-		r, err = s.client.Grant(ctx, seconds)
+		again, cancel, closed := s.op(asked)
+		if closed != nil {
+			return 0, unavailable(closed)
+		}
+		defer cancel()
+		r, err = s.client.Grant(again, seconds)
 	}
 	if err != nil {
 		return 0, unavailable(err)

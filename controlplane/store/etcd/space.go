@@ -16,9 +16,10 @@ const (
 	// reclaimTimeout bounds one attempt: what is left is copied.
 	reclaimTimeout = time.Minute
 
-	// reclaimPause is after an attempt that gained little: each stops the store
-	// for as long as it takes.
+	// reclaimPause is the least after an attempt that gained little: each stops
+	// the store for as long as it takes. After a long one it is longer.
 	reclaimPause = 5 * time.Second
+	reclaimShare = 10 // times what the attempt took
 )
 
 // space gives back what an embedded store's history takes when the store is
@@ -30,10 +31,10 @@ type space struct {
 	defragment func() error
 	log        *slog.Logger
 
-	mu    sync.Mutex // held while room is made
-	ended time.Time  // of the last attempt
-	freed bool       // it ended well
-	pause bool       // and gained little
+	mu    sync.Mutex    // held while room is made
+	ended time.Time     // of the last attempt
+	freed bool          // it ended well
+	pause time.Duration // 0: and gained much
 }
 
 // reclaim makes room after a write that began at a time was refused. It says
@@ -48,13 +49,17 @@ func (s *Store) reclaim(began time.Time) bool {
 	if sp.ended.After(began) { // while this one waited
 		return sp.freed
 	}
-	if sp.pause && time.Since(sp.ended) < reclaimPause {
+	if time.Since(sp.ended) < sp.pause {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), reclaimTimeout)
 	defer cancel()
+	start := time.Now()
 	size, err := s.makeRoom(ctx)
-	sp.ended, sp.freed, sp.pause = time.Now(), err == nil, err != nil || size > sp.quota/4*3
+	sp.ended, sp.freed, sp.pause = time.Now(), err == nil, 0
+	if err != nil || size > sp.quota/4*3 {
+		sp.pause = max(reclaimPause, reclaimShare*sp.ended.Sub(start))
+	}
 	if err != nil {
 		sp.log.Error("the store is full", "bytes", size, "quota", sp.quota, "err", err)
 	} else {
@@ -74,15 +79,20 @@ func (s *Store) makeRoom(ctx context.Context) (size int64, err error) {
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return 0, err
 	}
-	if err := s.space.defragment(); err != nil {
-		return 0, err
-	}
 	st, err := s.client.Status(ctx, "")
 	if err != nil {
 		return 0, err
 	}
+	if st.DbSizeInUse < s.space.quota { // else it would stop the store for nothing
+		if err := s.space.defragment(); err != nil {
+			return 0, err
+		}
+		if st, err = s.client.Status(ctx, ""); err != nil {
+			return 0, err
+		}
+	}
 	if st.DbSize >= s.space.quota {
-		return st.DbSize, fmt.Errorf("without history it has %d bytes; %d are the most", st.DbSize, s.space.quota)
+		return st.DbSize, fmt.Errorf("without history it has %d bytes; %d are the most", st.DbSizeInUse, s.space.quota)
 	}
 	_, err = s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}) // all there are
 	return st.DbSize, err
