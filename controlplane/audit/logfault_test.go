@@ -186,11 +186,16 @@ func TestF7_LogFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	d := newFaultyDisk()
 	d.space = 200 << 10
-	l, err := OpenLog(LogConfig{Dir: dir, Sign: sign, Ballast: 100 << 10, disk: d.on})
-	if err != nil {
-		t.Fatal(err)
+	var l *Log
+	reopen := func() {
+		t.Helper()
+		var err error
+		if l, err = OpenLog(LogConfig{Dir: dir, Sign: sign, Ballast: 100 << 10, disk: d.on}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
 	}
-	defer l.Close()
+	reopen()
 	full := func() error {
 		_, err := l.Append(t.Context(), "h/1", records(l.Acknowledged("h/1")+1, 20))
 		return err
@@ -212,10 +217,26 @@ func TestF7_LogFullDisk(t *testing.T) {
 	if got := l.Acknowledged("h/1"); got != have {
 		t.Errorf("%d acknowledged, want %d", got, have)
 	}
+	l.Close()
+	reopen() // with the space that the ballast has given up
+	if err := full(); !errors.Is(err, sallyport.ErrExhausted) {
+		t.Errorf("hosts' events after a restart: %v", err)
+	}
+	if err := lock(); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
 	d.set(func() { d.space += 1 << 20 })
 	within(t, "hosts' events are taken again", func() bool { return full() == nil })
-	wantEvents(t, l, int(have)+20)
-	for name, n := range map[string]int{AuditStopped: 1, AuditResumed: 1} {
+	l.Close()
+	d.set(func() { d.space = 0 }) // something else has filled it
+	reopen()
+	if err := errors.Join(lock(), lock()); err != nil {
+		t.Errorf("after a restart on a full disk: %v", err)
+	}
+	d.set(func() { d.space += 1 << 20 })
+	within(t, "hosts' events are taken again", func() bool { return full() == nil })
+	wantEvents(t, l, int(have)+40)
+	for name, n := range map[string]int{AuditStopped: 3, AuditResumed: 2} {
 		if found, err := l.Search(t.Context(), Query{Names: []string{name}}); err != nil || len(found) != n {
 			t.Errorf("%s: %s, %v", name, found, err)
 		}

@@ -26,7 +26,7 @@ func (l *Log) load() error {
 	if note == nil {
 		note = l.checkHead()
 	}
-	if err := setBallast(l.disk, l.c.Ballast); err != nil {
+	if err := l.ballast(); err != nil {
 		l.c.Log.Warn("no space for the audit log's ballast: hosts' events are refused", "err", err)
 		l.starved = true
 	}
@@ -49,6 +49,9 @@ func (l *Log) begin(note *sallyport.Event) error {
 	}
 	wait := &waiter{done: make(chan struct{})}
 	batch := append(l.forget(l.excess(), wait), l.own(e, wait))
+	if l.starved {
+		batch = append(batch, l.stopped())
+	}
 	if err := l.commit(batch, maxPending); err != nil {
 		return errors.Join(err, l.j.close(), l.pack.stop())
 	}

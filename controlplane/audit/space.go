@@ -154,8 +154,37 @@ func (l *Log) failing(err error) []entry {
 		l.c.Log.Warn("audit ballast was not released", "err", err)
 	}
 	l.c.Log.Error("audit stopped: hosts' events are refused", "reason", "the audit log's disk is full")
-	return []entry{l.own(sallyport.Event{Name: AuditStopped, Code: AuditStoppedCode,
-		Fields: map[string]any{"reason": "the audit log's disk is full: hosts' events are refused"}}, nil)}
+	return []entry{l.stopped()}
+}
+
+func (l *Log) stopped() entry {
+	return l.own(sallyport.Event{Name: AuditStopped, Code: AuditStoppedCode,
+		Fields: map[string]any{"reason": "the audit log's disk is full: hosts' events are refused"}}, nil)
+}
+
+// ballast is made, or found, when the log is opened. On a disk that is full but for
+// it, it is given up: the log could not be opened otherwise.
+func (l *Log) ballast() error {
+	if free, err := l.disk.Free(); err == nil && free < 2*l.c.Ballast-ballastSize(l.disk) {
+		if err := l.disk.Remove(ballastName); err != nil {
+			return err
+		}
+		return syscall.ENOSPC
+	}
+	return setBallast(l.disk, l.c.Ballast)
+}
+
+// ballastSize is 0 where there is none.
+func ballastSize(d disk) int64 {
+	b, err := d.Open(ballastName)
+	if err != nil {
+		return 0
+	}
+	size, err := b.Size()
+	if errors.Join(err, b.Close()) != nil {
+		return 0
+	}
+	return size
 }
 
 // fed refuses hosts' events while there is no ballast, and tries to get it back.
@@ -193,11 +222,8 @@ func (l *Log) feed() bool {
 
 // setBallast fills the ballast file.
 func setBallast(d disk, bytes int64) error {
-	if b, err := d.Open(ballastName); err == nil {
-		size, err := b.Size()
-		if err = errors.Join(err, b.Close()); err == nil && size == bytes {
-			return nil
-		}
+	if ballastSize(d) == bytes && bytes > 0 {
+		return nil
 	}
 	if err := d.Remove(ballastName); err != nil {
 		return err
