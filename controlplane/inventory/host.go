@@ -248,7 +248,7 @@ func (inv *Inventory) Remove(ctx context.Context, id string, until time.Time) (f
 			return nil, err
 		}
 		if freed, rerr := inv.releaseAll(ctx, id); rerr != nil || len(freed) > 0 {
-			return freed, rerr
+			return freed, halfRemoved(rerr)
 		}
 		return nil, err
 	}
@@ -270,7 +270,16 @@ func (inv *Inventory) Remove(ctx context.Context, id string, until time.Time) (f
 	if _, err := inv.store.Apply(ctx, ops...); err != nil {
 		return nil, err
 	}
-	return inv.releaseAll(ctx, id)
+	freed, err = inv.releaseAll(ctx, id)
+	return freed, halfRemoved(err)
+}
+
+// halfRemoved says of what stopped a removal that the host itself is gone.
+func halfRemoved(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the host was removed, but perhaps not all of its names are free yet", Hint: "remove it once more", Cause: err}
 }
 
 // releaseAll gives up all names of an agent, and forgets removals that matter no
