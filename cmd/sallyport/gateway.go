@@ -212,6 +212,9 @@ func standing(keeper *client.Keeper, id string) error {
 	return nil
 }
 
+// mostTunnels of one agent are ended at once; upgrades leave fewer.
+const mostTunnels = 64
+
 // evict ends the tunnels of agents that were removed, as soon as a snapshot says
 // so. Whoever slips in beside it is found at the next snapshot, within a minute.
 func (r *gatewayRole) evict(ctx context.Context) error {
@@ -219,7 +222,10 @@ func (r *gatewayRole) evict(ctx context.Context) error {
 	for {
 		changed := keeper.Changed() // taken before the question: no change is missed
 		for _, id := range keeper.Removed() {
-			for r.hub.Evict(id) { // and what an upgrade has left of older tunnels
+			for range mostTunnels { // and what upgrades have left of older ones
+				if !r.hub.Evict(id) {
+					break
+				}
 				r.log.Warn("tunnel ended: the agent was removed from the cluster", "agent", id)
 			}
 		}
