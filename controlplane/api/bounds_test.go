@@ -201,7 +201,7 @@ func TestRequestSize(t *testing.T) {
 		"reissue":  {byAuth(user), sallyportv1connect.AccessServiceReissueProcedure, 64 << 10},
 		"document": {byAuth(user), sallyportv1connect.AdminServicePutDocumentProcedure, 1 << 20},
 		"renew":    {byAuth(agent), sallyportv1connect.HostServiceRenewHostProcedure, 128 << 10},
-		"announce": {byAuth(agent), sallyportv1connect.HostServiceAnnounceProcedure, 4 << 20},
+		"announce": {byAuth(agent), sallyportv1connect.HostServiceAnnounceProcedure, 8 << 20},
 		"events":   {byAuth(agent), sallyportv1connect.HostServiceAppendEventsProcedure, 2 << 20},
 		"presence": {byAuth(gateway), sallyportv1connect.HostServiceReportPresenceProcedure, 8 << 20},
 	} {

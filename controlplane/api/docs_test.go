@@ -76,7 +76,7 @@ API, with the reason. Sessions are not affected: agents know the address from th
 fails a second record says so (success false, undone_uid). What is issued is recorded before it is handed out.
 
 **Bounds.** Who may not make a call is refused before anything of its message is read. A message has, decompressed, at most 64 KiB
-from strangers, visitors and in AccessService, 1 MiB in AdminService, 128 KiB in HostService, but 4 MiB in Announce, 2 MiB in
+from strangers, visitors and in AccessService, 1 MiB in AdminService, 128 KiB in HostService, but 8 MiB in Announce, 2 MiB in
 AppendEvents and 8 MiB in ReportPresence; of these three a host has two under way at a time of each, and more wait. The elements
 of a message's lists are counted before they are decoded: 1,024 at most in the small ones, 65,536 in AdminService, 4,096 in
 AppendEvents, 131,072 in Announce and 262,144 in ReportPresence. Two searches of the log

@@ -8,9 +8,9 @@ import (
 )
 
 // What an agent may change of its resources' records, in bytes. The store keeps
-// the history of 15 minutes: so one agent takes 23 MiB of it at most.
+// the history of 15 minutes: so one agent takes 31 MiB of it at most.
 const (
-	changesBurst  = 8 << 20 // more than all of MaxResources
+	changesBurst  = 16 << 20 // of what is announced at once, twice as much
 	changesMinute = 1 << 20
 )
 

@@ -18,7 +18,6 @@ const (
 	maxLabels      = 64
 	maxLabelName   = 128
 	maxLabelValue  = 256
-	maxLabelBytes  = 4 << 10 // of all names and values
 )
 
 // resourceRecord is how a resource stands in the store; kind, name and agent
@@ -86,11 +85,7 @@ func bounded(r sallyport.Resource) string {
 	if len(r.Labels) > maxLabels {
 		return fmt.Sprintf("it has more than %d labels", maxLabels)
 	}
-	size := 0
 	for k, v := range r.Labels {
-		if size += len(k) + len(v); size > maxLabelBytes {
-			return fmt.Sprintf("its labels have more than %d bytes", maxLabelBytes)
-		}
 		if k == "" || !text(k, maxLabelName) || !text(v, maxLabelValue) {
 			return "a label is empty, too long or not printable"
 		}
