@@ -104,13 +104,16 @@ func CleanCookie(line string) string {
 	}
 	var kept []string
 	for part := range strings.SplitSeq(line, ";") {
-		part = strings.Trim(part, " \t")
+		part = strings.Trim(part, blanks)
 		if part != "" && !ourCookie(part) {
 			kept = append(kept, part)
 		}
 	}
 	return strings.Join(kept, "; ")
 }
+
+// blanks are what one reader or another takes away around a cookie.
+const blanks = " \t\r\n"
 
 // mentions is a quick look for our prefix in any case.
 func mentions(s string) bool {
@@ -120,14 +123,18 @@ func mentions(s string) bool {
 // ourCookie says that a pair has a name of ours, or would have one for somebody
 // who takes a pair without a name for a name.
 func ourCookie(pair string) bool {
-	pair = strings.TrimLeft(pair, " \t=\"")
+	pair = strings.TrimLeft(pair, blanks+"=\"")
 	return len(pair) >= len(CookiePrefix) && strings.EqualFold(pair[:len(CookiePrefix)], CookiePrefix)
 }
 
 // CleanSetCookie is a Set-Cookie header as an application may send it: not of
 // our name, and for its own origin alone (RFC 6265, section 5.2.3: without Domain
-// a cookie goes back to the very host). "" drops it.
+// a cookie goes back to the very host). "" drops it, as browsers drop what has
+// control characters (RFC 6265bis, section 5.6): readers trim different ones.
 func CleanSetCookie(line string) string {
+	if strings.ContainsFunc(line, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+		return ""
+	}
 	pair, rest, more := strings.Cut(line, ";")
 	if ourCookie(pair) {
 		return ""

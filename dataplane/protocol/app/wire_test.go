@@ -45,6 +45,10 @@ func TestCleanSetCookie(t *testing.T) {
 		"__Host-sallyport=1; Secure":             "",
 		" =__host-sallyport=1":                   "",
 		"a=1;domainx=2":                          "a=1;domainx=2",
+		"a=1;\tDomain=g":                         "a=1",
+		"a=1;\rDomain=g":                         "",
+		"a=1;Domain\x00=g":                       "",
+		"a=1\x7f":                                "",
 	} {
 		if got := CleanSetCookie(in); got != want {
 			t.Errorf("%q becomes %q, want %q", in, got, want)
@@ -55,7 +59,7 @@ func TestCleanSetCookie(t *testing.T) {
 // FuzzCookies holds both against net/http's readers of the same lines: nothing
 // of ours is left, what is not ours is, and no cookie names a domain.
 func FuzzCookies(f *testing.F) {
-	for _, s := range []string{"a=1; __Host-sallyport-app=x; b=2", "__host-sallyport=\"a;b\"", "=__Host-sallyport=1;a=2; Domain=x", "a=1; Domain=gw.test; Path=/", ";;;=;", "a=1;\tdomain"} {
+	for _, s := range []string{"a=1; __Host-sallyport-app=x; b=2", "__host-sallyport=\"a;b\"", "=__Host-sallyport=1;a=2; Domain=x", "a=1; Domain=gw.test; Path=/", ";;;=;", "a=1;\tdomain", "a=1;\rDomain=g", "a=1;\r__Host-sallyport=x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
