@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/signal"
@@ -184,14 +185,15 @@ func (p *process) kill() {
 	job := p.tty.foreground()
 	_ = syscall.Kill(-p.os.Pid, syscall.SIGHUP) // an error means that nobody is there
 	p.tty.close()                               // SIGHUP to the job (tty_ioctl(4))
-	late := time.After(p.grace)
+	late, cancel := context.WithTimeout(context.Background(), p.grace)
+	defer cancel()
 	select {
 	case <-p.exited:
-	case <-late:
+	case <-late.Done():
 	}
 	_ = syscall.Kill(-p.os.Pid, syscall.SIGKILL)
 	if job > 0 && job != p.os.Pid {
-		p.killJob(job, late)
+		p.killJob(job, late.Done())
 	}
 }
 
@@ -200,7 +202,7 @@ const jobPoll = 10 * time.Millisecond
 
 // killJob gives the foreground job what is left of the grace: an editor saves
 // its file.
-func (p *process) killJob(job int, late <-chan time.Time) {
+func (p *process) killJob(job int, late <-chan struct{}) {
 	tick := time.NewTicker(jobPoll)
 	defer tick.Stop()
 	for inSession(job, p.os.Pid) {

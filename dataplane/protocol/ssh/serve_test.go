@@ -310,6 +310,9 @@ func TestDisconnectEndsProcess(t *testing.T) {
 		"ignores HUP":  `trap "" HUP; sleep 61 & echo $$ $!; wait`,
 		"reads input":  `echo $$ $$; cat`,
 		"writes a lot": `echo $$ $$; yes`,
+
+		// With a terminal the job in its foreground has a process group of its own.
+		"a job ignores HUP": `[ ! -t 0 ] || set -m; trap "" HUP; sh -c 'echo $PPID $$; exec sleep 61'; :`,
 	} {
 		for _, tty := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, tty), func(t *testing.T) {
