@@ -32,21 +32,22 @@ const (
 
 // channel is one session channel: at most one terminal, one program.
 type channel struct {
-	conn    *connection
-	ssh     ssh.Channel
-	out     stream
-	errs    stream
-	env     environ
-	tty     *terminal
-	command string // "" for a shell
-	program *process
-	files   *fileLog    // looks at what passes; nil unless it is sftp
-	copying *scpUse     // nil unless the command is scp's far half
-	started bool        // shell or exec was granted or tried: RFC 4254 section 6.5
-	running bool        // notices can be shown; guarded by conn.mu
-	begin   func()      // what follows the answer to a request; may be nil
-	ended   atomic.Bool // the client has been told how it ended
-	pumps   sync.WaitGroup
+	conn      *connection
+	ssh       ssh.Channel
+	out       stream
+	errs      stream
+	env       environ
+	tty       *terminal
+	command   string // "" for a shell
+	program   *process
+	subsystem bool        // the command is ours, not the client's
+	files     *fileLog    // looks at what passes; nil unless it is sftp
+	copying   *scpUse     // nil unless the command is scp's far half
+	started   bool        // shell or exec was granted or tried: RFC 4254 section 6.5
+	running   bool        // notices can be shown; guarded by conn.mu
+	begin     func()      // what follows the answer to a request; may be nil
+	ended     atomic.Bool // the client has been told how it ended
+	pumps     sync.WaitGroup
 }
 
 // stream serialises writers: the SSH library allows one at a time.
@@ -335,7 +336,7 @@ func (ch *channel) finish(outputs *sync.WaitGroup) {
 		// Wakes pumpTerminal, which then reads what is left.
 		_ = ch.tty.master.SetReadDeadline(time.Now().Add(drainIdle))
 	}
-	if ch.command != "" && ch.files == nil {
+	if ch.command != "" && !ch.subsystem {
 		ch.executed(ch.program.state, nil)
 	}
 	outputs.Wait()

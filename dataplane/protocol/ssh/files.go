@@ -54,7 +54,7 @@ func (ch *channel) askSubsystem(payload []byte) bool {
 		ch.declineSubsystem(sshauth.Printable(r.Name, 64))
 		return true
 	}
-	ch.files = newFileLog(ch)
+	ch.files, ch.subsystem = newFileLog(ch), true
 	return ch.start(command)
 }
 

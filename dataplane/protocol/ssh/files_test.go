@@ -230,6 +230,27 @@ func TestCopiesByRole(t *testing.T) {
 	}
 }
 
+// TestFileServerByExec: a command that begins with a file server's name is one of
+// the client's, whatever comes behind the name, and is recorded as that.
+func TestFileServerByExec(t *testing.T) {
+	s := newCopyHost(t, nil)
+	const command = "/usr/lib/openssh/sftp-server </dev/null; echo more >&2"
+	if got := s.run(nil, "web1", command); !strings.Contains(got.err, "more") {
+		t.Errorf("%+v", got)
+	}
+	cmd := s.command("sftp", "-b", "-", "web1")
+	cmd.Stdin = strings.NewReader("ls\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("sftp: %v: %s", err, out)
+	}
+	if e := s.gate.named("exec"); len(e) != 1 || e[0].Fields["command"] != command {
+		t.Errorf("%+v", e)
+	}
+	if e := s.gate.named("sftp_summary"); len(e) != 2 {
+		t.Errorf("%+v", e)
+	}
+}
+
 // TestRsync and TestGit: what people run over ssh.
 func TestRsync(t *testing.T) {
 	if _, err := exec.LookPath("rsync"); err != nil {
