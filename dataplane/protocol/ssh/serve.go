@@ -264,7 +264,7 @@ func (c *connection) mayOpen() (ssh.RejectionReason, string) {
 	case c.sealed.Load():
 		return ssh.Prohibited, "no more sessions on this connection"
 	case c.opened.Add(1) > 1:
-		if p := c.allow(sallyport.ActionConnect); p != nil {
+		if p := c.ask(sallyport.ActionConnect); p != nil {
 			return ssh.Prohibited, sshauth.Printable(p.Fact, sshauth.MaxText)
 		}
 	}
