@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/durable"
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/dataplane/handover"
 )
@@ -433,9 +434,5 @@ func (d *demo) ready(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	tmp := d.ReadyJSON + ".part"
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, d.ReadyJSON)
+	return durable.WriteFile(d.ReadyJSON, append(b, '\n'))
 }
