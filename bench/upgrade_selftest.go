@@ -89,8 +89,8 @@ func (s selfTest) quantities() []Quantity {
 		{Key: "connect_p99_ms", Title: "new connections, p99", Unit: " ms"},
 		{Key: "served", Title: "new connections served", More: true},
 		{Key: "missed", Title: "new connections that the machine did not begin in time", Note: true},
-		{Key: "released_ms", Title: "until the old process had released all", Unit: " ms"},
-		{Key: "memory_peak", Title: "memory of both processes at the peak, to before", Unit: "×"},
+		{Key: "released_ms", Title: "until the old process had released all", Unit: " ms", Every: true, Bar: 2000},
+		{Key: "memory_peak", Title: "memory of both processes at the peak, to before", Unit: "×", Bar: 1.3},
 	}
 }
 

@@ -80,7 +80,8 @@ func TestSelfTestLoad(t *testing.T) {
 		for _, q := range m.Quantities {
 			bars[q.Key] = q
 		}
-		if bars["kept"].Bar != asked || !bars["kept"].Every || !bars["lost"].Every || !bars["corrupted"].Every || !bars["refused"].Every || bars["stall_max_ms"].Bar != 100 {
+		if bars["kept"].Bar != asked || !bars["kept"].Every || !bars["lost"].Every || !bars["corrupted"].Every || !bars["refused"].Every || bars["stall_max_ms"].Bar != 100 ||
+			bars["released_ms"].Bar != 2000 || !bars["released_ms"].Every || bars["memory_peak"].Bar != 1.3 {
 			t.Errorf("%s: %+v", m.Name, bars)
 		}
 	}
