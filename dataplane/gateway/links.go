@@ -48,6 +48,7 @@ func (s *links) len() int { return s.n }
 
 // all are those that are there from its begin to its end. Meanwhile any may be added
 // and removed: the last comes first, since it takes the place of one that is removed.
+// Whoever removes another one than that which was yielded may see one twice.
 func (s *links) all() iter.Seq[*link] {
 	return func(yield func(*link) bool) {
 		for i := s.n - 1; i >= 0; i-- {

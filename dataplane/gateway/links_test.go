@@ -142,8 +142,12 @@ func TestLinkNotToldYet(t *testing.T) {
 		w := newWays(t, loops[:1])
 		way := w.both(t)[0]
 		s := w.open(t, way.hello, way.far)
+		seen := 0
 		w.Gateway.each(func(w *lane) {
-			for l := range w.links.all() { // one
+			w.handing = 1 // nothing was copied in it
+			defer func() { w.handing, w.form = 0, nil }()
+			for l := range w.links.all() {
+				seen++
 				fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 				check(t, err)
 				kept := l.relay
@@ -159,6 +163,9 @@ func TestLinkNotToldYet(t *testing.T) {
 				l.relay = kept
 			}
 		})
+		if seen != 1 {
+			t.Fatalf("%d relays", seen)
+		}
 		s.says(s.client, "question")
 		s.wants(s.far, []byte("question"))
 	})
