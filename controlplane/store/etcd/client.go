@@ -135,7 +135,8 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 		if err == nil && !r.Succeeded {
 			// The one that raised the alarm was applied: its expectations may
 			// not hold any more because of itself.
-			return 0, unavailable(full)
+			return 0, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store was full for a moment, and may have made this change all the same",
+				Hint: "look before you repeat it", Cause: full}
 		}
 	}
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
