@@ -276,17 +276,19 @@ func TestPipelined(t *testing.T) {
 	c.login("alice", 0)
 	const many = 5 * pendingMost
 	ping := appendPacket(nil, 0, []byte{proto.COM_PING})
-	sent := make(chan struct{})
+	sent := make(chan error, 1)
 	go func() {
-		defer close(sent)
-		c.send(bytes.Repeat(ping, many))
+		_, err := c.Write(bytes.Repeat(ping, many))
+		sent <- err
 	}()
 	for i := range many {
 		if payload, seq := c.receive(); payload[0] != 0 || seq != 1 {
 			t.Fatalf("answer %d: %q", i, payload)
 		}
 	}
-	<-sent
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestLargePackets: a command and a row beyond 16 MiB are of several packets.
