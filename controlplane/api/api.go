@@ -89,7 +89,8 @@ func drain() error {
 }
 
 // Handler serves all services; every method passes the table first, before
-// anything of the request is read. All other paths are the web origin's: pages, for visitors only; pages may be nil.
+// anything of the request is read. All other paths are the web origin's: pages,
+// for visitors only; pages may be nil.
 func (s *Server) Handler(pages http.Handler) http.Handler {
 	errs := &unexpected{s.cfg.Log}
 	opts := connect.WithHandlerOptions(

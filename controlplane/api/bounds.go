@@ -45,7 +45,7 @@ const searchesAtOnce = 2
 func boundOf(procedure string) bound {
 	switch procedure {
 	case sallyportv1connect.HostServiceAnnounceProcedure:
-		// inventory.MaxResources of 8 KiB and 64 labels each, and some.
+		// inventory.MaxResources of 8 KiB each, with 64 labels.
 		return bound{bytes: 8 << 20, elements: 1 << 17, atOnce: hostsAtOnce}
 	case sallyportv1connect.HostServiceAppendEventsProcedure:
 		// 1 MiB of at most 512 events in one call, or one event; more in JSON.
