@@ -89,7 +89,8 @@ func rowLabel(name string) string {
 	return strings.ReplaceAll(task, "-", " ") + ", " + peer
 }
 
-// crowded is the median of pings over the number of connections.
+// crowded is the median of pings over the number of connections: times, so all of
+// one machine.
 func crowded(r *Run) plot.Lines {
 	out := plot.Lines{Title: "Relay: 64 bytes there and back, median, over the number of connections", X: "connections", Y: "µs"}
 	series := map[string]*plot.Series{}
@@ -105,10 +106,17 @@ func crowded(r *Run) plot.Lines {
 		}
 		series[label].Points = append(series[label].Points, plot.Point{X: n, Y: e.Median, Low: e.Low, High: e.High})
 	}
+	machine := -1
 	for _, m := range r.Measures {
 		var n float64
 		task, peer, _ := strings.Cut(m.Name, "/")
 		if _, err := fmt.Sscanf(task, "relay-crowd-%g", &n); err != nil {
+			continue
+		}
+		if machine < 0 {
+			machine = m.machine
+		}
+		if m.machine != machine {
 			continue
 		}
 		if peer == crowdPeer {

@@ -24,6 +24,9 @@ func report(runs []Run) []byte {
 	if busy := busiest(r); busy >= busyShare {
 		fmt.Fprintf(&b, "> **The machine was not quiet**: up to %.0f %% of its CPU time went to processes that are no part of this run. Rates of one side alone mean little; ratios of pairs suffer less, times of CPU least.\n\n", 100*busy)
 	}
+	if len(r.machines) > 1 {
+		b.WriteString("> **These are measures of several machines**, each the newest that there is. Both sides of a pair ran on one and the same, so ratios stand for themselves; figures of one side alone are of that machine.\n\n")
+	}
 	writeMachine(&b, r)
 	writeMethod(&b)
 	writeBars(&b, r)
@@ -34,12 +37,12 @@ func report(runs []Run) []byte {
 	return b.Bytes()
 }
 
-// chosen is what the report shows: each measure as the newest full run on that
-// machine has it, or the newest run of all where there is no full one.
+// chosen is what the report shows: each measure as the newest full run has it, or
+// the newest run of all where there is no full one.
 func chosen(runs []Run) *Run {
 	var full []*Run // newest first
 	for i := range slices.Backward(runs) {
-		if r := &runs[i]; !r.Quick && (len(full) == 0 || r.Machine == full[0].Machine) {
+		if r := &runs[i]; !r.Quick {
 			full = append(full, r)
 		}
 	}
@@ -53,14 +56,20 @@ func chosen(runs []Run) *Run {
 }
 
 // joined makes one run of several, the newest first. Peers and settings are of
-// whoever names them first.
+// whoever names them first. A pair was taken on one machine, but the report may
+// have several, of which the newest run's is the first.
 func joined(runs []*Run) *Run {
 	all := *runs[0]
 	all.Measures, all.Peers, all.Settings = nil, nil, nil
 	for _, r := range runs {
 		used := 0
+		machine := slices.Index(all.machines, r.Machine)
+		if machine < 0 {
+			machine = len(all.machines)
+		}
 		for _, m := range r.Measures {
 			if !slices.ContainsFunc(all.Measures, func(o Measure) bool { return o.Name == m.Name }) {
+				m.machine = machine
 				all.Measures = slices.Insert(all.Measures, behindTask(all.Measures, m), m)
 				used++
 			}
@@ -68,7 +77,10 @@ func joined(runs []*Run) *Run {
 		if used == 0 {
 			continue
 		}
-		all.parts = append(all.parts, part{r, used})
+		if machine == len(all.machines) {
+			all.machines = append(all.machines, r.Machine)
+		}
+		all.parts = append(all.parts, part{r, used, machine})
 		all.Peers = missing(all.Peers, r.Peers, func(p Peer) string { return p.Name })
 		all.Settings = missing(all.Settings, r.Settings, func(s Setting) string { return s.Name })
 	}
@@ -110,10 +122,11 @@ func writeMachine(b *bytes.Buffer, r *Run) {
 		writeWhen(b, r, "")
 	}
 	for _, p := range r.parts {
-		writeWhen(b, p.run, fmt.Sprintf(": %d of the measures", p.measures))
+		writeWhen(b, p.run, fmt.Sprintf(": %d of the measures%s", p.measures, whereabouts(p.machine)))
 	}
-	m := r.Machine
-	fmt.Fprintf(b, "| machine | %s, %d CPUs, %.1f GiB |\n| system | %s %s, %s |\n| compiler | %s |\n", cell(m.CPU), m.CPUs, float64(m.MemoryKB)/(1<<20), m.OS, m.Kernel, m.Arch, m.Go)
+	for i, m := range machines(r) {
+		fmt.Fprintf(b, "| machine%s | %s, %d CPUs, %.1f GiB |\n| system | %s %s, %s |\n| compiler | %s |\n", which(i), cell(m.CPU), m.CPUs, float64(m.MemoryKB)/(1<<20), m.OS, m.Kernel, m.Arch, m.Go)
+	}
 	for _, p := range r.Peers {
 		version := cell(p.Version)
 		if p.Missing {
@@ -126,6 +139,32 @@ func writeMachine(b *bytes.Buffer, r *Run) {
 	}
 	b.WriteString("\n")
 }
+
+func machines(r *Run) []Machine {
+	if len(r.machines) == 0 {
+		return []Machine{r.Machine}
+	}
+	return r.machines
+}
+
+// which is the number of a machine that is not the first.
+func which(machine int) string {
+	if machine == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" %d", machine+1)
+}
+
+// whereabouts says where something was measured, if not on the first machine.
+func whereabouts(machine int) string {
+	if machine == 0 {
+		return ""
+	}
+	return ", on machine" + which(machine)
+}
+
+// heading is a measure's title, and where it was measured.
+func (m Measure) heading() string { return m.Title + whereabouts(m.machine) }
 
 func writeWhen(b *bytes.Buffer, r *Run, what string) {
 	state := ""
@@ -186,10 +225,10 @@ func writeBars(b *bytes.Buffer, r *Run) {
 			if q.Every {
 				writeEvery(b, m, q)
 			} else if e := estimateMedian(values(m.Pairs, sideA, q.Key)); q.Bar != 0 && e.N > 0 {
-				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.Title, q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), atLeast(q)+number(q.Bar), q.Unit, met(q, e, q.Bar))
+				fmt.Fprintf(b, "| %s: %s | %s%s | %s to %s | %s%s | %s |\n", m.heading(), q.Title, number(e.Median), q.Unit, number(e.Low), number(e.High), atLeast(q)+number(q.Bar), q.Unit, met(q, e, q.Bar))
 			}
 			if e := estimateMedian(ratios(m.Pairs, q.Key)); q.Ratio != 0 && e.N > 0 {
-				fmt.Fprintf(b, "| %s: %s, to %s | %s | %s to %s | %s | %s |\n", m.Title, q.Title, m.B, times(e.Median), times(e.Low), times(e.High), atLeast(q)+times(q.Ratio), met(q, e, q.Ratio))
+				fmt.Fprintf(b, "| %s: %s, to %s | %s | %s to %s | %s | %s |\n", m.heading(), q.Title, m.B, times(e.Median), times(e.Low), times(e.High), atLeast(q)+times(q.Ratio), met(q, e, q.Ratio))
 			}
 		}
 	}
@@ -210,7 +249,7 @@ func writeEvery(b *bytes.Buffer, m Measure, q Quantity) {
 	if m.Error != "" || q.More && worst < q.Bar || !q.More && worst > q.Bar {
 		word = "**not met**"
 	}
-	fmt.Fprintf(b, "| %s: %s | %s%s | the worst of %d | %s%s | %s |\n", m.Title, q.Title, number(worst), q.Unit, len(all), atLeast(q)+number(q.Bar), q.Unit, word)
+	fmt.Fprintf(b, "| %s: %s | %s%s | the worst of %d | %s%s | %s |\n", m.heading(), q.Title, number(worst), q.Unit, len(all), atLeast(q)+number(q.Bar), q.Unit, word)
 }
 
 // met says whether a bar is, by the interval's end on the good side.
@@ -267,7 +306,7 @@ func writeLosses(b *bytes.Buffer, r *Run) {
 			if q.More {
 				by = 1 / e.Median
 			}
-			all = append(all, loss{fmt.Sprintf("- %s, %s: %s of %s (%s to %s)\n", m.Title, q.Title, times(e.Median), m.B, times(e.Low), times(e.High)), by})
+			all = append(all, loss{fmt.Sprintf("- %s, %s: %s of %s (%s to %s)\n", m.heading(), q.Title, times(e.Median), m.B, times(e.Low), times(e.High)), by})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b loss) int {
@@ -307,7 +346,7 @@ func together(all []Measure) int {
 	task, _, _ := strings.Cut(all[0].Name, "/")
 	for i, m := range all {
 		own, _, _ := strings.Cut(m.Name, "/")
-		if own != task || m.Title != all[0].Title || m.A != all[0].A {
+		if own != task || m.Title != all[0].Title || m.A != all[0].A || m.machine != all[0].machine {
 			return i
 		}
 	}
@@ -317,7 +356,7 @@ func together(all []Measure) int {
 // writeTask is one table for measures that differ by the peer alone.
 func writeTask(b *bytes.Buffer, all []Measure) {
 	task, _, _ := strings.Cut(all[0].Name, "/")
-	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s. One sample: %s.\n\n", cell(all[0].Title), task, cell(all[0].A), cell(all[0].Load))
+	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s. One sample: %s.\n\n", cell(all[0].heading()), task, cell(all[0].A), cell(all[0].Load))
 	b.WriteString("| B | | A | B | A to B | 95 % interval | |\n|---|---|---:|---:|---:|---:|---|\n")
 	for _, m := range all {
 		for _, q := range m.Quantities {
@@ -343,7 +382,7 @@ func writeTask(b *bytes.Buffer, all []Measure) {
 }
 
 func writeMeasure(b *bytes.Buffer, m Measure) {
-	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s.", cell(m.Title), m.Name, cell(m.A))
+	fmt.Fprintf(b, "### %s\n\n`%s`. A: %s.", cell(m.heading()), m.Name, cell(m.A))
 	if m.B != "" {
 		fmt.Fprintf(b, " B: %s.", cell(m.B))
 	}

@@ -102,7 +102,7 @@ func TestReportChoosesFull(t *testing.T) {
 }
 
 // TestReportJoins: of each measure the newest full run's figure is shown, and
-// which run that was; runs on another machine are not mixed in.
+// which run that was; what was measured on another machine is marked.
 func TestReportJoins(t *testing.T) {
 	older, newer, foreign := made(9, 50), made(9, 60), made(9, 70)
 	newer.Started, foreign.Started = older.Started.Add(time.Hour), older.Started.Add(-time.Hour)
@@ -112,14 +112,23 @@ func TestReportJoins(t *testing.T) {
 	older.Measures = append(older.Measures, other)
 	foreign.Measures[0].Name = "foreign"
 	got := chosen([]Run{foreign, older, newer})
-	if len(got.Measures) != 2 || got.Measures[0].Pairs[0].A["rate"] != 60 || got.Measures[1].Name != "other" {
+	if len(got.Measures) != 3 || got.Measures[0].Pairs[0].A["rate"] != 60 || got.Measures[1].Name != "other" || got.Measures[1].machine != 0 || got.Measures[2].machine != 1 {
 		t.Errorf("got %+v", got.Measures)
 	}
-	if len(got.parts) != 2 || got.parts[0].measures != 1 || got.parts[1].measures != 1 {
+	if len(got.parts) != 3 || got.parts[0].measures != 1 || got.parts[1].measures != 1 {
 		t.Errorf("parts %+v", got.parts)
 	}
-	if text := string(report([]Run{foreign, older, newer})); strings.Count(text, "| when | 20") != 2 || !strings.Contains(text, ": 1 of the measures |") {
+	text := string(report([]Run{foreign, older, newer}))
+	if strings.Count(text, "| when | 20") != 3 || !strings.Contains(text, ": 1 of the measures |") {
 		t.Errorf("the report does not say which runs it joins:\n%s", text)
+	}
+	for _, want := range []string{"several machines", "1 of the measures, on machine 2 |", "| machine | ", "| machine 2 | another", "### " + foreign.Measures[0].Title + ", on machine 2\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report does not have %q:\n%s", want, text)
+		}
+	}
+	if text := string(report([]Run{older, newer})); strings.Contains(text, "machine 2") || strings.Contains(text, "several machines") {
+		t.Errorf("one machine is told as several:\n%s", text)
 	}
 }
 

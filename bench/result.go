@@ -29,13 +29,15 @@ type Run struct {
 	Settings []Setting `json:"settings,omitempty"`
 	Measures []Measure `json:"measures"`
 
-	parts []part // of a report that joins several runs
+	parts    []part    // of a report that joins several runs
+	machines []Machine // of these, the newest run's first
 }
 
 // part is what a report takes of one run.
 type part struct {
 	run      *Run
 	measures int
+	machine  int // its place among the report's
 }
 
 // Machine is where it ran.
@@ -73,6 +75,8 @@ type Measure struct {
 	Missing    string     `json:"missing,omitempty"` // the peer without which it could not be measured
 	Error      string     `json:"error,omitempty"`   // what ended it early
 	Pairs      []Pair     `json:"pairs"`
+
+	machine int // its place among the report's
 }
 
 // Quantity is one thing that samples tell.
