@@ -107,10 +107,18 @@ func (s adminService) RemoveHost(ctx context.Context, req *connect.Request[sally
 	return connect.NewResponse(resp), s.inForce(ctx)
 }
 
-// known refuses ids that nothing is known of, before anything is recorded.
+// known refuses ids that nothing is known of, and those of hosts of which nothing
+// is left to remove, before anything is recorded.
 func (s *Server) known(ctx context.Context, h inventory.Host) error {
-	if h.Kind != "" || s.state.view().removed[h.ID] {
+	if h.Kind != "" {
 		return nil
+	}
+	removed, held, err := s.cfg.Inventory.Remains(ctx, h.ID)
+	switch {
+	case err != nil || held:
+		return err
+	case removed:
+		return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("the host with the id %q has been removed already", trim(h.ID))}
 	}
 	return &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: fmt.Sprintf("no host with the id %q has joined", trim(h.ID)), Hint: "sallyctl nodes ls --all"}
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/store"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -87,6 +89,14 @@ func TestRemoveHost(t *testing.T) {
 	if err != nil || !stream.Receive() {
 		t.Fatalf("no stream: %v", err)
 	}
+	var left []store.Op
+	for _, key := range []string{"names/db/" + name, "resources/" + agentID + "/db/" + name} {
+		it, err := w.store.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, store.Op{Key: key, Value: it.Value})
+	}
 	got, err := w.remove(t, agentID, true)
 	if err != nil || got.GetKind() != "agent" || got.GetHostName() != "web-1" || !slices.Equal(got.GetNames(), []string{"db/" + name}) {
 		t.Errorf("%v, %v", got, err)
@@ -112,8 +122,19 @@ func TestRemoveHost(t *testing.T) {
 		again.Close()
 	}
 	codeIs(t, "another stream", err, connect.CodePermissionDenied)
+	// A second removal is recorded neither as one nor as undone.
 	_, err = w.remove(t, agentID, true)
 	codeIs(t, "again", err, connect.CodeNotFound)
+	if err == nil || !strings.Contains(err.Error(), "removed already") {
+		t.Errorf("again: %v", err)
+	}
+	// One that was cut short before all names were free is ended by the next.
+	if _, err := w.store.Apply(t.Context(), left...); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.remove(t, agentID, true); err != nil || !slices.Equal(got.GetNames(), []string{"db/" + name}) {
+		t.Errorf("what was left: %v, %v", got, err)
+	}
 	other, _ := w.host(t, sallyport.KindAgent)
 	if why := announce(other); why != "" {
 		t.Errorf("its name is not free: %s", why)
@@ -140,12 +161,11 @@ func TestRemoveHost(t *testing.T) {
 
 	var recorded []string
 	for _, e := range w.events(t, audit.InstanceRemove) {
-		// The second try of the agent's is recorded, and that it came to nothing.
-		if id, _ := e.Fields["name"].(string); e.Fields["role"] != "" && (id == agentID || id == gatewayID) {
-			recorded = append(recorded, e.Code+" "+e.Fields["role"].(string)+" "+e.User)
+		if id, _ := e.Fields["name"].(string); id == agentID || id == gatewayID {
+			recorded = append(recorded, fmt.Sprint(e.Code, " ", e.Fields["role"], " ", e.User))
 		}
 	}
-	if want := []string{"SA011I agent local-admin:0", "SA011I gateway local-admin:0"}; !slices.Equal(recorded, want) {
+	if want := []string{"SA011I agent local-admin:0", "SA011I  local-admin:0", "SA011I gateway local-admin:0"}; !slices.Equal(recorded, want) {
 		t.Errorf("recorded %q, want %q", recorded, want)
 	}
 }

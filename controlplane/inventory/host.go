@@ -299,6 +299,22 @@ func (inv *Inventory) releaseAll(ctx context.Context, id string) (freed []string
 	return freed, inv.forgetRemoved(ctx)
 }
 
+// Remains says of an id that no host has whether its host was removed, and whether
+// it still holds names because that was cut short: what the next Remove frees.
+func (inv *Inventory) Remains(ctx context.Context, id string) (removed, holds bool, err error) {
+	if !validID(id) {
+		return false, false, nil
+	}
+	if _, err := inv.store.Get(ctx, removedKey(id)); err != nil {
+		if errors.Is(err, sallyport.ErrNotFound) {
+			err = nil
+		}
+		return false, false, err
+	}
+	held, err := inv.held(ctx, id)
+	return true, len(held) > 0, err
+}
+
 // Removed are the ids of hosts that were removed and may still hold certificates,
 // in their order.
 func (inv *Inventory) Removed(ctx context.Context) ([]string, error) {
