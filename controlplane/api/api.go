@@ -52,7 +52,8 @@ type Server struct {
 	guard  *guard
 	web    *websession.Sessions
 	quotas quotas // of events about what strangers tried
-	turns  turns  // of hosts' large requests
+	turns  turns  // of large requests
+	bodies *bodies
 
 	drained   chan struct{} // closed by Drain
 	drainOnce sync.Once
@@ -64,7 +65,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, drained: make(chan struct{}), web: websession.New(websession.Config{Store: cfg.Store, Now: cfg.Now})}
+	s := &Server{cfg: cfg, drained: make(chan struct{}), bodies: newBodies(), web: websession.New(websession.Config{Store: cfg.Store, Now: cfg.Now})}
 	s.state = newState(&s.cfg)
 	s.guard = &guard{rules: methods(), check: s.check, standing: s.standing, denied: s.denied}
 	for _, r := range rbac.Presets() {
@@ -113,7 +114,7 @@ func (s *Server) Handler(pages http.Handler) http.Handler {
 		}
 		pages.ServeHTTP(w, r)
 	})
-	return FromWeb(s.turns.inTurn(mux))
+	return FromWeb(s.turns.inTurn(s.bodies.weighed(mux)))
 }
 
 // recovered keeps a panic of one call from the others; it is a bug.

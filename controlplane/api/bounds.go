@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -31,7 +32,10 @@ type bound struct {
 	// atOnce is how many calls of the method one host or user has under way,
 	// where they or their answers are large; the others wait unread. 0: any
 	// number.
-	atOnce int
+	atOnce int64
+
+	// stream: the call goes on for long after its request has been read.
+	stream bool
 }
 
 // A host announces from one goroutine, and ships each spool from one; while
@@ -56,12 +60,17 @@ func boundOf(procedure string) bound {
 	case sallyportv1connect.AdminServiceSearchEventsProcedure:
 		return bound{bytes: 1 << 20, elements: 1 << 16, atOnce: searchesAtOnce}
 	}
+	hosts := bound{bytes: 2 * maxVisitor, elements: 1 << 10} // a user's certificate, in JSON
+	if procedure == sallyportv1connect.HostServiceWatchSnapshotProcedure {
+		hosts.stream = true
+		return hosts
+	}
 	service, _, _ := strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
 	switch service {
 	case sallyportv1connect.AdminServiceName:
 		return bound{bytes: 1 << 20, elements: 1 << 16} // a document of 512 KiB, in JSON
 	case sallyportv1connect.HostServiceName:
-		return bound{bytes: 2 * maxVisitor, elements: 1 << 10} // a user's certificate, in JSON
+		return hosts
 	}
 	return bound{bytes: 64 << 10, elements: 1 << 10} // strangers, visitors, and users' small questions
 }
@@ -154,37 +163,35 @@ func (c jsonCodec) Unmarshal(b []byte, v any) error {
 
 func tooMany(most int) error { return fmt.Errorf("more than %d elements in lists", most) }
 
-// turns keep a host or user from having many large requests in memory at a time,
-// however many connections and streams it opens. The zero value is ready.
+// turns bound what a host or user has under way at a time, however many connections
+// and streams it opens. The zero value is ready.
 type turns struct {
 	mu      sync.Mutex
 	callers map[turn]*queue
 }
 
-// turn is one caller's at one method.
+// turn is one caller's at one method, or at all.
 type turn struct{ caller, procedure string }
 
 type queue struct {
-	places chan struct{}
+	places *semaphore.Weighted
 	users  int // in it, or waiting; guarded by turns.mu
 }
 
-// take waits for a place, until ctx is done. Leave gives it back.
-func (t *turns) take(ctx context.Context, who turn, most int) (leave func(), err error) {
+// take waits for n of most places, until ctx is done. leave gives them back.
+func (t *turns) take(ctx context.Context, who turn, most, n int64) (leave func(), err error) {
 	q := t.join(who, most)
-	select {
-	case q.places <- struct{}{}:
-		return func() {
-			<-q.places
-			t.part(who, q)
-		}, nil
-	case <-ctx.Done():
+	if q.places.Acquire(ctx, n) != nil {
 		t.part(who, q)
 		return nil, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many calls of this method at a time", Hint: "wait for the answer to one before the next"}
 	}
+	return func() {
+		q.places.Release(n)
+		t.part(who, q)
+	}, nil
 }
 
-func (t *turns) join(who turn, most int) *queue {
+func (t *turns) join(who turn, most int64) *queue {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	q := t.callers[who]
@@ -192,7 +199,7 @@ func (t *turns) join(who turn, most int) *queue {
 		if t.callers == nil {
 			t.callers = map[turn]*queue{}
 		}
-		q = &queue{places: make(chan struct{}, most)}
+		q = &queue{places: semaphore.NewWeighted(most)}
 		t.callers[who] = q
 	}
 	q.users++
@@ -217,7 +224,7 @@ func (t *turns) inTurn(next http.Handler) http.Handler {
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), unaryTimeout)
-		leave, err := t.take(ctx, turn{c.name(), r.URL.Path}, most)
+		leave, err := t.take(ctx, turn{c.name(), r.URL.Path}, most, 1)
 		cancel()
 		if err != nil {
 			_ = refuse.Write(w, r, refusal(err)) // who is gone needs no word

@@ -402,7 +402,7 @@ func TestTurnsAreTaken(t *testing.T) {
 	cancel()
 	for _, p := range []string{sallyportv1connect.HostServiceAnnounceProcedure, sallyportv1connect.HostServiceAppendEventsProcedure, sallyportv1connect.HostServiceReportPresenceProcedure, sallyportv1connect.AdminServiceSearchEventsProcedure} {
 		for range hostsAtOnce {
-			leave, err := w.server.turns.take(t.Context(), turn{c.name(), p}, hostsAtOnce)
+			leave, err := w.server.turns.take(t.Context(), turn{c.name(), p}, hostsAtOnce, 1)
 			if err != nil {
 				t.Fatal(err)
 			}

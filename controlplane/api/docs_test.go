@@ -80,7 +80,9 @@ from strangers, visitors and in AccessService, 1 MiB in AdminService, 128 KiB in
 AppendEvents and 8 MiB in ReportPresence; of these three a host has two under way at a time of each, and more wait. The elements
 of a message's lists are counted before they are decoded: 1,024 at most in the small ones, 65,536 in AdminService, 4,096 in
 AppendEvents, 131,072 in Announce and 262,144 in ReportPresence. Two searches of the log
-are under way at a time, and two calls of SearchEvents of one caller; more wait, for 10 and 30 s at most. 10 s for the handshake, 30 s for a request; 1,024 connections
+are under way at a time, and two calls of SearchEvents of one caller; more wait, for 10 and 30 s at most. Requests of one user have
+8 MiB together while they are under way, those of all users 64 MiB, of one host 16 MiB, of all hosts 256 MiB and 128 MiB in
+AppendEvents (as the head says; compressed or without a length, what the method may have); more wait unread for 30 s, and then hear resource_exhausted. 10 s for the handshake, 30 s for a request; 1,024 connections
 without a certificate, of which the oldest makes room, and 20,000 with one, 15,000 of them of users. Of one user or host it is 256:
 the oldest that no call is on makes room, and when there is none the new one is closed. Who is locked or gone is told so at
 a call, and has a stranger's place.

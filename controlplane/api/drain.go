@@ -34,14 +34,21 @@ type entrance struct {
 }
 
 // entrances are those of one Listener.
-type entrances struct{ auth, join entrance }
+type entrances struct{ hosts, people, join entrance }
 
-// newEntrances configures HTTP/2. What people and hosts who are known get is more
-// than what strangers get.
+// smallBuffer is how many bytes a connection, all of its streams together, may
+// send before they are read: about the least that HTTP/2 allows (RFC 9113,
+// section 6.9.2).
+const smallBuffer = 1 << 16
+
+// newEntrances configures HTTP/2. Those who are known may do more at a time than
+// strangers. Hosts send much, and may be far away; people do not, and each may
+// have maxPerCaller connections full of what nobody reads.
 func newEntrances(log *slog.Logger) *entrances {
 	return &entrances{
-		auth: newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout}),
-		join: newEntrance(log, &http2.Server{MaxConcurrentStreams: joinStreams, IdleTimeout: joinIdle, MaxUploadBufferPerConnection: 1 << 16, MaxUploadBufferPerStream: 1 << 16}),
+		hosts:  newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout}),
+		people: newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, MaxUploadBufferPerConnection: smallBuffer, MaxUploadBufferPerStream: smallBuffer}),
+		join:   newEntrance(log, &http2.Server{MaxConcurrentStreams: joinStreams, IdleTimeout: joinIdle, MaxUploadBufferPerConnection: smallBuffer, MaxUploadBufferPerStream: smallBuffer}),
 	}
 }
 
@@ -151,7 +158,7 @@ func (l *Listener) sayGoodbye(ctx context.Context, ended <-chan struct{}) error 
 
 // shutdown sends GOAWAY on all connections on which it was not sent yet.
 func (d *entrances) shutdown() {
-	for _, s := range []*http.Server{d.auth.base, d.join.base} {
+	for _, s := range []*http.Server{d.hosts.base, d.people.base, d.join.base} {
 		if err := s.Shutdown(context.Background()); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			s.ErrorLog.Print(err) // not reached: it has no listener to close and no connection to wait for
 		}

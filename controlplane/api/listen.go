@@ -301,7 +301,10 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 			l.Log.Debug("no room for the connection", "caller", caller.name(), "from", raw.RemoteAddr())
 			return
 		}
-		in, life = &l.entrances().auth, time.Until(caller.Identity.NotAfter)
+		in, life = &l.entrances().hosts, time.Until(caller.Identity.NotAfter)
+		if caller.Identity.Kind == sallyport.KindUser {
+			in = &l.entrances().people
+		}
 	}
 	// A connection ends with the certificate that opened it.
 	end := time.AfterFunc(life, func() { raw.Close() })
