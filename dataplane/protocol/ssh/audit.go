@@ -2,6 +2,8 @@ package ssh
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"os"
 	"strconv"
@@ -101,10 +103,8 @@ func (c *connection) refused(r rule, details map[string]any) {
 
 // executed writes what a command came to.
 func (ch *channel) executed(state *os.ProcessState, failure error) {
-	fields := map[string]any{
-		"command": sshauth.Printable(ch.command, maxCommand), "proto": proto, "server_hostname": ch.conn.server.Hostname,
-		"interactive": ch.tty != nil,
-	}
+	fields := commandFields(ch.command)
+	fields["proto"], fields["server_hostname"], fields["interactive"] = proto, ch.conn.server.Hostname, ch.tty != nil
 	code, fault := outcome(state, failure)
 	fields["exitCode"] = strconv.Itoa(code)
 	event := sallyport.Event{Name: "exec", Code: "T3002I"}
@@ -120,6 +120,21 @@ func (ch *channel) executed(state *os.ProcessState, failure error) {
 	success := fault == ""
 	event.Success = &success
 	ch.conn.session.Emit(event)
+}
+
+// commandFields is a command as an event has it. Where the text is not all of it,
+// its size and its hash say which command it was.
+func commandFields(command string) map[string]any {
+	text := sshauth.Printable(command, maxCommand)
+	fields := map[string]any{"command": text}
+	if text != command {
+		sum := sha256.Sum256([]byte(command))
+		fields["command_size"], fields["command_sha256"] = int64(len(command)), hex.EncodeToString(sum[:])
+	}
+	if len(command) > maxCommand {
+		fields["command_truncated"] = true
+	}
+	return fields
 }
 
 // outcome is an exit code as a shell gives it, and the fault in words.

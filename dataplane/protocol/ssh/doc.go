@@ -16,6 +16,12 @@
 //	                                                       │
 //	                                 process: setsid, setuid, reaped by us
 //
+// Events have Teleport's names, codes and fields. A command is in field command,
+// 16 KiB of it at most, and with ? for each character that is not printable.
+// When there was more, command_truncated is true; when the text is not the command
+// to the byte, command_size is the number of its bytes and command_sha256 their hash,
+// in hexadecimal.
+//
 // Nothing that a client only offers and has not proved counts. What is not in
 // the table of rules is refused.
 package ssh

@@ -96,7 +96,7 @@ func (ch *channel) mayCopy(command string) bool {
 	if isCopy {
 		row.name, row.event = "scp", sallyport.Event{Name: "scp", Code: "T3010E"}
 	}
-	ch.conn.refused(row, map[string]any{"command": sshauth.Printable(command, maxCommand)})
+	ch.conn.refused(row, commandFields(command))
 	ch.begin = func() { ch.decline(p) }
 	return false
 }

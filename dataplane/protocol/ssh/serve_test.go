@@ -580,6 +580,34 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestLongCommand: the event of a command that is not in it to the byte says so,
+// and says which command it was: behind the first 16 KiB anything could hide.
+func TestLongCommand(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.dial()
+	fill := strings.Repeat(" ", maxCommand)
+	for i, command := range []string{"true" + fill[4:], "true " + fill[5:] + ";exit 7", "true\nexit 7"} {
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		runOn(t, s, command)
+		eventually(t, "the event", func() bool { return len(h.gate.named("exec")) == i+1 })
+		f := h.gate.named("exec")[i].Fields
+		var size, hash, cut any // none when the event has all
+		if i > 0 {
+			size, hash = int64(len(command)), fmt.Sprintf("%x", sha256.Sum256([]byte(command)))
+		}
+		if len(command) > maxCommand {
+			cut = true
+		}
+		want := strings.ReplaceAll(command[:min(len(command), maxCommand)], "\n", "?")
+		if f["command"] != want || f["command_size"] != size || f["command_sha256"] != hash || f["command_truncated"] != cut {
+			t.Errorf("command %d: %v, %v, %v, want %v, %v, %v", i, f["command_size"], f["command_sha256"], f["command_truncated"], size, hash, cut)
+		}
+	}
+}
+
 func TestHomeless(t *testing.T) {
 	h := newHost(t, func(h *host) { h.login = "homeless" })
 	if got := h.run("pwd"); got.out != "/\n" || got.err != "Could not chdir to home directory /nonexistent\r\n" {
