@@ -40,13 +40,15 @@ type channel struct {
 	tty       *terminal
 	command   string // "" for a shell
 	program   *process
-	subsystem bool        // the command is ours, not the client's
-	files     *fileLog    // looks at what passes; nil unless it is sftp
-	copying   *scpUse     // nil unless the command is scp's far half
-	started   bool        // shell or exec was granted or tried: RFC 4254 section 6.5
-	running   bool        // notices can be shown; guarded by conn.mu
-	begin     func()      // what follows the answer to a request; may be nil
-	ended     atomic.Bool // the client has been told how it ended
+	subsystem bool          // the command is ours, not the client's
+	files     *fileLog      // looks at what passes; nil unless it is sftp
+	copying   *scpUse       // nil unless the command is scp's far half
+	started   bool          // shell or exec was granted or tried: RFC 4254 section 6.5
+	running   bool          // notices can be shown; guarded by conn.mu
+	begin     func()        // what follows the answer to a request; may be nil
+	taken     bool          // the client's bytes are read
+	ended     atomic.Bool   // the client has been told how it ended
+	closed    chan struct{} // closed when the client has closed the channel, or is gone
 	pumps     sync.WaitGroup
 }
 
@@ -84,6 +86,8 @@ func (ch *channel) warn(fact string) { ch.say("WARNING: " + fact + "\r\n") }
 // serve answers the client's requests until it closes the channel or is gone,
 // and then leaves nothing behind.
 func (ch *channel) serve(requests <-chan *ssh.Request) {
+	ch.closed = make(chan struct{})
+	ch.pumps.Go(func() { ch.conn.silent(ch.ssh.Stderr(), ch.closed) })
 	for q := range requests {
 		ok := ch.answer(q)
 		// An error means that the connection is gone, which ends the loop.
@@ -93,7 +97,13 @@ func (ch *channel) serve(requests <-chan *ssh.Request) {
 			ch.begin = nil
 			begin()
 		}
+		// Before, the bytes wait for the program.
+		if ch.started && !ch.taken {
+			ch.taken = true
+			ch.pumps.Go(ch.takeInput)
+		}
 	}
+	close(ch.closed)
 	if ch.program != nil {
 		ch.program.hangUp()
 	}
@@ -237,8 +247,18 @@ func (ch *channel) run() {
 		outputs.Go(func() { ch.pump(&ch.out, p.stdout) })
 		outputs.Go(func() { ch.pump(&ch.errs, p.stderr) })
 	}
-	ch.pumps.Go(ch.pumpInput)
 	ch.pumps.Go(func() { ch.finish(&outputs) })
+}
+
+// takeInput reads what the client sends until the channel is closed: for the
+// program, and then for nobody, as sshd does. A client that sends anything behind
+// its end is cut off.
+func (ch *channel) takeInput() {
+	if ch.program != nil {
+		ch.pumpInput()
+	}
+	sshauth.Forget(ch.ssh)
+	ch.conn.silent(ch.ssh, ch.closed)
 }
 
 // pumpInput carries the client's bytes to the program. The end of them closes

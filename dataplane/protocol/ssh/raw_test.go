@@ -46,27 +46,29 @@ func (g *gcm) next() []byte {
 
 // Message numbers (RFC 4250 section 4.1.2).
 const (
-	msgDisconnect     = 1
-	msgServiceRequest = 5
-	msgServiceAccept  = 6
-	msgKexInit        = 20
-	msgNewKeys        = 21
-	msgECDHInit       = 30
-	msgAuthRequest    = 50
-	msgAuthFailure    = 51
-	msgAuthSuccess    = 52
-	msgAuthBanner     = 53
-	msgAuthPKOK       = 60
-	msgGlobalRequest  = 80
-	msgRequestSuccess = 81
-	msgRequestFailure = 82
-	msgChannelOpen    = 90
-	msgChannelConfirm = 91
-	msgChannelRefused = 92
-	msgChannelData    = 94
-	msgChannelRequest = 98
-	msgChannelSuccess = 99
-	msgChannelFailure = 100
+	msgDisconnect      = 1
+	msgServiceRequest  = 5
+	msgServiceAccept   = 6
+	msgKexInit         = 20
+	msgNewKeys         = 21
+	msgECDHInit        = 30
+	msgAuthRequest     = 50
+	msgAuthFailure     = 51
+	msgAuthSuccess     = 52
+	msgAuthBanner      = 53
+	msgAuthPKOK        = 60
+	msgGlobalRequest   = 80
+	msgRequestSuccess  = 81
+	msgRequestFailure  = 82
+	msgChannelOpen     = 90
+	msgChannelConfirm  = 91
+	msgChannelRefused  = 92
+	msgChannelData     = 94
+	msgChannelExtended = 95
+	msgChannelEnd      = 96
+	msgChannelRequest  = 98
+	msgChannelSuccess  = 99
+	msgChannelFailure  = 100
 )
 
 func str(parts ...string) []byte {

@@ -250,6 +250,113 @@ func TestUnclosedChannels(t *testing.T) {
 	})
 }
 
+// TestDataWithoutMeaning: a client that sends extended data, or goes on behind its
+// end, loses its connection, whatever its channel does: the SSH library kept all of
+// it, at fifty times its size.
+func TestDataWithoutMeaning(t *testing.T) {
+	h := newHost(t, func(h *host) { h.server.places = []string{} })
+	data := join([]byte{msgChannelData, 0, 0, 0, 0}, str("x"))
+	extended := join([]byte{msgChannelExtended, 0, 0, 0, 0, 0, 0, 0, 1}, str("x"))
+	ways := map[string]struct{ first, then []byte }{
+		"extended": {data, extended}, "behind the end": {[]byte{msgChannelEnd, 0, 0, 0, 0}, data},
+	}
+	requests := map[string][]byte{
+		"runs":      channelRequest(0, "exec", true, str("sleep 61")),
+		"has ended": channelRequest(0, "exec", true, str("true")),
+		"refused":   channelRequest(0, "subsystem", true, str("sftp")),
+	}
+	for way, packets := range ways {
+		for name, request := range requests {
+			c := h.rawLogin()
+			c.send(channelOpen("session", 0))
+			c.expect(msgChannelConfirm)
+			c.send(request)
+			c.expect(msgChannelSuccess)
+			c.send(packets.first)
+			if err := c.untilCut(packets.then); err != nil {
+				t.Errorf("%s, program %s: %v", way, name, err)
+			}
+			c.Close()
+			waitFor(t, "Serve to return", func() { <-h.errs })
+		}
+	}
+	cut := h.gate.named("client.disconnect")
+	for _, e := range cut {
+		if e.Fields["reason"] != "the client sent data where none may be" {
+			t.Errorf("%+v", e)
+		}
+	}
+	if len(cut) != len(ways)*len(requests) {
+		t.Errorf("%d connections were cut", len(cut))
+	}
+}
+
+// untilCut sends a packet again and again until the connection ends: the first may
+// come before what makes it wrong is seen.
+func (c *rawClient) untilCut(packet []byte) error {
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	ended := make(chan struct{})
+	defer close(ended)
+	sender.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for c.trySend(packet) == nil {
+			select {
+			case <-tick.C:
+			case <-ended:
+				return
+			}
+		}
+	})
+	for {
+		_, err := c.read()
+		if err, ok := err.(net.Error); ok && err.Timeout() {
+			return err
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// TestInputOfNobody: what a program does not read that has closed its standard
+// input is forgotten, however much it is, and harms nobody.
+func TestInputOfNobody(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.dial()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := s.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start("exec <&-; echo; exec sleep 61"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the program", func() { _, _ = out.Read(make([]byte, 1)) })
+	waitFor(t, "five windows to be taken", func() {
+		if _, err := in.Write(make([]byte, 5*2<<20)); err != nil {
+			t.Error(err)
+		}
+	})
+	in.Close()
+	s.Close()
+	next, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := runOn(t, next, "echo on"); got.out != "on\n" {
+		t.Errorf("the connection is gone: %+v", got)
+	}
+}
+
 // TestSilentClient: deadlines hold before the person is proven.
 func TestSilentClient(t *testing.T) {
 	for name, c := range map[string]struct {
