@@ -335,6 +335,7 @@ func (c *conn) answer(b []byte, why outcome) {
 	c.stage = lingering
 	c.dropFar()
 	c.disown()
+	c.head, c.flight, c.sent = nil, 0, 0 // nobody gets it any more
 	c.loop.Disarm(c)
 	c.resetLowat()
 	c.bye = relay.LingerClose(c.loop, c.fd, b, c.farewell)

@@ -446,8 +446,11 @@ func TestMoveStages(t *testing.T) {
 		refused := r.say(helloBytes(t, r.ca.client("nobody.db.gw.test", alpn.PostgreSQL)))
 		alert := alpn.UnrecognizedName.Record()
 		expect(t, refused, string(alert[:]))
-		r.reaches(outcomeLeaseFailed, 1)
-		r.waiting(7)
+		nobody := helloBytes(t, r.ca.client("nobody.db.gw.test", alpn.PostgreSQL))
+		refusedLarge := r.say(rerecord(padded(nobody[5:], 40<<10), 1<<14)) // more than can be looked at in place
+		expect(t, refusedLarge, string(alert[:]))
+		r.reaches(outcomeLeaseFailed, 2)
+		r.waiting(8)
 		eventually(t, "the large hello is read", func() bool {
 			return r.sum(func(c *conn) bool { return len(c.buf) == 30<<10 }) == 1
 		})
@@ -482,9 +485,11 @@ func TestMoveStages(t *testing.T) {
 		_, err = buffered.Write(large[30<<10:])
 		check(t, err)
 		reaches(buffered, large)
-		check(t, refused.CloseWrite())
-		if rest := readAll(t, refused); len(rest) > 0 {
-			t.Errorf("%d bytes behind the alert", len(rest))
+		for _, conn := range []*net.TCPConn{refused, refusedLarge} {
+			check(t, conn.CloseWrite())
+			if rest := readAll(t, conn); len(rest) > 0 {
+				t.Errorf("%d bytes behind the alert", len(rest))
+			}
 		}
 
 		s := &session{TB: t, client: offered, far: agent.Conn.(*net.TCPConn)}
@@ -503,6 +508,24 @@ func TestMoveStages(t *testing.T) {
 		s.wantsEnd(static)
 		check(t, static.Close())
 	})
+}
+
+// TestMoveAnswered: an older process still says of a connection that it has
+// answered how large its hello was, which must not stop a hand-over: anybody may
+// send such a hello.
+func TestMoveAnswered(t *testing.T) {
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), nil)
+	here := encoded(netip.MustParseAddrPort("127.0.0.1:443"))
+	in := func(s stage) *handoverv1.GatewayConnection {
+		return &handoverv1.GatewayConnection{Stage: s.image(), Peer: here, Local: here, Lowat: 1, Flight: 40 << 10, Sent: 50 << 10}
+	}
+	c, err := r.lanes[0].connOf(in(lingering))
+	if err != nil || c.flight != 0 || c.sent != 0 {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	if _, err := r.lanes[0].connOf(in(reading)); err == nil {
+		t.Error("one that has not been answered can have sent more than there is")
+	}
 }
 
 // TestMoveLeasing: who waits for a data connection waits on, with the same

@@ -57,6 +57,9 @@ func (w *lane) connOf(m *handoverv1.GatewayConnection) (*conn, error) {
 	if err := c.place(m); err != nil {
 		return nil, err
 	}
+	if c.stage == lingering { // it has been answered; an older process still says what it would have sent
+		c.head, c.flight, c.sent, m.Head, m.Flight, m.Sent = nil, 0, 0, nil, 0, 0
+	}
 	if m.Account != "" {
 		if err := c.onWay(m); err != nil {
 			return nil, err
