@@ -107,6 +107,7 @@ type rig struct {
 	refusal   error // of Renew
 	questions []Question
 	asking    func() // within Renew
+	silent    bool   // Renew answers nothing
 	seen      []string
 
 	uncertified error // of Renew with a key
@@ -224,12 +225,16 @@ func (r *rig) Redeem(_ context.Context, c Code) (Grant, error) {
 }
 
 // Renew meets Desk.
-func (r *rig) Renew(_ context.Context, q Question) (Grant, error) {
+func (r *rig) Renew(ctx context.Context, q Question) (Grant, error) {
 	r.mu.Lock()
-	asking := r.asking
+	asking, silent := r.asking, r.silent
 	r.mu.Unlock()
 	if asking != nil {
 		asking()
+	}
+	if silent {
+		<-ctx.Done()
+		return Grant{}, ctx.Err()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

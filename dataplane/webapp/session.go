@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,10 +28,16 @@ const (
 	askAfter  = 3 * time.Second
 	askLatest = 10 * time.Second
 
-	// askAway is when auth is asked again that did not answer.
-	askAway = 2 * time.Second
+	// askAway is when auth is asked again that did not answer. Until it has, others
+	// than the one who asks go on for at most awayLatest.
+	askAway    = 2 * time.Second
+	awayLatest = 10 * time.Second
 
-	askTimeout  = 10 * time.Second
+	// askKnown is how long an answer is waited for by who holds a certificate that
+	// is good, askTimeout by who can do nothing without.
+	askKnown   = 2 * time.Second
+	askTimeout = 10 * time.Second
+
 	askAtOnce   = 16               // questions about sessions that are known
 	renewBefore = 5 * time.Minute  // of a certificate's ten
 	forgetAfter = 10 * time.Minute // a session that nobody uses
@@ -70,7 +77,8 @@ type session struct {
 	grant   Grant           // the last, with the certificate of certificate
 	chain   tls.Certificate // nil Certificate before the first grant
 	asked   time.Time       // when auth said yes
-	tried   time.Time       // when it was asked last
+	failed  time.Time       // when it did not answer
+	silent  bool            // it let the last question's time pass
 	used    time.Time       // when the browser sent something last
 	counted time.Time       // used, as auth knows it
 	client  netip.Addr      // of the last request
@@ -224,8 +232,15 @@ func (s *session) good(ctx context.Context, from netip.Addr) error {
 	}
 	select {
 	case s.asking <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		if s.away(awayLatest) { // somebody asks whether that is still so
+			return nil
+		}
+		select {
+		case s.asking <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	defer func() { <-s.asking }()
 	if err := context.Cause(s.ctx); err != nil {
@@ -267,10 +282,27 @@ func (s *session) fresh(most time.Duration) bool {
 	now := s.server.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil || s.chain.Certificate == nil || !now.Before(s.grant.Expires) {
-		return false
-	}
-	return now.Sub(s.asked) < most || s.tried.After(s.asked) && now.Sub(s.tried) < askAway
+	return s.soundLocked(now) && (now.Sub(s.asked) < most || s.awayLocked(now, askAway))
+}
+
+// away says that auth did not answer the last question, which ended less than most
+// ago, and that the certificate is good.
+func (s *session) away(most time.Duration) bool {
+	now := s.server.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.soundLocked(now) && s.awayLocked(now, most)
+}
+
+// soundLocked says that the session has not ended, nor its certificate.
+func (s *session) soundLocked(now time.Time) bool {
+	return s.ctx.Err() == nil && s.chain.Certificate != nil && now.Before(s.grant.Expires)
+}
+
+// awayLocked counts from when a question failed, not from when it was asked: while
+// it is under way nobody knows yet what auth will say.
+func (s *session) awayLocked(now time.Time, most time.Duration) bool {
+	return s.failed.After(s.asked) && now.Sub(s.failed) < most
 }
 
 // ask asks auth, with asking held.
@@ -311,22 +343,27 @@ func (s *session) question(ctx context.Context, from netip.Addr, certify bool) (
 	now := s.server.now()
 	s.mu.Lock()
 	q := Question{Session: s.cookie, App: s.app, Client: from, Quiet: s.chain.Certificate != nil && !s.used.After(s.counted)}
-	used := s.used
-	s.tried = now
+	used, most := s.used, askTimeout
+	if s.soundLocked(now) {
+		most = askKnown
+	}
 	s.mu.Unlock()
 	if certify {
 		q.Key = s.public
 	}
 	// Not the first one's context: the others wait too.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
 	defer cancel()
 	g, err := s.server.Desk.Renew(ctx, q)
-	if err == nil {
-		s.mu.Lock()
-		s.asked, s.counted = now, used
-		s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silent = err != nil && ctx.Err() != nil
+	if err != nil {
+		s.failed = s.server.now()
+		return Grant{}, err
 	}
-	return g, err
+	s.asked, s.counted = now, used
+	return g, nil
 }
 
 // wantsCertificate says that there is none, or one that ends soon.
@@ -397,7 +434,7 @@ func (v *visit) redeem(ctx context.Context, code, verifier string) (cookie strin
 	if err := s.take(g); err != nil {
 		return "", err
 	}
-	s.used, s.tried = v.now(), v.now() // nobody else has it yet
+	s.used = v.now() // nobody else has it yet
 	_, err = v.sessions.add(keyOf(v.app, s.cookie), s)
 	return s.cookie, err
 }
@@ -487,8 +524,14 @@ func (s *Server) bid() {
 	}
 }
 
-// look goes once over all sessions.
+// errAway: nobody vouches for a session any more.
+var errAway = errors.New("auth does not answer, and the certificate has ended")
+
+// look goes once over all sessions. Once auth has let the time of a question pass
+// the others are not asked in this round, or hundreds would each wait as long in turn:
+// they are due in the next one, and those whose certificate has ended are over.
 func (s *Server) look(ctx context.Context) {
+	var silent atomic.Bool
 	var g errgroup.Group
 	g.SetLimit(askAtOnce)
 	for _, one := range s.sessions.list() {
@@ -498,7 +541,14 @@ func (s *Server) look(ctx context.Context) {
 			s.sessions.drop(one, errForgotten)
 		case one.due():
 			g.Go(func() error {
-				one.check(ctx)
+				switch {
+				case !silent.Load():
+					if one.check(ctx) {
+						silent.Store(true)
+					}
+				case !one.holds():
+					s.sessions.drop(one, errAway)
+				}
 				return nil
 			})
 		}
@@ -516,16 +566,16 @@ func (s *session) due() bool {
 	return s.chain.Certificate != nil && (s.open > 0 || s.used.After(s.counted))
 }
 
-// check asks, unless a request does.
-func (s *session) check(ctx context.Context) {
+// check asks, unless a request does. It says whether auth was silent.
+func (s *session) check(ctx context.Context) (silent bool) {
 	select {
 	case s.asking <- struct{}{}:
 	default:
-		return
+		return false
 	}
 	defer func() { <-s.asking }()
 	if s.fresh(askAfter) || s.ctx.Err() != nil {
-		return
+		return false
 	}
 	s.mu.Lock()
 	from := s.client
@@ -533,4 +583,7 @@ func (s *session) check(ctx context.Context) {
 	if err := s.ask(ctx, from); err != nil {
 		s.server.log().Debug("a browser's session", "app", s.app, "error", err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.silent
 }

@@ -668,6 +668,131 @@ func TestAuthAway(t *testing.T) {
 	}
 }
 
+// TestAuthSilent: auth does not refuse, it says nothing. A request waited for as long
+// as the deadline of a question, and was refused, with a certificate that is good.
+func TestAuthSilent(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.ask(c, "GET", wiki+"/", with(session))
+	r.set(func() { r.silent = true })
+	r.now.Add(int64(30 * time.Second))
+	for range 3 {
+		began := time.Now()
+		if resp, body := r.ask(c, "GET", wiki+"/", with(session)); resp.StatusCode != http.StatusOK {
+			t.Errorf("with a good certificate: %s %q", resp.Status, body)
+		}
+		if took := time.Since(began); took > askTimeout/2 {
+			t.Errorf("a request waited for %v", took)
+		}
+	}
+}
+
+// TestAuthSilentBeside: who comes while auth is asked again that has not answered goes on.
+func TestAuthSilentBeside(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.ask(c, "GET", wiki+"/", with(session))
+	r.set(func() { r.refusal = errors.New("no way to auth") })
+	r.now.Add(int64(30 * time.Second))
+	r.ask(c, "GET", wiki+"/", with(session)) // the question that fails
+	asked, answer := r.hold()
+	r.now.Add(int64(askAway))
+	first := make(chan struct{})
+	go func() {
+		defer close(first)
+		r.ask(r.client("wiki."+cluster, "h2"), "GET", wiki+"/first", with(session))
+	}()
+	<-asked
+	if resp, body := r.ask(c, "GET", wiki+"/beside", with(session)); resp.StatusCode != http.StatusOK {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	close(answer)
+	<-first
+}
+
+// hold makes questions wait until answer is closed; asked is closed when there is one.
+func (r *rig) hold() (asked, answer chan struct{}) {
+	asked, answer = make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(asked) })
+	r.set(func() {
+		r.asking = func() {
+			once()
+			<-answer
+		}
+	})
+	return asked, answer
+}
+
+// TestBesideTheQuestion: a request that came while auth was asked for another one of a
+// session that had ended meanwhile was passed on.
+func TestBesideTheQuestion(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.ask(c, "GET", wiki+"/", with(session))
+	r.now.Add(int64(askAfter))
+	eventually(t, "auth knows of the use", func() bool {
+		one := r.server.sessions.list()[0]
+		one.mu.Lock()
+		defer one.mu.Unlock()
+		return !one.used.After(one.counted)
+	})
+	r.now.Add(int64(time.Minute))             // nobody has asked anything
+	r.set(func() { delete(r.good, session) }) // logged out elsewhere
+	asked, answer := r.hold()
+	codes := make(chan int, 2)
+	post := func(path string) {
+		resp, _ := r.ask(r.client("wiki."+cluster, "h2"), "POST", wiki+path, with(session))
+		codes <- resp.StatusCode
+	}
+	go post("/first")
+	<-asked
+	go post("/beside")
+	var got []int
+	select {
+	case code := <-codes:
+		got = append(got, code)
+	case <-time.After(time.Second): // both wait: whatever is too fast has shown by now
+	}
+	close(answer)
+	for len(got) < 2 {
+		got = append(got, <-codes)
+	}
+	if !slices.Equal(got, []int{http.StatusUnauthorized, http.StatusUnauthorized}) {
+		t.Errorf("answered %d", got)
+	}
+	for _, line := range r.arrived() {
+		if strings.Contains(line, "POST") {
+			t.Errorf("the application has seen %s", line)
+		}
+	}
+}
+
+// TestManySilent: auth was asked about 16 sessions at a time, and each question waited
+// for its end: what hundreds of browsers ran went on for long after their certificates.
+func TestManySilent(t *testing.T) {
+	r := newRig(t)
+	const browsers = 8 * askAtOnce
+	c := r.client("wiki."+cluster, "h2")
+	for range browsers {
+		r.ask(c, "GET", wiki+"/", with(r.know("wiki")))
+	}
+	for _, one := range r.server.sessions.list() {
+		one.mu.Lock()
+		one.open++ // something that does not end by itself
+		one.mu.Unlock()
+	}
+	r.set(func() { r.silent = true })
+	r.now.Add(int64(11 * time.Minute)) // a certificate's ten are over
+	began := time.Now()
+	eventually(t, "all sessions have ended", func() bool { return len(r.server.sessions.list()) == 0 })
+	if took := time.Since(began); took > askTimeout+5*lookEvery {
+		t.Errorf("after %v", took)
+	}
+}
+
 // TestLogout ends what runs at once.
 func TestLogout(t *testing.T) {
 	r := newRig(t)
