@@ -55,7 +55,8 @@ type Door struct {
 	Resources func(kind sallyport.Kind, name string) (sallyport.Resource, bool)
 
 	// Elsewhere is how many sessions a user has here that this door does not
-	// know: those of an earlier process. They count for limits. nil: none.
+	// know: those of an earlier process that max_sessions bounds, as SessionsBy
+	// counts them there. nil: none.
 	Elsewhere func(user string) int64
 
 	Log *slog.Logger
@@ -162,8 +163,9 @@ func (d *Door) Refused() map[string]uint64 { return d.refused.all() }
 // Sessions is the number of open sessions.
 func (d *Door) Sessions() int { return d.sessions.len() }
 
-// SessionsBy counts open sessions by kind of resource and by user.
-func (d *Door) SessionsBy() (kinds, users map[string]int64) { return d.sessions.counts() }
+// SessionsBy counts open sessions by kind of resource, and those that max_sessions
+// bounds by user.
+func (d *Door) SessionsBy() (kinds, users map[string]int64) { return d.sessions.by() }
 
 // visit is one connection at the door. It stands as Gate in the candidate, so
 // that a session knows the connection that it must not outlive.

@@ -104,13 +104,20 @@ func (l *live) forsake(err error) {
 // register enters a session unless its user has too many.
 func (d *Door) register(l *live, most int64) *sallyport.Problem {
 	var elsewhere int64
-	if l.session.Resource.Kind == sallyport.KindKube {
-		most = 0 // max_sessions counts shells; one kubectl has several connections
+	if !counts(l.session.Resource.Kind) {
+		most = 0
 	}
 	if most > 0 && d.Elsewhere != nil {
 		elsewhere = d.Elsewhere(l.session.Identity.Name)
 	}
 	return d.sessions.add(l, most, elsewhere)
+}
+
+// counts says that a session of a kind is one of those that max_sessions bounds: what
+// a person opens one by one. One kubectl has several connections, and one page of an
+// application a connection for each WebSocket.
+func counts(kind sallyport.Kind) bool {
+	return kind != sallyport.KindKube && kind != sallyport.KindApp
 }
 
 // judge is everything that must hold for a use, now.
@@ -266,10 +273,18 @@ func (l *live) limit(o sallyport.Options) time.Time {
 	if o.MaxSessionTTL > 0 {
 		end = l.session.Started.Add(o.MaxSessionTTL)
 	}
-	if na := l.session.Identity.NotAfter; o.DisconnectExpiredCert && (end.IsZero() || na.Before(end)) {
+	if na := l.session.Identity.NotAfter; endsWithCertificate(o, l.session.Identity) && (end.IsZero() || na.Before(end)) {
 		end = na
 	}
 	return end
+}
+
+// endsWithCertificate says that disconnect_expired_cert ends a session. A browser's
+// certificate is none that a person has logged in for: it lives for minutes, and is
+// renewed for as long as the web session is good. The gateway that holds its key ends
+// what runs when that is over, or when there is no newer certificate.
+func endsWithCertificate(o sallyport.Options, id sallyport.Identity) bool {
+	return o.DisconnectExpiredCert && id.Usage != sallyport.UsageWeb
 }
 
 // judgeAgain asks whether a running session may go on. An old view of the
@@ -277,7 +292,7 @@ func (l *live) limit(o sallyport.Options) time.Time {
 func (l *live) judgeAgain(o sallyport.Options) (sallyport.Options, *sallyport.Problem) {
 	d, id := l.door, l.session.Identity
 	now := d.Now()
-	if o.DisconnectExpiredCert && !now.Before(id.NotAfter) {
+	if endsWithCertificate(o, id) && !now.Before(id.NotAfter) {
 		return o, checkTime(id, now)
 	}
 	if o.MaxSessionTTL > 0 && !now.Before(l.session.Started.Add(o.MaxSessionTTL)) {
@@ -376,7 +391,8 @@ func parentProblem(ctx context.Context) *sallyport.Problem {
 	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the agent is shutting down", Hint: "connect again in a moment"}
 }
 
-// table is the open sessions and how many each user has.
+// table is the open sessions and how many of those that max_sessions bounds each
+// user has.
 type table struct {
 	mu   sync.Mutex
 	all  map[*live]struct{}
@@ -397,7 +413,9 @@ func (t *table) add(l *live, max, elsewhere int64) *sallyport.Problem {
 			Fact: fmt.Sprintf("too many sessions: your roles allow %d at a time here", max)}
 	}
 	t.all[l] = struct{}{}
-	t.each[user]++
+	if counts(l.session.Resource.Kind) {
+		t.each[user]++
+	}
 	return nil
 }
 
@@ -408,14 +426,17 @@ func (t *table) remove(l *live) {
 		return
 	}
 	delete(t.all, l)
+	if !counts(l.session.Resource.Kind) {
+		return
+	}
 	user := l.session.Identity.Name
 	if t.each[user]--; t.each[user] <= 0 {
 		delete(t.each, user)
 	}
 }
 
-// counts are the sessions by kind of resource and by user.
-func (t *table) counts() (kinds, users map[string]int64) {
+// by are the sessions by kind of resource, and those that max_sessions bounds by user.
+func (t *table) by() (kinds, users map[string]int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	kinds = map[string]int64{}

@@ -204,6 +204,65 @@ func TestMaxSessions(t *testing.T) {
 	})
 }
 
+// TestMaxSessionsKinds: the connections of browsers and of kubectl are no sessions that
+// max_sessions bounds. A page with two WebSockets did not work with max_sessions 2, and
+// left no shell.
+func TestMaxSessionsKinds(t *testing.T) {
+	for _, kind := range []sallyport.Kind{sallyport.KindApp, sallyport.KindKube} {
+		t.Run(string(kind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.decider.set(allow(sallyport.Options{MaxSessions: 1}))
+				w.door.Elsewhere = func(string) int64 { return 0 }
+				open := func(kind sallyport.Kind) *session.Session {
+					t.Helper()
+					c := w.candidate(user("alice"))
+					c.Resource.Kind = kind
+					s, err := c.Open(t.Context(), use())
+					if err != nil {
+						t.Fatalf("one of kind %s: %v", kind, err)
+					}
+					return s
+				}
+				all := []*session.Session{open(kind), open(sallyport.KindNode), open(kind)}
+				if kinds, users := w.door.SessionsBy(); kinds[string(kind)] != 2 || users["alice"] != 1 {
+					t.Errorf("sessions by kind %v and user %v", kinds, users)
+				}
+				for _, s := range all {
+					s.End(nil)
+				}
+				if _, users := w.door.SessionsBy(); len(users) != 0 {
+					t.Errorf("sessions by user %v after their ends", users)
+				}
+			})
+		})
+	}
+}
+
+// TestWebCertificate: the option that ends sessions with their certificates cut what a
+// browser ran after ten minutes, of a web session of hours.
+func TestWebCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.decider.set(allow(sallyport.Options{DisconnectExpiredCert: true}))
+		for usage, goesOn := range map[sallyport.Usage]bool{sallyport.UsageWeb: true, "": false} {
+			id := user("alice")
+			id.Usage, id.NotBefore, id.NotAfter = usage, time.Now(), time.Now().Add(10*time.Minute)
+			c := w.candidate(id)
+			c.Resource.Kind = sallyport.KindApp
+			s, err := c.Open(t.Context(), use())
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			if on := s.Context.Err() == nil; on != goesOn {
+				t.Errorf("usage %q: it goes on: %v", usage, on)
+			}
+			s.End(nil)
+		}
+	})
+}
+
 // TestEnds: everything that ends a running session ends it at once, and says why.
 func TestEnds(t *testing.T) {
 	lock := func(l sallyport.LockTarget) func(*world, *session.Session) {
