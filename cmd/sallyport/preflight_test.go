@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,8 +25,15 @@ func TestPreflight(t *testing.T) {
 	answers := func(oldest, newest int, check string) string {
 		return "case $1 in version) echo " + fmt.Sprintf(version, oldest, newest) + ";; start) " + check + ";; esac\n"
 	}
+	once := func(oldest, newest int) string {
+		return "case $1 in start) echo '{\"data_dir\":\"/d\",\"roles\":[\"gateway\"],\"program\":'" + fmt.Sprintf(version, oldest, newest) + "'}';; *) exit 9;; esac\n"
+	}
 	tests := []struct{ name, script, fact, hint string }{
 		{"good", answers(1, 1, good), "", ""},
+		{"says all at once", once(1, 1), "", ""},
+		{"says at once that it is too new", once(2, 3), "generations 2 to 3, and this process (version v1) has 1 to 1", "between the two"},
+		{"too new and refuses", answers(2, 3, "echo 'ERROR: bad' >&2; exit 1"), "generations 2 to 3", "between the two"},
+		{"fails and says who it is", "echo '{\"data_dir\":\"/d\",\"program\":'" + fmt.Sprintf(version, 1, 1) + "'}'; exit 1\n", "does not answer", "restart the service"},
 		{"newer", answers(1, 5, good), "", ""},
 		{"no program", "", "cannot be run: no such file or directory", "install(1)"},
 		{"crashes", "kill -SEGV $$\n", "does not answer", "put the new program there"},
@@ -77,6 +86,22 @@ func TestPreflightDoesNotWait(t *testing.T) {
 	defer cancel()
 	if _, _, err := c.preflight(ctx); !errors.Is(err, sallyport.ErrUnavailable) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestCheckSaysWhoItIs: an upgrade need not start the program a second time to
+// ask.
+func TestCheckSaysWhoItIs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte("version: 1\ndata_dir: /d\nroles: [gateway]\ngateway: {listen: [\":443\"], routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := (&program{ctx: t.Context(), stdout: &out}).run([]string{"start", "--config=" + file, "--check", "--format=json"}); err != nil {
+		t.Fatal(err)
+	}
+	if v := (&said{stdout: out.Bytes()}).program(); v == nil || *v != ownVersion() {
+		t.Errorf("%+v of %s", v, out.Bytes())
 	}
 }
 

@@ -84,14 +84,15 @@ func (c *startCmd) Run(p *program) error {
 	return n.live(p.ctx, heir)
 }
 
-// check reads the configuration, and says what an upgrade compares.
+// check reads the configuration, and says what an upgrade asks for.
 func (c *startCmd) check(p *program) error {
 	cfg, err := loadConfig(c.Config)
 	if err != nil {
 		return err
 	}
 	if c.Format != "text" {
-		return printAs(p.stdout, c.Format, checkReport{DataDir: cfg.DataDir, Roles: cfg.Roles})
+		own := ownVersion()
+		return printAs(p.stdout, c.Format, checkReport{DataDir: cfg.DataDir, Roles: cfg.Roles, Program: &own})
 	}
 	_, err = fmt.Fprintln(p.stdout, "The configuration is good.")
 	return err

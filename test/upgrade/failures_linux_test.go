@@ -149,9 +149,19 @@ func TestRefusedUpgrades(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.refused("no such file")
-	g.place(fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in version*) echo '{\"version\":\"0.1\",\"go\":\"x\",\"handover\":{\"oldest\":0,\"newest\":0}}'; exit 0;; esac\nexec %s \"$@\"\n", real), 0o700)
+	const (
+		older = `{"version":"0.1","go":"x","handover":{"oldest":0,"newest":0}}`
+		newer = `{"version":"9.9","go":"x","handover":{"oldest":90,"newest":99}}`
+		check = `"data_dir":"/d","roles":["gateway"]`
+	)
+	says := func(version, check string) []byte {
+		return fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in version*) echo '%s'; exit 0;; *--check*) echo '{%s}'; exit 0;; esac\nexec %s \"$@\"\n", version, check, real)
+	}
+	g.place(says(older, check), 0o700)
 	g.refused("0.1", "generations")
-	g.place(fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in version*) echo '{\"version\":\"9.9\",\"go\":\"x\",\"handover\":{\"oldest\":90,\"newest\":99}}'; exit 0;; esac\nexec %s \"$@\"\n", real), 0o700)
+	g.place(says(newer, check), 0o700)
+	g.refused("9.9", "generations")
+	g.place(says("", check+`,"program":`+newer), 0o700)
 	g.refused("9.9", "generations")
 	g.install(real)
 	write(t, g.config, strings.Replace(g.good, "listen:", "lisen:", 1))
