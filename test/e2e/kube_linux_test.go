@@ -170,6 +170,7 @@ func TestKube(t *testing.T) {
 	})
 
 	t.Run("get", k.get)
+	t.Run("pages", func(t *testing.T) { k.pages(t, real) })
 	t.Run("denials", k.denials)
 	t.Run("apply", k.apply)
 	t.Run("watch", func(t *testing.T) { k.watch(t, real) })
@@ -362,6 +363,42 @@ func (k *kubectl) get(t *testing.T) {
 	out := k.run(t, "auth", "whoami", "--as=root", "--as-group=system:masters", "--as-uid=1", "--as-user-extra=a=b", "-o", "json")
 	if !strings.Contains(out, `"ann"`) || strings.Contains(out, "root") || strings.Contains(out, "masters") || strings.Contains(out, `"a"`) {
 		t.Errorf("A120: who am I as somebody else:\n%s", out)
+	}
+}
+
+// pages: a list of which not all is to be seen comes whole, and none that began for
+// somebody else goes on: where a page ends is the name of an object.
+func (k *kubectl) pages(t *testing.T, real *kube.Cluster) {
+	const list = "/api/v1/pods?limit=1"
+	if out := k.run(t, "get", "pods", "-A", "--chunk-size=1", "-o", "name"); !strings.Contains(out, "web") || !strings.Contains(out, "cache") || strings.Contains(out, "vault") {
+		t.Errorf("in pages:\n%s", out)
+	}
+	type page struct {
+		Metadata struct{ Continue string }
+		Items    []json.RawMessage
+	}
+	pageOf := func(text string) (p page) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(text), &p); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		return p
+	}
+	for _, more := range []string{"", "&resourceVersion=0"} { // of the store, and of the server's cache
+		if p := pageOf(k.run(t, "get", "--raw", list+more)); p.Metadata.Continue != "" || len(p.Items) < 2 {
+			t.Errorf("%d objects, and the rest at %q", len(p.Items), p.Metadata.Continue)
+		}
+	}
+	text, err := real.Kubectl(t.Context(), "", "get", "--raw", list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := pageOf(string(text))
+	if begun.Metadata.Continue == "" {
+		t.Fatal("the API server gives no pages")
+	}
+	if r := k.try("", "get", "--raw", list+"&continue="+begun.Metadata.Continue); r.code == 0 || !strings.Contains(r.stderr, "(Expired)") {
+		t.Errorf("the rest of a list: %+v", r)
 	}
 }
 

@@ -178,25 +178,30 @@ func (f *filtered) field() error {
 		return noEOF(err)
 	}
 	if name == "metadata" {
-		value = withoutCount(value)
+		if value, err = wholeList(value); err != nil {
+			return err
+		}
 	}
 	f.out.Write(value)
 	return nil
 }
 
-// withoutCount takes the number of objects that remain out of a list's metadata:
-// it counts those that are not shown.
-func withoutCount(value json.RawMessage) json.RawMessage {
+// wholeList is the metadata of a list without the number of objects that remain: it
+// counts those that are not shown. One that goes on elsewhere, unasked, tells by that
+// the name of an object, and is not all there is: it is an error.
+func wholeList(value json.RawMessage) (json.RawMessage, error) {
 	var meta map[string]json.RawMessage
-	if json.Unmarshal(value, &meta) != nil || meta["remainingItemCount"] == nil {
-		return value
+	if json.Unmarshal(value, &meta) != nil {
+		return nil, errors.New("a list's metadata is no object")
+	}
+	if next := meta["continue"]; next != nil && string(next) != `""` && string(next) != "null" {
+		return nil, errors.New("a list comes in pages unasked")
+	}
+	if meta["remainingItemCount"] == nil {
+		return value, nil
 	}
 	delete(meta, "remainingItemCount")
-	out, err := json.Marshal(meta)
-	if err != nil {
-		return json.RawMessage("{}")
-	}
-	return out
+	return json.Marshal(meta)
 }
 
 func (f *filtered) objects() error {

@@ -44,7 +44,8 @@ func TestFilterList(t *testing.T) {
 		{`{"items":[],"kind":"PodList"}`, `{"items":[],"kind":"PodList"}`},
 		{`{"kind":"PodList","items":null}`, `{"kind":"PodList","items":null}`},
 		{`{"items":[` + node + `,` + nodeS + `]}`, `{"items":[` + nodeS + `]}`},
-		{`{"metadata":{"continue":"x","remainingItemCount":12},"items":[]}`, `{"metadata":{"continue":"x"},"items":[]}`},
+		{`{"metadata":{"continue":"","remainingItemCount":12},"items":[]}`, `{"metadata":{"continue":""},"items":[]}`},
+		{`{"metadata":null,"items":[]}`, `{"metadata":null,"items":[]}`},
 		{`{"kind":"Table","columnDefinitions":[{"name":"Name"}],"rows":[{"cells":["a"],"object":` + podA + `},{"cells":["b"],"object":` + podB + `},{"cells":["c"]},{"cells":["d"],"object":null}]}`,
 			`{"kind":"Table","columnDefinitions":[{"name":"Name"}],"rows":[{"cells":["a"],"object":` + podA + `}]}`},
 		// Objects without a name that can be read are not shown.
@@ -81,7 +82,7 @@ func TestFilterWatch(t *testing.T) {
 func TestHostileAnswers(t *testing.T) {
 	for _, in := range []string{
 		"", "null", "[]", `"x"`, "{", `{"items":`, `{"items":[`, `{"items":[` + podA, `{"items":[` + podA + `]`, `{"items":{}}`, `{"items":[]}{"items":[` + podB + `]}`,
-		`{"items":[]} x`, `{"items" []}`, `{items:[]}`, "\xff\xfe", `{"a":` + strings.Repeat("[", 20000),
+		`{"metadata":{"continue":"x"},"items":[]}`, `{"metadata":{"continue":{}},"items":[]}`, `{"metadata":[],"items":[]}`, `{"items":[]} x`, `{"items" []}`, `{items:[]}`, "\xff\xfe", `{"a":` + strings.Repeat("[", 20000),
 	} {
 		if out, err := run(in, false); err == nil {
 			t.Errorf("%.40q is taken: %q", in, out)

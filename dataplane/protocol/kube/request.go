@@ -187,7 +187,13 @@ func both(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(v string) bool { return !slices.Contains(b, v) })
 }
 
-// limit takes over what of a collection may be seen.
+// errExpired says that a list that came in pages has to begin anew.
+var errExpired = errors.New("the list cannot be continued")
+
+// limit takes over what of a collection may be seen. Such a list comes whole: where a
+// page ends, its continue token names the last object (EncodeContinue of
+// k8s.io/apiserver, in clear), shown or not. Clients that ask for the rest of one that
+// began before begin anew, as with a token that is too old.
 func (c *call) limit(keep keepFunc) *sallyport.Problem {
 	if keep == nil {
 		return nil
@@ -196,6 +202,12 @@ func (c *call) limit(keep keepFunc) *sallyport.Problem {
 		return sallyport.Denied("your roles allow to "+c.request.verb+" some "+printable(c.request.resource)+" only, and this request concerns all of them",
 			"name the objects")
 	}
+	if c.request.verb == "list" && slices.ContainsFunc(c.request.query["continue"], func(token string) bool { return token != "" }) {
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: errExpired,
+			Fact: "your roles allow to see some " + printable(c.request.resource) + " only, and such a list does not come in pages", Hint: "list without the continue parameter"}
+	}
+	c.request.query.Del("limit")
+	c.request.query.Del("continue")
 	c.keep = keep
 	return nil
 }

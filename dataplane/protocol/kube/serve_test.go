@@ -3,14 +3,17 @@ package kube
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -150,6 +153,80 @@ func TestFiltered(t *testing.T) {
 	if res, body := do(t, r.client("h2"), "GET", "/api/v1/pods", accept, nil); res.StatusCode != 502 || strings.Contains(body, `"prod"`) {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
+}
+
+// TestNarrowedPages: the continue token of a page names its last object. A narrowed
+// list was asked for page by page, and told every name that it did not show.
+func TestNarrowedPages(t *testing.T) {
+	pages := &paged{names: []string{"a", "b", "shared", "z"}}
+	r := newRig(t, pages.list)
+	narrow := func(k keepFunc) {
+		r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer {
+			return sallyport.KubeAnswer{Allowed: true, Groups: []string{"g"}, Keep: k}
+		})
+	}
+	c := r.client("h2")
+	const path = "/api/v1/namespaces/prod/pods"
+	_, first := do(t, c, "GET", path+"?limit=1", nil, nil)
+	var page struct{ Metadata struct{ Continue string } }
+	if err := json.Unmarshal([]byte(first), &page); err != nil || page.Metadata.Continue == "" {
+		t.Fatalf("who may see all gets no pages: %s, %v", first, err)
+	}
+	narrow(onlyDev)
+	for _, query := range []string{"?limit=1", "?limit=1&limit=2", "?limit=1&continue=", "?limit=500&resourceVersion=0"} {
+		res, body := do(t, c, "GET", path+query, nil, nil)
+		if res.StatusCode != 200 || !strings.Contains(body, `"shared"`) || strings.Contains(body, `"continue"`) || strings.Contains(body, `"name":"b"`) {
+			t.Errorf("%s: %s %s", query, res.Status, body)
+		}
+	}
+	for _, query := range []string{"?limit=1&continue=", "?continue=&continue=", "?continue="} {
+		query += page.Metadata.Continue
+		before := pages.asked.Load()
+		res, body := do(t, c, "GET", path+query, nil, nil)
+		var s status
+		if err := json.Unmarshal([]byte(body), &s); err != nil || res.StatusCode != http.StatusGone || s.Code != http.StatusGone || s.Reason != "Expired" {
+			t.Errorf("%s: %s %s", query, res.Status, body)
+		}
+		if pages.asked.Load() != before {
+			t.Errorf("%s: passed on", query)
+		}
+	}
+}
+
+// paged is a collection that an API server gives in pages, as k8s.io/apiserver does.
+type paged struct {
+	names []string
+	asked atomic.Int64
+}
+
+func (p *paged) list(w http.ResponseWriter, hr *http.Request) {
+	p.asked.Add(1)
+	q, from := hr.URL.Query(), ""
+	if c := q.Get("continue"); c != "" {
+		raw, err := base64.RawURLEncoding.DecodeString(c)
+		var place struct{ Start string }
+		if err != nil || json.Unmarshal(raw, &place) != nil {
+			fail(w, http.StatusBadRequest, "continue", nil)
+			return
+		}
+		from = strings.TrimSuffix(place.Start, "\x00")
+	}
+	limit, _ := strconv.Atoi(q.Get("limit"))
+	var items []string
+	meta := `{"resourceVersion":"7"}`
+	for i, name := range p.names {
+		if name <= from {
+			continue
+		}
+		items = append(items, `{"metadata":{"name":"`+name+`","namespace":"prod"}}`)
+		if left := len(p.names) - i - 1; len(items) == limit && left > 0 {
+			place, _ := json.Marshal(map[string]any{"v": "meta.k8s.io/v1", "rv": 7, "start": name + "\x00"}) // strings and numbers only
+			meta = fmt.Sprintf(`{"resourceVersion":"7","continue":%q,"remainingItemCount":%d}`, base64.RawURLEncoding.EncodeToString(place), left)
+			break
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"kind":"PodList","metadata":%s,"items":[%s]}`, meta, strings.Join(items, ","))
 }
 
 // TestWatch: events come as they happen, and a lock ends the watch.

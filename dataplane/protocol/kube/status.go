@@ -33,6 +33,7 @@ var reasons = map[int]string{
 	http.StatusUnauthorized:          "Unauthorized",
 	http.StatusForbidden:             "Forbidden",
 	http.StatusNotAcceptable:         "NotAcceptable",
+	http.StatusGone:                  "Expired",
 	http.StatusRequestEntityTooLarge: "RequestEntityTooLarge",
 	http.StatusUnsupportedMediaType:  "UnsupportedMediaType",
 	http.StatusTooManyRequests:       "TooManyRequests",
@@ -46,6 +47,8 @@ func codeOf(err error) int {
 	switch {
 	case errors.Is(err, sallyport.ErrDenied), errors.Is(err, sallyport.ErrStaleSnapshot), errors.Is(err, sallyport.ErrUnauthorized):
 		return http.StatusForbidden
+	case errors.Is(err, errExpired):
+		return http.StatusGone
 	case errors.Is(err, sallyport.ErrInvalid):
 		return http.StatusBadRequest
 	case errors.Is(err, sallyport.ErrExhausted):
