@@ -24,8 +24,8 @@ const (
 
 // AppProxy gives local programs, browsers among them, a port on the loopback
 // that leads to a web application. Whoever reaches the port acts as the user, so
-// pages of other sites must not: a request names this very machine, and one that
-// changes something comes from no other origin.
+// pages of other sites must not: a request names this very machine, and comes from no
+// other origin, unless a link is followed that leads here.
 type AppProxy struct {
 	// Listener accepts local programs. Serve closes it.
 	Listener net.Listener
@@ -56,7 +56,7 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	quiet := slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug)
 	proxy := halfclose.Proxy(&httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, ErrorLog: quiet})
 	srv := &http.Server{
-		Handler: p.guard(http.NewCrossOriginProtection().Handler(proxy)), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
+		Handler: p.guard(proxy), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
 		MaxHeaderBytes: appHead, ErrorLog: quiet, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
@@ -79,6 +79,9 @@ func (p *AppProxy) guard(next http.Handler) http.Handler {
 		case r.Header.Get("Upgrade") != "" && !sameOrigin(r):
 			// WebSockets know no other protection against foreign pages.
 			http.Error(w, "a page of another site may not open this WebSocket", http.StatusForbidden)
+		case foreign(r):
+			// Nothing of it reaches the application, so its own CORS headers are never asked.
+			http.Error(w, "a page of another site may lead here by a link, and do nothing else", http.StatusForbidden)
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -98,6 +101,31 @@ func local(host string) bool {
 func sameOrigin(r *http.Request) bool {
 	o := r.Header.Get("Origin")
 	return o == "" || strings.EqualFold(o, "http://"+r.Host)
+}
+
+// foreign says that a page of another origin makes the browser send this, and does
+// more by it than to follow a link. Other ports of this machine are other origins.
+//
+// Sec-Fetch-Site is believed alone where there is one: a page cannot set it (Fetch
+// Metadata, section 2).
+func foreign(r *http.Request) bool {
+	site := r.Header["Sec-Fetch-Site"]
+	if len(site) == 0 {
+		return !sameOrigin(r)
+	}
+	own := len(site) == 1 && (site[0] == "same-origin" || site[0] == "none") // none: by the user
+	return !own && !navigates(r)
+}
+
+// navigates says that the answer becomes a page in a window of its own. Without a
+// destination it is the application's own service worker that passes this on (Fetch:
+// a copied request has none), which may be for a frame: frame-ancestors is in every answer.
+func navigates(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" {
+		return false
+	}
+	mode, dest := r.Header["Sec-Fetch-Mode"], r.Header["Sec-Fetch-Dest"]
+	return len(mode) == 1 && mode[0] == "navigate" && len(dest) == 1 && (dest[0] == "document" || dest[0] == "empty")
 }
 
 func (p *AppProxy) rewrite(r *httputil.ProxyRequest) {
@@ -124,7 +152,9 @@ func (p *AppProxy) rewrite(r *httputil.ProxyRequest) {
 // localHost is the key of the host that the local program named.
 type localHost struct{}
 
-// answer leads redirects to the application's name back to this port.
+// answer leads redirects to the application's name back to this port, and lets no page
+// of another origin frame or embed what it carries, in browsers that do not say for what
+// they ask either.
 func (p *AppProxy) answer(r *http.Response) error {
 	here, _ := r.Request.Context().Value(localHost{}).(string)
 	for _, name := range []string{"Location", "Content-Location"} {
@@ -133,6 +163,10 @@ func (p *AppProxy) answer(r *http.Response) error {
 			u.Scheme, u.Host = "http", here
 			r.Header.Set(name, u.String())
 		}
+	}
+	if r.StatusCode != http.StatusSwitchingProtocols {
+		r.Header.Add("Content-Security-Policy", "frame-ancestors 'self'") // beside the application's own
+		r.Header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	}
 	return nil
 }

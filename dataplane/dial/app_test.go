@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -110,12 +111,47 @@ func TestAppProxyForeignPages(t *testing.T) {
 		"foreign page posts":    {"POST", map[string]string{"Origin": "https://evil.test"}, 403},
 		"foreign page, fetched": {"DELETE", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403},
 		"sandboxed page posts":  {"POST", map[string]string{"Origin": "null"}, 403},
+		"foreign page reads":    {"GET", map[string]string{"Origin": "https://evil.test"}, 403},
+		"foreign page, by CORS": {"GET", fetched("cross-site", "cors", "empty"), 403},
+		"preflight":             {"OPTIONS", fetched("cross-site", "cors", "empty"), 403},
+		"foreign script":        {"GET", fetched("cross-site", "no-cors", "script"), 403},
+		"foreign image":         {"HEAD", fetched("same-site", "no-cors", "image"), 403},
+		"foreign frame":         {"GET", fetched("cross-site", "navigate", "iframe"), 403},
+		"another port's frame":  {"GET", fetched("same-site", "navigate", "iframe"), 403},
+		"foreign form":          {"POST", fetched("cross-site", "navigate", "document"), 403},
+		"mode is not said":      {"GET", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403},
+		"a link":                {"GET", fetched("cross-site", "navigate", "document"), 200},
+		"a link, by a worker":   {"GET", fetched("cross-site", "navigate", "empty"), 200},
+		"typed":                 {"GET", fetched("none", "navigate", "document"), 200},
+		"own script":            {"DELETE", fetched("same-origin", "cors", "empty"), 200},
+		"own frame":             {"GET", fetched("same-origin", "navigate", "iframe"), 200},
 		"foreign WebSocket":     {"GET", map[string]string{"Origin": "https://evil.test", "Connection": "Upgrade", "Upgrade": "websocket"}, 403},
 	} {
 		before := reached
 		if resp, body := ask(t, c.method, addr, c.header); resp.StatusCode != c.want || (c.want == 200) != (reached > before) {
 			t.Errorf("%s: %s %q, reached %v", name, resp.Status, body, reached > before)
 		}
+	}
+}
+
+// fetched are the headers by which a browser says for what it asks.
+func fetched(site, mode, dest string) map[string]string {
+	return map[string]string{"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+}
+
+// TestAppProxyFramed: pages could be framed by any site, and read by it in browsers that
+// do not say for what they ask. What the application itself demands stays.
+func TestAppProxyFramed(t *testing.T) {
+	addr := appProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Security-Policy", "default-src 'self'")
+		w.Header().Set("Cross-Origin-Resource-Policy", "cross-origin")
+	})
+	resp, _ := ask(t, "GET", addr, nil)
+	if got := resp.Header["Content-Security-Policy"]; !slices.Equal(got, []string{"default-src 'self'", "frame-ancestors 'self'"}) {
+		t.Errorf("Content-Security-Policy %q", got)
+	}
+	if got := resp.Header["Cross-Origin-Resource-Policy"]; !slices.Equal(got, []string{"same-origin"}) {
+		t.Errorf("Cross-Origin-Resource-Policy %q", got)
 	}
 }
 
