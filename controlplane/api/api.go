@@ -69,7 +69,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.state = newState(&s.cfg)
 	s.guard = &guard{rules: methods(), check: s.check, standing: s.standing, denied: s.denied}
 	for _, r := range rbac.Presets() {
-		_, err := cfg.Store.Apply(ctx, store.Op{Key: rolePrefix + r.Name(), Value: r.JSON(), Expect: store.Absent})
+		// A full store must not keep auth from starting: then nobody could empty it.
+		if _, err := cfg.Store.Get(ctx, rolePrefix+r.Name()); err == nil {
+			continue
+		}
+		_, err := cfg.Store.Apply(ctx, store.Op{Key: rolePrefix + r.Name(), Value: r.JSON(), Expect: store.Absent, Reserve: true})
 		if err != nil && !errors.Is(err, sallyport.ErrExists) {
 			return nil, err
 		}

@@ -285,7 +285,7 @@ func (s *Server) putLock(ctx context.Context, req *sallyportv1.PutDocumentReques
 	if err != nil {
 		return err
 	}
-	resp.Created, err = s.store(ctx, write{key: lockPrefix + d.Metadata.Name, value: b, overwrite: req.GetOverwrite()}, func(bool) sallyport.Event {
+	resp.Created, err = s.store(ctx, write{key: lockPrefix + d.Metadata.Name, value: b, overwrite: req.GetOverwrite(), reserve: true}, func(bool) sallyport.Event {
 		return sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetText(d)}}
 	})
 	return err
@@ -342,6 +342,7 @@ type write struct {
 	key       string
 	value     []byte
 	overwrite bool
+	reserve   bool // also when the store is full
 }
 
 // store records and writes a document over exactly what was read before, so
@@ -357,7 +358,7 @@ func (s *Server) store(ctx context.Context, w write, event func(created bool) sa
 		return false, exists(strings.Replace(w.key, "/", " ", 1))
 	}
 	return created, s.change(ctx, event(created), func() error {
-		_, err := s.cfg.Store.Apply(ctx, store.Op{Key: w.key, Value: w.value, Expect: it.Revision})
+		_, err := s.cfg.Store.Apply(ctx, store.Op{Key: w.key, Value: w.value, Expect: it.Revision, Reserve: w.reserve})
 		return err
 	})
 }

@@ -206,7 +206,7 @@ func (a *announcement) refuse(r sallyport.Resource, reason string) {
 func (a *announcement) dropRest(ctx context.Context) error {
 	for _, key := range slices.Sorted(maps.Keys(a.had)) {
 		if r := a.had[key]; !a.seen[key] {
-			if err := a.inv.release(ctx, a.host.ID, r.Kind, r.Name); err != nil {
+			if err := a.inv.release(ctx, a.host.ID, r.Resource, false); err != nil {
 				return err
 			}
 		}
@@ -288,10 +288,11 @@ func (inv *Inventory) tryClaim(ctx context.Context, r sallyport.Resource, had he
 	return err == nil, err
 }
 
-// release gives a name up.
-func (inv *Inventory) release(ctx context.Context, agent string, k sallyport.Kind, name string) error {
+// release gives a resource's name up; with reserve also in a full store, where
+// that takes a new list of the others who have it.
+func (inv *Inventory) release(ctx context.Context, agent string, r sallyport.Resource, reserve bool) error {
 	for range maxRaces {
-		err := inv.tryRelease(ctx, agent, k, name)
+		err := inv.tryRelease(ctx, agent, r, reserve)
 		if !errors.Is(err, sallyport.ErrConflict) && !errors.Is(err, sallyport.ErrExists) && !errors.Is(err, sallyport.ErrNotFound) {
 			return err
 		}
@@ -299,16 +300,17 @@ func (inv *Inventory) release(ctx context.Context, agent string, k sallyport.Kin
 	return busy()
 }
 
-func (inv *Inventory) tryRelease(ctx context.Context, agent string, k sallyport.Kind, name string) error {
-	ops := []store.Op{{Key: resourceKey(agent, k, name), Delete: true, Expect: store.Any}}
-	o, it, err := inv.owners(ctx, k, name)
+func (inv *Inventory) tryRelease(ctx context.Context, agent string, r sallyport.Resource, reserve bool) error {
+	ops := []store.Op{{Key: resourceKey(agent, r.Kind, r.Name), Delete: true, Expect: store.Any}}
+	o, it, err := inv.owners(ctx, r.Kind, r.Name)
 	if err != nil {
 		return err
 	}
 	if i := slices.Index(o.Agents, agent); i >= 0 {
 		o.Agents = slices.Delete(o.Agents, i, i+1)
-		op := store.Op{Key: nameKey(k, name), Expect: it.Revision, Delete: len(o.Agents) == 0}
+		op := store.Op{Key: nameKey(r.Kind, r.Name), Expect: it.Revision, Delete: len(o.Agents) == 0}
 		if !op.Delete {
+			op.Reserve = reserve
 			if op.Value, err = store.Keep(it.Value, o); err != nil {
 				return err
 			}

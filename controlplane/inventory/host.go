@@ -260,7 +260,7 @@ func (inv *Inventory) Remove(ctx context.Context, id string, until time.Time) (f
 		return nil, err
 	}
 	// First the host, so that it takes no new names meanwhile.
-	ops := []store.Op{{Key: it.Key, Delete: true, Expect: store.Any}, {Key: removedKey(id), Value: value, Expect: store.Any}}
+	ops := []store.Op{{Key: it.Key, Delete: true, Expect: store.Any}, {Key: removedKey(id), Value: value, Expect: store.Any, Reserve: true}}
 	if rec.Tag != 0 {
 		ops = append(ops, store.Op{Key: tagKey(rec.Tag), Delete: true, Expect: store.Any})
 	}
@@ -291,7 +291,7 @@ func (inv *Inventory) releaseAll(ctx context.Context, id string) (freed []string
 	}
 	for _, key := range slices.Sorted(maps.Keys(held)) {
 		r := held[key]
-		if err := inv.release(ctx, id, r.Kind, r.Name); err != nil {
+		if err := inv.release(ctx, id, r.Resource, true); err != nil {
 			return nil, err
 		}
 		freed = append(freed, key)

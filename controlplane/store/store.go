@@ -43,13 +43,19 @@ const (
 // Op is one step of a transaction. With Delete the key goes; with Check nothing
 // happens to it, only the expectation must hold; else it is set to Value. Expect is the revision that the key must have (Any, Absent, or
 // Item.Revision); so the zero value creates and never overwrites.
+//
+// A full store takes no values, but for those with Reserve: a little is kept for
+// them, and for deletions. They are what administrators stop somebody with; nothing
+// that an agent or a user can have written has Reserve. It counts when all values
+// of the transaction have it.
 type Op struct {
-	Key    string
-	Value  []byte
-	Delete bool
-	Check  bool
-	Expect int64
-	Lease  LeaseID
+	Key     string
+	Value   []byte
+	Delete  bool
+	Check   bool
+	Reserve bool
+	Expect  int64
+	Lease   LeaseID
 }
 
 // Change is one event of a watch. Deleted items have no value.

@@ -117,6 +117,14 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	if err := failpoint.Hit("store.apply"); err != nil {
 		return 0, unavailable(err)
 	}
+	bytes, ordinary := costOf(ops)
+	if ordinary {
+		leave, err := s.enter(bytes)
+		if err != nil {
+			return 0, err
+		}
+		defer leave()
+	}
 	asked := ctx
 	ctx, cancel, err := s.op(ctx)
 	if err != nil {
@@ -125,7 +133,7 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	defer cancel()
 	began := time.Now()
 	r, err := s.client.Txn(ctx).If(cmps...).Then(steps...).Else(looks...).Commit()
-	if full := err; errors.Is(full, rpctypes.ErrNoSpace) && s.reclaim(began) {
+	if full := err; errors.Is(full, rpctypes.ErrNoSpace) && s.reclaim(began, s.space.most()-bytes) {
 		again, cancel, closed := s.op(asked)
 		if closed != nil {
 			return 0, unavailable(closed)
@@ -190,6 +198,11 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	if ttl < store.MinTTL || ttl > store.MaxTTL {
 		return 0, invalid(fmt.Sprintf("lease of %v: want %v to %v", ttl, store.MinTTL, store.MaxTTL))
 	}
+	leave, err := s.enter(leaseCost)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
 	asked := ctx
 	ctx, cancel, err := s.op(ctx)
 	if err != nil {
@@ -198,7 +211,7 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	defer cancel()
 	began, seconds := time.Now(), int64((ttl+time.Second-1)/time.Second)
 	r, err := s.client.Grant(ctx, seconds)
-	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began) {
+	if errors.Is(err, rpctypes.ErrNoSpace) && s.reclaim(began, s.space.most()-leaseCost) {
 		again, cancel, closed := s.op(asked)
 		if closed != nil {
 			return 0, unavailable(closed)
@@ -293,7 +306,7 @@ func leaseError(err error) error {
 func unavailable(err error) error {
 	fact, hint := "the store does not answer", ""
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		fact, hint = "the store is full", "remove what is not needed; of an etcd cluster of your own, compact, defragment and disarm the alarm"
+		fact, hint = "the store is full", "remove what is not needed, or raise auth.etcd.quota_mib; of an etcd cluster of your own, compact, defragment and disarm the alarm"
 	}
 	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fact, Hint: hint, Cause: err}
 }

@@ -23,13 +23,11 @@ import (
 type EmbeddedConfig struct {
 	Dir    string // of its own, for example data_dir/store; made when absent
 	Prefix string // default "sallyport/"
-	Quota  int64  // bytes of the database; default 2 GiB
+	Quota  int64  // bytes of the database, but for the reserve (space); default 2 GiB
 	Log    *slog.Logger
 }
 
 const (
-	defaultQuota = 2 << 30
-
 	// A single member elects itself after at most one election timeout, so
 	// this bounds the start; several members live on one local network.
 	tickMS     = 50
@@ -98,6 +96,7 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Sto
 	if s.space.log == nil {
 		s.space.log = slog.New(slog.DiscardHandler)
 	}
+	s.space.backend = server.Server.Backend()
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -109,6 +108,7 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Sto
 	}()
 	s.stop = sync.OnceValue(func() error {
 		hush()
+		s.space.close()
 		err := s.client.Close()
 		server.Close()
 		<-drained
@@ -150,7 +150,7 @@ func serverConfig(cfg EmbeddedConfig, dir, sockets string) *embed.Config {
 	c.Name = memberName
 	c.Dir = filepath.Join(dir, "etcd")
 	c.TickMs, c.ElectionMs = tickMS, electionMS
-	c.QuotaBackendBytes = quotaOf(cfg)
+	c.QuotaBackendBytes = mostOf(quotaOf(cfg))
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = compactionEvery
 	c.EnableGRPCGateway = false
