@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -68,6 +69,8 @@ type auth struct {
 	serving  *serving   // nil while nothing is served
 	frozen   bool       // from freeze on, until thaw
 
+	shownStore atomic.Pointer[etcd.Store] // store, for the status; nil while none is open
+
 	mu   sync.Mutex
 	cert *tls.Certificate
 }
@@ -105,10 +108,12 @@ func (a *auth) open(ctx context.Context) error {
 	if err := durable.MkdirAll(dir); err != nil {
 		return err
 	}
-	var err error
-	if a.store, err = openStore(ctx, a.cfg, dir, a.log); err != nil {
+	s, err := openStore(ctx, a.cfg, dir, a.log)
+	if err != nil {
 		return err
 	}
+	a.store = s
+	a.shownStore.Store(s)
 	sealer, err := ca.OpenKeyFile(filepath.Join(dir, "kek"))
 	if err != nil {
 		return err
@@ -153,20 +158,11 @@ func (a *auth) shut() error {
 		errs = append(errs, a.store.Close())
 	}
 	a.events, a.store = nil, nil
+	a.shownStore.Store(nil)
 	return errors.Join(errs...)
 }
 
-// openStore returns nil with an error, and not a nil store in an interface: shut
-// would close that.
-func openStore(ctx context.Context, cfg *config, dir string, log *slog.Logger) (store.Store, error) {
-	s, err := openEtcd(ctx, cfg, dir, log)
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-func openEtcd(ctx context.Context, cfg *config, dir string, log *slog.Logger) (*etcd.Store, error) {
+func openStore(ctx context.Context, cfg *config, dir string, log *slog.Logger) (*etcd.Store, error) {
 	if e := cfg.Auth.Etcd; len(e.Endpoints) > 0 {
 		t, err := clientTLS(e.TLS)
 		if err != nil {
@@ -174,7 +170,7 @@ func openEtcd(ctx context.Context, cfg *config, dir string, log *slog.Logger) (*
 		}
 		return etcd.OpenCluster(ctx, etcd.ClusterConfig{Endpoints: e.Endpoints, TLS: t})
 	}
-	return etcd.OpenEmbedded(ctx, etcd.EmbeddedConfig{Dir: filepath.Join(dir, "etcd"), Log: log})
+	return etcd.OpenEmbedded(ctx, etcd.EmbeddedConfig{Dir: filepath.Join(dir, "etcd"), Quota: cfg.Auth.Etcd.quota(), Log: log})
 }
 
 // clientTLS is nil without files: plain endpoints.

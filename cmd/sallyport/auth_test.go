@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -20,5 +21,45 @@ func TestStoreThatCannotBeOpened(t *testing.T) {
 	}
 	if _, err := openAuth(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a store that is a file was opened")
+	}
+}
+
+// TestStoreShown: how much auth's store has and may have is in the status, in the
+// metrics, and configured.
+func TestStoreShown(t *testing.T) {
+	cfg := authOnly(t)
+	quota := 100
+	cfg.Auth.Etcd.QuotaMiB = &quota
+	log := slog.New(slog.DiscardHandler)
+	a, err := openAuth(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	n := newNode(cfg, log)
+	n.shownAuth.Store(a)
+	s := n.status()
+	if got := s.Auth.Store; got == nil || got.Quota != 100<<20 || got.Reserve != 100<<20/16 || got.Bytes <= 0 || got.InUse <= 0 || got.InUse > got.Bytes {
+		t.Errorf("%+v", got)
+	}
+	var out strings.Builder
+	if err := s.print(&out); err != nil || !strings.Contains(out.String(), " in use, of 100\n") {
+		t.Errorf("%v: %s", err, &out)
+	}
+	metrics := []string{"sallyport_store_bytes", "sallyport_store_in_use_bytes", "sallyport_store_quota_bytes"}
+	got := gather(t, newBook(n))
+	for _, name := range metrics {
+		if got[name] == nil {
+			t.Errorf("no %s", name)
+		}
+	}
+	if err := a.shut(); err != nil {
+		t.Fatal(err)
+	}
+	got = gather(t, newBook(n))
+	for _, name := range metrics {
+		if got[name] != nil {
+			t.Errorf("%s of a closed store", name)
+		}
 	}
 }

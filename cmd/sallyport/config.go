@@ -54,7 +54,18 @@ type etcdConfig struct {
 	Embedded  *bool     `yaml:"embedded"`  // Keep state in this process, in `data_dir`. Default: `true` unless `endpoints` are given.
 	Endpoints []string  `yaml:"endpoints"` // URLs of an etcd cluster to use instead: `https://etcd1:2379`.
 	TLS       tlsConfig `yaml:"tls"`       // How auth and the etcd cluster know each other.
+	QuotaMiB  *int      `yaml:"quota_mib"` // MiB that the embedded store's database may have, its history of 15 minutes included: 64 to 8192. When it is full, changes are refused but for locks and removals, for which a sixteenth of it, 16 MiB at most, is kept besides. Takes effect at the next start. Default: 2048.
 }
+
+// What the embedded store may have: not less than an announcement as large as may
+// be takes with its history, and not more than etcd is made for.
+const (
+	leastQuotaMiB = 64
+	mostQuotaMiB  = 8192
+)
+
+// quota is 0 for the store's default, in bytes.
+func (c *etcdConfig) quota() int64 { return int64(given(c.QuotaMiB)) << 20 }
 
 type tlsConfig struct {
 	CA   string `yaml:"ca"`   // File with the CA's certificates. Default: those of the system.

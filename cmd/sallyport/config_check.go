@@ -74,6 +74,14 @@ func (k *checker) auth(a *authConfig) {
 			k.add("auth.etcd", "embedded: false needs endpoints")
 		}
 	}
+	if q := a.Etcd.QuotaMiB; q != nil {
+		switch {
+		case len(a.Etcd.Endpoints) > 0:
+			k.add("auth.etcd.quota_mib", "is of the embedded store; an etcd cluster has its own (--quota-backend-bytes)")
+		case *q < leastQuotaMiB || *q > mostQuotaMiB:
+			k.add("auth.etcd.quota_mib", "%d; from %d to %d", *q, leastQuotaMiB, mostQuotaMiB)
+		}
+	}
 	if (a.Etcd.TLS.Cert == "") != (a.Etcd.TLS.Key == "") {
 		k.add("auth.etcd.tls", "cert and key are needed together")
 	}

@@ -73,10 +73,18 @@ func TestParseConfig(t *testing.T) {
 		c.Agent.SSH.Labels["n"] != "1" || *c.Auth.Etcd.Embedded || c.Log.Format != "json" {
 		t.Errorf("%+v", c)
 	}
+	const cluster, embedded = `{embedded: false, endpoints: ["https://etcd1:2379"], tls: {ca: ca.pem, cert: c.pem, key: k.pem}}`, "{embedded: true, quota_mib: 100}"
+	c, err = parseConfig([]byte(strings.Replace(good, cluster, embedded, 1)))
+	if err != nil || c.Auth.Etcd.quota() != 100<<20 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if q := new(etcdConfig).quota(); q != 0 {
+		t.Errorf("a quota of %d by default", q)
+	}
 	// Every field is used above, so that none goes untested.
 	for _, p := range paths(reflect.TypeFor[config](), "") {
 		word := p[strings.LastIndex(p, ".")+1:]
-		if !strings.Contains(good, strings.TrimSuffix(word, "[]")+":") {
+		if !strings.Contains(good+embedded, strings.TrimSuffix(word, "[]")+":") {
 			t.Errorf("%s is not in the example", p)
 		}
 	}
@@ -166,6 +174,9 @@ func TestConfigFaults(t *testing.T) {
 		{"second factor", head + "auth: {second_factor: topt}\n", `4:23: auth.second_factor: "topt" is none of off, optional, totp; did you mean "totp"?`},
 		{"etcd both", head + "auth:\n  etcd:\n    embedded: true\n    endpoints: [a]\n", "6:5: auth.etcd: embedded: true and endpoints exclude each other"},
 		{"etcd none", head + "auth:\n  etcd:\n    embedded: false\n", "6:5: auth.etcd: embedded: false needs endpoints"},
+		{"quota", head + "auth: {etcd: {quota_mib: 63}}\n", `4:26: auth.etcd.quota_mib: 63; from 64 to 8192`},
+		{"large quota", head + "auth: {etcd: {quota_mib: 8193}}\n", `4:26: auth.etcd.quota_mib: 8193; from 64 to 8192`},
+		{"quota of a cluster", head + "auth: {etcd: {endpoints: [\"https://a:1\"], quota_mib: 100}}\n", `4:54: auth.etcd.quota_mib: is of the embedded store`},
 		{"negative", head + "auth: {offline: {max_age: -1h}}\n", "4:27: auth.offline.max_age: less than zero"},
 		{"listen", head + "gateway: {listen: [\":443\", localhost]}\n", `4:28: gateway.listen[1]: "localhost" is not host:port`},
 		{"port", head + "gateway: {listen: [\":http\"]}\n", `4:20: gateway.listen[0]: ":http" has no port from 0 to 65535`},

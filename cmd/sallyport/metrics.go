@@ -76,6 +76,10 @@ func meters() []meter {
 		{"sallyport_tunnel_streams", "gauge", []string{"agent"}, "Streams that run."},
 		{"sallyport_tunnel_round_trip_seconds", "gauge", []string{"agent"}, "Round trip of the control connection."},
 
+		{"sallyport_store_bytes", "gauge", none, "Size of auth's embedded store: records, 15 minutes of their history, and what is free in it."},
+		{"sallyport_store_in_use_bytes", "gauge", none, "Of these, what is not free."},
+		{"sallyport_store_quota_bytes", "gauge", none, "What the store may have; auth.etcd.quota_mib is it. A reserve for locks and removals is not in it."},
+
 		{"sallyport_agent_sessions", "gauge", none, "Sessions that run."},
 		{"sallyport_agent_streams", "gauge", none, "Streams that are served, strangers included."},
 		{"sallyport_agent_resources", "gauge", none, "Resources that auth has assigned."},
@@ -134,6 +138,9 @@ func (b *book) Collect(out chan<- prometheus.Metric) {
 	if s.Gateway != nil && s.Gateway.Tunnel != nil {
 		p.tunnels(s.Gateway)
 	}
+	if s.Auth != nil && s.Auth.Store != nil {
+		p.store(s.Auth.Store)
+	}
 	if s.Agent != nil {
 		p.agent(s.Agent)
 	}
@@ -188,6 +195,12 @@ func (p page) process(s nodeStatus) {
 		}
 		p.put("sallyport_gateway_canary_share", share)
 	}
+}
+
+func (p page) store(s *storeStatus) {
+	p.put("sallyport_store_bytes", float64(s.Bytes))
+	p.put("sallyport_store_in_use_bytes", float64(s.InUse))
+	p.put("sallyport_store_quota_bytes", float64(s.Quota))
 }
 
 func (p page) gateway(g gateway.Snapshot) {

@@ -33,6 +33,7 @@ func (f filled) Collect(out chan<- prometheus.Metric) {
 	p := page{f.book, out}
 	now := time.Unix(1000, 0)
 	p.process(nodeStatus{Version: "v", Since: now, Roles: []string{"auth", "gateway"}, Gateway: &gatewayStatus{}, Reload: &reloadReport{Time: now, NeedsRestart: []string{"a"}}})
+	p.store(&storeStatus{})
 	p.gateway(snapshotOfNothing())
 	p.loops([]gateway.LoopSnapshot{{Answered: true, Delay: time.Millisecond}, {Delay: time.Second}})
 	p.tunnels(&gatewayStatus{Tunnel: tunnel.NewHub(tunnel.HubConfig{}).Status().Counters, Tunnels: []tunnelStatus{{Agent: "a1", Parked: 2}, {Agent: "a2"}, {Agent: "a1", Parked: 3}}})
@@ -178,6 +179,8 @@ func metricsPage(t *testing.T) string {
 - ` + "`histogram_quantile(0.99, rate(sallyport_gateway_first_byte_seconds_bucket[5m]))`" + `: what clients wait, network aside.
 - ` + "`sallyport_loop_delay_seconds`" + ` above some milliseconds: the processor is short.
 - ` + "`sallyport_tunnel_parked == 0`" + `, and ` + "`sallyport_gateway_lease_wait_seconds`" + `: an agent cannot keep up with its clients.
+- ` + "`sallyport_store_in_use_bytes / sallyport_store_quota_bytes`" + ` above 0.8: remove what is not needed, or raise ` + "`auth.etcd.quota_mib`" + `;
+  ` + "`sallyport_store_bytes`" + ` comes near it by history alone, too, and then that is given up.
 - ` + "`sallyport_reload_success == 0`" + `: a configuration was refused; ` + "`sallyport status`" + ` says why.
 - ` + "`time() - sallyport_agent_contact_time_seconds`" + `: how long auth has been away from an agent.
 `)

@@ -49,7 +49,7 @@ func TestTakeOver(t *testing.T) {
 		t.Errorf("taken: %q", got)
 	}
 	rest := differences(&effective, full)
-	for _, path := range []string{"data_dir", "roles", "cluster", "gateway.listen", "gateway.auth", "gateway.limits.half_open", "metrics.listen", "log.format", "auth.listen"} {
+	for _, path := range []string{"data_dir", "roles", "cluster", "gateway.listen", "gateway.auth", "gateway.limits.half_open", "metrics.listen", "log.format", "auth.listen", "auth.etcd.endpoints"} {
 		if !slices.Contains(rest, path) {
 			t.Errorf("%s is not said to need a restart", path)
 		}
@@ -61,6 +61,11 @@ func TestTakeOver(t *testing.T) {
 	}
 	if d := differences(full, full); len(d) != 0 {
 		t.Errorf("a configuration differs from itself: %q", d)
+	}
+	quota := new(config)
+	quota.Auth.Etcd.QuotaMiB = new(int)
+	if rest := differences(&effective, quota); !slices.Contains(rest, "auth.etcd.quota_mib") {
+		t.Errorf("the store's quota is not said to need a restart: %q", rest)
 	}
 	// Restart is needed for these limits, and their comments say so.
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "config.md"))

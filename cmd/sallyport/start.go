@@ -208,6 +208,7 @@ type node struct {
 	api          atomic.Pointer[http.Handler]
 	shownGateway atomic.Pointer[gatewayRole]
 	shownAgent   atomic.Pointer[agentRole]
+	shownAuth    atomic.Pointer[auth]
 }
 
 func newNode(cfg *config, log *slog.Logger) *node {
@@ -327,6 +328,7 @@ func (n *node) nameAuth() (err error) {
 func (n *node) serveAuth(ctx context.Context, a *auth) {
 	handler := http.Handler(&a.admin)
 	n.api.Store(&handler)
+	n.shownAuth.Store(a)
 	actx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.stopAuth, n.authDone = stop, make(chan struct{})
 	go func() {

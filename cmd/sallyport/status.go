@@ -23,12 +23,25 @@ type nodeStatus struct {
 	Goroutines int            `json:"goroutines"`
 	Health     string         `json:"health"`           // "ok", or why nobody should be sent here
 	Reload     *reloadReport  `json:"reload,omitempty"` // the last one
+	Auth       *authStatus    `json:"auth,omitempty"`
 	Gateway    *gatewayStatus `json:"gateway,omitempty"`
 	Agent      *agentStatus   `json:"agent,omitempty"`
 
 	Upgrades []upgradeReport `json:"upgrades"` // the last ones of this data directory, oldest first
 	Remnants []remnantReport `json:"remnants"` // old processes that still have work
 	Canary   *canaryStatus   `json:"canary,omitempty"`
+}
+
+type authStatus struct {
+	Store *storeStatus `json:"store,omitempty"` // nil of an etcd cluster, and while the store is closed
+}
+
+// storeStatus is etcd.Space for programs.
+type storeStatus struct {
+	Bytes   int64 `json:"bytes"`
+	InUse   int64 `json:"in_use_bytes"`
+	Quota   int64 `json:"quota_bytes"`
+	Reserve int64 `json:"reserve_bytes"`
 }
 
 type gatewayStatus struct {
@@ -94,11 +107,25 @@ func (n *node) status() nodeStatus {
 	if c := n.canary.Load(); c != nil {
 		s.Canary = c.status()
 	}
+	if a := n.shownAuth.Load(); a != nil {
+		s.Auth = a.status()
+	}
 	if g := n.shownGateway.Load(); g != nil {
 		s.Gateway = g.status()
 	}
 	if a := n.shownAgent.Load(); a != nil {
 		s.Agent = a.status()
+	}
+	return s
+}
+
+func (a *auth) status() *authStatus {
+	s := &authStatus{}
+	if store := a.shownStore.Load(); store != nil {
+		if space, ok := store.Space(); ok {
+			shown := storeStatus{Bytes: space.Size, InUse: space.InUse, Quota: space.Quota, Reserve: space.Reserve}
+			s.Store = &shown
+		}
 	}
 	return s
 }
@@ -206,6 +233,9 @@ func (s *nodeStatus) print(w io.Writer) error {
 		default:
 			row("Reload", "%s", r.Time.Local().Format(time.DateTime))
 		}
+	}
+	if a := s.Auth; a != nil && a.Store != nil {
+		row("Auth", "store %d MiB, %d in use, of %d", a.Store.Bytes>>20, a.Store.InUse>>20, a.Store.Quota>>20)
 	}
 	if g := s.Gateway; g != nil {
 		row("Gateway", "listens on %s; %s, %d waiting, %d half-open", strings.Join(g.Listen, ", "), counted(g.Relays, "relay"), g.Waiting, g.HalfOpen)
