@@ -47,13 +47,14 @@ type Config struct {
 
 // Server serves the API.
 type Server struct {
-	cfg    Config
-	state  *state
-	guard  *guard
-	web    *websession.Sessions
-	quotas quotas // of events about what strangers tried
-	turns  turns  // of large requests
-	bodies *bodies
+	cfg      Config
+	state    *state
+	guard    *guard
+	web      *websession.Sessions
+	quotas   quotas     // of events about what strangers tried
+	turns    turns      // of large requests
+	assigned hostQuotas // of events about what agents announce
+	bodies   *bodies
 
 	drained   chan struct{} // closed by Drain
 	drainOnce sync.Once

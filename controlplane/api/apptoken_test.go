@@ -20,7 +20,7 @@ func TestA97_TokensOfOthers(t *testing.T) {
 	agentID, own := w.host(t, sallyport.KindAgent)
 	_, other := w.host(t, sallyport.KindAgent)
 	app, k := "web-"+uuid.NewString()[:8], newKeyPair(t)
-	if _, err := w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindApp, Name: app, Address: "http://localhost"}}); err != nil {
+	if _, err := w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindApp, Name: app, Address: "http://localhost"}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	user := func(change func(*sallyport.Identity)) []byte {

@@ -73,7 +73,9 @@ gateway of another machine, whose address would be that of all its clients; such
 API, with the reason. Sessions are not affected: agents know the address from the gateway's open frame.
 
 **Records.** What a method changes is recorded first, and without the record it does not happen. When the change then
-fails a second record says so (success false, undone_uid). What is issued is recorded before it is handed out.
+fails a second record says so (success false, undone_uid). What is issued is recorded before it is handed out. Announce records
+what it changes of an agent's assignment (instance.assign: new, changed, given_up), and nothing when that stays as it is;
+an agent may change it 20 times at once, and then every 10 s. The tokens of IssueAppToken belong to a session whose start the agent records.
 
 **Bounds.** Who may not make a call is refused before anything of its message is read. A message has, decompressed, at most 64 KiB
 from strangers, visitors and in AccessService, 1 MiB in AdminService, 128 KiB in HostService, but 8 MiB in Announce, 2 MiB in

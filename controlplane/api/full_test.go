@@ -85,7 +85,7 @@ func TestFullStore(t *testing.T) {
 		return err
 	}
 	announce := func(host string, list ...sallyport.Resource) error {
-		_, err := full.inventory.Announce(ctx, host, list)
+		_, err := full.inventory.Announce(ctx, host, list, nil)
 		return err
 	}
 	agents := []string{uuid.NewString(), uuid.NewString()}

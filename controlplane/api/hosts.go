@@ -186,7 +186,12 @@ func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallypo
 	if err != nil {
 		return nil, err
 	}
-	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "host", "role": string(h.Kind)}}
+	leaf, err := x509.ParseCertificate(resp.GetTlsCertificate())
+	if err != nil {
+		return nil, err
+	}
+	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode,
+		Fields: map[string]any{"cert_type": "host", "role": string(h.Kind), "serial": leaf.SerialNumber.Text(16)}}
 	if err := s.emit(ctx, callerOf(ctx), e); err != nil {
 		return nil, err
 	}
@@ -203,7 +208,7 @@ func (s hostService) Announce(ctx context.Context, req *connect.Request[sallypor
 	for _, r := range req.Msg.GetResources() {
 		wanted = append(wanted, fromWire(r))
 	}
-	a, err := s.cfg.Inventory.Announce(ctx, h.ID, wanted)
+	a, err := s.cfg.Inventory.Announce(ctx, h.ID, wanted, func(d inventory.Difference, do func() error) error { return s.assign(ctx, h, d, do) })
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +226,43 @@ func (s hostService) Announce(ctx context.Context, req *connect.Request[sallypor
 		return nil, err
 	}
 	return connect.NewResponse(resp), nil
+}
+
+// namesPerEvent bounds the names in one event: of the longest that is a third of
+// audit.MaxEvent.
+const namesPerEvent = 256
+
+// assign records what an announcement changes, and changes it.
+func (s *Server) assign(ctx context.Context, h inventory.Host, d inventory.Difference, do func() error) error {
+	if !s.assigned.take(h.ID, s.cfg.Now()) {
+		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this agent changes what it announces too often", Hint: "look for names or labels that change all the time"}
+	}
+	for _, part := range slices.Backward(split(d, namesPerEvent)) { // the first is outermost
+		e := sallyport.Event{Name: audit.InstanceAssign, Code: audit.InstanceAssignCode, Fields: map[string]any{"node_name": h.Name}}
+		for field, names := range map[string][]string{"new": part.New, "changed": part.Changed, "given_up": part.GivenUp} {
+			if len(names) > 0 {
+				e.Fields[field] = names
+			}
+		}
+		next := do
+		do = func() error { return s.change(ctx, e, next) }
+	}
+	return do()
+}
+
+// split makes parts of so many names at most.
+func split(d inventory.Difference, most int) (parts []inventory.Difference) {
+	for len(d.New)+len(d.Changed)+len(d.GivenUp) > 0 {
+		var p inventory.Difference
+		left := most
+		for _, move := range []struct{ to, from *[]string }{{&p.New, &d.New}, {&p.Changed, &d.Changed}, {&p.GivenUp, &d.GivenUp}} {
+			n := min(left, len(*move.from))
+			*move.to, *move.from = (*move.from)[:n], (*move.from)[n:]
+			left -= n
+		}
+		parts = append(parts, p)
+	}
+	return parts
 }
 
 func nodeNames(list []sallyport.Resource) []string {

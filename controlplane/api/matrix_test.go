@@ -116,7 +116,7 @@ func TestA42_EveryMethod(t *testing.T) {
 	agentID, agentCert := w.host(t, sallyport.KindAgent)
 	gatewayID, gatewayCert := w.host(t, sallyport.KindGateway)
 	db := "matrix-" + uuid.NewString()[:8]
-	if _, err := w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: db, Protocol: "postgres"}}); err != nil {
+	if _, err := w.inventory.Announce(t.Context(), agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: db, Protocol: "postgres"}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, none := w.user(t, nil, w.role(t, "none", "{}"))

@@ -335,7 +335,7 @@ func TestVisible(t *testing.T) {
 	w := the()
 	agent, _ := w.host(t, sallyport.KindAgent)
 	name := "visible-" + uuid.NewString()[:8]
-	if _, err := w.inventory.Announce(t.Context(), agent, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: name, Protocol: "postgres", Labels: map[string]string{"env": "prod"}}}); err != nil {
+	if _, err := w.inventory.Announce(t.Context(), agent, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: name, Protocol: "postgres", Labels: map[string]string{"env": "prod"}}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, yes := w.user(t, nil, w.role(t, "sees", `{"db_labels":{"env":"prod"},"db_users":["alice"],"db_names":["*"]}`))

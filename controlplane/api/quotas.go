@@ -58,6 +58,33 @@ func (q *quotas) take(source string, now time.Time) (ok bool, left uint64) {
 	return true, left
 }
 
+const (
+	assignBurst = 20
+	assignEvery = 10 * time.Second // one more change of what an agent announces
+)
+
+// hostQuotas bound how often each host may change what is recorded at each change.
+// The zero value is ready; all methods may be called concurrently.
+type hostQuotas struct {
+	mu    sync.Mutex
+	hosts map[string]quota // of all that have changed something
+}
+
+func (q *hostQuotas) take(host string, now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	slot := q.hosts[host]
+	if !slot.room(now, assignBurst, assignEvery) {
+		return false
+	}
+	slot.used++
+	if q.hosts == nil {
+		q.hosts = map[string]quota{}
+	}
+	q.hosts[host] = slot
+	return true
+}
+
 // sourceOf is the network that counts as one source: an IPv4 address, or a /64.
 func sourceOf(a netip.Addr) string {
 	a = a.Unmap().WithZone("")

@@ -25,6 +25,13 @@ const recordTimeout = 10 * time.Second
 //
 // So everything that happened is in the log, and a full disk of the log stops
 // all changes.
+//
+// Two things are handed out again and again and recorded once. An agent's
+// certificates for what it serves are recorded as its assignment, when that
+// changes (assign); those that follow twice a day say the same for another week.
+// What an application is told about a visitor (IssueAppToken) is good for minutes,
+// for that application, and anew at each of them: the agent has recorded the
+// visitor's session there (app.session.start) before the first.
 
 // emit records what a caller did, durably.
 func (s *Server) emit(ctx context.Context, c Caller, e sallyport.Event) error {

@@ -81,7 +81,7 @@ func TestAuditFails(t *testing.T) {
 	}
 	agentID, _ := w.host(t, sallyport.KindAgent)
 	db := "audit-" + uuid.NewString()[:8]
-	if _, err := w.inventory.Announce(ctx, agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: db, Protocol: "postgres"}}); err != nil {
+	if _, err := w.inventory.Announce(ctx, agentID, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: db, Protocol: "postgres"}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.lock(t, `{"user":"nobody-at-all"}`)
@@ -161,6 +161,11 @@ func TestAuditFails(t *testing.T) {
 		},
 		"RenewHost": func() error {
 			_, err := agent.RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
+			return err
+		},
+		"Announce": func() error {
+			_, err := agent.Announce(ctx, connect.NewRequest(&sallyportv1.AnnounceRequest{TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub,
+				Resources: []*sallyportv1.Resource{{Kind: "db", Name: db, Protocol: "postgres"}, {Kind: "db", Name: "more-" + db, Protocol: "postgres"}}}))
 			return err
 		},
 		"IssueDatabaseCertificate": func() error {

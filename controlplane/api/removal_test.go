@@ -49,7 +49,7 @@ func TestRemoveHost(t *testing.T) {
 	name := "removal-" + uuid.NewString()[:8]
 	announce := func(id string) string {
 		t.Helper()
-		a, err := w.inventory.Announce(t.Context(), id, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: name, Protocol: "postgres"}})
+		a, err := w.inventory.Announce(t.Context(), id, []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: name, Protocol: "postgres"}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

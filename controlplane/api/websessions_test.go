@@ -62,7 +62,7 @@ func (w *world) app(t testing.TB) string {
 	t.Helper()
 	id, _ := w.host(t, sallyport.KindAgent)
 	name := "app-" + uuid.NewString()[:8]
-	a, err := w.inventory.Announce(t.Context(), id, []sallyport.Resource{{Kind: sallyport.KindApp, Name: name}})
+	a, err := w.inventory.Announce(t.Context(), id, []sallyport.Resource{{Kind: sallyport.KindApp, Name: name}}, nil)
 	if err != nil || len(a.Refusals) > 0 {
 		t.Fatal(err, a.Refusals)
 	}

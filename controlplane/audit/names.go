@@ -46,6 +46,8 @@ const (
 	InstanceJoinFailureCode = "TJ002E"
 	InstanceRemove          = "instance.remove" // an agent or a gateway was removed
 	InstanceRemoveCode      = "SA011I"
+	InstanceAssign          = "instance.assign" // what an agent serves has changed: names that are new, have changed, or are given up
+	InstanceAssignCode      = "SA012I"
 
 	LockCreate     = "lock.created"
 	LockCreateCode = "TLK00I"
@@ -92,7 +94,7 @@ func Kinds() []Kind {
 		{ResetPasswordTokenCreate, ResetPasswordTokenCreateCode},
 		{RoleCreate, RoleCreateCode}, {RoleDelete, RoleDeleteCode}, {RoleUpdate, RoleUpdateCode},
 		{JoinTokenCreate, JoinTokenCreateCode}, {JoinTokenDelete, JoinTokenDeleteCode},
-		{InstanceJoin, InstanceJoinCode}, {InstanceJoin, InstanceJoinFailureCode}, {InstanceRemove, InstanceRemoveCode},
+		{InstanceJoin, InstanceJoinCode}, {InstanceJoin, InstanceJoinFailureCode}, {InstanceRemove, InstanceRemoveCode}, {InstanceAssign, InstanceAssignCode},
 		{LockCreate, LockCreateCode}, {LockDelete, LockDeleteCode},
 		{CertificateCreate, CertificateCreateCode},
 		{AuthAttempt, AuthAttemptFailureCode},

@@ -21,6 +21,9 @@ import (
 // MaxResources bounds one announcement.
 const MaxResources = 1024
 
+// errTaken: another agent has taken a name since it was looked at.
+var errTaken = errors.New("taken")
+
 // Refusal is a resource that the agent may not serve, and why.
 type Refusal struct {
 	Kind   sallyport.Kind
@@ -43,6 +46,17 @@ type owners struct {
 	Agents []string `json:"agents"`
 }
 
+// others says that the name is that of agents with whom the resource's may not share it.
+func (o owners) others(r sallyport.Resource) bool {
+	alone := len(o.Agents) == 0 || len(o.Agents) == 1 && o.Agents[0] == r.AgentID
+	return !alone && (r.Group == "" || r.Group != o.Group)
+}
+
+// has says that nothing would change by giving the resource to its agent.
+func (o owners) has(r sallyport.Resource, had held) bool {
+	return slices.Contains(o.Agents, r.AgentID) && r.Group == o.Group && sameResource(r, had)
+}
+
 // held is a resource of an agent, as it stands in the store.
 type held struct {
 	sallyport.Resource
@@ -55,9 +69,22 @@ func resourceKey(agent string, k sallyport.Kind, name string) string {
 	return "resources/" + agent + "/" + string(k) + "/" + name
 }
 
+// Difference is what an announcement changes of what its agent serves:
+// "<kind>/<name>" in their order.
+type Difference struct {
+	New     []string // names that it has not had
+	Changed []string // that it keeps, with other labels, another address or the like
+	GivenUp []string
+}
+
+func (d Difference) none() bool { return len(d.New)+len(d.Changed)+len(d.GivenUp) == 0 }
+
 // Announce takes all that an agent wants to serve and says what it may. What
-// it had before and does not announce any more is free for others.
-func (inv *Inventory) Announce(ctx context.Context, agentID string, wanted []sallyport.Resource) (Assignment, error) {
+// it had before and does not announce any more is free for others. change, unless
+// it is nil, is called before anything is changed, and makes the change by
+// calling do; its error ends the announcement. An error of do says whether part of
+// the change was made: where another agent is faster with a name, all but that.
+func (inv *Inventory) Announce(ctx context.Context, agentID string, wanted []sallyport.Resource, change func(d Difference, do func() error) error) (Assignment, error) {
 	if len(wanted) > MaxResources {
 		return Assignment{}, invalid(fmt.Sprintf("%d resources, at most %d allowed", len(wanted), MaxResources))
 	}
@@ -68,25 +95,32 @@ func (inv *Inventory) Announce(ctx context.Context, agentID string, wanted []sal
 	if rec.Kind != sallyport.KindAgent {
 		return Assignment{}, sallyport.Denied("only agents serve resources", "")
 	}
-	had, err := inv.held(ctx, agentID)
-	if err != nil {
-		return Assignment{}, err
+	if change == nil {
+		change = func(_ Difference, do func() error) error { return do() }
 	}
-	a := &announcement{inv: inv, host: rec, had: had, out: Assignment{AgentID: agentID, Tag: rec.Tag}, seen: make(map[string]bool)}
-	for _, r := range wanted {
-		if err := a.take(ctx, r); err != nil {
+	for range maxRaces {
+		a := &announcement{inv: inv, host: rec, out: Assignment{AgentID: agentID, Tag: rec.Tag}, seen: make(map[string]bool)}
+		if err := a.look(ctx, wanted); err != nil {
 			return Assignment{}, err
 		}
+		if d := a.difference(); !d.none() {
+			err := change(d, func() error { return a.apply(ctx) })
+			if errors.Is(err, errTaken) {
+				continue
+			}
+			if err != nil {
+				return Assignment{}, err
+			}
+		}
+		rev, err := inv.store.Revision(ctx)
+		a.out.Revision = uint64(rev)
+		return a.out, err
 	}
-	if err := a.dropRest(ctx); err != nil {
-		return Assignment{}, err
-	}
-	rev, err := inv.store.Revision(ctx)
-	a.out.Revision = uint64(rev)
-	return a.out, err
+	return Assignment{}, busy()
 }
 
-// announcement is one call of Announce on its way.
+// announcement is one call of Announce on its way: first it looks what the agent
+// may have and what that changes, then it changes that.
 type announcement struct {
 	inv  *Inventory
 	host hostRecord
@@ -94,6 +128,79 @@ type announcement struct {
 	out  Assignment
 	seen map[string]bool
 	node bool // a node was announced
+
+	claims []sallyport.Resource // of out, what is to be stored
+}
+
+// look finds out what the agent may have. Its error is of the store.
+func (a *announcement) look(ctx context.Context, wanted []sallyport.Resource) (err error) {
+	if a.had, err = a.inv.held(ctx, a.host.ID); err != nil {
+		return err
+	}
+	for _, r := range wanted {
+		if err := a.take(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// difference is what apply changes.
+func (a *announcement) difference() (d Difference) {
+	for _, r := range a.claims {
+		if _, had := a.had[keyOf(r)]; had {
+			d.Changed = append(d.Changed, keyOf(r))
+		} else {
+			d.New = append(d.New, keyOf(r))
+		}
+	}
+	slices.Sort(d.Changed)
+	slices.Sort(d.New)
+	for _, key := range slices.Sorted(maps.Keys(a.had)) {
+		if !a.seen[key] {
+			d.GivenUp = append(d.GivenUp, key)
+		}
+	}
+	return d
+}
+
+// apply stores what is to be stored, and gives up what was not announced any more,
+// or is not allowed any more.
+func (a *announcement) apply(ctx context.Context) error {
+	done := 0
+	var taken []string
+	for _, r := range a.claims {
+		ok, err := a.inv.claim(ctx, r, a.had[keyOf(r)])
+		if err != nil {
+			return partly(done, err)
+		}
+		if !ok {
+			taken = append(taken, keyOf(r))
+			continue
+		}
+		done++
+	}
+	for _, key := range a.difference().GivenUp {
+		if err := a.inv.release(ctx, a.host.ID, a.had[key].Resource, false); err != nil {
+			return partly(done, err)
+		}
+		done++
+	}
+	if len(taken) > 0 {
+		return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "another agent has taken " + strings.Join(taken, ", ") + " meanwhile; the rest was changed", Cause: errTaken}
+	}
+	return nil
+}
+
+// partly says of what stopped a change that part of it was made.
+func partly(done int, err error) error {
+	var p *sallyport.Problem
+	if done == 0 || !errors.As(err, &p) {
+		return err
+	}
+	said := *p
+	said.Fact, said.Cause = "part of this was changed; then: "+p.Fact, err
+	return &said
 }
 
 // take assigns one resource or notes why not. Its error is of the store.
@@ -107,27 +214,31 @@ func (a *announcement) take(ctx context.Context, r sallyport.Resource) error {
 		return a.takeNode(ctx, r)
 	}
 	r.ID, r.Hostname = "", ""
-	return a.takeNamed(ctx, r)
+	reason, err := a.assign(ctx, r)
+	if err == nil && reason != "" {
+		a.refuse(r, reason)
+	}
+	return err
 }
 
-func (a *announcement) takeNamed(ctx context.Context, r sallyport.Resource) error {
-	reason := a.check(r)
-	if reason == "" {
-		ok, err := a.inv.claim(ctx, r, a.had[keyOf(r)])
-		if err != nil {
-			return err
-		}
-		if !ok {
-			reason = "the name belongs to another agent"
-		}
+// assign notes that the agent has the resource, or says why it may not.
+func (a *announcement) assign(ctx context.Context, r sallyport.Resource) (reason string, err error) {
+	if reason := a.check(r); reason != "" {
+		return reason, nil
 	}
-	if reason != "" {
-		a.refuse(r, reason)
-		return nil
+	o, _, err := a.inv.owners(ctx, r.Kind, r.Name)
+	if err != nil {
+		return "", err
+	}
+	if o.others(r) {
+		return "the name belongs to another agent", nil
+	}
+	if !o.has(r, a.had[keyOf(r)]) {
+		a.claims = append(a.claims, r)
 	}
 	a.seen[keyOf(r)] = true
 	a.out.Resources = append(a.out.Resources, r)
-	return nil
+	return "", nil
 }
 
 // takeNode gives the node the name it had, or the first free one of its
@@ -141,26 +252,23 @@ func (a *announcement) takeNode(ctx context.Context, r sallyport.Resource) error
 		a.refuse(r, "an agent serves one node")
 		return nil
 	}
-	var reasons []string
+	var first string
 	for _, name := range a.nodeNames(r.Hostname) {
 		r.Name = name
-		if reason := a.check(r); reason != "" {
-			reasons = append(reasons, reason)
-			continue
-		}
-		ok, err := a.inv.claim(ctx, r, a.had[keyOf(r)])
+		reason, err := a.assign(ctx, r)
 		if err != nil {
 			return err
 		}
-		if ok {
-			a.node, a.seen[keyOf(r)] = true, true
-			a.out.Resources = append(a.out.Resources, r)
+		if reason == "" {
+			a.node = true
 			return nil
 		}
-		reasons = append(reasons, "the name belongs to another agent")
+		if first == "" {
+			first = reason
+		}
 	}
 	r.Name = slug(r.Hostname)
-	a.refuse(r, reasons[0])
+	a.refuse(r, first)
 	return nil
 }
 
@@ -202,18 +310,6 @@ func (a *announcement) refuse(r sallyport.Resource, reason string) {
 	a.out.Refusals = append(a.out.Refusals, Refusal{Kind: sallyport.Kind(cut(string(r.Kind), maxLabel)), Name: cut(r.Name, maxLabel), Reason: reason})
 }
 
-// dropRest gives up what was not announced any more, or is not allowed any more.
-func (a *announcement) dropRest(ctx context.Context) error {
-	for _, key := range slices.Sorted(maps.Keys(a.had)) {
-		if r := a.had[key]; !a.seen[key] {
-			if err := a.inv.release(ctx, a.host.ID, r.Resource, false); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // held is what an agent has, by "<kind>/<name>".
 func (inv *Inventory) held(ctx context.Context, agent string) (map[string]held, error) {
 	items, _, err := inv.store.List(ctx, "resources/"+agent)
@@ -252,16 +348,14 @@ func (inv *Inventory) tryClaim(ctx context.Context, r sallyport.Resource, had he
 	if err != nil {
 		return false, err
 	}
-	mine := slices.Contains(o.Agents, r.AgentID)
-	others := len(o.Agents) > 1 || len(o.Agents) == 1 && !mine
-	if others && (r.Group == "" || r.Group != o.Group) {
+	if o.others(r) {
 		return false, nil
 	}
-	if mine && r.Group == o.Group && sameResource(r, had) {
+	if o.has(r, had) {
 		return true, nil
 	}
 	o.Group = r.Group
-	if !mine {
+	if !slices.Contains(o.Agents, r.AgentID) {
 		o.Agents = append(o.Agents, r.AgentID)
 	}
 	nameValue, err := store.Keep(it.Value, o)

@@ -56,7 +56,7 @@ func node(hostname string) sallyport.Resource {
 
 func announce(t testing.TB, inv *Inventory, id string, rs ...sallyport.Resource) Assignment {
 	t.Helper()
-	a, err := inv.Announce(t.Context(), id, rs)
+	a, err := inv.Announce(t.Context(), id, rs, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,11 +230,11 @@ func TestA06_OnlyOwnNames(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	gw := join(t, inv, sallyport.KindGateway, Allow{})
-	if _, err := inv.Announce(t.Context(), gw, []sallyport.Resource{db("x")}); !errors.Is(err, sallyport.ErrDenied) {
+	if _, err := inv.Announce(t.Context(), gw, []sallyport.Resource{db("x")}, nil); !errors.Is(err, sallyport.ErrDenied) {
 		t.Errorf("a gateway announces: %v", err)
 	}
 	for _, id := range []string{uuid.NewString(), "", "x"} {
-		if _, err := inv.Announce(t.Context(), id, []sallyport.Resource{db("x")}); !errors.Is(err, sallyport.ErrNotFound) {
+		if _, err := inv.Announce(t.Context(), id, []sallyport.Resource{db("x")}, nil); !errors.Is(err, sallyport.ErrNotFound) {
 			t.Errorf("host %q announces: %v", id, err)
 		}
 	}
@@ -318,7 +318,7 @@ func TestNames(t *testing.T) {
 	if got := names(announce(t, inv, b, db("x"), db("y"))); got != "db/x db/y" {
 		t.Errorf("after a's removal: %s", got)
 	}
-	if _, err := inv.Announce(ctx, a, nil); !errors.Is(err, sallyport.ErrNotFound) {
+	if _, err := inv.Announce(ctx, a, nil, nil); !errors.Is(err, sallyport.ErrNotFound) {
 		t.Errorf("a removed agent announces: %v", err)
 	}
 	announce(t, inv, b)
@@ -367,7 +367,7 @@ func TestNamesRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range ids {
 		wg.Go(func() {
-			a, err := inv.Announce(t.Context(), ids[i], []sallyport.Resource{db("x"), grouped(db("all"), "g")})
+			a, err := inv.Announce(t.Context(), ids[i], []sallyport.Resource{db("x"), grouped(db("all"), "g")}, nil)
 			if err != nil {
 				t.Error(err)
 				return
@@ -484,7 +484,7 @@ func TestA27_BoundedResources(t *testing.T) {
 			t.Errorf("%s: %+v", name, a.Refusals)
 		}
 	}
-	if _, err := inv.Announce(t.Context(), id, make([]sallyport.Resource, MaxResources+1)); !errors.Is(err, sallyport.ErrInvalid) {
+	if _, err := inv.Announce(t.Context(), id, make([]sallyport.Resource, MaxResources+1), nil); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Errorf("too many: %v", err)
 	}
 }
@@ -512,11 +512,103 @@ func TestRemoveWhileAnnouncing(t *testing.T) {
 			t.Error(err)
 		}
 	})}})
-	if _, err := inv.Announce(t.Context(), id, []sallyport.Resource{db("a"), db("b")}); !errors.Is(err, sallyport.ErrNotFound) {
+	if _, err := inv.Announce(t.Context(), id, []sallyport.Resource{db("a"), db("b")}, nil); !errors.Is(err, sallyport.ErrNotFound) {
 		t.Errorf("announce: %v", err)
 	}
 	if items, _, err := plain.store.List(t.Context(), ""); err != nil || len(items) != 1 || items[0].Key != removedKey(id) {
 		t.Errorf("left behind: %d records, %v", len(items), err)
+	}
+}
+
+// TestDifference: what an announcement changes is said before it is changed, and
+// what does not change is not said.
+func TestDifference(t *testing.T) {
+	inv := open(t)
+	a, b := agent(t, inv), agent(t, inv)
+	var said []Difference
+	tell := func(id string, rs ...sallyport.Resource) Assignment {
+		t.Helper()
+		said = nil
+		out, err := inv.Announce(t.Context(), id, rs, func(d Difference, do func() error) error {
+			said = append(said, d)
+			before, err := inv.held(t.Context(), id)
+			for _, key := range d.New {
+				if _, had := before[key]; had || err != nil {
+					t.Errorf("%s is there before it is said, %v", key, err)
+				}
+			}
+			return do()
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	labelled := db("x")
+	labelled.Labels = map[string]string{"env": "prod"}
+	for _, c := range []struct {
+		what string
+		list []sallyport.Resource
+		want []Difference
+	}{
+		{"nothing", nil, nil},
+		{"new", []sallyport.Resource{db("y"), db("x")}, []Difference{{New: []string{"db/x", "db/y"}}}},
+		{"the same", []sallyport.Resource{db("y"), db("x")}, nil},
+		{"labels", []sallyport.Resource{db("y"), labelled}, []Difference{{Changed: []string{"db/x"}}}},
+		{"all at once", []sallyport.Resource{db("x"), db("z")}, []Difference{{New: []string{"db/z"}, Changed: []string{"db/x"}, GivenUp: []string{"db/y"}}}},
+		{"twice, and no name", []sallyport.Resource{db("x"), db("x"), db("z"), db("a.b")}, nil},
+	} {
+		tell(a, c.list...)
+		if diff := cmp.Diff(c.want, said); diff != "" {
+			t.Errorf("%s:\n%s", c.what, diff)
+		}
+	}
+	if out := tell(b, db("x")); len(said) != 0 || len(out.Refusals) != 1 {
+		t.Errorf("another's name: %v, %v", said, out.Refusals)
+	}
+
+	// Who is not told changes nothing.
+	refused := errors.New("no")
+	_, err := inv.Announce(t.Context(), a, nil, func(Difference, func() error) error { return refused })
+	if !errors.Is(err, refused) || names(announce(t, inv, a, db("x"), db("z"))) != "db/x db/z" {
+		t.Errorf("refused: %v", err)
+	}
+	announce(t, inv, b, db("mine"))
+	if len(announce(t, inv, b, db("mine"), db("x")).Refusals) != 1 {
+		t.Error("the name was given up")
+	}
+}
+
+// TestTakenMeanwhile: where another agent is faster with a name that was said to be
+// new, the error says so, and all else is changed.
+func TestTakenMeanwhile(t *testing.T) {
+	inv := open(t)
+	a, b := agent(t, inv), agent(t, inv)
+	var said []string
+	out, err := inv.Announce(t.Context(), a, []sallyport.Resource{db("x"), db("y"), db("z")}, func(d Difference, do func() error) error {
+		announce(t, inv, b, db("y"))
+		err := do()
+		said = append(said, fmt.Sprint(d.New, err))
+		return errors.Join(err)
+	})
+	if err != nil || names(out) != "db/x db/z !db/y" {
+		t.Errorf("%v, refused %v, %v", names(out), out.Refusals, err)
+	}
+	if want := []string{"[db/x db/y db/z] another agent has taken db/y meanwhile; the rest was changed"}; !slices.Equal(said, want) {
+		t.Errorf("%q, want %q", said, want)
+	}
+}
+
+// TestPartlyAnnounced: what stops a change says that part of it was made.
+func TestPartlyAnnounced(t *testing.T) {
+	plain := open(t)
+	a := agent(t, plain)
+	inv := New(Config{Store: &stopping{plain.store, 1}})
+	for _, want := range []bool{true, false} {
+		_, err := inv.Announce(t.Context(), a, []sallyport.Resource{db("x"), db("y")}, nil)
+		if !errors.Is(err, sallyport.ErrUnavailable) || strings.Contains(err.Error(), "part of this was changed") != want {
+			t.Errorf("part of it was made: %v: %v", want, err)
+		}
 	}
 }
 
@@ -572,7 +664,7 @@ type stopping struct {
 
 func (s *stopping) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 	if s.left--; s.left < 0 {
-		return 0, sallyport.ErrUnavailable
+		return 0, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store is away"}
 	}
 	return s.Store.Apply(ctx, ops...)
 }
@@ -644,12 +736,12 @@ func TestChangesOfAgent(t *testing.T) {
 	n := 0
 	var err error
 	for ; err == nil && n < 100; n++ {
-		_, err = inv.Announce(t.Context(), a, list("a", n))
+		_, err = inv.Announce(t.Context(), a, list("a", n), nil)
 	}
 	if !errors.Is(err, sallyport.ErrExhausted) || n < 2 || n > 5 {
 		t.Fatalf("call %d: %v", n, err)
 	}
-	if _, err := inv.Announce(t.Context(), b, list("b", 0)); err != nil {
+	if _, err := inv.Announce(t.Context(), b, list("b", 0), nil); err != nil {
 		t.Errorf("another agent: %v", err)
 	}
 	now = now.Add(time.Minute)
