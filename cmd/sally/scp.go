@@ -83,8 +83,9 @@ type transfer struct {
 	program *program
 	host    string
 
-	ssh   *ssh.Client
-	files *sftp.Client
+	ssh      *ssh.Client
+	files    *sftp.Client
+	requests *requests // of files
 }
 
 const (
@@ -131,7 +132,8 @@ func (t *transfer) open() (*sftp.Client, error) {
 	if err := s.RequestSubsystem("sftp"); err != nil {
 		return nil, problem(errInvalid, "the node does not serve sftp", "")
 	}
-	files, err := sftp.NewClientPipe(out, in, sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(packetsEach))
+	t.requests = &requests{WriteCloser: in}
+	files, err := sftp.NewClientPipe(out, t.requests, sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(packetsEach))
 	if err != nil {
 		_ = s.Wait() // standard error is read to its end then
 		return nil, sshRefusal(err, said.text(), "", t.host)
@@ -370,6 +372,6 @@ func broken(err error) bool {
 	if errors.As(err, &status) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return false
 	}
-	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
 		errors.Is(err, os.ErrClosed)
 }

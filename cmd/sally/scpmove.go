@@ -123,13 +123,31 @@ func (m *move) work() {
 		if !ok {
 			return
 		}
-		n, err := m.from.ReadAt(buf, at)
-		ended := errors.Is(err, io.EOF)
-		if err == nil || ended {
+		n, ended, err := m.read(buf, at)
+		if err == nil {
 			_, err = m.to.WriteAt(buf[:n], at)
 		}
 		m.done(at, n, err, ended)
 	}
+}
+
+// read fills a block, or meets the file's end. A node may give less than it is asked
+// for, which the library takes for the end: short of the size that the file had, the
+// end is where there is nothing at all.
+func (m *move) read(buf []byte, at int64) (n int, ended bool, err error) {
+	for n < len(buf) {
+		got, err := m.from.ReadAt(buf[n:], at+int64(n))
+		n += got
+		switch {
+		case err == nil && n < len(buf): // success, says a node that gives nothing
+			return n, false, io.ErrNoProgress
+		case err != nil && !errors.Is(err, io.EOF):
+			return n, false, err
+		case err != nil && (got == 0 || at+int64(n) >= m.size):
+			return n, true, nil
+		}
+	}
+	return n, false, nil
 }
 
 // take gives the next block to a worker.
