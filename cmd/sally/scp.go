@@ -185,10 +185,9 @@ func (t *transfer) put(from, to string) error {
 	case !info.IsDir():
 		return t.putFile(from, to, info)
 	}
-	if err := t.files.Mkdir(to); err != nil {
-		if there, serr := t.files.Stat(to); serr != nil || !there.IsDir() {
-			return remoteProblem(to, err)
-		}
+	narrow, err := t.mkdir(to, kept(info))
+	if err != nil {
+		return err
 	}
 	list, err := os.ReadDir(from)
 	if err != nil {
@@ -199,7 +198,55 @@ func (t *transfer) put(from, to string) error {
 			return err
 		}
 	}
+	if err := narrow(); err != nil {
+		return err
+	}
 	return t.keepRemote(to, info)
+}
+
+// kept are the bits of a mode that are copied: never setuid.
+func kept(info fs.FileInfo) fs.FileMode {
+	if info.IsDir() {
+		return info.Mode() & (fs.ModePerm | fs.ModeSticky)
+	}
+	return info.Mode().Perm()
+}
+
+// filling is what the owner of a directory needs to put something into it.
+const filling fs.FileMode = 0o300
+
+// mkdir makes a directory on the node unless it is there, with a mode less what the
+// node's umask takes. It can be filled until narrow is called.
+func (t *transfer) mkdir(to string, mode fs.FileMode) (narrow func() error, err error) {
+	err = t.requests.making(to, mode|filling, func() error { return t.files.Mkdir(to) })
+	there, serr := t.files.Stat(to)
+	if err != nil {
+		if serr != nil || !there.IsDir() {
+			return nil, remoteProblem(to, err)
+		}
+		return func() error { return nil }, nil
+	}
+	if serr != nil {
+		return nil, remoteProblem(to, serr)
+	}
+	restrict := func(mode fs.FileMode) error {
+		now := within(there.Mode(), mode)
+		if now == there.Mode() {
+			return nil
+		}
+		if err := t.files.Chmod(to, now); err != nil {
+			return remoteProblem(to, err)
+		}
+		return nil
+	}
+	// There are servers that do not look at the mode; ours is one.
+	return func() error { return restrict(mode) }, restrict(mode | filling)
+}
+
+// within is a directory's mode without the permissions that another does not have,
+// and with its sticky bit.
+func within(now, mode fs.FileMode) fs.FileMode {
+	return now&^(fs.ModePerm&^mode) | mode&fs.ModeSticky
 }
 
 func (t *transfer) putFile(from, to string, info fs.FileInfo) error {
@@ -208,12 +255,14 @@ func (t *transfer) putFile(from, to string, info fs.FileInfo) error {
 		return problem(errInvalid, err.Error(), "")
 	}
 	defer f.Close()
-	far, err := t.files.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	far, err := t.create(to, kept(info))
 	if err != nil {
 		return remoteProblem(to, err)
 	}
-	if err := far.Chmod(info.Mode().Perm()); err != nil && t.Preserve {
-		return errors.Join(remoteProblem(to, err), far.Close())
+	if t.Preserve { // before anything is in it
+		if err := far.Chmod(kept(info)); err != nil {
+			return errors.Join(remoteProblem(to, err), far.Close())
+		}
 	}
 	m := &move{transfer: t, name: filepath.Base(from), size: info.Size(), from: f, to: far, far: far}
 	m.reopen = func() (*sftp.File, error) { return t.files.OpenFile(to, os.O_WRONLY) }
@@ -224,11 +273,21 @@ func (t *transfer) putFile(from, to string, info fs.FileInfo) error {
 	return t.keepRemote(to, info)
 }
 
+// create opens a file on the node to be written, and empties it. As with scp(1) a new
+// one has the mode, less what the node's umask takes, and another keeps its own.
+func (t *transfer) create(to string, mode fs.FileMode) (far *sftp.File, err error) {
+	err = t.requests.making(to, mode, func() (err error) {
+		far, err = t.files.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+		return err
+	})
+	return far, err
+}
+
 func (t *transfer) keepRemote(to string, info fs.FileInfo) error {
 	if !t.Preserve {
 		return nil
 	}
-	if err := t.files.Chmod(to, info.Mode().Perm()); err != nil {
+	if err := t.files.Chmod(to, kept(info)); err != nil {
 		return remoteProblem(to, err)
 	}
 	return t.files.Chtimes(to, info.ModTime(), info.ModTime())
@@ -301,7 +360,10 @@ func (t *transfer) get(from, to string) error {
 	case !info.IsDir():
 		return t.getFile(from, to, info)
 	}
-	if err := os.Mkdir(to, 0o777); err != nil { // what umask leaves of it
+	mode := kept(info) &^ foreign
+	err = os.Mkdir(to, mode|filling)
+	made := err == nil
+	if !made {
 		if there, serr := os.Stat(to); serr != nil || !there.IsDir() {
 			return problem(errInvalid, err.Error(), "")
 		}
@@ -318,7 +380,27 @@ func (t *transfer) get(from, to string) error {
 			return err
 		}
 	}
+	if made {
+		if err := narrowLocal(to, mode); err != nil {
+			return err
+		}
+	}
 	return t.keepLocal(to, info)
+}
+
+// foreign are permissions that a node cannot give: who else may write here.
+const foreign fs.FileMode = 0o022
+
+// narrowLocal takes from a directory what it was only filled by.
+func narrowLocal(dir string, mode fs.FileMode) error {
+	if mode&filling == filling {
+		return nil
+	}
+	there, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, within(there.Mode(), mode))
 }
 
 func (t *transfer) getFile(from, to string, info fs.FileInfo) error {
@@ -326,10 +408,15 @@ func (t *transfer) getFile(from, to string, info fs.FileInfo) error {
 	if err != nil {
 		return remoteProblem(from, err)
 	}
-	mode := info.Mode().Perm() &^ 0o022 // a node does not decide who else may write here
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode|0o600)
+	// As with scp(1) the owner may write to it, so that it can be copied again.
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, kept(info)&^foreign|0o200)
 	if err != nil {
 		return errors.Join(problem(errInvalid, err.Error(), ""), far.Close())
+	}
+	if t.Preserve { // before anything is in it
+		if err := f.Chmod(kept(info)); err != nil {
+			return errors.Join(problem(errInvalid, err.Error(), ""), f.Close(), far.Close())
+		}
 	}
 	m := &move{transfer: t, name: path.Base(from), size: info.Size(), from: far, to: f, far: far}
 	m.reopen = func() (*sftp.File, error) {
@@ -353,7 +440,7 @@ func (t *transfer) keepLocal(to string, info fs.FileInfo) error {
 	if !t.Preserve {
 		return nil
 	}
-	if err := os.Chmod(to, info.Mode().Perm()); err != nil { // never setuid
+	if err := os.Chmod(to, kept(info)); err != nil {
 		return err
 	}
 	return os.Chtimes(to, info.ModTime(), info.ModTime())

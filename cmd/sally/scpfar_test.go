@@ -5,22 +5,48 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport/sallyport/tools/peers"
 )
 
-// farHost is a node as scp meets it: sftp over SSH.
+// farHost is a node as scp meets it: sftp over SSH, by OpenSSH's server or by the
+// library's, which is that of nodes without one.
 type farHost struct {
 	serve func(io.Reader, io.WriteCloser)
+	mu    sync.Mutex
+	asked bytes.Buffer // the requests; guarded by mu
+}
+
+func (h *farHost) Write(b []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.asked.Write(b)
+}
+
+// kinds are the types of all requests so far.
+func (h *farHost) kinds() (list []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for b := h.asked.Bytes(); len(b) > 4; b = b[4+binary.BigEndian.Uint32(b):] {
+		list = append(list, b[4])
+	}
+	return list
 }
 
 func ownServer(in io.Reader, out io.WriteCloser) {
@@ -31,6 +57,12 @@ func ownServer(in io.Reader, out io.WriteCloser) {
 	if err == nil {
 		_ = server.Serve()
 	}
+}
+
+func systemServer(in io.Reader, out io.WriteCloser) {
+	cmd := exec.Command("/usr/lib/openssh/sftp-server")
+	cmd.Stdin, cmd.Stdout = in, out
+	_ = cmd.Run()
 }
 
 // reachFar is a transfer with a host of this test.
@@ -74,7 +106,7 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 			}()
 			served.Go(func() {
 				defer ch.Close()
-				h.serve(ch, ch)
+				h.serve(io.TeeReader(ch, h), ch)
 			})
 		}
 	})
@@ -89,6 +121,161 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 	}
 	t.Cleanup(func() { cancel(); tr.close(); l.Close(); served.Wait() })
 	return tr
+}
+
+// TestCopiedModes: what is copied is never open to more people than its source,
+// not for a moment, and what was there keeps its mode.
+func TestCopiedModes(t *testing.T) {
+	if _, err := os.Stat("/usr/lib/openssh/sftp-server"); err != nil {
+		peers.Missing(t, "sftp-server")
+	}
+	defer syscall.Umask(syscall.Umask(0o002)) // that of people who share a group
+	for _, own := range []bool{false, true} {
+		for _, up := range []bool{true, false} {
+			for _, preserve := range []bool{false, true} {
+				t.Run(fmt.Sprintf("own %v, up %v, preserve %v", own, up, preserve), func(t *testing.T) {
+					testCopiedModes(t, own, up, preserve)
+				})
+			}
+		}
+	}
+}
+
+func testCopiedModes(t *testing.T, own, up, preserve bool) {
+	h := &farHost{serve: systemServer}
+	if own {
+		h.serve = ownServer
+	}
+	tr := reachFar(t, h)
+	tr.Recursive, tr.Preserve = true, preserve
+	from, to := filepath.Join(t.TempDir(), "tree"), filepath.Join(t.TempDir(), "tree")
+	const sticky = fs.ModeSticky | 0o777
+	lay := func(root, name string, mode fs.FileMode) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		var err error
+		if name[len(name)-1] == '/' {
+			err = os.MkdirAll(path, 0o700)
+		} else {
+			err = os.WriteFile(path, []byte(name), 0o600)
+		}
+		if err := errors.Join(err, os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := []struct {
+		name               string
+		mode               fs.FileMode
+		before             fs.FileMode // of what is there already; 0 for nothing
+		up, down, preserve fs.FileMode // what it comes to
+	}{
+		{name: "/", mode: 0o700, up: 0o700, down: 0o700, preserve: 0o700},
+		{name: "secret", mode: 0o600, up: 0o600, down: 0o600, preserve: 0o600},
+		{name: "program", mode: 0o755, up: 0o755, down: 0o755, preserve: 0o755},
+		{name: "group's", mode: 0o660, up: 0o660, down: 0o640, preserve: 0o660},
+		{name: "all's", mode: 0o666, up: 0o664, down: 0o644, preserve: 0o666},
+		{name: "read only", mode: 0o400, up: 0o400, down: 0o600, preserve: 0o400},
+		{name: "narrow", mode: 0o755, before: 0o600, up: 0o600, down: 0o600, preserve: 0o755},
+		{name: "wide", mode: 0o600, before: 0o644, up: 0o644, down: 0o644, preserve: 0o600},
+		{name: "closed/", mode: 0o700, up: 0o700, down: 0o700, preserve: 0o700},
+		{name: "open/", mode: 0o755, up: 0o755, down: 0o755, preserve: 0o755},
+		{name: "tmp/", mode: sticky, up: fs.ModeSticky | 0o775, down: fs.ModeSticky | 0o755, preserve: sticky},
+		{name: "finished/", mode: 0o500, up: 0o500, down: 0o500, preserve: 0o500},
+		{name: "there/", mode: 0o755, before: 0o700, up: 0o700, down: 0o700, preserve: 0o755},
+	}
+	for _, e := range list {
+		if e.before != 0 {
+			if err := os.MkdirAll(to, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, e := range list {
+		lay(from, e.name, e.mode)
+		if e.before != 0 {
+			lay(to, e.name, e.before)
+		}
+	}
+	var err error
+	if up {
+		err = tr.put(from, to)
+	} else {
+		err = tr.get(from, to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		want := e.down
+		if up {
+			want = e.up
+		}
+		if preserve {
+			want = e.preserve
+		}
+		info, err := os.Stat(filepath.Join(to, e.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if own && up && !preserve && info.IsDir() {
+			want &^= 0o022 // which it takes from all that it makes
+		}
+		if got := info.Mode() &^ fs.ModeDir; got != want {
+			t.Errorf("%s: %v, want %v", e.name, got, want)
+		}
+		if b, err := os.ReadFile(filepath.Join(to, e.name)); !info.IsDir() && (err != nil || string(b) != e.name) {
+			t.Errorf("%s: %q, %v", e.name, b, err)
+		}
+	}
+	if up && !own {
+		h.checkMoments(t, preserve)
+	}
+}
+
+// checkMoments: modes are not put right afterwards, but for a directory into which
+// its owner may not write, and with -p before anything is in a file.
+func (h *farHost) checkMoments(t *testing.T, preserve bool) {
+	const write, setstat, fsetstat = 6, 9, 10
+	attributes, early := 0, false
+	for _, kind := range h.kinds() {
+		switch kind {
+		case sftpOpen:
+			early = false
+		case fsetstat:
+			early = true
+		case write:
+			if early != preserve {
+				t.Errorf("the mode is set before a file is written: %v, want %v", early, preserve)
+			}
+		case setstat:
+			attributes++
+		}
+	}
+	if !preserve && attributes != 1 {
+		t.Errorf("the mode is set %d times afterwards", attributes)
+	}
+}
+
+// TestPreservedMode: with -p a file that was there is as narrow as its source before
+// anything is in it. That of a process's memory has nothing at its beginning but a fault.
+func TestPreservedMode(t *testing.T) {
+	const source = "/proc/self/mem"
+	info, err := os.Stat(source)
+	if err != nil {
+		t.Skip("no /proc")
+	}
+	tr := reachFar(t, &farHost{serve: ownServer})
+	tr.Preserve = true
+	to := filepath.Join(t.TempDir(), "there")
+	if err := errors.Join(os.WriteFile(to, nil, 0o600), os.Chmod(to, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.get(source, to); err == nil {
+		t.Fatal("it could be read")
+	}
+	if now, err := os.Stat(to); err != nil || now.Mode() != info.Mode() {
+		t.Errorf("%v, %v, want %v", now.Mode(), err, info.Mode())
+	}
 }
 
 // TestBrokenIsNoEnd: a connection that breaks is not the end of a file. The SSH
