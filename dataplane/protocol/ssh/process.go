@@ -2,6 +2,7 @@ package ssh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // launch is what startProcess needs to know.
@@ -213,6 +215,17 @@ func (p *process) killJob(job int, late <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// inSession says whether a process group lives that is one of a session. Its leader
+// may be gone before the others, as the first program of a pipeline is: while one of
+// them lives, the number is no other group's.
+func inSession(group, session int) bool {
+	sid, err := unix.Getsid(group)
+	if errors.Is(err, unix.ESRCH) {
+		return syscall.Kill(-group, 0) == nil
+	}
+	return err == nil && sid == session
 }
 
 // hangUp ends the program, if it still runs, and our ends of its files. It

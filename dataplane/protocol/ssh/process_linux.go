@@ -90,13 +90,6 @@ func (o *ownProcess) close() {
 	}
 }
 
-// inSession says whether a process group's leader lives and belongs to a
-// session.
-func inSession(group, session int) bool {
-	sid, err := unix.Getsid(group)
-	return err == nil && sid == session
-}
-
 // killAs sends a signal with the effective user id given: the kernel decides
 // whom that may reach. Ids belong to threads, so the thread that takes the id
 // is thrown away afterwards.

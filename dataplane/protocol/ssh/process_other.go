@@ -5,8 +5,6 @@ package ssh
 import (
 	"os"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // ownProcess has nothing here: the process is waited for by a thread.
@@ -37,11 +35,6 @@ func (*ownProcess) await(p *process) {
 }
 
 func (*ownProcess) close() {}
-
-func inSession(group, session int) bool {
-	sid, err := unix.Getsid(group)
-	return err == nil && sid == session
-}
 
 // killAs refuses what it cannot do with the rights of the account.
 func killAs(uid uint32, pid int, sig syscall.Signal) error {

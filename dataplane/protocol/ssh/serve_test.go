@@ -312,7 +312,8 @@ func TestDisconnectEndsProcess(t *testing.T) {
 		"writes a lot": `echo $$ $$; yes`,
 
 		// With a terminal the job in its foreground has a process group of its own.
-		"a job ignores HUP": `[ ! -t 0 ] || set -m; trap "" HUP; sh -c 'echo $PPID $$; exec sleep 61'; :`,
+		"a job's leader ends": `[ ! -t 0 ] || set -m; trap "" HUP; true | sh -c 'echo $PPID $$; exec sleep 61'; :`,
+		"a job ignores HUP":   `[ ! -t 0 ] || set -m; trap "" HUP; sh -c 'echo $PPID $$; exec sleep 61'; :`,
 	} {
 		for _, tty := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, tty), func(t *testing.T) {
