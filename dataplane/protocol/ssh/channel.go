@@ -305,10 +305,14 @@ func (ch *channel) pump(to *stream, from *os.File) {
 		n, err := from.Read(buf)
 		if n > 0 {
 			ch.conn.touch()
-			if to == &ch.out && ch.files.response(buf[:n]) != nil {
-				return
+			out := buf[:n]
+			if to == &ch.out {
+				var bad error
+				if out, bad = ch.files.pass(out); bad != nil {
+					return
+				}
 			}
-			if _, werr := to.Write(buf[:n]); werr != nil {
+			if _, werr := to.Write(out); werr != nil {
 				return
 			}
 		}

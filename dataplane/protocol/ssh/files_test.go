@@ -230,6 +230,22 @@ func TestCopiesByRole(t *testing.T) {
 	}
 }
 
+// TestServerCopies: OpenSSH's sftp, whose cp has the server copy, does not find that
+// it may.
+func TestServerCopies(t *testing.T) {
+	s := newCopyHost(t, nil)
+	s.write("file", "four")
+	cmd := s.command("sftp", "-b", "-", "web1")
+	cmd.Stdin = strings.NewReader("put " + filepath.Join(s.dir, "file") + " one\n-cp one two\nls\n")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "does not support copy-data") {
+		t.Errorf("sftp: %v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(s.home, "two")); err == nil {
+		t.Error("the server has copied")
+	}
+}
+
 // TestFileServerByExec: a command that begins with a file server's name is one of
 // the client's, whatever comes behind the name, and is recorded as that.
 func TestFileServerByExec(t *testing.T) {

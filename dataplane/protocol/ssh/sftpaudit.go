@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -24,6 +25,9 @@ var errFlood = errors.New("sftp: more at once than can be written down")
 // that gives it.
 var errHandle = errors.New("sftp: a handle that is not given yet")
 
+// errCopies ends a session in which the client asks for what it was not offered.
+var errCopies = errors.New("sftp: bytes that the server would move unseen")
+
 // fileAction numbers what is done to files, as Teleport's events do; the code
 // of an event is made of it.
 type fileAction int
@@ -42,6 +46,8 @@ const (
 	fileRename   fileAction = 16
 	fileSymlink  fileAction = 18
 	fileLink     fileAction = 19
+
+	fileCopy fileAction = -1 // refused: see copies
 )
 
 // fileLog writes down what an sftp client does to files. It reads the bytes that
@@ -53,6 +59,8 @@ type fileLog struct {
 	mu        sync.Mutex
 	requests  packets               // from the client
 	responses packets               // from the program
+	greeting  []byte                // its first packet, until it is whole
+	greeted   bool                  // it was, and has gone on
 	pending   map[uint32]fileOp     // by request id
 	opening   int                   // how many of them may be answered with a handle
 	handles   map[string]*fileStats // by handle
@@ -95,6 +103,44 @@ func (l *fileLog) request(b []byte) error {
 	return l.requests.feed(b, l.asked)
 }
 
+// pass is response for the bytes as they come from the program. It gives those that
+// may go to the client: the program's offer, which comes first, is held until it is
+// whole, and goes on without what cannot be followed.
+func (l *fileLog) pass(b []byte) ([]byte, error) {
+	if l == nil {
+		return b, nil
+	}
+	b, err := l.greet(b)
+	if err != nil {
+		return nil, err
+	}
+	return b, l.response(b)
+}
+
+func (l *fileLog) greet(b []byte) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.greeted {
+		return b, nil
+	}
+	l.greeting = append(l.greeting, b...)
+	if len(l.greeting) < lengthSize {
+		return nil, nil
+	}
+	size := binary.BigEndian.Uint32(l.greeting)
+	if size == 0 || size > maxKept {
+		return nil, errPacket
+	}
+	end := lengthSize + int(size)
+	if len(l.greeting) < end {
+		return nil, nil
+	}
+	first, rest := l.greeting[:end], l.greeting[end:]
+	l.greeting, l.greeted = nil, true
+	first, err := offer(first)
+	return append(first, rest...), err
+}
+
 // response sees the program's bytes.
 func (l *fileLog) response(b []byte) error {
 	if l == nil {
@@ -119,6 +165,9 @@ func (l *fileLog) asked(size uint32, head []byte) error {
 	op := l.operation(kind, f)
 	if f.bad {
 		return errPacket
+	}
+	if op.action == fileCopy {
+		return errCopies
 	}
 	switch op.action {
 	case fileRead, fileWrite, fileClose, fileFsetstat:
@@ -185,7 +234,11 @@ func (op fileOp) opens() bool { return op.action == fileOpen || op.action == fil
 
 // extended reads OpenSSH's extensions (PROTOCOL section 4).
 func (l *fileLog) extended(f *fields) fileOp {
-	switch f.string() {
+	name := f.string()
+	if copies(name) {
+		return fileOp{action: fileCopy}
+	}
+	switch name {
 	case "posix-rename@openssh.com":
 		return fileOp{action: fileRename, path: f.string(), target: f.string()}
 	case "hardlink@openssh.com":

@@ -87,6 +87,47 @@ func TestFileLogRefuses(t *testing.T) {
 	}
 }
 
+// TestCopiesAreNotOffered: copy-data moves bytes that no line would have. It is not
+// offered, however the offer comes, and a client that asks for it is cut off.
+func TestCopiesAreNotOffered(t *testing.T) {
+	version := func(extensions ...string) []byte {
+		payload := join([]byte{fxpVersion}, number(3), str(extensions...))
+		return append(number(uint32(len(payload))), payload...)
+	}
+	status := sftpPacket(fxpStatus, 1, number(0), str("", ""))
+	for _, c := range []struct{ in, out []byte }{
+		{version("posix-rename@openssh.com", "1", "copy-data", "1", "copy-file", "1", "limits@openssh.com", "1"), version("posix-rename@openssh.com", "1", "limits@openssh.com", "1")},
+		{version("copy-data", "1"), version()},
+		{version(), version()},
+		{sftpPacket(fxpHandle, 7, str("copy-data")), sftpPacket(fxpHandle, 7, str("copy-data"))}, // odd, and nothing of ours
+	} {
+		in, want := append(slices.Clone(c.in), status...), append(slices.Clone(c.out), status...)
+		for size := range len(in) {
+			l, _ := testLog()
+			var got []byte
+			if err := feed(func(b []byte) error {
+				out, err := l.pass(slices.Clone(b))
+				got = append(got, out...)
+				return err
+			}, in, size+1); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("in pieces of %d: %q, %v, want %q", size+1, got, err, want)
+			}
+		}
+	}
+	for name, b := range map[string][]byte{
+		"malformed": version("copy-data"), "empty": number(0), "long": number(maxKept + 1), "no sftp": []byte("Welcome!"),
+	} {
+		l, _ := testLog()
+		if out, err := l.pass(b); err != errPacket || len(out) > 0 {
+			t.Errorf("%s: %q, %v", name, out, err)
+		}
+	}
+	l, _ := withOpen(t)
+	if err := l.request(sftpPacket(fxpExtended, 2, str("copy-data", "h"), make([]byte, 16), str("h"), make([]byte, 8))); err != errCopies {
+		t.Errorf("asked for: %v", err)
+	}
+}
+
 // TestFileLogTrailing: reads behind a close are of nobody, and harm nobody.
 func TestFileLogTrailing(t *testing.T) {
 	l, _ := withOpen(t)

@@ -35,6 +35,8 @@ const (
 	maxKeptData = 300      // of one with a file's bytes: a handle is 256 at most
 )
 
+const lengthSize = 4 // bytes of a packet's length, and of each string's
+
 var errPacket = errors.New("sftp: malformed packet")
 
 // packets cuts one direction of SFTP into its packets, without holding up or
@@ -42,7 +44,7 @@ var errPacket = errors.New("sftp: malformed packet")
 type packets struct {
 	max    uint32 // bytes of a packet
 	data   byte   // the type whose packets carry files
-	length [4]byte
+	length [lengthSize]byte
 	have   int    // bytes of length
 	size   uint32 // of the present packet
 	rest   uint32 // bytes of it that are still to come
@@ -89,6 +91,35 @@ func (p *packets) keep(b []byte) {
 	if room := limit - len(p.head); room > 0 {
 		p.head = append(p.head, b[:min(room, len(b))]...)
 	}
+}
+
+// copies says whether an extension has the server move bytes from file to file: how
+// many is in none of its packets (copy-data of OpenSSH's PROTOCOL, copy-file of
+// draft-ietf-secsh-filexfer-extensions-00).
+func copies(extension string) bool { return extension == "copy-data" || extension == "copy-file" }
+
+// offer is a server's first packet without the extensions that copy.
+func offer(packet []byte) ([]byte, error) {
+	f := fieldsOf(uint32(len(packet)-lengthSize), packet[lengthSize:])
+	if f.byte() != fxpVersion {
+		return packet, nil
+	}
+	f.uint32()
+	kept := packet[:len(packet)-len(f.b)]
+	kept = kept[:len(kept):len(kept)] // what follows is read while it is appended to
+	for len(f.b) > 0 {
+		pair := f.b
+		copying := copies(f.string())
+		f.string()
+		if f.bad {
+			return nil, errPacket
+		}
+		if !copying {
+			kept = append(kept, pair[:len(pair)-len(f.b)]...)
+		}
+	}
+	binary.BigEndian.PutUint32(kept, uint32(len(kept)-lengthSize))
+	return kept, nil
 }
 
 // fields reads a packet's fields in order. After a fault all are zero, and bad
