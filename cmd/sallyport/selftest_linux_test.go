@@ -194,8 +194,8 @@ func TestOldWatch(t *testing.T) {
 	if what, yes := w.holds(); yes {
 		t.Errorf("it holds nothing but sockets of this machine and of what started us: %s", what)
 	}
-	if n, err := memoryOf(cmd.Process.Pid); err != nil || n < 1<<20 {
-		t.Errorf("%d bytes, %v", n, err)
+	if m, err := memoryOf(cmd.Process.Pid); err != nil || m.all < 1<<20 || m.own >= m.all {
+		t.Errorf("%+v bytes, %v", m, err)
 	}
 	in.Close()
 	if err := w.wait(t.Context(), time.Minute); err != nil {
@@ -271,6 +271,107 @@ func TestMemorySum(t *testing.T) {
 	if n := (&memoryWatch{pid: child, below: ends}).sum(); n != 0 {
 		t.Errorf("%d bytes of a process that has ended meanwhile, and of another one", n)
 	}
+}
+
+// TestMemoryShared: pages that a process begins to share with another one, which
+// has been looked at already, are counted once.
+func TestMemoryShared(t *testing.T) {
+	if name := os.Getenv("SALLYPORT_TEST_SHARES"); name != "" {
+		beSharer(name)
+		return
+	}
+	const size = 16 << 20
+	name := filepath.Join(t.TempDir(), "shared")
+	if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mapped, err := touched(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mapped) }()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestMemoryShared$")
+	cmd.Env = append(os.Environ(), "SALLYPORT_TEST_SHARES="+name)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); _ = cmd.Wait() }()
+	lines := bufio.NewReader(out)
+	turn := func() {
+		t.Helper()
+		if line, err := lines.ReadString('\n'); err != nil {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	turn()
+	own, child, told := os.Getpid(), cmd.Process.Pid, false
+	w := &memoryWatch{pid: own, below: func(pid int) []int {
+		if pid != own {
+			return nil
+		}
+		if !told {
+			told = true
+			if _, err := in.Write([]byte{'\n'}); err != nil {
+				t.Error(err)
+			}
+			turn()
+		}
+		return []int{child}
+	}}
+	if sum, whole := w.look(); whole {
+		t.Errorf("%d bytes were counted while the child mapped %d of them", sum, size)
+	}
+	sum, whole := w.look()
+	a, err := memoryOf(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := memoryOf(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most := a.all + b.all + size/4; !whole || sum > most {
+		t.Errorf("%d bytes of %d (%v)", sum, most, whole)
+	}
+}
+
+// touched is a file's memory, in which each page is there.
+func touched(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+}
+
+// beSharer maps the file when it is told, and ends when nobody is there any more.
+func beSharer(name string) {
+	in := bufio.NewReader(os.Stdin)
+	os.Stdout.WriteString("runs\n")
+	if _, err := in.ReadString('\n'); err != nil {
+		os.Exit(3)
+	}
+	b, err := touched(name)
+	if err != nil {
+		os.Exit(3)
+	}
+	os.Stdout.WriteString("shares\n")
+	_, _ = in.ReadString('\n')
+	_ = unix.Munmap(b)
+	os.Exit(0)
 }
 
 // otherThread is one of this process that is not its first.

@@ -109,8 +109,8 @@ func (t *selftest) rest(ctx context.Context) error {
 	if err := t.crowd.Check(ctx); err != nil {
 		return err
 	}
-	var err error
-	t.before, err = memoryOf(t.gateway.pid)
+	m, err := memoryOf(t.gateway.pid)
+	t.before = m.all
 	return err
 }
 

@@ -208,34 +208,57 @@ func (w *memoryWatch) run() {
 	}
 }
 
-// sum is 0 when it cannot be told. Two things would be counted twice: the memory
-// that a child has of its parent until its execve, since it was made by clone(2)
-// with CLONE_VM; and pages that two processes share, when the first has been
-// looked at, and ends before the second is, whose alone they are then.
-func (w *memoryWatch) sum() (sum uint64) {
+// memoryLooks are taken until one is whole. Processes that start and end let go of
+// them within a few milliseconds, which a look takes too.
+const memoryLooks = 5
+
+// sum is 0 when it cannot be told.
+func (w *memoryWatch) sum() uint64 {
+	for range memoryLooks {
+		if sum, whole := w.look(); whole {
+			return sum
+		}
+	}
+	return 0
+}
+
+// memoryStir is how much may have moved between processes while one look lasts.
+const memoryStir = 256 << 10
+
+// look adds up. Three things would be counted twice: the memory that a child has of
+// its parent until its execve, since it was made by clone(2) with CLONE_VM; pages
+// of the program that a process has just begun to share, when the other one was
+// looked at before; and pages that two share, when the first has been looked at, and
+// ends before the second is, whose alone they are then. The first is left out. With
+// the others the share of one that was looked at is another by now: that look is
+// not whole.
+func (w *memoryWatch) look() (sum uint64, whole bool) {
 	type process struct{ pid, parent int }
-	var counted []int
+	counted := map[int]memoryShare{}
 	for next := []process{{w.pid, 0}}; len(next) > 0; next = next[1:] {
 		p := next[0]
 		if p.parent != 0 && sameMemory(p.pid, p.parent) {
 			continue
 		}
-		n, err := memoryOf(p.pid)
+		m, err := memoryOf(p.pid)
 		if err != nil {
 			continue // it has ended
 		}
-		sum += n
-		counted = append(counted, p.pid)
+		sum += m.all
+		counted[p.pid] = m
 		for _, child := range w.below(p.pid) {
 			next = append(next, process{child, p.pid})
 		}
 	}
-	for _, pid := range counted {
-		if !runs(pid) {
-			return 0
+	var stir uint64
+	for pid, before := range counted {
+		after, err := memoryOf(pid)
+		if err != nil || !runs(pid) {
+			return 0, false
 		}
+		stir += max(before.shared(), after.shared()) - min(before.shared(), after.shared())
 	}
-	return sum
+	return sum, stir <= memoryStir
 }
 
 // children are those that any thread of a process has started and that run
@@ -259,18 +282,39 @@ func children(pid int) (out []int) {
 	return out
 }
 
-// memoryOf is a process's share of memory, in bytes: pages that several map
-// count for each in part (Pss of smaps_rollup in proc_pid_smaps(5)).
-func memoryOf(pid int) (uint64, error) {
+// memoryShare is a process's share of memory, in bytes: pages that several map
+// count for each in part.
+type memoryShare struct {
+	all uint64
+	own uint64 // of it, what it has written and no other process can have: not pages of files
+}
+
+// memoryOf reads Pss and Pss_Anon of smaps_rollup (proc_pid_smaps(5)).
+func memoryOf(pid int) (m memoryShare, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return 0, err
+		return m, err
 	}
 	for line := range bytes.Lines(b) {
-		if f := bytes.Fields(line); len(f) == 3 && string(f[0]) == "Pss:" {
-			kb, err := strconv.ParseUint(string(f[1]), 10, 64)
-			return kb << 10, err
+		f := bytes.Fields(line)
+		if len(f) != 3 {
+			continue
 		}
+		into := map[string]*uint64{"Pss:": &m.all, "Pss_Anon:": &m.own}[string(f[0])]
+		if into == nil {
+			continue
+		}
+		kb, err := strconv.ParseUint(string(f[1]), 10, 64)
+		if err != nil {
+			return m, fmt.Errorf("process %d: smaps_rollup: %w", pid, err)
+		}
+		*into = kb << 10
 	}
-	return 0, fmt.Errorf("process %d: no Pss in smaps_rollup", pid)
+	if m.all == 0 {
+		return m, fmt.Errorf("process %d: no Pss in smaps_rollup", pid)
+	}
+	return m, nil
 }
+
+// shared is what others may have too.
+func (m memoryShare) shared() uint64 { return m.all - m.own }
