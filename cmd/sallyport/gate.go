@@ -17,6 +17,7 @@ import (
 type gated struct {
 	listener
 	in   sync.Mutex // held by whoever accepts, and while the gate is shut
+	turn sync.Mutex // from before the gate is shut until it is open again: who accepts anew waits for it
 	left atomic.Bool
 	once sync.Once
 	done chan struct{} // closed by Close
@@ -48,6 +49,7 @@ func (g *gated) Accept() (net.Conn, error) {
 		c, err := g.accept()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded): // only shut sets one
+			g.await()
 		case err != nil && g.left.Load():
 			<-g.done
 			return nil, net.ErrClosed
@@ -69,9 +71,19 @@ func (g *gated) accept() (net.Conn, error) {
 	return g.listener.Accept()
 }
 
+// await returns when the gate is not shut, and is not about to be. Without it who
+// accepts would try again and again, and get the lock before shut does, which asks
+// once: for a millisecond (sync.Mutex), with garbage each time.
+func (g *gated) await() {
+	g.turn.Lock()
+	defer g.turn.Unlock()
+}
+
 // shut returns when nothing is accepted any more, until open or leave.
 func (g *gated) shut() error {
+	g.turn.Lock()
 	if err := g.SetDeadline(time.Unix(1, 0)); err != nil {
+		g.turn.Unlock()
 		return err
 	}
 	g.in.Lock()
@@ -80,12 +92,14 @@ func (g *gated) shut() error {
 
 // open goes on after shut.
 func (g *gated) open() error {
+	defer g.turn.Unlock()
 	defer g.in.Unlock()
 	return g.SetDeadline(time.Time{})
 }
 
 // leave closes the socket after shut: another process has it.
 func (g *gated) leave() error {
+	defer g.turn.Unlock()
 	defer g.in.Unlock()
 	g.left.Store(true)
 	return g.listener.Close()

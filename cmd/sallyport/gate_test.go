@@ -105,3 +105,44 @@ func accepting(l net.Listener) (<-chan net.Conn, <-chan error) {
 	}()
 	return conns, ended
 }
+
+// TestGateShuts: whoever accepts does not try again and again while the gate is
+// being shut.
+func TestGateShuts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rounds = 500
+	counted := &countedListener{listener: l.(listener), calls: make(chan struct{}, 1<<20)}
+	g, err := gate(counted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ended := accepting(g)
+	for range rounds {
+		<-counted.calls // it waits there, or is about to
+		if err := g.shut(); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(counted.calls); n > 0 {
+			t.Fatalf("accepted %d times more while the gate was being shut", n)
+		}
+		if err := g.open(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.Close()
+	<-ended
+}
+
+// countedListener tells who accepts.
+type countedListener struct {
+	listener
+	calls chan struct{}
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	l.calls <- struct{}{}
+	return l.listener.Accept()
+}
