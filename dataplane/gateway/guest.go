@@ -122,7 +122,8 @@ func (w *lane) takeRelay(m *handoverv1.CanaryRelay, in *incoming) error {
 		ends.close()
 		return err
 	}
-	l, err := w.inherit(m.Relay)
+	of := relayRead{peer: m.Relay.Peer, tunnel: m.Relay.Tunnel, connection: m.Relay.Connection}
+	l, err := w.inherit(of, m.Relay.Account)
 	if err != nil {
 		ends.close()
 		closePipes(image)

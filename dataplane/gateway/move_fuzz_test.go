@@ -87,12 +87,16 @@ func FuzzTakeRecords(f *testing.F) {
 	})
 }
 
-// FuzzSplitRelays: a record of relays that is taken apart says what the whole one
-// says.
+// FuzzSplitRelays: a record of relays that is taken apart, and whose relays are read
+// where they are, says what the whole one says.
 func FuzzSplitRelays(f *testing.F) {
 	for _, m := range []*handoverv1.GatewayRelays{
 		{},
 		{Lane: 3, Relay: []*handoverv1.GatewayRelay{{Id: 1, Account: "cluster:db", Peer: []byte{1}, Worded: true}, {}, {Idle: -1}}},
+		{Relay: []*handoverv1.GatewayRelay{{
+			Id: 1 << 60, Account: "ä", Peer: []byte{1, 2}, Started: 1 << 61, Idle: 5, Tunnel: []byte{3}, Connection: []byte{4},
+			Worded: true, Flags: 1 << 31, ToA: 1 << 40, ToB: 7,
+		}}},
 	} {
 		b, err := proto.Marshal(m)
 		check(f, err)
@@ -101,22 +105,32 @@ func FuzzSplitRelays(f *testing.F) {
 		f.Add(append(b, 0x0a, 0, 0x10, 1))               // of other types than they have
 		f.Add(append(b, 0x12, 9))
 	}
+	f.Add([]byte{0x12, 8, 0x12, 1, 0xff, 0x08, 1, 0x08, 2, 0x12})              // a name that is no text
+	f.Add([]byte{0x12, 10, 0x08, 1, 0x08, 2, 0x12, 1, 'a', 0x12, 1, 'b'})      // the last one counts
+	f.Add([]byte{0x12, 8, 0x40, 2, 0x0a, 1, 'x', 0x10, 3, 0x48})               // of other types, and cut
+	f.Add([]byte{0x12, 11, 0x48, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x63, 0x64}) // flags of more bits, and a group
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var want, got handoverv1.GatewayRelays
 		wantErr := proto.Unmarshal(data, &want)
 		lane, all, err := splitRelays(data, nil)
 		got.Lane = lane
 		for _, encoded := range all {
-			r := &handoverv1.GatewayRelay{}
-			if merr := proto.Unmarshal(encoded, r); err == nil {
-				err = merr
+			r, rerr := readRelay(encoded)
+			if err == nil {
+				err = rerr
 			}
-			got.Relay = append(got.Relay, r)
+			got.Relay = append(got.Relay, &handoverv1.GatewayRelay{
+				Id: r.id, Account: string(r.account), Peer: r.peer, Started: r.started, Idle: r.idle, Tunnel: r.tunnel, Connection: r.connection,
+				Worded: r.worded, Flags: r.flags, ToA: r.toA, ToB: r.toB,
+			})
 		}
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("%v, and of the whole %v", err, wantErr)
 		}
 		want.ProtoReflect().SetUnknown(nil)
+		for _, r := range want.Relay {
+			r.ProtoReflect().SetUnknown(nil)
+		}
 		if err == nil && !proto.Equal(&got, &want) {
 			t.Errorf("%v, not %v", &got, &want)
 		}

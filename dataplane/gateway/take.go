@@ -27,7 +27,7 @@ type Heir struct {
 	places    map[uint32]int // from the other's list of addresses to Config.Listen; -1: it is no more
 	old       []*listener    // of addresses that are no more
 	listeners int            // that have come
-	relays    map[uint64]*link
+	relays    linksByID
 	worded    int              // of relays: their words have come
 	owed      map[uint64]*owed // by relay
 	form      heirForm
@@ -51,7 +51,7 @@ func Inherit(cfg Config) (*Heir, error) {
 	}
 	g.line()
 	h := &Heir{
-		gateway: g, places: map[uint32]int{}, relays: map[uint64]*link{}, owed: map[uint64]*owed{},
+		gateway: g, places: map[uint32]int{}, owed: map[uint64]*owed{},
 		conns: make([][]*conn, len(g.lanes)), started: make([][]*link, len(g.lanes)),
 		waiting: make([][]*link, len(g.lanes)),
 	}
@@ -249,10 +249,10 @@ func (h *Heir) Complete(context.Context) error {
 	switch {
 	case t == nil:
 		return errors.New("gateway: the totals have not come")
-	case t.Relays != uint64(len(h.relays)):
-		return fmt.Errorf("gateway: %d relays have come, not %d", len(h.relays), t.Relays)
-	case h.worded != len(h.relays):
-		return fmt.Errorf("gateway: of %d relays the words have not come", len(h.relays)-h.worded)
+	case t.Relays != uint64(h.relays.len()):
+		return fmt.Errorf("gateway: %d relays have come, not %d", h.relays.len(), t.Relays)
+	case h.worded != h.relays.len():
+		return fmt.Errorf("gateway: of %d relays the words have not come", h.relays.len()-h.worded)
 	case t.Listeners != uint64(h.listeners):
 		return fmt.Errorf("gateway: %d listening sockets have come, not %d", h.listeners, t.Listeners)
 	}
@@ -289,7 +289,7 @@ func (h *Heir) Start() {
 	}
 	wg.Wait()
 	h.gateway.reportLimit()
-	h.relays, h.owed, h.conns, h.started, h.waiting = nil, nil, nil, nil, nil
+	h.relays, h.owed, h.conns, h.started, h.waiting = linksByID{}, nil, nil, nil, nil
 }
 
 // begin is on the lane's thread.

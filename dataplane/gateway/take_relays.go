@@ -7,9 +7,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -27,21 +27,22 @@ func (h *Heir) takeRelays(body []byte, in *incoming) error {
 	if len(in.fds) != 2*len(all) {
 		return errRecord
 	}
-	w, r := h.lane(lane), &h.form.relay
+	w := h.lane(lane)
 	return h.on(w, func() error {
 		for _, encoded := range all {
-			if err := proto.Unmarshal(encoded, r); err != nil {
+			r, err := readRelay(encoded)
+			if err != nil {
 				return err
 			}
-			if h.relays[r.Id] != nil {
+			if h.relays.of(r.id) != nil {
 				return errRecord
 			}
-			l, err := w.inherit(r)
+			l, err := w.inherit(r, h.form.name(r.account))
 			if err != nil {
 				return err
 			}
 			state := relay.State{
-				ID: r.Id, Idle: time.Duration(max(r.Idle, 0)), Started: time.Unix(0, r.Started),
+				ID: r.id, Idle: time.Duration(max(r.idle, 0)), Started: time.Unix(0, r.started),
 				A: relay.End{FD: in.next()}, B: relay.End{FD: in.next()},
 			}
 			if l.relay, err = relay.Adopt(w.loop, state, l); err != nil {
@@ -60,73 +61,174 @@ func (h *Heir) takeRelays(body []byte, in *incoming) error {
 // heirForm is what records of relays are read into, again and again: there are
 // thousands of relays, and little memory to spare while two processes have them.
 type heirForm struct {
-	relays [][]byte
-	relay  handoverv1.GatewayRelay
+	relays  [][]byte
+	account string // of the last relay, and often of the next
 }
 
-// Fields of GatewayRelays.
+func (f *heirForm) name(account []byte) string {
+	if string(account) != f.account {
+		f.account = string(account)
+	}
+	return f.account
+}
+
+// Fields of GatewayRelays, and of its relays.
 const (
 	relaysLane  protowire.Number = 1
 	relaysRelay protowire.Number = 2
+
+	relayID         protowire.Number = 1
+	relayAccount    protowire.Number = 2
+	relayPeer       protowire.Number = 3
+	relayStarted    protowire.Number = 4
+	relayIdle       protowire.Number = 5
+	relayTunnel     protowire.Number = 6
+	relayConnection protowire.Number = 7
+	relayWorded     protowire.Number = 8
+	relayFlags      protowire.Number = 9
+	relayToA        protowire.Number = 10
+	relayToB        protowire.Number = 11
 )
 
 // splitRelays takes a GatewayRelays apart. The relays, which are appended to all,
 // are still encoded and lie in b.
 func splitRelays(b []byte, all [][]byte) (lane uint32, _ [][]byte, err error) {
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return 0, nil, protowire.ParseError(n)
+	err = eachField(b, func(f field) error {
+		switch {
+		case f.number == relaysLane && f.kind == protowire.VarintType:
+			lane = uint32(f.value)
+		case f.number == relaysRelay && f.kind == protowire.BytesType:
+			all = append(all, f.bytes)
 		}
-		if number > protowire.MaxValidNumber { // which ConsumeTag lets pass
-			return 0, nil, fmt.Errorf("a field cannot have the number %d", number)
+		return nil // one that is not known is of a later version
+	})
+	return lane, all, err
+}
+
+// relayRead is a GatewayRelay that lies where it has come.
+type relayRead struct {
+	id                                uint64
+	account, peer, tunnel, connection []byte
+	started, idle                     int64 // nanoseconds, as in GatewayRelay
+	worded                            bool
+	flags                             uint32
+	toA, toB                          uint64
+}
+
+// readRelay is proto.Unmarshal without a copy of anything.
+func readRelay(b []byte) (r relayRead, err error) {
+	err = eachField(b, func(f field) error {
+		switch f.kind {
+		case protowire.VarintType:
+			r.number(f)
+		case protowire.BytesType:
+			return r.bytes(f)
+		}
+		return nil
+	})
+	return r, err
+}
+
+func (r *relayRead) number(f field) {
+	switch f.number {
+	case relayID:
+		r.id = f.value
+	case relayStarted:
+		r.started = int64(f.value)
+	case relayIdle:
+		r.idle = int64(f.value)
+	case relayWorded:
+		r.worded = protowire.DecodeBool(f.value)
+	case relayFlags:
+		r.flags = uint32(f.value)
+	case relayToA:
+		r.toA = f.value
+	case relayToB:
+		r.toB = f.value
+	}
+}
+
+func (r *relayRead) bytes(f field) error {
+	switch f.number {
+	case relayAccount:
+		if !utf8.Valid(f.bytes) {
+			return errRecord
+		}
+		r.account = f.bytes
+	case relayPeer:
+		r.peer = f.bytes
+	case relayTunnel:
+		r.tunnel = f.bytes
+	case relayConnection:
+		r.connection = f.bytes
+	}
+	return nil
+}
+
+// field is one of a message. It lies in the message.
+type field struct {
+	number protowire.Number
+	kind   protowire.Type
+	value  uint64 // of a VarintType
+	bytes  []byte // of a BytesType
+}
+
+// eachField calls f for each field of the message b, in order.
+func eachField(b []byte, f func(field) error) error {
+	for len(b) > 0 {
+		var at field
+		var n int
+		if at.number, at.kind, n = protowire.ConsumeTag(b); n < 0 {
+			return protowire.ParseError(n)
+		}
+		if at.number > protowire.MaxValidNumber { // which ConsumeTag lets pass
+			return fmt.Errorf("a field cannot have the number %d", at.number)
 		}
 		b = b[n:]
-		switch {
-		case number == relaysLane && kind == protowire.VarintType:
-			var v uint64
-			v, n = protowire.ConsumeVarint(b)
-			lane = uint32(v)
-		case number == relaysRelay && kind == protowire.BytesType:
-			var v []byte
-			v, n = protowire.ConsumeBytes(b)
-			all = append(all, v)
-		default: // of a later version
-			n = protowire.ConsumeFieldValue(number, kind, b)
+		switch at.kind {
+		case protowire.VarintType:
+			at.value, n = protowire.ConsumeVarint(b)
+		case protowire.BytesType:
+			at.bytes, n = protowire.ConsumeBytes(b)
+		default:
+			n = protowire.ConsumeFieldValue(at.number, at.kind, b)
 		}
 		if n < 0 {
-			return 0, nil, protowire.ParseError(n)
+			return protowire.ParseError(n)
+		}
+		if err := f(at); err != nil {
+			return err
 		}
 		b = b[n:]
 	}
-	return lane, all, nil
+	return nil
 }
 
 // enter notes a relay that has come, and what it is, if that has come with it.
-func (h *Heir) enter(l *link, r *handoverv1.GatewayRelay) {
-	h.relays[r.Id] = l
-	if !r.Worded {
+func (h *Heir) enter(l *link, r relayRead) {
+	h.relays.add(l)
+	if !r.worded {
 		return
 	}
 	l.worded = true
 	h.worded++
-	image := imageOf(r.Id, r.Flags)
-	image.A.Written, image.B.Written = r.ToA, r.ToB
+	image := imageOf(r.id, r.flags)
+	image.A.Written, image.B.Written = r.toA, r.toB
 	l.relay.Restore(image)
-	if r.Flags != 0 {
+	if r.flags != 0 {
 		h.waiting[l.index] = append(h.waiting[l.index], l)
 	}
 }
 
-func (w *lane) inherit(r *handoverv1.GatewayRelay) (*link, error) {
-	peer, err := address(r.Peer)
+func (w *lane) inherit(r relayRead, account string) (*link, error) {
+	peer, err := address(r.peer)
 	if err != nil {
 		return nil, err
 	}
 	l := &link{lane: w, from: peer.Addr(), port: peer.Port()}
-	l.acct, l.routed = w.accountOf(r.Account)
-	if len(r.Tunnel) > 0 {
-		l.held, err = w.stream(r.Tunnel, r.Connection)
+	l.acct, l.routed = w.accountOf(account)
+	if len(r.tunnel) > 0 {
+		l.held, err = w.stream(r.tunnel, r.connection)
 	}
 	return l, err
 }
@@ -135,11 +237,10 @@ func (w *lane) inherit(r *handoverv1.GatewayRelay) (*link, error) {
 // their end was said.
 func (h *Heir) takeDropped(m *handoverv1.GatewayDropped) error {
 	for _, id := range m.Id {
-		l := h.relays[id]
+		l := h.relays.remove(id)
 		if l == nil {
 			return errRecord
 		}
-		delete(h.relays, id)
 		delete(h.owed, id)
 		if l.worded {
 			h.worded--
@@ -182,7 +283,7 @@ func (h *Heir) takeWords(m *handoverv1.GatewayWords) error {
 }
 
 func (h *Heir) word(id uint64) (*link, error) {
-	l := h.relays[id]
+	l := h.relays.of(id)
 	if l == nil || l.final {
 		return nil, errRecord
 	}
@@ -242,7 +343,7 @@ func (in *incoming) pipe(held uint32) relay.Pipe {
 }
 
 func (h *Heir) takePending(m *handoverv1.GatewayPending) error {
-	l, o := h.relays[m.Id], h.owed[m.Id]
+	l, o := h.relays.of(m.Id), h.owed[m.Id]
 	if l == nil || o == nil {
 		return errRecord
 	}
