@@ -62,7 +62,7 @@ func (c *demoCmd) Run(p *program) error {
 	renew := make(chan os.Signal, 1)
 	signal.Notify(renew, syscall.SIGUSR2)
 	defer signal.Stop(renew)
-	saving := new(thrift)
+	saving := &p.saving
 	flip, err := handover.New(handover.Config{Program: handover.Program{Version: version}, Timeout: readyWithin, Step: saving.onStep})
 	if err != nil {
 		return err
@@ -71,8 +71,9 @@ func (c *demoCmd) Run(p *program) error {
 	if err != nil {
 		return fmt.Errorf("taking over: %w", err)
 	}
-	if heir != nil {
-		saving.beginYoung()
+	if heir == nil {
+		saving.end()
+	} else {
 		defer time.AfterFunc(thriftyFor, saving.end).Stop()
 	}
 	d := &demo{demoCmd: c, p: p, flip: flip, saving: saving}

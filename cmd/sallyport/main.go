@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
+	"github.com/sallyport/sallyport/dataplane/handover"
 )
 
 // version is set when the program is built.
@@ -43,6 +44,8 @@ type program struct {
 	ctx    context.Context
 	stdout io.Writer
 	stderr *os.File
+
+	saving thrift // of memory, while an upgrade runs
 }
 
 // spareProcessors of the runtime's are without a loop. When none is idle the
@@ -57,6 +60,9 @@ func main() {
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spareProcessors)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &program{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr}
+	if handover.Inherits() {
+		p.saving.beginYoung() // now: to read the command line may be what makes it collect
+	}
 	code := fail.Report(os.Stderr, p.run(os.Args[1:]))
 	stop()
 	os.Exit(code)

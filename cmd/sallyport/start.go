@@ -58,7 +58,7 @@ func (c *startCmd) Run(p *program) error {
 	signal.Notify(renew, syscall.SIGUSR2)
 	defer signal.Stop(hangUp)
 	defer signal.Stop(renew)
-	saving := new(thrift)
+	saving := &p.saving
 	flip, err := handover.New(handover.Config{Program: handover.Program{Version: version}, Timeout: readyWithin, Step: saving.onStep})
 	if err != nil {
 		return err
@@ -67,8 +67,9 @@ func (c *startCmd) Run(p *program) error {
 	if err != nil {
 		return fmt.Errorf("taking over: %w", err)
 	}
-	if heir != nil {
-		saving.beginYoung()
+	if heir == nil {
+		saving.end()
+	} else {
 		defer time.AfterFunc(thriftyFor, saving.end).Stop()
 	}
 	n, err := c.node(p)

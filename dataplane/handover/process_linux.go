@@ -232,6 +232,9 @@ func (c *child) forget() {
 // process that it is one.
 const sentinel = "TABLEFLIP_HAS_PARENT_"
 
+// Inherits says, before New, that an upgrade has started this process.
+func Inherits() bool { return hasParent() && isPipe(readyFD) && isPipe(namesFD) }
+
 func hasParent() bool {
 	for _, v := range os.Environ() {
 		if name, value, _ := strings.Cut(v, "="); strings.HasPrefix(name, sentinel) && value != "" {
@@ -269,11 +272,8 @@ type parentPipe struct {
 
 // inheritPipe is nil when no upgrade has started this process.
 func inheritPipe() (*parentPipe, error) {
-	if !hasParent() {
-		return nil, nil
-	}
-	if !isPipe(readyFD) || !isPipe(namesFD) {
-		forgetParent() // somebody's variable, but not our parent's
+	if !Inherits() {
+		forgetParent() // somebody's variable, if there is one, but not our parent's
 		return nil, nil
 	}
 	// tableflip leaves both open for whatever this process starts.

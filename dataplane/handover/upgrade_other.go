@@ -14,6 +14,9 @@ type Upgrader struct{ Config }
 // New works, so that a program need not ask where it runs.
 func New(c Config) (*Upgrader, error) { return &Upgrader{Config: c.full()}, nil }
 
+// Inherits says no.
+func Inherits() bool { return false }
+
 // Inherited returns none.
 func (u *Upgrader) Inherited(context.Context) (*Heir, error) { return nil, nil }
 
