@@ -196,7 +196,7 @@ func (g *Gateway) Reload(ctx context.Context, s Settings) (Difference, error) {
 		}
 	}
 	g.resolveAll(ctx, fresh)
-	g.current.Store(next)
+	g.replace(next)
 	g.crowd.bound(next.bounds)
 	g.each(func(w *lane) { w.settings = next })
 	select {

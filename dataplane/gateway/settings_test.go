@@ -410,3 +410,31 @@ func TestTimings(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestReloadTakesStraysUp: a route that came back while connections of its name
+// were counted without it got a second account of the same name, and no metrics
+// could be had any more.
+func TestReloadTakesStraysUp(t *testing.T) {
+	ca := newAuthority(t)
+	one := named(t, ca, "one")
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Static = []StaticRoute{to("b.example.com", one)} })
+	guest := GuestReport{Routes: []RouteSnapshot{{Name: "a.example.com", BytesIn: 3, Results: map[string]uint64{"relayed": 1}}}}
+	r.CountGuest(guest)
+	old := &lane{Gateway: r.Gateway, settings: r.current.Load()} // a loop that has not heard of the reload yet
+	_, err := r.Reload(t.Context(), Settings{Bounds: generous(), Static: []StaticRoute{to("a.example.com", one), to("b.example.com", one)}})
+	check(t, err)
+	r.meets(ca, "a.example.com", "one")
+	r.CountGuest(guest)
+	late, _ := old.accountOf("a.example.com")
+	late.add(outcomeRelayed)
+	seen := map[string]RouteSnapshot{}
+	for _, s := range r.Snapshot().Routes {
+		if _, twice := seen[s.Name]; twice {
+			t.Errorf("two accounts of %s", s.Name)
+		}
+		seen[s.Name] = s
+	}
+	if a := seen["a.example.com"]; a.Results["relayed"] != 4 || a.BytesIn != 6 {
+		t.Errorf("%+v", a)
+	}
+}

@@ -80,7 +80,8 @@ func (g *Gateway) Snapshot() Snapshot {
 	return s
 }
 
-// accounts are those of routes that have had connections.
+// accounts are those of routes that have had connections, by name. No two have
+// the same.
 func (g *Gateway) accounts() (out []RouteSnapshot) {
 	for _, a := range g.classes.other {
 		out = a.appendTo(out)
@@ -88,10 +89,12 @@ func (g *Gateway) accounts() (out []RouteSnapshot) {
 	for _, a := range g.classes.resources {
 		out = a.appendTo(out)
 	}
+	g.strays.mu.Lock()
+	defer g.strays.mu.Unlock()
 	for _, u := range g.current.Load().static {
 		out = u.acct.appendTo(out)
 	}
-	for _, a := range g.strays.all() {
+	for _, a := range g.strays.by {
 		out = a.appendTo(out)
 	}
 	slices.SortFunc(out, func(a, b RouteSnapshot) int { return cmp.Compare(a.Name, b.Name) })

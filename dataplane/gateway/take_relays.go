@@ -359,34 +359,47 @@ func (h *Heir) takePending(m *handoverv1.GatewayPending) error {
 	return nil
 }
 
-// strays are the accounts of routes that are no more, but whose connections go
-// on.
+// strays are the accounts of routes that are no more, or not yet, but whose
+// connections go on.
 type strays struct {
+	// mu is held while the settings are replaced, too. Invariant: no name of the
+	// current settings' routes is in by, so each name has one account.
 	mu sync.Mutex
 	by map[string]*account
 }
 
-func (s *strays) of(name string) *account {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.by == nil {
-		s.by = map[string]*account{}
+// stray is the account of a name that the settings of the asking loop do not
+// have; those of the gateway may have it by now.
+func (g *Gateway) stray(name string) *account {
+	g.strays.mu.Lock()
+	defer g.strays.mu.Unlock()
+	if r := g.current.Load().routes[name]; r != nil {
+		return r.upstream.acct
 	}
-	a := s.by[name]
+	if g.strays.by == nil {
+		g.strays.by = map[string]*account{}
+	}
+	a := g.strays.by[name]
 	if a == nil {
 		a = &account{name: name}
-		s.by[name] = a
+		g.strays.by[name] = a
 	}
 	return a
 }
 
-func (s *strays) all() (out []*account) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.by {
-		out = append(out, a)
+// replace makes next the current settings. A route that was not there goes on
+// with the account of its connections that were.
+func (g *Gateway) replace(next *settings) {
+	g.strays.mu.Lock()
+	defer g.strays.mu.Unlock()
+	for name, r := range next.routes {
+		// A route that stays has its account, and so no stray's.
+		if a := g.strays.by[name]; a != nil {
+			r.upstream.acct = a
+			delete(g.strays.by, name)
+		}
 	}
-	return out
+	g.current.Store(next)
 }
 
 // accountOf finds what a connection is counted under by its name.
@@ -404,7 +417,7 @@ func (w *lane) accountOf(name string) (*account, alpn.Class) {
 	if r := w.routes[name]; r != nil {
 		return r.upstream.acct, alpn.Static
 	}
-	return w.strays.of(name), alpn.Static
+	return w.stray(name), alpn.Static
 }
 
 // inheritance is a stream that another process has leased.
