@@ -25,6 +25,7 @@ type Bounds struct {
 	PingInterval time.Duration // 2 s
 	DeadAfter    time.Duration // without a byte of the agent; 5 s
 
+	Greetings  int // connections of agents that have not been welcomed; 4,096, and at most an eighth of the descriptors
 	Carried    int // data connections inside TLS or a WebSocket; 4,096
 	Tunnels    int // control connections; 16,384
 	Resources  int // per agent; 16,384
@@ -67,6 +68,10 @@ func (b Bounds) withDefaults() Bounds {
 	def(&b.HelloWait, 10*time.Second)
 	def(&b.PingInterval, 2*time.Second)
 	def(&b.DeadAfter, 5*time.Second)
+	def(&b.Greetings, 4096)
+	if most := descriptorLimit() / 8; most > 0 {
+		b.Greetings = min(b.Greetings, most)
+	}
 	def(&b.Carried, 4096)
 	def(&b.Tunnels, 16384)
 	def(&b.Resources, 16384)

@@ -51,7 +51,7 @@ func (c *controlReader) next() (*tunnelv1.Control, error) {
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
 		return nil, err
 	}
-	n := int64(binary.BigEndian.Uint32(head[:]))
+	n := controlSize(head[:])
 	if n > MaxControl {
 		return nil, ErrTooLarge
 	}
@@ -65,6 +65,9 @@ func (c *controlReader) next() (*tunnelv1.Control, error) {
 	}
 	return m, nil
 }
+
+// controlSize is what the first four bytes of a message say that follows them.
+func controlSize(head []byte) int64 { return int64(binary.BigEndian.Uint32(head)) }
 
 func (c *controlReader) reset() {
 	if c.buf.Cap() > keepBuffer {

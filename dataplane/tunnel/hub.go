@@ -73,7 +73,7 @@ var (
 // concurrently; Park and Lease on the thread of the loop that they name.
 //
 // Locks, in the order in which they may be taken: gate, presence, queue.mu, then
-// one pool.mu. Hub.mu and strangers.mu are taken with no queue or pool held,
+// one pool.mu. Hub.mu, strangers.mu and greetings.mu are taken with no queue or pool held,
 // adoptions.mu with none but presence and gate.
 type Hub struct {
 	cfg       HubConfig
@@ -88,6 +88,7 @@ type Hub struct {
 	draining  atomic.Bool
 	presence  sync.Mutex   // held round a change of agents and the report of it
 	greeted   atomic.Int64 // connections of agents in Serve, but for carried ones
+	greetings greetings
 
 	// gate is held for reading by what changes tunnels on a goroutine of its own,
 	// and for writing while an upgrade has frozen them. What runs on a loop needs

@@ -36,7 +36,7 @@ func newCounters() counters {
 		"carried_tls", "carried_websocket", "carried_full", "carried_refused",
 		"cancel_unknown", "cancel_rate", "cancel_slow_agent", "cancel_held", "cancel_late", "upsert_refused",
 		"moved", "moved_parked", "moved_refused", "moved_used_up", "moved_lost",
-		"control_refused", "control_ended", "control_dead",
+		"greeting_full", "control_refused", "control_ended", "control_dead",
 	}
 	for _, r := range []string{
 		FailNoTunnel, FailPoolEmpty, FailSourceHalfOpen, FailSourceRate, FailAgentHalfOpen,

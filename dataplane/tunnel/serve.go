@@ -23,6 +23,8 @@ var (
 	errTooMany  = errors.New("too many control connections")
 	errEvicted  = errors.New("the agent was sent away")
 
+	errGreetings = errors.New("too many connections, or too much in their hellos, before a welcome")
+
 	errNoCarriers     = errors.New("no loops for carried data connections")
 	errTooManyCarried = errors.New("too many carried data connections")
 
@@ -42,25 +44,28 @@ func (h *Hub) serve(ctx context.Context, conn *tls.Conn, lift func()) error {
 	h.greeted.Add(1)
 	greeted := sync.OnceFunc(func() { h.greeted.Add(-1) })
 	defer greeted()
-	agent, head, err := h.meet(ctx, conn)
+	place, head, err := h.meet(ctx, conn)
 	if err != nil {
 		conn.NetConn().Close()
 		h.counters.add("control_refused")
 		return err
 	}
+	defer place.leave()
 	if string(head) == Magic {
 		greeted()
 		return h.serveData(ctx, inbound{carrier: conn, kind: carriedTLS, head: head, from: addrOf(conn), lift: func() {
 			lift()
+			place.leave()
 			_ = conn.SetDeadline(time.Time{}) // fails on a closed connection: the pump finds out
 		}})
 	}
 	lift()
-	return h.serveControl(ctx, conn, agent, head)
+	return h.serveControl(ctx, conn, place, head)
 }
 
-func (h *Hub) serveControl(ctx context.Context, conn *tls.Conn, agent string, head []byte) error {
-	t, err := h.greet(ctx, conn, agent, head)
+func (h *Hub) serveControl(ctx context.Context, conn *tls.Conn, place *greeting, head []byte) error {
+	t, err := h.greet(ctx, conn, place, head)
+	place.leave()
 	if err != nil {
 		conn.NetConn().Close()
 		h.counters.add("control_refused")
@@ -108,36 +113,43 @@ func (h *Hub) talk(ctx context.Context, t *tunnel) error {
 	return t.talk.run(ctx, func(m *tunnelv1.Control) error { return h.hear(t, m) }, ended)
 }
 
-// meet ends the handshake, and reads what the agent says first.
-func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (agent string, head []byte, err error) {
+// meet ends the handshake, takes a place among those that are greeted, and reads
+// what the agent says first.
+func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (place *greeting, head []byte, err error) {
 	deadline := time.Now().Add(h.bounds.HelloWait) // lifted by greet or serveData, once the agent is known
 	if err := conn.SetDeadline(deadline); err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
 	defer context.AfterFunc(h.over, func() { conn.NetConn().Close() })()
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return "", nil, fmt.Errorf("control connection: %w", err)
+		return nil, nil, fmt.Errorf("control connection: %w", err)
 	}
-	if agent, err = peerID(conn.ConnectionState(), sallyport.KindAgent, h.cfg.Cluster); err != nil {
-		return "", nil, err
+	agent, err := peerID(conn.ConnectionState(), sallyport.KindAgent, h.cfg.Cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	if place = h.greetings.enter(agent, h.bounds.Greetings); place == nil {
+		h.counters.add("greeting_full")
+		return nil, nil, fmt.Errorf("agent %s: %w", agent, errGreetings)
 	}
 	head = make([]byte, magicSize)
 	if _, err := io.ReadFull(conn, head); err != nil {
-		return "", nil, fmt.Errorf("agent %s: hello: %w", agent, err)
+		place.leave()
+		return nil, nil, fmt.Errorf("agent %s: hello: %w", agent, err)
 	}
-	return agent, head, nil
+	return place, head, nil
 }
 
 // greet does what must be done before anything is promised: the agent's hello,
 // the check of its assignment, and the tunnel's keys.
-func (h *Hub) greet(ctx context.Context, conn *tls.Conn, agent string, head []byte) (*tunnel, error) {
+func (h *Hub) greet(ctx context.Context, conn *tls.Conn, place *greeting, head []byte) (*tunnel, error) {
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
 	defer context.AfterFunc(h.over, func() { conn.NetConn().Close() })()
-	t, err := h.hello(conn, agent, head)
+	t, err := h.hello(conn, place, head)
 	if err != nil {
 		h.turnAway(conn, err)
-		return nil, fmt.Errorf("agent %s: %w", agent, err)
+		return nil, fmt.Errorf("agent %s: %w", place.agent, err)
 	}
 	if t.keys, err = deriveKeys(conn.ConnectionState(), t.id); err != nil {
 		return nil, err
@@ -153,7 +165,15 @@ func (h *Hub) turnAway(conn *tls.Conn, why error) {
 	}
 }
 
-func (h *Hub) hello(conn *tls.Conn, agent string, head []byte) (*tunnel, error) {
+func (h *Hub) hello(conn *tls.Conn, place *greeting, head []byte) (*tunnel, error) {
+	agent, size := place.agent, controlSize(head)
+	if size > MaxControl {
+		return nil, fmt.Errorf("hello: %w", ErrTooLarge)
+	}
+	if !place.claim(size) {
+		h.counters.add("greeting_full")
+		return nil, fmt.Errorf("hello: %w", errGreetings)
+	}
 	m, err := ReadControl(io.MultiReader(bytes.NewReader(head), conn))
 	if err != nil {
 		return nil, fmt.Errorf("hello: %w", err)

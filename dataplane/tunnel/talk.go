@@ -242,7 +242,7 @@ func byeReason(cause error) string {
 		return "drain"
 	case errors.Is(cause, errEvicted):
 		return "evicted"
-	case errors.Is(cause, errTooMany):
+	case errors.Is(cause, errTooMany), errors.Is(cause, errGreetings):
 		return "full"
 	case errors.Is(cause, errExpired):
 		return "certificate"
