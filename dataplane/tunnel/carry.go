@@ -21,7 +21,7 @@ import (
 //	agent ══ TLS or WebSocket ══▶ pump (two goroutines) ══ pair ══▶ pool ─▶ relay
 //
 // Invariant: nothing is made for a stranger. The pair and the pump come after
-// the hello's MAC has been checked.
+// the hello's MAC, or the certificate inside a WebSocket, has been checked.
 
 // UpgradePath is where the gateway's web origin takes WebSockets of agents.
 const UpgradePath = "/sallyport/tunnel"
@@ -164,23 +164,120 @@ func (h *Hub) serveSocket(r *http.Request, s *socket, cfg *tls.Config) error {
 	return ErrMalformed
 }
 
-// serveInner gives what is inside a WebSocket to f as a connection.
+// serveInner gives what is inside a WebSocket to f as a connection. It returns
+// when both have ended.
 func (h *Hub) serveInner(ctx context.Context, s *socket, head []byte, f func(net.Conn) error) error {
+	c := &innerConn{socket: s, head: head, ctx: ctx}
+	defer c.task.Wait()
+	defer c.Close()
+	return f(c)
+}
+
+// innerConn is what is inside a WebSocket, as a connection. For as long as nobody
+// knows whose it is that is the WebSocket itself, which takes no descriptor more,
+// and whose deadline its owner keeps; the connection's own are for later. From
+// settle on it is one end of a pair. One goroutine has it until then.
+type innerConn struct {
+	socket *socket
+	head   []byte // read before the rest
+	ctx    context.Context
+	task   sync.WaitGroup // the pump
+
+	mu     sync.Mutex
+	far    *net.UnixConn // nil before settle
+	until  time.Time
+	closed bool
+}
+
+// settle makes the pair, and pumps. Nothing is read or written meanwhile.
+func (c *innerConn) settle() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
 	far, local, err := connPair()
 	if err != nil {
-		s.abort()
 		return err
 	}
-	if _, err := local.Write(head); err != nil {
+	if err := far.SetDeadline(c.until); err != nil {
 		far.Close()
 		local.Close()
-		s.abort()
 		return err
 	}
-	var task sync.WaitGroup
-	task.Go(func() { pump(ctx, s, local) })
-	err = f(far)
-	far.Close()
-	task.Wait()
-	return err
+	c.far = far
+	c.task.Go(func() { pump(c.ctx, c.socket, local) })
+	return nil
 }
+
+// now is the pair's end, or the WebSocket.
+func (c *innerConn) now() io.ReadWriter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.far != nil {
+		return c.far
+	}
+	return c.socket
+}
+
+// Read implements net.Conn.
+func (c *innerConn) Read(b []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(b, c.head)
+		c.head = c.head[n:]
+		return n, nil
+	}
+	return c.now().Read(b)
+}
+
+// Write implements net.Conn.
+func (c *innerConn) Write(b []byte) (int, error) { return c.now().Write(b) }
+
+// Close implements net.Conn. It is idempotent.
+func (c *innerConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.far != nil {
+		return c.far.Close()
+	}
+	c.socket.abort()
+	return nil
+}
+
+// SetDeadline implements net.Conn.
+func (c *innerConn) SetDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.far != nil {
+		return c.far.SetDeadline(t)
+	}
+	c.until = t
+	return nil
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *innerConn) SetReadDeadline(t time.Time) error {
+	return c.later((*net.UnixConn).SetReadDeadline, t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *innerConn) SetWriteDeadline(t time.Time) error {
+	return c.later((*net.UnixConn).SetWriteDeadline, t)
+}
+
+// later sets a deadline that is of no use to a stranger.
+func (c *innerConn) later(set func(*net.UnixConn, time.Time) error, t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.far == nil {
+		return nil
+	}
+	return set(c.far, t)
+}
+
+// LocalAddr implements net.Conn: that of no socket.
+func (c *innerConn) LocalAddr() net.Addr { return &net.UnixAddr{Net: "unix"} }
+
+// RemoteAddr implements net.Conn: that of no socket.
+func (c *innerConn) RemoteAddr() net.Addr { return &net.UnixAddr{Net: "unix"} }

@@ -133,6 +133,12 @@ func (h *Hub) meet(ctx context.Context, conn *tls.Conn) (place *greeting, head [
 		h.counters.add("greeting_full")
 		return nil, nil, fmt.Errorf("agent %s: %w", agent, errGreetings)
 	}
+	if c, ok := conn.NetConn().(*innerConn); ok {
+		if err := c.settle(); err != nil {
+			place.leave()
+			return nil, nil, fmt.Errorf("agent %s: %w", agent, err)
+		}
+	}
 	head = make([]byte, magicSize)
 	if _, err := io.ReadFull(conn, head); err != nil {
 		place.leave()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/relay"
+	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
 )
 
 // strangersWorld is a gateway whose port takes all carriers, with an agent by hand.
@@ -324,4 +325,51 @@ func TestRemembersWay(t *testing.T) {
 	if got := fmt.Sprint(l.order()); got != "[tcp tls websocket]" {
 		t.Errorf("after a long time: %s", got)
 	}
+}
+
+// TestInnerStrangersAreCheap: the first byte of TLS inside a WebSocket was
+// answered with a pair, two descriptors more than strangers are counted with.
+func TestInnerStrangersAreCheap(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, _, addr := strangersWorld(t, loops, patience)
+		const n = 10
+		var all []net.Conn
+		for range n {
+			c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
+			check0(t, err)
+			all = append(all, websocket.NetConn(t.Context(), c, websocket.MessageBinary))
+		}
+		before := openFiles()
+		asked, show := make(chan bool, n), make(chan bool)
+		cfg := g.ca.client(g.ca.issue(t, sallyport.KindAgent, agent2ID))
+		cert := cfg.Certificates[0]
+		cfg.Certificates = nil
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			asked <- true
+			<-show
+			return &cert, nil
+		}
+		hands := make(chan error, n)
+		var conns []*tls.Conn
+		for _, c := range all {
+			conn := tls.Client(c, cfg)
+			conns = append(conns, conn)
+			go func() { hands <- conn.Handshake() }()
+		}
+		for range n {
+			receive(t, asked) // the gateway has answered
+		}
+		if more := openFiles() - before; more != 0 {
+			t.Errorf("%d strangers in their handshakes take %d descriptors more", n, more)
+		}
+		close(show)
+		for range n {
+			check0(t, receive(t, hands))
+		}
+		hello := &tunnelv1.Hello{AgentId: agent2ID, Assignment: assigned(1, "tcp/other")}
+		check0(t, putControl(conns[0], &tunnelv1.Control{Message: &tunnelv1.Control_Hello{Hello: hello}}, patience))
+		if m, err := ReadControl(conns[0]); m.GetWelcome() == nil {
+			t.Errorf("%v, %v; want a welcome", m, err)
+		}
+	})
 }
