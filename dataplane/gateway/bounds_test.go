@@ -543,6 +543,33 @@ func TestA142_Descriptors(t *testing.T) {
 		// Another error: it was accepted before its hello had come.
 		return strings.Contains(err.Error(), "internal error")
 	})
+	opens := func(when string) {
+		_, err := io.WriteString(stdin, "open\n")
+		check(t, err)
+		if !lines.Scan() || lines.Text() != "opened" {
+			t.Errorf("%s the process opens no file: %q", when, lines.Text())
+		}
+	}
+	opens("when nobody more is accepted")
+	hello := helloBytes(t, &tls.Config{ServerName: "a.example.com"})
+	told := make(chan bool, len(all))
+	for _, c := range all {
+		go func() {
+			_ = c.SetDeadline(time.Now().Add(patience))
+			_, _ = c.Write(hello) // those that were shed are gone
+			var first [1]byte
+			n, _ := c.Read(first[:])
+			told <- n == 1
+		}()
+	}
+	answered := false
+	for i := 0; i < len(all) && !answered; i++ {
+		answered = <-told
+	}
+	if !answered {
+		t.Error("nobody is told that there is no descriptor for an upstream")
+	}
+	opens("when nobody more is connected")
 	for _, c := range all {
 		c.Close()
 	}
@@ -572,14 +599,32 @@ func runExhausted() {
 	fail(err)
 	bounds := generous()
 	bounds.Stage = time.Hour // what is held is held until the test lets go
-	g, err := Start(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Bounds: bounds})
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	fail(err)
+	g, err := Start(Config{
+		Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Bounds: bounds, Static: []StaticRoute{to("a.example.com", silent.Addr().String())},
+	})
 	fail(err)
 	fmt.Println(g.Addrs()[0])
 	for g.Snapshot().Outcomes[outcomeExhausted.String()] == 0 || g.Snapshot().Outcomes[outcomeShed.String()] == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	fmt.Println("exhausted")
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	for asked := bufio.NewScanner(os.Stdin); asked.Scan(); {
+		fmt.Println(openSome())
+	}
+}
+
+// openSome opens as many files as somebody who asks the process something may need.
+func openSome() string {
+	for range 4 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return err.Error()
+		}
+		defer f.Close()
+	}
+	return "opened"
 }
 
 // TestEndToEnd: a real agent's half over the one port: control connection, data

@@ -34,6 +34,7 @@ type lane struct {
 	blanks     []*conn
 	blankLinks []*link
 	reserve    reserve  // against the day when descriptors run out
+	sparing    int      // from this descriptor on they do; see few
 	handing    uint32   // the hand-over that is under way; 0 for none
 	dropped    []uint64 // relays that were copied in it and have ended since
 	words      bool     // what a relay is goes with its copy
@@ -90,9 +91,9 @@ func (g *Gateway) line() {
 	for i, l := range g.cfg.Loops {
 		w := &lane{
 			Gateway: g, settings: g.current.Load(), index: i, loop: l, conns: map[*conn]struct{}{},
-			view: make([]byte, prefixRoom+viewSize),
+			view: make([]byte, prefixRoom+viewSize), sparing: relay.Sparing(),
 		}
-		w.reserve.fill() // without it nothing is shed, only delayed
+		w.reserve.fill(w.sparing) // without it nothing is shed, only delayed
 		g.lanes = append(g.lanes, w)
 	}
 }
@@ -188,7 +189,7 @@ func (l *listener) Ready(relay.Readiness) { l.accept() }
 // Due ends a pause.
 func (l *listener) Due(time.Time) {
 	l.paused = false
-	l.lane.reserve.fill() // before anybody else gets what is free now
+	l.lane.reserve.fill(l.lane.sparing) // before anybody else gets what is free now
 	l.accept()
 }
 
@@ -209,6 +210,11 @@ func (l *listener) accept() {
 func (l *listener) one() bool {
 	fd, peer, err := relay.Accept(l.fd)
 	switch {
+	case err == nil && l.lane.few(fd) && !relay.Flush(l.lane.loop):
+		l.lane.counts.add(outcomeExhausted)
+		l.lane.displace(fd, peer)
+		l.runOut()
+		return false
 	case err == nil:
 		l.scarce = false
 		l.lane.admit(fd, peer)
@@ -220,17 +226,22 @@ func (l *listener) one() bool {
 			return true // some were free already, but for being closed
 		}
 		l.lane.counts.add(outcomeExhausted)
-		if l.scarce { // who waits has waited for a pause, and has said something
-			l.shed()
-		}
-		l.scarce = true
-		l.pause()
+		l.runOut()
 		return false
 	default:
 		l.lane.counts.add(outcomeAcceptError)
 		l.pause()
 		return false
 	}
+}
+
+// runOut: nobody is accepted for a while.
+func (l *listener) runOut() {
+	if l.scarce { // who waits has waited for a pause, and has said something
+		l.shed()
+	}
+	l.scarce = true
+	l.pause()
 }
 
 func (l *listener) pause() {

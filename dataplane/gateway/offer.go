@@ -79,9 +79,9 @@ func (c *conn) connect() {
 		if !ok || left <= 0 {
 			break
 		}
-		fd, err := to.connect()
+		fd, err := c.reach(to)
 		if exhausted(err) && relay.Flush(c.loop) { // some are free, but for being closed
-			fd, err = to.connect()
+			fd, err = c.reach(to)
 		}
 		if exhausted(err) {
 			c.turnedAway()
@@ -108,6 +108,16 @@ func (c *conn) connect() {
 		return
 	}
 	c.refuse(alpn.InternalError, outcomeNoUpstream)
+}
+
+// reach begins a connection to a target, unless descriptors are few.
+func (w *lane) reach(to target) (fd int, err error) {
+	fd, err = to.connect()
+	if err == nil && w.few(fd) {
+		relay.Close(fd)
+		return -1, unix.EMFILE
+	}
+	return fd, err
 }
 
 // blame notes that the upstream's server could not be connected to.

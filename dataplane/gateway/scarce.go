@@ -13,7 +13,8 @@ import (
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
-// When no descriptor is left, nothing is accepted for a while, but not nobody:
+// When no descriptor is left, but for the few that connections do not get, nothing
+// is accepted for a while, but not nobody:
 // each loop keeps some in reserve, to take connections whose clients have said
 // what they want, tell them that it cannot be had, and close.
 
@@ -30,11 +31,16 @@ const (
 // reserve is descriptors to have when there is none.
 type reserve struct{ files []*os.File }
 
-// fill gets back what was spent, as far as it goes.
-func (r *reserve) fill() {
+// fill gets back what was spent, as far as it goes. What connections do not get
+// it does not take either.
+func (r *reserve) fill(sparing int) {
 	for len(r.files) < reserved {
 		f, err := os.Open(os.DevNull)
 		if err != nil {
+			return
+		}
+		if int(f.Fd()) >= sparing {
+			f.Close()
 			return
 		}
 		r.files = append(r.files, f)
@@ -63,6 +69,17 @@ func exhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
+// few says that a descriptor that was just got is one of the last, which the
+// process needs for other things than connections. A limit that was raised
+// meanwhile counts.
+func (w *lane) few(fd int) bool {
+	if fd < w.sparing {
+		return false
+	}
+	w.sparing = relay.Sparing()
+	return fd >= w.sparing
+}
+
 // shed takes the connections that have waited longest, for as many as there are
 // descriptors in reserve, so that not everybody waits in a queue that does not
 // move.
@@ -75,20 +92,42 @@ func (l *listener) shed() {
 		}
 		w.turnAway(fd, peer)
 	}
-	w.reserve.fill()
+	w.reserve.fill(w.sparing)
+}
+
+// displace turns a connection away whose descriptor is one of the last: its answer
+// waits in the place of one in reserve.
+func (w *lane) displace(fd int, peer netip.AddrPort) {
+	if w.reserve.spend() {
+		if low, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			relay.Close(fd)
+			w.turnAway(low, peer)
+			return
+		}
+	}
+	w.reject(fd)
+}
+
+// reject resets a connection without a word.
+func (w *lane) reject(fd int) {
+	w.counts.add(outcomeShed)
+	relay.ResetClose(fd)
 }
 
 // turnAway answers a client that has said what it wants, with an alert where
 // that is TLS, and resets one that has not.
 func (w *lane) turnAway(fd int, peer netip.AddrPort) {
+	if w.few(fd) { // somebody else was faster
+		w.reject(fd)
+		return
+	}
 	c := w.begin(fd, peer)
 	c.shed = true
 	c.look()
 	if c.stage == reading {
-		w.counts.add(outcomeShed)
 		c.leave(false)
 		c.loop.Unwatch(fd)
-		relay.ResetClose(fd)
+		w.reject(fd)
 	}
 }
 

@@ -13,6 +13,10 @@ func newPipe() (*pipe, error) {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
+	if p.w >= Sparing() { // bytes can also be copied
+		p.close()
+		return nil, os.NewSyscallError("pipe2", unix.EMFILE)
+	}
 	size, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize)
 	if err != nil {
 		size, err = unix.FcntlInt(uintptr(p.w), unix.F_GETPIPE_SZ, 0)

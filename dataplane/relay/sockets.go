@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -117,6 +118,26 @@ func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
 			return -1, netip.AddrPort{}, os.NewSyscallError("accept", err)
 		}
 	}
+}
+
+const (
+	// spareMost descriptors, or a part of those that the process may have, are not
+	// for connections: whoever runs the process is still to be answered, and files
+	// to be opened, when there are no others.
+	spareMost = 32
+	sparePart = 8
+)
+
+// Sparing is the descriptor from which on there are few left. The kernel gives
+// the lowest that is free: all below it are taken. It is no descriptor when the
+// limit cannot be told.
+func Sparing() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur > math.MaxInt32 {
+		return math.MaxInt
+	}
+	limit := int(lim.Cur)
+	return limit - min(limit/sparePart, spareMost)
 }
 
 // Connect begins a connection and does not wait for it: watch fd, and ask
