@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -42,6 +43,17 @@ func (r *rig) meets(ca *authority, server, want string) *tls.Conn {
 		r.Fatalf("%s reaches %q, %v, not %q", server, got, err, want)
 	}
 	return conn
+}
+
+// setBack is a time as time.Now gives it after the clock has been set back.
+func setBack(t *testing.T, at time.Time, by time.Duration) time.Time {
+	t.Helper()
+	back := at
+	*(*uint64)(unsafe.Pointer(&back)) -= uint64(by/time.Second) << 30 // of time.Time.wall
+	if back.Sub(at) != 0 || back.Unix() != at.Add(-by).Unix() {
+		t.Fatalf("%v is not %v with another clock", back, at)
+	}
+	return back
 }
 
 func to(name string, addresses ...string) StaticRoute {
@@ -281,6 +293,13 @@ func TestPick(t *testing.T) {
 			t.Errorf("turn %d while the first rests: %s, want %s", turn, got, want)
 		}
 	}
+	// A clock that was set back by an hour let a server rest for as long.
+	began := time.Now()
+	u.servers[0].rest(began)
+	if later := began.Add(restFor); !u.servers[0].restsAt(setBack(t, began, time.Hour)) || u.servers[0].restsAt(setBack(t, later, time.Hour)) {
+		t.Error("a rest is by the clock")
+	}
+	u.servers[0].rest(now)
 	u.servers[1].rest(now)
 	u.servers[2].rest(now)
 	if got := order(1, 3); got != "231" {

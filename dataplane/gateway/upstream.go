@@ -42,8 +42,8 @@ type server struct {
 	host    string // a name; "" for a literal
 	port    uint16
 	addrs   atomic.Pointer[[]netip.AddrPort]
-	lost    atomic.Bool  // its name could not be resolved the last time
-	rests   atomic.Int64 // until when it is tried last, Unix nanoseconds
+	lost    atomic.Bool               // its name could not be resolved the last time
+	rests   atomic.Pointer[time.Time] // until when it is tried last; nil for never
 }
 
 // restFor is how long a server that could not be connected to is tried only when
@@ -51,9 +51,15 @@ type server struct {
 // Bounds.Connect.
 const restFor = 10 * time.Second
 
-func (s *server) rest(now time.Time) { s.rests.Store(now.Add(restFor).UnixNano()) }
+func (s *server) rest(now time.Time) {
+	until := now.Add(restFor)
+	s.rests.Store(&until)
+}
 
-func (s *server) restsAt(now time.Time) bool { return now.UnixNano() < s.rests.Load() }
+func (s *server) restsAt(now time.Time) bool {
+	until := s.rests.Load()
+	return until != nil && now.Before(*until) // by what has passed, whatever the clock says
+}
 
 // target is one place to connect to.
 type target struct {
