@@ -1,11 +1,13 @@
 package inventory
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -135,11 +137,38 @@ func (inv *Inventory) takeChanges(ctx context.Context, state *report, r Report) 
 		}
 		state.renewed = now
 	}
-	if err := inv.apply(ctx, state.lease, r, r.Address != state.address); err != nil {
+	if r.Up, err = inv.news(ctx, state.lease, r); err == nil {
+		err = inv.apply(ctx, state.lease, r, r.Address != state.address)
+	}
+	if err != nil {
 		return inv.lost(state, err)
 	}
 	state.sequence, state.address = r.Sequence, r.Address
 	return false, nil
+}
+
+// news is what of a report's agents is not in the store already: an agent that shows
+// the same again, or has been away for a moment, costs a read and no write. Of many
+// that come at once most are news, and all are written.
+func (inv *Inventory) news(ctx context.Context, lease store.LeaseID, r Report) ([]Up, error) {
+	if len(r.Up) > store.MaxOps {
+		return r.Up, nil
+	}
+	var out []Up
+	for _, u := range r.Up {
+		it, err := inv.store.Get(ctx, presenceKey(u.AgentID, r.Gateway))
+		if err != nil && !errors.Is(err, sallyport.ErrNotFound) {
+			return nil, err
+		}
+		value, mErr := json.Marshal(presenceRecord{Version: u.Version})
+		if mErr != nil {
+			return nil, mErr
+		}
+		if err != nil || it.Lease != lease || !bytes.Equal(it.Value, value) || slices.Contains(r.Down, u.AgentID) {
+			out = append(out, u)
+		}
+	}
+	return out, nil
 }
 
 // lost makes the gateway say everything again when its lease has ended.

@@ -269,3 +269,52 @@ func TestPresenceMany(t *testing.T) {
 		}
 	}
 }
+
+// TestPresenceOnceWritten: an agent that went on showing its gateway the same went
+// on writing auth's store.
+func TestPresenceOnceWritten(t *testing.T) {
+	inv := open(t)
+	ctx := t.Context()
+	gw, a := join(t, inv, sallyport.KindGateway, Allow{}), agent(t, inv)
+	announce(t, inv, a, db("x"))
+	sequence := uint64(0)
+	writes := func(r Report) bool {
+		t.Helper()
+		before, err := inv.store.Revision(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sequence++
+		r.Gateway, r.Epoch, r.Sequence = gw, "1", sequence
+		if need, err := inv.Report(ctx, r); need || err != nil {
+			t.Fatal(need, err)
+		}
+		after, err := inv.store.Revision(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after != before
+	}
+	writes(Report{Full: true})
+	for i, c := range []struct {
+		r    Report
+		want bool
+	}{
+		{Report{Up: []Up{{a, "v1"}}}, true},
+		{Report{Up: []Up{{a, "v1"}}}, false},
+		{Report{Up: []Up{{a, "v2"}}}, true},
+		{Report{Full: true, Up: []Up{{a, "v2"}}}, true}, // another lease
+		{Report{Up: []Up{{a, "v2"}}}, false},
+		{Report{Down: []string{a}, Up: []Up{{a, "v2"}}}, true},
+	} {
+		if got := writes(c.r); got != c.want {
+			t.Errorf("report %d writes: %v", i, got)
+		}
+		if !online(t, inv, "x") {
+			t.Errorf("report %d: not there", i)
+		}
+	}
+	if !writes(Report{Down: []string{a}}) || online(t, inv, "x") || !writes(Report{Up: []Up{{a, "v2"}}}) || !online(t, inv, "x") {
+		t.Error("gone and back")
+	}
+}

@@ -132,6 +132,7 @@ type tunnel struct {
 	pool    *pool
 	talk    *talk // nil for an orphan
 	cancels limiter
+	changes limiter                 // of what is routed here
 	end     context.CancelCauseFunc // ends its control connection
 	tag     uint16                  // guarded by Hub.mu
 	carrier atomic.Int32            // how its data connections come: the newest one's

@@ -6,22 +6,39 @@ import (
 	"time"
 )
 
-// limiter allows so many per second, and that many at once. The zero value is ready.
+// limiter allows so many per second, and that many at once. The zero value is
+// ready. A clock that is set back does not make it wait: times from time.Now are
+// compared by what has passed.
 type limiter struct {
 	mu  sync.Mutex
-	tat int64 // theoretical arrival time, Unix nanoseconds
+	tat time.Time // theoretical arrival time
 }
 
 func (l *limiter) allow(now time.Time, perSecond int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at := now.UnixNano()
-	tat := max(l.tat, at) + int64(time.Second)/int64(perSecond)
-	if tat-at > int64(time.Second) {
+	tat := l.after(now, time.Second/time.Duration(perSecond))
+	if tat.Sub(now) > time.Second {
 		return false
 	}
 	l.tat = tat
 	return true
+}
+
+// delay counts one more, and says how long its sender is to wait before the next,
+// when there is to be one each step but for so many at once.
+func (l *limiter) delay(now time.Time, step time.Duration, atOnce int) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tat = l.after(now, step)
+	return max(l.tat.Sub(now)-time.Duration(atOnce)*step, 0)
+}
+
+func (l *limiter) after(now time.Time, step time.Duration) time.Time {
+	if l.tat.Before(now) {
+		return now.Add(step)
+	}
+	return l.tat.Add(step)
 }
 
 // counters are what operators see: words and how often.

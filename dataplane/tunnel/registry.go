@@ -67,6 +67,15 @@ func (h *Hub) announce(t *tunnel) {
 	h.cfg.Presence(t.presence(true))
 }
 
+// reroute routes what the tunnel's assignment names again.
+func (h *Hub) reroute(t *tunnel, a *assignmentView) {
+	h.presence.Lock()
+	defer h.presence.Unlock()
+	if h.current(t) {
+		h.setNames(t, namesOf(a.Resources, t.agent))
+	}
+}
+
 // close forgets a tunnel: no name leads to it, its parked connections are
 // closed, its half-open streams are no longer counted. Streams that run go on;
 // they need no control connection. It is idempotent.

@@ -110,7 +110,11 @@ func (h *Hub) talk(ctx context.Context, t *tunnel) error {
 	h.gate.RLock()
 	h.announce(t)
 	h.gate.RUnlock()
-	return t.talk.run(ctx, func(m *tunnelv1.Control) error { return h.hear(t, m) }, ended)
+	hear := func(m *tunnelv1.Control) error {
+		t.pace(m)
+		return h.hear(t, m)
+	}
+	return t.talk.run(ctx, hear, ended)
 }
 
 // meet ends the handshake, takes a place among those that are greeted, and reads
@@ -276,6 +280,23 @@ func (h *Hub) welcome(t *tunnel) error {
 	return t.talk.put(&tunnelv1.Control{Message: &tunnelv1.Control_Welcome{Welcome: w}})
 }
 
+// What an agent says of its names is verified, logged and reported to auth: of
+// such messages changesAtOnce are heard at once, and then one each changeEvery.
+// A message that comes sooner waits, and so does what is behind it.
+const (
+	changesAtOnce = 20
+	changeEvery   = time.Second / 2
+)
+
+// pace holds an agent up that changes its names too fast. It is the reader's: the
+// agent goes on hearing what this side has to say.
+func (t *tunnel) pace(m *tunnelv1.Control) {
+	switch m.Message.(type) {
+	case *tunnelv1.Control_Upsert, *tunnelv1.Control_Delete:
+		time.Sleep(t.changes.delay(time.Now(), changeEvery, changesAtOnce))
+	}
+}
+
 // hear acts on one message of an agent. An error ends the tunnel; what later
 // versions say is skipped. While tunnels are frozen it waits; what comes when
 // another process has them is nobody's: the agent says it again there.
@@ -303,8 +324,13 @@ func (h *Hub) hear(t *tunnel, m *tunnelv1.Control) error {
 }
 
 // upsert takes a new assignment over. A bad one is logged, and the old one
-// stays: an agent does not lose its resources by a late message.
+// stays: an agent does not lose its resources by a late message. The present one
+// brings back what a Delete has taken, and is no news to anybody.
 func (h *Hub) upsert(t *tunnel, raw []byte) {
+	if now := t.assignment.Load(); bytes.Equal(now.raw, raw) && !h.expired(now.Assignment) {
+		h.reroute(t, now)
+		return
+	}
 	if err := h.adopt(t, raw); err != nil {
 		h.counters.add("upsert_refused")
 		h.cfg.Log.Warn("new assignment refused", "agent", t.agent, "err", err)
