@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"crypto/tls"
 
 	"github.com/goccy/go-yaml"
+	sigsyaml "sigs.k8s.io/yaml"
 )
 
 const theirKubeconfig = `apiVersion: v1
@@ -138,10 +140,89 @@ func TestKubeconfig(t *testing.T) {
 	}
 }
 
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKubeconfigAwkward: strings that one reader of YAML takes for numbers, for
+// nothing or for no YAML at all are what they were, as kubectl reads them.
+func TestKubeconfigAwkward(t *testing.T) {
+	p := newProgram(t)
+	path := filepath.Join(t.TempDir(), "config")
+	t.Setenv("KUBECONFIG", path)
+	awkward := []string{"12345e7", "12e4", "08", "5e10", ".inf", ".nan", "1e+5", "? q", "\x01", "\ta", "\n x\n", "y", "null", "~", "0x10", "1_000", "12:30:45", "-", "# no", "a: b", "", "2001-01-01", "é\u2028"}
+	type namedUser struct {
+		Name string         `json:"name"`
+		User map[string]any `json:"user"`
+	}
+	type config struct {
+		Users    []namedUser `json:"users"`
+		Contexts []struct {
+			Name    string            `json:"name"`
+			Context map[string]string `json:"context"`
+		} `json:"contexts"`
+	}
+	theirs := config{}
+	for i, s := range awkward {
+		theirs.Users = append(theirs.Users, namedUser{fmt.Sprintf("%d %s", i, s), map[string]any{"password": s}})
+	}
+	b, err := sigsyaml.Marshal(theirs)
+	must(t, err)
+	must(t, os.WriteFile(path, append([]byte("# mine\n"), b...), 0o600))
+	e := someKube(t, p, "prod")
+	e.namespace = "12345e7"
+	must(t, editKubeconfig(path, func(k *kubeconfigFile) { k.put(e) }))
+	var got config
+	b, err = os.ReadFile(path)
+	must(t, err)
+	must(t, sigsyaml.Unmarshal(b, &got))
+	if !slices.EqualFunc(got.Users[:len(awkward)], theirs.Users, func(a, b namedUser) bool { return a.Name == b.Name && a.User["password"] == b.User["password"] }) {
+		t.Errorf("users became %q", got.Users)
+	}
+	if got.Contexts[0].Context["namespace"] != "12345e7" || !strings.HasPrefix(string(b), "# mine\n") {
+		t.Errorf("%s", b)
+	}
+	f, err := p.home.Load("")
+	must(t, err)
+	must(t, forgetKube(f))
+	got = config{}
+	b, err = os.ReadFile(path)
+	must(t, err)
+	must(t, sigsyaml.Unmarshal(b, &got))
+	if len(got.Users) != len(awkward) || len(got.Contexts) != 0 {
+		t.Errorf("after the logout: %s", b)
+	}
+}
+
+// TestKubeconfigKeeps: a change that would harm what others wrote is not made.
+func TestKubeconfigKeeps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	const anchored = "users:\n- &a\n  name: a\n  user: {token: x}\n- *a\n"
+	for _, tt := range []struct {
+		old    string
+		change func(*kubeconfigFile)
+	}{
+		{theirKubeconfig, func(k *kubeconfigFile) { k.entries("users")[0].Content[1].Value = "other" }},
+		{theirKubeconfig, func(k *kubeconfigFile) { k.get("preferences").Content[0].Value = "other" }},
+		{anchored, func(k *kubeconfigFile) { k.get("users").Content = k.get("users").Content[1:] }},
+	} {
+		must(t, os.WriteFile(path, []byte(tt.old), 0o600))
+		if err := editKubeconfig(path, tt.change); err == nil {
+			t.Errorf("a change that harms %q is made", tt.old)
+		}
+		if b, _ := os.ReadFile(path); string(b) != tt.old {
+			t.Errorf("%q became %q", tt.old, b)
+		}
+	}
+}
+
 // TestKubeconfigBroken: a file that cannot be read is not replaced.
 func TestKubeconfigBroken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
-	for _, text := range []string{"clusters: [", "clusters: {a: b}", "- x"} {
+	for _, text := range []string{"clusters: [", "clusters: {a: b}", "- x", "a: b\n---\nc: d"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

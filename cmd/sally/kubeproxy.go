@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -49,10 +50,16 @@ func (c *proxyKubeCmd) Run(p *program) error {
 		return err
 	}
 	defer l.Close()
-	path := filepath.Join(p.home.KeyDir(f), f.User+"-kube", f.Cluster, c.Name+"-kubeconfig")
-	k := &kubeconfigFile{}
-	k.set("apiVersion", "v1")
-	k.set("kind", "Config")
+	// Each proxy has a file of its own: another one for the same cluster may run.
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(p.home.KeyDir(f), f.User+"-kube", f.Cluster, c.Name+"-"+port+"-kubeconfig")
+	k, err := parseKubeconfig("")
+	if err != nil {
+		return err
+	}
 	k.put(kubeEntry{
 		kube: c.Name, name: kubeContextName(f, c.Name), context: kubeContextName(f, c.Name), namespace: c.Namespace,
 		server: "https://" + l.Addr().String(), serverName: kubeServerName(f, c.Name), cas: keys.certPEM, cert: keys.certPEM, key: keys.keyPEM,
@@ -65,6 +72,7 @@ func (c *proxyKubeCmd) Run(p *program) error {
 	if err := profile.WriteFile(path, text); err != nil {
 		return err
 	}
+	defer os.Remove(path)
 	fmt.Fprintf(p.stdout, "Preparing the following Kubernetes cluster for local use: %s on %s.\n\nUse:\n  export KUBECONFIG=%s\n", c.Name, l.Addr(), shell.Word(path))
 	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Dial: func(ctx context.Context) (net.Conn, error) {
 		return cred.dialer().DialResource(ctx, sallyport.KindKube, c.Name, alpn.HTTP11)
