@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"time"
 
@@ -172,20 +171,5 @@ func (p *program) selected() (profile.Profile, error) {
 	if p.ProxyAddr == "" {
 		return p.home.Load("")
 	}
-	addr, err := profile.Address(p.ProxyAddr)
-	if err != nil {
-		return profile.Profile{}, err
-	}
-	host, _, _ := net.SplitHostPort(addr)
-	f, err := p.home.Load(host)
-	if err == nil && profile.HasPort(p.ProxyAddr) && f.WebProxyAddr != addr {
-		return profile.Profile{}, problem(sallyport.ErrUnauthorized, fmt.Sprintf("Not logged in to %s, but to %s.", addr, f.WebProxyAddr), "sally login --proxy="+addr)
-	}
-	if errors.Is(err, sallyport.ErrInvalid) {
-		return profile.Profile{}, err
-	}
-	if err != nil {
-		return profile.Profile{}, problem(sallyport.ErrUnauthorized, "Not logged in to "+addr+".", "sally login --proxy="+addr)
-	}
-	return f, nil
+	return p.home.Named(p.ProxyAddr)
 }

@@ -147,7 +147,7 @@ func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) 
 	f, err = p.selected()
 	if err == nil && !c.Force && c.Out == "" {
 		if held, lerr := p.home.Credentials(f); lerr == nil && time.Now().Before(held.Identity.NotAfter) && (p.User == "" || p.User == f.User) {
-			return f, true, (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p)
+			return f, true, c.stay(p, f)
 		}
 	}
 	if p.ProxyAddr == "" {
@@ -165,6 +165,19 @@ func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) 
 	}
 	f.WebProxyAddr, f.SSHProxyAddr = addr, addr
 	return f, false, nil
+}
+
+// stay makes the login that is good the current one, and shows it.
+func (c *loginCmd) stay(p *program, f profile.Profile) error {
+	if c.ClusterName != "" && c.ClusterName != f.Cluster {
+		return problem(sallyport.ErrNotFound, fmt.Sprintf("%s serves cluster %q, not %q", f.WebProxyAddr, f.Cluster, c.ClusterName), "sally login --proxy="+f.WebProxyAddr)
+	}
+	if current, ok := p.home.Current(); p.held == nil && (!ok || current.Name() != f.Name()) {
+		if err := p.home.Locked(func() error { return p.home.Save(f) }); err != nil {
+			return err
+		}
+	}
+	return (&statusCmd{Format: "text", Verbose: c.Verbose}).Run(p)
 }
 
 // ask collects user, password and code, from flags, files, or the terminal.

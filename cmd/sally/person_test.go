@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"math/big"
 	"net/url"
@@ -127,4 +128,30 @@ func newProgram(t *testing.T) *program {
 	}
 	t.Cleanup(func() { null.Close() })
 	return &program{globals: globals{AddKeysToAgent: "auto"}, ctx: context.Background(), stdin: null, stdout: io.Discard, stderr: io.Discard, home: profile.Dir(t.TempDir()), self: "/usr/bin/sally"}
+}
+
+// TestLoginStays: a login that is good already becomes the current one, for the
+// cluster that it is for.
+func TestLoginStays(t *testing.T) {
+	p := newProgram(t)
+	other := alice()
+	other.proxy, other.cluster = "other.test:443", "other.test"
+	for _, w := range []who{other, alice()} {
+		if _, err := p.login(w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.ProxyAddr = "other.test"
+	if _, _, err := (&loginCmd{ClusterName: "gw.test"}).target(p); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("a cluster that is not there: %v", err)
+	}
+	if f, _ := p.home.Current(); f.Name() != "gw.test" {
+		t.Errorf("now at %s", f.Name())
+	}
+	if _, done, err := (&loginCmd{ClusterName: "other.test"}).target(p); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	if f, _ := p.home.Current(); f.Name() != "other.test" {
+		t.Errorf("still at %s", f.Name())
+	}
 }

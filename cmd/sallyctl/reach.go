@@ -110,15 +110,14 @@ func (p *program) byProfile() (sallyportv1connect.AdminServiceClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := ""
 	if p.Proxy != "" {
-		addr, err := profile.Address(p.Proxy)
+		f, err := home.Named(p.Proxy)
 		if err != nil {
 			return nil, err
 		}
-		name, _, _ = net.SplitHostPort(addr)
+		return byLogin(home, f)
 	}
-	f, err := home.Load(name)
+	f, err := home.Load("")
 	if errors.Is(err, sallyport.ErrUnauthorized) {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this is not auth's machine, and nobody is logged in",
 			Hint: "on auth's machine use --data-dir or --config; elsewhere sally login --proxy=HOST first"}
@@ -126,6 +125,11 @@ func (p *program) byProfile() (sallyportv1connect.AdminServiceClient, error) {
 	if err != nil {
 		return nil, err
 	}
+	return byLogin(home, f)
+}
+
+// byLogin speaks with the certificate of a login.
+func byLogin(home profile.Dir, f profile.Profile) (sallyportv1connect.AdminServiceClient, error) {
 	c, err := home.Credentials(f)
 	if err != nil {
 		return nil, err

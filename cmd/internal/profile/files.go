@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/sallyport/sallyport"
 )
 
 // WriteFile replaces a file whole, 0600; directories that are missing are made 0700.
@@ -14,21 +16,26 @@ func WriteFile(path string, data []byte) error {
 }
 
 // EditFile changes a file that is not ours alone: it stays where its links
-// lead, keeps its mode, and is not touched when nothing changes. A file that
-// becomes empty is removed.
+// lead, also when there is none yet, keeps its mode, and is not touched when
+// nothing changes. A file that becomes empty is removed. What is no file, such as
+// /dev/null, is refused.
 func EditFile(path string, edit func(old string) string) error {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	path, err := followed(path)
+	if err != nil {
+		return err
 	}
 	mode := fs.FileMode(fileMode)
-	old, err := os.ReadFile(path)
-	if err == nil {
-		info, serr := os.Stat(path)
-		if serr != nil {
-			return serr
-		}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return problem(sallyport.ErrInvalid, path+" is no file that could be changed", "name a file")
+	default:
 		mode = info.Mode().Perm()
 	}
+	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -40,6 +47,31 @@ func EditFile(path string, edit func(old string) string) error {
 		return os.Remove(path)
 	}
 	return replace(path, []byte(text), mode)
+}
+
+// maxLinks is what the system follows too (path_resolution(7)).
+const maxLinks = 40
+
+// followed is where a path's links lead; what is there need not exist.
+func followed(path string) (string, error) {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real, nil
+	}
+	for range maxLinks {
+		to, err := os.Readlink(path)
+		if err != nil {
+			return path, nil // no link, or nothing there
+		}
+		if !filepath.IsAbs(to) {
+			dir, err := filepath.EvalSymlinks(filepath.Dir(path)) // where ".." leads from there
+			if err != nil {
+				return "", err
+			}
+			to = filepath.Join(dir, to)
+		}
+		path = to
+	}
+	return "", problem(sallyport.ErrInvalid, path+" is a link in a circle", "name a file")
 }
 
 // replace writes beside the file and renames, so that a reader sees the old

@@ -190,6 +190,26 @@ func (d Dir) Load(host string) (Profile, error) {
 	return f, nil
 }
 
+// Named is the profile of a gateway as it was typed, with a port or without one:
+// that of another port of the same host is another gateway's.
+func (d Dir) Named(typed string) (Profile, error) {
+	addr, err := Address(typed)
+	if err != nil {
+		return Profile{}, err
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	f, err := d.Load(host)
+	switch {
+	case errors.Is(err, sallyport.ErrInvalid):
+		return Profile{}, err
+	case err != nil:
+		return Profile{}, problem(sallyport.ErrUnauthorized, "Not logged in to "+addr+".", "sally login --proxy="+addr)
+	case HasPort(typed) && f.WebProxyAddr != addr:
+		return Profile{}, problem(sallyport.ErrUnauthorized, fmt.Sprintf("Not logged in to %s, but to %s.", addr, f.WebProxyAddr), "sally login --proxy="+addr)
+	}
+	return f, nil
+}
+
 // Current is the current profile; ok is false when there is none.
 func (d Dir) Current() (f Profile, ok bool) {
 	f, err := d.Load("")
@@ -222,12 +242,16 @@ func (d Dir) List() ([]Profile, error) {
 	if err == nil {
 		out = append(out, current)
 	}
-	files, err := filepath.Glob(filepath.Join(string(d), "*.yaml"))
-	if err != nil {
+	files, err := os.ReadDir(string(d)) // in the order of their names
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, path := range files {
-		f, err := d.Load(strings.TrimSuffix(filepath.Base(path), ".yaml"))
+	for _, file := range files {
+		host, ok := strings.CutSuffix(file.Name(), ".yaml")
+		if !ok {
+			continue
+		}
+		f, err := d.Load(host)
 		if err == nil && f.Name() != current.Name() {
 			out = append(out, f)
 		}

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -158,6 +159,79 @@ func TestEditFile(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestEditFileElsewhere: a link that leads to nothing yet stays one, and what is
+// no file is not replaced by one.
+func TestEditFileElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	link, target := filepath.Join(dir, "a", "link"), filepath.Join(dir, "b", "target")
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "a"), 0o700), os.Mkdir(filepath.Join(dir, "b"), 0o700), os.Symlink("../b/target", link)); err != nil {
+		t.Fatal(err)
+	}
+	add := func(old string) string { return old + "b\n" }
+	if err := EditFile(link, add); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(target); string(b) != "b\n" {
+		t.Errorf("%q behind the link: %v", b, err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link was replaced: %v %v", info, err)
+	}
+	circle := filepath.Join(dir, "circle")
+	if err := os.Symlink("circle", circle); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "socket") // a device, such as /dev/null, would be gone if it were replaced
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, path := range []string{socket, dir, circle} {
+		before, berr := os.Lstat(path)
+		if err := EditFile(path, add); !errors.Is(err, sallyport.ErrInvalid) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if after, err := os.Lstat(path); berr != nil || err != nil || after.Mode() != before.Mode() {
+			t.Errorf("%s was replaced: %v %v", path, after, err)
+		}
+	}
+}
+
+// TestListAnywhere: a directory's name is no pattern.
+func TestListAnywhere(t *testing.T) {
+	for _, name := range []string{"x[ab]", "x[b", "*"} {
+		d := Dir(filepath.Join(t.TempDir(), name))
+		bob := alice
+		bob.WebProxyAddr, bob.SSHProxyAddr = "other.test:443", "other.test:443"
+		if err := errors.Join(d.Save(bob), d.Save(alice)); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := d.List(); err != nil || len(all) != 2 {
+			t.Errorf("%s: %v, %v", name, all, err)
+		}
+	}
+}
+
+// TestNamed: another port of the same host is another gateway.
+func TestNamed(t *testing.T) {
+	d := Dir(t.TempDir())
+	if err := d.Save(alice); err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(alice.WebProxyAddr)
+	for _, typed := range []string{host, host + ":" + port} {
+		if f, err := d.Named(typed); err != nil || f.WebProxyAddr != alice.WebProxyAddr {
+			t.Errorf("%s: %+v, %v", typed, f, err)
+		}
+	}
+	for _, typed := range []string{host + ":1", "elsewhere.test"} {
+		if _, err := d.Named(typed); !errors.Is(err, sallyport.ErrUnauthorized) {
+			t.Errorf("%s: %v", typed, err)
+		}
 	}
 }
 
