@@ -187,9 +187,26 @@ func (s *site) decideDevice(w http.ResponseWriter, r *http.Request, v visitor) {
 	s.show(w, http.StatusOK, name, page)
 }
 
+// navigates says that the answer becomes a page in a window of its own. What says
+// nothing of that is no browser, or an old one.
+func navigates(r *http.Request) bool {
+	mode, dest := r.Header["Sec-Fetch-Mode"], r.Header["Sec-Fetch-Dest"]
+	if len(mode) == 0 && len(dest) == 0 {
+		return r.Method == http.MethodGet
+	}
+	return r.Method == http.MethodGet && len(mode) == 1 && mode[0] == "navigate" && len(dest) == 1 && dest[0] == "document"
+}
+
 // launch takes the session to an application's origin. The address is made of
 // the application's name alone, one label below the cluster's.
+//
+// It makes a code, so nothing but a page of a window leads here: what a browser asks
+// for by itself, an image or a frame of any page, does not.
 func (s *site) launch(w http.ResponseWriter, r *http.Request, v visitor) {
+	if !navigates(r) {
+		s.refuse(w, sallyport.Denied("an application is opened as a page of its own", "open the application in a window"))
+		return
+	}
 	app, challenge := r.PathValue("app"), r.URL.Query().Get("challenge")
 	if !validLabel(app) || !websession.ValidCode(challenge) {
 		s.refuse(w, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the address of this page is not complete", Hint: "open the application again"})

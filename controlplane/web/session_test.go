@@ -353,6 +353,21 @@ func TestLaunch(t *testing.T) {
 			t.Errorf("%s: %d %v", host, code, h)
 		}
 	}
+	for _, how := range [][]string{{"no-cors", "image"}, {"navigate", "iframe"}, {"cors", "empty"}, {"navigate"}, {"navigate", "document"}} {
+		r := withCookie(httptest.NewRequest(http.MethodGet, "https://gw.example.com"+path, nil), cookie)
+		r.Header["Sec-Fetch-Mode"], r.Header["Sec-Fetch-Dest"] = how[:1], how[1:]
+		want := 403
+		if slices.Equal(how, []string{"navigate", "document"}) {
+			want = 303
+		}
+		before := len(s.desk.asked)
+		if code, _, h := do(s, r); code != want || (h.Get("Location") != "") != (want == 303) || (len(s.desk.asked) > before) != (want == 303) {
+			t.Errorf("%q: %d %v", how, code, h)
+		}
+	}
+	if code, _, _ := do(s, withCookie(httptest.NewRequest(http.MethodHead, "https://gw.example.com"+path, nil), cookie)); code != 403 {
+		t.Errorf("HEAD: %d", code)
+	}
 	for _, bad := range []string{"/web/launch/other?challenge=" + asked.Challenge, "/web/launch/wiki", "/web/launch/wiki?challenge=x", "/web/launch/wi.ki?challenge=" + asked.Challenge,
 		"/web/launch/evil.example%2F?challenge=" + asked.Challenge, "/web/launch/-a?challenge=" + asked.Challenge, "/web/launch/evil@x?challenge=" + asked.Challenge} {
 		if code, _, h := do(s, withCookie(httptest.NewRequest(http.MethodGet, "https://gw.example.com"+bad, nil), cookie)); code != 404 && code != 400 || h.Get("Location") != "" {

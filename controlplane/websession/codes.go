@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -42,14 +43,45 @@ type codeRecord struct {
 
 func codeKey(code string) string { return "webcodes/" + hashed("code", code) }
 
-// PutCode makes a code that is good for a minute.
+// PutCode makes a code that is good for a minute, for the session that c names. Any
+// page can lead a browser to where codes are made: one session makes a bounded number,
+// and more are ErrExhausted. A session that has ended is ErrUnauthorized.
 func (s *Sessions) PutCode(ctx context.Context, c Code) (string, error) {
 	if !ValidCode(c.Challenge) {
 		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the challenge is not the hash of a verifier", Hint: "begin again"}
 	}
-	code := newCode()
+	if !validID(c.Session) {
+		return "", Gone()
+	}
+	for range maxRaces {
+		code, err := s.putCode(ctx, c)
+		if !raced(err) {
+			return code, err
+		}
+	}
+	return "", tooManyChanges()
+}
+
+// putCode writes a code, and its end to its session, unless others were faster.
+func (s *Sessions) putCode(ctx context.Context, c Code) (string, error) {
+	rec, it, err := s.read(ctx, ownerOf(c.User), c.Session)
+	if err != nil {
+		return "", err
+	}
+	now := s.now().UTC()
+	ends := now.Add(CodeTTL)
+	// An end that is further away was written before the clock went back.
+	rec.Codes = slices.DeleteFunc(rec.Codes, func(t time.Time) bool { return !now.Before(t) || t.After(ends) })
+	if len(rec.Codes) >= maxCodes {
+		return "", &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this browser has begun too many logins within a minute", Hint: "wait a minute, and open the page again"}
+	}
+	rec.Codes = append(rec.Codes, ends)
+	session, err := store.Keep(it.Value, rec)
+	if err != nil {
+		return "", err
+	}
 	value, err := json.Marshal(codeRecord{Version: recordVersion, Purpose: c.Purpose, User: c.User, Session: c.Session, Challenge: c.Challenge,
-		Keys: c.Keys, App: c.App, Expires: s.now().Add(CodeTTL).UTC()})
+		Keys: c.Keys, App: c.App, Expires: ends})
 	if err != nil {
 		return "", err
 	}
@@ -57,7 +89,8 @@ func (s *Sessions) PutCode(ctx context.Context, c Code) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = s.store.Apply(ctx, store.Op{Key: codeKey(code), Value: value, Lease: lease})
+	code := newCode()
+	_, err = s.store.Apply(ctx, store.Op{Key: it.Key, Value: session, Expect: it.Revision, Lease: it.Lease}, store.Op{Key: codeKey(code), Value: value, Lease: lease})
 	return code, err
 }
 

@@ -27,6 +27,7 @@ const (
 	maxPerUser    = 32 // sessions; the one unused for longest makes room
 	maxApps       = 64 // of one session
 	maxPerApp     = 3  // cookies of one application: two tabs may begin at once
+	maxCodes      = 32 // made by one session within the life of a code: a browser may open that many tabs again
 	maxBrowser    = 200
 	seenEvery     = time.Minute // how exactly the time of the last use is kept
 	leaseSlack    = time.Minute // leases end after what they clean up
@@ -88,6 +89,7 @@ type record struct {
 	Credential string              `json:"credential"`
 	Secret     string              `json:"secret"` // hash
 	Apps       map[string][]string `json:"apps,omitempty"`
+	Codes      []time.Time         `json:"codes,omitempty"` // ends of the codes that were made
 }
 
 func (r record) session(id string) Session {
@@ -287,6 +289,10 @@ func (s *Sessions) change(ctx context.Context, user, id string, do func(*record)
 			return err
 		}
 	}
+	return tooManyChanges()
+}
+
+func tooManyChanges() error {
 	return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many changes of this session at once", Hint: "try again in a moment"}
 }
 

@@ -266,8 +266,9 @@ func TestSeeApp(t *testing.T) {
 // TestCodeRace: of many who bring a code one is answered.
 func TestCodeRace(t *testing.T) {
 	s := newClock().sessions()
-	verifier := newCode()
-	code, err := s.PutCode(t.Context(), Code{Purpose: ForProgram, User: "a", Session: NewID(), Challenge: Challenge(verifier), Keys: "k"})
+	verifier, user := newCode(), newUser()
+	_, ws := begin(t, s, user)
+	code, err := s.PutCode(t.Context(), Code{Purpose: ForProgram, User: user, Session: ws.ID, Challenge: Challenge(verifier), Keys: "k"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +294,8 @@ func TestCodeRace(t *testing.T) {
 func TestCodes(t *testing.T) {
 	c := newClock()
 	s := c.sessions()
-	verifier := newCode()
+	verifier, user := newCode(), newUser()
+	_, ws := begin(t, s, user)
 	right := Proof{Purpose: ForProgram, Verifier: verifier, Keys: "k"}
 	for what, try := range map[string]struct {
 		proof Proof
@@ -306,12 +308,12 @@ func TestCodes(t *testing.T) {
 		"another verifier": {Proof{Purpose: ForProgram, Verifier: newCode(), Keys: "k"}, 0, false}, "the challenge": {Proof{Purpose: ForProgram, Verifier: Challenge(verifier), Keys: "k"}, 0, false},
 		"no verifier": {Proof{Purpose: ForProgram, Keys: "k"}, 0, false}, "a long verifier": {Proof{Purpose: ForProgram, Verifier: verifier + "A", Keys: "k"}, 0, false},
 	} {
-		code, err := s.PutCode(t.Context(), Code{Purpose: ForProgram, User: "a", Session: NewID(), Challenge: Challenge(verifier), Keys: "k"})
+		code, err := s.PutCode(t.Context(), Code{Purpose: ForProgram, User: user, Session: ws.ID, Challenge: Challenge(verifier), Keys: "k"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.pass(try.after)
-		if got, err := s.TakeCode(t.Context(), code, try.proof); (err == nil) != try.ok || err != nil && !gone(err) || try.ok && got.User != "a" {
+		if got, err := s.TakeCode(t.Context(), code, try.proof); (err == nil) != try.ok || err != nil && !gone(err) || try.ok && got.User != user {
 			t.Errorf("%s: %v %v", what, got, err)
 		}
 		c.pass(-try.after)
@@ -322,6 +324,46 @@ func TestCodes(t *testing.T) {
 	if _, err := s.PutCode(t.Context(), Code{Purpose: ForApp, Challenge: "short"}); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Errorf("without a challenge: %v", err)
 	}
+	for what, c := range map[string]Code{"no session": {User: user}, "none of its user's": {User: newUser(), Session: ws.ID}, "one that is not": {User: user, Session: NewID()}} {
+		c.Purpose, c.Challenge = ForApp, Challenge(verifier)
+		if _, err := s.PutCode(t.Context(), c); !gone(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestCodesBound: any page could make a browser fill the store with codes.
+func TestCodesBound(t *testing.T) {
+	c := newClock()
+	s := c.sessions()
+	user := newUser()
+	cookie, ws := begin(t, s, user)
+	put := func() (string, error) {
+		return s.PutCode(t.Context(), Code{Purpose: ForApp, User: user, Session: ws.ID, Challenge: Challenge(newCode()), App: "wiki"})
+	}
+	full := func(when string) {
+		t.Helper()
+		for i := range maxCodes {
+			if _, err := put(); err != nil {
+				t.Fatalf("%s: code %d: %v", when, i, err)
+			}
+		}
+		if _, err := put(); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Errorf("%s: one more: %v", when, err)
+		}
+	}
+	full("at first")
+	_, ws2 := begin(t, s, user)
+	if _, err := s.PutCode(t.Context(), Code{Purpose: ForApp, User: user, Session: ws2.ID, Challenge: Challenge(newCode()), App: "wiki"}); err != nil {
+		t.Errorf("another session: %v", err)
+	}
+	if _, err := s.Find(t.Context(), cookie); err != nil {
+		t.Errorf("the session itself: %v", err)
+	}
+	c.pass(CodeTTL)
+	full("a minute later")
+	c.pass(-30 * time.Minute)
+	full("after the clock went back")
 }
 
 // TestDevices: a request is decided once, told once, and ends; strangers have
