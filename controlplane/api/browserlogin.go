@@ -157,6 +157,15 @@ func (b Browser) LogIn(ctx context.Context, in login.Attempt, browser, was strin
 			return "", out, err
 		}
 	}
+	beyond, err := s.web.Beyond(ctx, u.Name)
+	if err != nil {
+		return "", out, err
+	}
+	for _, old := range beyond {
+		if err := s.endSession(ctx, old, "too many sessions of the user"); err != nil {
+			return "", out, err
+		}
+	}
 	return s.web.Begin(ctx, ws)
 }
 

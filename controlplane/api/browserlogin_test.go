@@ -133,6 +133,34 @@ func TestWebLogin(t *testing.T) {
 	}
 }
 
+// TestWebSessionsBeyond: the login that is one too many ended the session that was unused
+// for longest, and no event said so.
+func TestWebSessionsBeyond(t *testing.T) {
+	w := the()
+	p := w.surfer(t, w.appRole(t))
+	var all []string
+	for {
+		cookie, ws := p.logIn(t)
+		all = append(all, ws.ID)
+		list, err := w.server.Browser().Sessions(p.ctx, cookie)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) < len(all) {
+			break
+		}
+	}
+	ended := map[any]any{}
+	for _, e := range w.events(t, audit.WebSessionEnd) {
+		if e.User == p.name {
+			ended[e.Fields["web_session"]] = e.Fields["reason"]
+		}
+	}
+	if len(ended) != 1 || ended[all[0]] != "too many sessions of the user" {
+		t.Errorf("after %d logins events tell the ends of %v, want that of %s", len(all), ended, all[0])
+	}
+}
+
 func mustID(t testing.TB, p *surfer) string {
 	_, ws := p.logIn(t)
 	return ws.ID

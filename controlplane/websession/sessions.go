@@ -115,7 +115,7 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Begin makes a session of who has just proved who he is: its id, user, device,
+// Begin makes a session, for which the caller has ended what is Beyond, of who has just proved who he is: its id, user, device,
 // address, browser, credential, and when it ends at the latest. cookie is the
 // value for the browser; it is not kept.
 func (s *Sessions) Begin(ctx context.Context, in Session) (cookie string, out Session, err error) {
@@ -130,9 +130,6 @@ func (s *Sessions) Begin(ctx context.Context, in Session) (cookie string, out Se
 		Created: now, Proved: now, Seen: now, Ends: in.Ends.UTC(), Credential: in.Credential, Secret: t.hash()}
 	if most := now.Add(MaxTTL); rec.Ends.After(most) || rec.Ends.IsZero() {
 		rec.Ends = most
-	}
-	if err := s.makeRoom(ctx, in.User); err != nil {
-		return "", Session{}, err
 	}
 	lease, err := s.store.Grant(ctx, rec.Ends.Sub(now).Truncate(time.Second)+leaseSlack)
 	if err != nil {
@@ -153,19 +150,14 @@ func (t token) hash() string { return hashed("session", string(t.secret[:])) }
 // appHash is of a cookie of an application's origin: it opens no other.
 func (t token) appHash(app string) string { return hashed("app\x00"+app, string(t.secret[:])) }
 
-// makeRoom ends the session that was unused for longest when there are as many
-// as there may be.
-func (s *Sessions) makeRoom(ctx context.Context, user string) error {
+// Beyond are the sessions of a user that have to end before another begins: those
+// unused for longest, when there are as many as there may be.
+func (s *Sessions) Beyond(ctx context.Context, user string) ([]Session, error) {
 	list, err := s.List(ctx, user)
 	if err != nil || len(list) < maxPerUser {
-		return err
+		return nil, err
 	}
-	for _, old := range list[maxPerUser-1:] {
-		if _, err := s.End(ctx, user, old.ID); err != nil && !errors.Is(err, sallyport.ErrNotFound) {
-			return err
-		}
-	}
-	return nil
+	return list[maxPerUser-1:], nil
 }
 
 // Find returns the session of a cookie of the cluster's origin, and notes that

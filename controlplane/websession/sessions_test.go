@@ -69,6 +69,15 @@ func gone(err error) bool { return errors.Is(err, sallyport.ErrUnauthorized) }
 
 func begin(t *testing.T, s *Sessions, user string) (string, Session) {
 	t.Helper()
+	beyond, err := s.Beyond(t.Context(), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range beyond {
+		if _, err := s.End(t.Context(), user, old.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cookie, ws, err := s.Begin(t.Context(), someone(user))
 	if err != nil {
 		t.Fatal(err)
