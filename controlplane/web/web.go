@@ -119,7 +119,9 @@ func (s *site) headers(next http.Handler) http.Handler {
 		h := w.Header()
 		h.Set("Content-Security-Policy", s.policy)
 		h.Set("Cache-Control", "no-store")
-		h.Set("Referrer-Policy", "no-referrer")
+		// Not no-referrer: forms would be sent with "Origin: null" (Fetch, section 3.1), which
+		// sameOrigin believes of browsers without Sec-Fetch-Site.
+		h.Set("Referrer-Policy", "same-origin")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 		next.ServeHTTP(w, r)

@@ -54,6 +54,11 @@ func show(w http.ResponseWriter, status int, p page) {
 		return
 	}
 	ours(w.Header())
+	if p.Button != "" {
+		// By no-referrer the form would be sent with "Origin: null" (Fetch, section 3.1),
+		// and be foreign to a browser without Sec-Fetch-Site.
+		w.Header().Set("Referrer-Policy", "same-origin")
+	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
 	_, _ = w.Write(b.Bytes())

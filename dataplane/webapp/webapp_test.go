@@ -809,14 +809,20 @@ func TestLogout(t *testing.T) {
 	running, err := c.Do(q)
 	check(t, err)
 	defer running.Body.Close()
-	if resp, body := r.ask(c, "GET", wiki+"/.sallyport/logout", with(session)); resp.StatusCode != 200 || !strings.Contains(body, "<form method=\"post\">") {
+	resp, body := r.ask(c, "GET", wiki+"/.sallyport/logout", with(session))
+	if resp.StatusCode != 200 || !strings.Contains(body, "<form method=\"post\">") {
 		t.Fatalf("%s %s", resp.Status, body)
+	}
+	// By no-referrer a browser says "Origin: null" with the form, and one without
+	// Sec-Fetch-Site could not log out.
+	if got := resp.Header.Get("Referrer-Policy"); got != "same-origin" {
+		t.Errorf("the form's page has Referrer-Policy %q", got)
 	}
 	foreignForm := func(q *http.Request) { with(session)(q); q.Header.Set("Sec-Fetch-Site", "same-site") }
 	if resp, _ := r.ask(c, "POST", wiki+"/.sallyport/logout", foreignForm); resp.StatusCode != 403 {
 		t.Errorf("from another origin: %s", resp.Status)
 	}
-	resp, _ := r.ask(c, "POST", wiki+"/.sallyport/logout", with(session))
+	resp, _ = r.ask(c, "POST", wiki+"/.sallyport/logout", with(session))
 	if k := cookies(resp)[sessionCookie]; resp.StatusCode != 200 || k == nil || k.MaxAge >= 0 {
 		t.Errorf("%s %v", resp.Status, resp.Header)
 	}
