@@ -130,3 +130,24 @@ func TestQuietEnvironment(t *testing.T) {
 		t.Errorf("%q, %q", got, env)
 	}
 }
+
+// TestPreflightEnvironment: the collector of a process that only answers is told
+// to wait, unless somebody has told it something else.
+func TestPreflightEnvironment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p")
+	if err := executable.Write(path, []byte("#!/bin/sh\necho \"$GOGC $A $NOTIFY_SOCKET.\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		env  []string
+		want string
+	}{
+		{[]string{"A=b", "NOTIFY_SOCKET=/run/x"}, "400 b .\n"},
+		{[]string{"GOGC=50", "A=b"}, "50 b .\n"},
+	} {
+		c := &candidate{path: path, env: preflightEnvironment(tt.env)}
+		if out, err := c.ask(t.Context()); err != nil || string(out.stdout) != tt.want {
+			t.Errorf("%q: %+v, %v, want %q", tt.env, out, err, tt.want)
+		}
+	}
+}

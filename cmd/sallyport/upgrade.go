@@ -165,7 +165,7 @@ func (n *node) upgradeLocked(r *upgradeReport, call upgradeCall) error {
 // probe asks the program on disk whether it can take over.
 func (n *node) probe() (*versionReport, error) {
 	u := &n.upgrades
-	c := &candidate{path: u.program, dir: u.dir, config: n.reloads.file, env: quietEnvironment(os.Environ()), own: ownVersion()}
+	c := &candidate{path: u.program, dir: u.dir, config: n.reloads.file, env: preflightEnvironment(os.Environ()), own: ownVersion()}
 	v, check, err := c.preflight(u.ctx)
 	if err == nil {
 		err = check.agree(n.cfg.DataDir, n.cfg.Roles)
