@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/supervise"
@@ -130,7 +131,13 @@ func (s *standIn) rest() (code int, over bool) {
 	return s.code, s.over
 }
 
-// stepBack ends this process, or keeps nothing of it but its number.
+// ownImage is the program that this process runs, also when its file has been
+// replaced or removed since: proc_pid_exe(5).
+const ownImage = "/proc/self/exe"
+
+// stepBack ends this process, or keeps nothing of it but its number. What it
+// becomes is its own program: the file on disk may be another one by now, which
+// nobody has tried, and with this process the service would end.
 func (n *node) stepBack() error {
 	if n.stand == nil {
 		return nil
@@ -138,8 +145,7 @@ func (n *node) stepBack() error {
 	if code, over := n.stand.rest(); over {
 		return fail.Exit{Code: code}
 	}
-	path := n.upgrades.program
-	err := n.stand.keeper.Become(path, []string{path, "supervise"}, quietEnvironment(os.Environ()), n.stand.signals)
+	err := n.stand.keeper.Become(ownImage, []string{n.upgrades.program, "supervise"}, quietEnvironment(os.Environ()), n.stand.signals)
 	n.log.Warn("this process stays as it is, for its number", "error", err)
 	if code, _ := newStandIn(n.stand.keeper).wait(); code != 0 {
 		return fail.Exit{Code: code}
@@ -162,6 +168,8 @@ type superviseCmd struct {
 
 // Run ends with the main process, and with its exit code.
 func (c *superviseCmd) Run(p *program) error {
+	// The kernel names a process after the path that it was started by, ownImage.
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0) // only for people
 	d, stop := supervise.Listen()
 	defer stop()
 	k, err := supervise.Resume(c.Line, supervise.State{Generation: c.Generation, Main: c.Main})

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/sallyport/sallyport/test/executable"
 )
 
 // upgraded is what sallyport upgrade and sallyport status say of an upgrade.
@@ -209,4 +211,46 @@ func TestUpgradePIDFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the new process to end", runWait, func() bool { return !alive(u.ToPID) })
+}
+
+// TestUpgradeBrokenLater: what lies at the program's path after an upgrade is nothing
+// that runs. The first process became it once, whatever it was, and the service ended.
+func TestUpgradeBrokenLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sallyport")
+	place := func(path, text string) {
+		t.Helper()
+		if err := executable.Write(path, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good, err := os.ReadFile(program(t, "sallyport"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	place(path, string(good))
+	g := startRoutesAs(t, oneRoute(newBackend(t, "one", false)), func(args ...string) *exec.Cmd { return exec.Command(path, args...) })
+	first := g.cmd.Process.Pid
+
+	// The new program has hardly begun when a broken one takes its place.
+	broken, next := path+".broken", path+".next"
+	place(broken, "#!/bin/sh\nexit 1\n")
+	place(next, fmt.Sprintf("#!/bin/sh\ncase \"$*\" in version*|*--check*) ;; *) mv '%s' '%s';; esac\nexec '%s' \"$@\"\n", broken, path, program(t, "sallyport")))
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+	u := g.upgrade()
+	await(t, "the first process is a supervisor and nothing else", runWait, func() bool {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", first))
+		return strings.Contains(string(line), "\x00supervise\x00") || !alive(u.ToPID)
+	})
+	await(t, "its name", runWait, func() bool {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", first))
+		return string(name) == "sallyport\n" || !alive(u.ToPID)
+	})
+	if s := g.serving(); s.PID != u.ToPID || s.Health != "ok" {
+		t.Errorf("%+v", s)
+	}
+	g.expect("a.example.com", "one -")
+	g.stop()
+	await(t, "the end of what it stood for", runWait, func() bool { return !alive(u.ToPID) })
 }
