@@ -113,7 +113,7 @@ func (n *node) startCanary(spec canarySpec) (*upgradeReport, error) {
 	u := &n.upgrades
 	r := &upgradeReport{Time: time.Now(), By: spec.by, Outcome: upgradeRefused, FromVersion: version, FromPID: os.Getpid()}
 	if !u.mu.TryLock() {
-		return r.failed(&sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade is under way, or the process ends", Hint: "sallyport status tells what came of it"})
+		return r.failed(busy("sallyport status tells what came of it"))
 	}
 	defer u.mu.Unlock()
 	c, err := n.hatch(spec, r)

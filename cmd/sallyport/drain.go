@@ -67,11 +67,15 @@ func (n *node) beginDrain(ctx context.Context, notice time.Duration) error {
 	case g == nil && a == nil:
 		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "this process has no gateway and no agent that could be drained", Hint: "auth needs no drain: stop it"}
 	case n.upgrades.isHanded():
-		return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "this process has handed over", Hint: "ask the one that serves: sallyport status names it"}
+		return errHandedAway()
 	}
 	n.endCanary(ctx, "drain")
 	if !n.upgrades.mu.TryLock() { // what moves is not to be closed
-		return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade is under way, or the process ends", Hint: "try again when it is done"}
+		return busy("try again when it is done")
+	}
+	if n.upgrades.isHanded() { // a canary has become an upgrade after all
+		n.upgrades.mu.Unlock()
+		return errHandedAway()
 	}
 	first := !n.drains.on.Swap(true)
 	n.upgrades.mu.Unlock()
@@ -104,6 +108,11 @@ func (n *node) beginDrain(ctx context.Context, notice time.Duration) error {
 		a.drain()
 	}
 	return nil
+}
+
+// errHandedAway refuses what is for the process that serves.
+func errHandedAway() error {
+	return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "this process has handed over", Hint: "ask the one that serves: sallyport status names it"}
 }
 
 // sendAway tells agents to come back later, and accepts nobody any more. What

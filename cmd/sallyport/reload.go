@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -49,20 +50,59 @@ type reloader struct {
 	up   atomic.Bool // the roles are open
 	last atomic.Pointer[reloadReport]
 
-	mu  sync.Mutex // held while a reload runs
+	mu  sync.Mutex // held while a reload runs, and before upgrader.mu
 	now *config    // what is in effect; nil for what the process started with
 }
 
 // reload reads the file again and applies what has changed, all of it or none.
-// Why it was refused is in the report, in the log, and returned.
+// Why it was refused is in the report, in the log, and returned. While an upgrade
+// runs it is refused: the new process may have read the file before, and what is
+// applied here would end with this one.
 func (n *node) reload(ctx context.Context, by string) (*reloadReport, error) {
+	n.reloads.mu.Lock()
+	defer n.reloads.mu.Unlock()
+	free := n.upgrades.mu.TryLock()
+	if free {
+		defer n.upgrades.mu.Unlock()
+	}
+	return n.reloadAs(ctx, by, free)
+}
+
+// reloadOnceFree reloads when no upgrade is under way, for who gets no answer that
+// he could act on, and in the process that serves then: it is told by the same
+// signal.
+func (n *node) reloadOnceFree(ctx context.Context, by string) {
+	before := !n.upgrades.isHanded()
+	n.reloads.mu.Lock()
+	defer n.reloads.mu.Unlock()
+	n.upgrades.mu.Lock()
+	defer n.upgrades.mu.Unlock()
+	switch {
+	case !n.upgrades.isHanded():
+		_, _ = n.reloadAs(ctx, by, true) // the log has it
+	case before:
+		n.tell(syscall.Kill(n.upgrades.heir, syscall.SIGHUP))
+	case !n.upgrades.standIn.Load(): // which has passed it on
+		_, _ = n.reloadAs(ctx, by, true) // refused; the log has it
+	}
+}
+
+// reloadAs is a reload, with both locks held; free is false when there was only the
+// reload's.
+func (n *node) reloadAs(ctx context.Context, by string, free bool) (*reloadReport, error) {
 	r := &n.reloads
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, reloadWait)
 	defer cancel()
 	report := &reloadReport{Time: time.Now(), Changed: []string{}, NeedsRestart: []string{}}
-	err := n.reloadLocked(ctx, report)
+	var err error
+	if free {
+		if u := n.upgrades.ctx; u != nil { // whose end waits for the lock
+			defer context.AfterFunc(u, cancel)()
+		}
+		err = n.reloadLocked(ctx, report)
+	} else {
+		err = busy("reload again when it is done")
+	}
 	if err != nil {
 		report.Problem, report.Hint = problemText(err)
 		n.log.Error("reload refused; everything stays as it was", "by", by, "reason", err)
@@ -84,7 +124,7 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "this process has no configuration file to read again"}
 	}
 	if n.upgrades.isHanded() {
-		return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "this process has handed over", Hint: "ask the one that serves: sallyport status names it"}
+		return errHandedAway()
 	}
 	if !r.up.Load() {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "this process is still starting", Hint: "it reads the configuration as it was when it began; reload it when it is up"}
@@ -224,7 +264,7 @@ func (n *node) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
 		case <-ctx.Done():
 			return nil
 		case <-signals:
-			_, _ = n.reload(ctx, "SIGHUP") // the log has it
+			n.reloadOnceFree(ctx, "SIGHUP")
 		}
 	}
 }

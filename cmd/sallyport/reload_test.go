@@ -117,7 +117,7 @@ func serve(t *testing.T, text string) *served {
 	go func() { done <- s.run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil && !(errors.Is(err, errHanded) && s.upgrades.isHanded()) {
 			t.Errorf("run: %v", err)
 		}
 	})

@@ -44,9 +44,10 @@ type upgrader struct {
 	// give starts the new process and gives it the stages (handover.Upgrade).
 	give func(context.Context, []handover.Stage) (handover.Report, error)
 
-	mu      sync.Mutex // held while an upgrade runs
+	mu      sync.Mutex // held while an upgrade runs, or a reload
 	ctx     context.Context
 	ended   bool           // there will be no more: the process ends, or is a remnant
+	heir    int            // the process that has the work, if handed; guarded by mu
 	handed  chan struct{}  // closed when the work is another process's
 	caller  sync.WaitGroup // who is still to be answered
 	standIn atomic.Bool    // handed over, and signals are meant for the new process
@@ -108,7 +109,7 @@ func (n *node) upgrade(by string, checkOnly bool) (*upgradeReport, error) {
 func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 	u := &n.upgrades
 	if !u.mu.TryLock() {
-		err := &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade is under way, or the process ends", Hint: "sallyport status tells what came of it"}
+		err := busy("sallyport status tells what came of it")
 		return &upgradeReport{Time: time.Now(), By: call.by, Outcome: upgradeRefused, Problem: err.Fact, Hint: err.Hint}, err
 	}
 	defer u.mu.Unlock()
@@ -124,6 +125,11 @@ func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 		n.remember(*r)
 	}
 	return r, err
+}
+
+// busy refuses what cannot be done while something else holds upgrader.mu.
+func busy(hint string) *sallyport.Problem {
+	return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade or a reload is under way, or the process ends", Hint: hint}
 }
 
 // problemText is what a person reads of an error.
@@ -234,7 +240,7 @@ func (n *node) handOver() (handover.Report, error) {
 // handed makes this process a remnant. Nothing here can fail any more.
 func (n *node) handed(pid int) {
 	u, k := &n.upgrades, &n.keeping
-	u.ended = true
+	u.ended, u.heir = true, pid
 	u.standIn.Store(k.keeper != nil)
 	n.tell(k.announce(pid))
 	if k.keeper != nil {

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +101,88 @@ func TestUpgradeOneAtATime(t *testing.T) {
 	defer s.upgrades.mu.Unlock()
 	if r, err := s.upgrade("test", false); !errors.Is(err, sallyport.ErrConflict) || r.Outcome != upgradeRefused {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestReloadBesideUpgrade: what a reload applied while an upgrade ran ended with the
+// process, and the reload had said that all was well.
+func TestReloadBesideUpgrade(t *testing.T) {
+	one := backend(t, "one")
+	route := func(name string) string { return fmt.Sprintf("  routes: [{names: [%s], to: [%q]}]\n", name, one) }
+	s := serve(t, route("a.example.com"))
+	s.upgrades.mu.Lock()
+	s.write(route("b.example.com"))
+	if r, err := s.reload(t.Context(), "test"); !errors.Is(err, sallyport.ErrConflict) || r.Problem != err.Error() {
+		t.Errorf("%+v, %v", r, err)
+	}
+	signals, ctx := make(chan os.Signal), t.Context()
+	go s.reloadOn(ctx, signals)
+	signals <- syscall.SIGHUP
+	if a := s.reaches("b.example.com"); a != "" {
+		t.Errorf("b is %q while the upgrade runs", a)
+	}
+	s.upgrades.mu.Unlock() // undone
+	await(t, "the reload", func() bool { return s.reaches("b.example.com") == "one" })
+
+	// And when it is done the new process is told: here by the signal of a test.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	last := s.reloads.last.Load()
+	s.upgrades.mu.Lock()
+	signals <- syscall.SIGHUP
+	for s.reloads.mu.TryLock() { // until it waits
+		s.reloads.mu.Unlock()
+		runtime.Gosched()
+	}
+	s.upgrades.heir = os.Getpid()
+	close(s.upgrades.handed)
+	s.upgrades.mu.Unlock()
+	select {
+	case <-hup:
+	case <-time.After(time.Minute):
+		t.Error("the new process is not told to reload")
+	}
+	if now := s.reloads.last.Load(); now != last {
+		t.Errorf("the old process reloads: %+v", now)
+	}
+}
+
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within a minute", what)
+		}
+	}
+}
+
+// TestDrainAfterCanary: a canary that is good after all has become an upgrade when
+// the drain has waited for it.
+func TestDrainAfterCanary(t *testing.T) {
+	s := serve(t, "  routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]\n")
+	c := &canary{orders: make(chan canaryOrder, 1), done: make(chan struct{})}
+	c.orders <- canaryOrder{finish: true}
+	s.canary.Store(c)
+	drained := make(chan error, 1)
+	go func() {
+		_, err := s.drain(t.Context(), 0)
+		drained <- err
+	}()
+	select {
+	case err := <-drained:
+		t.Fatalf("it did not wait for the canary: %v", err)
+	case <-time.After(10 * time.Millisecond):
+	}
+	s.canary.Store(nil)
+	s.upgrades.mu.Lock()
+	s.upgrades.heir = os.Getpid()
+	s.upgrades.ended = true
+	close(s.upgrades.handed)
+	s.upgrades.mu.Unlock()
+	close(c.done)
+	if err := <-drained; !errors.Is(err, sallyport.ErrConflict) || s.drains.on.Load() {
+		t.Errorf("%v; drains: %v", err, s.drains.on.Load())
 	}
 }
 
