@@ -78,9 +78,10 @@ type canary struct {
 	coming   atomic.Bool                             // its connections are on their way back
 	leases   *gateway.Lender                         // nil without tunnels
 
-	mu     sync.Mutex
-	relays map[string]int // by route, as it has said
-	shown  int            // relays in all, as the gateway counts them
+	mu      sync.Mutex
+	settled bool           // no order is heard any more
+	relays  map[string]int // by route, as it has said
+	shown   int            // relays in all, as the gateway counts them
 }
 
 // canaryOrder is what an operator wants of a canary.
@@ -456,7 +457,11 @@ func (c *canary) run(ctx context.Context) {
 	left := c.comeBack(ctx)
 	status := c.status()
 	status.Verdict, status.Lost, status.Left = d.verdict, c.lost(), left
+	if d.finish {
+		d = c.blame(d, left)
+	}
 	c.leave(ctx, left)
+	d = c.settle(d)
 	n := c.node
 	r := upgradeReport{Time: c.started, By: d.by, Outcome: upgradeBack, FromVersion: version, FromPID: os.Getpid(), ToVersion: c.version, Canary: status}
 	switch {
@@ -527,6 +532,51 @@ func (c *canary) judged() decision {
 		d.problem = "nothing can be said of the new program: " + v.Reason
 	}
 	return d
+}
+
+// blame is the decision once the connections of a good canary have come back: a
+// program that crashes or hangs at that gets no more of them.
+func (c *canary) blame(d decision, left int) decision {
+	select {
+	case <-c.gone:
+		d.finish, d.problem = false, "the canary has ended by itself when its connections were to come back: "+c.obituary()
+	default:
+		if left > 0 {
+			d.finish, d.problem = false, "the canary did not give all its connections back"
+		}
+	}
+	return d
+}
+
+// settle is the decision with what an operator, or a drain, has said since. Whoever
+// comes later is told so.
+func (c *canary) settle(d decision) decision {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settled = true
+	select {
+	case o := <-c.orders:
+		if d.finish && !o.finish {
+			d.finish, d.by = false, o.by
+		}
+	default:
+	}
+	return d
+}
+
+// tell reports whether the order will be heard.
+func (c *canary) tell(o canaryOrder) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.settled {
+		return false
+	}
+	select {
+	case c.orders <- o:
+		return true
+	default:
+		return false
+	}
 }
 
 // comeBack takes all connections back, and says how many did not come.
@@ -619,9 +669,7 @@ func (n *node) order(o canaryOrder) (*upgradeReport, error) {
 	if c == nil {
 		return r.failed(&sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "there is no canary", Hint: "sallyport upgrade --canary 5% begins one; sallyport status shows what came of the last"})
 	}
-	select {
-	case c.orders <- o:
-	default:
+	if !c.tell(o) {
 		return r.failed(&sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "the canary has been told already", Hint: "sallyport status shows what comes of it"})
 	}
 	r.Outcome, r.ToVersion, r.Canary = upgradeWatching, c.version, c.status()
@@ -635,10 +683,7 @@ func (n *node) endCanary(ctx context.Context, by string) {
 	if c == nil {
 		return
 	}
-	select {
-	case c.orders <- canaryOrder{by: by}:
-	default:
-	}
+	c.tell(canaryOrder{by: by}) // else it ends as it was told to before
 	select {
 	case <-c.done:
 	case <-ctx.Done():

@@ -65,6 +65,34 @@ func TestSampleWords(t *testing.T) {
 	}
 }
 
+// TestCanarySettled: what is said while a good canary's connections come back counts,
+// and whoever comes too late for that is told so.
+func TestCanarySettled(t *testing.T) {
+	good := decision{finish: true, by: "watch"}
+	for name, tt := range map[string]struct {
+		said []canaryOrder
+		want decision
+	}{
+		"nothing":      {nil, good},
+		"to go back":   {[]canaryOrder{{by: "ann"}}, decision{by: "ann"}},
+		"to go on":     {[]canaryOrder{{finish: true, by: "ann"}}, good},
+		"a second one": {[]canaryOrder{{finish: true, by: "ann"}, {by: "bob"}}, good},
+	} {
+		c := &canary{orders: make(chan canaryOrder, 1)}
+		for i, o := range tt.said {
+			if c.tell(o) != (i == 0) {
+				t.Errorf("%s: order %d", name, i)
+			}
+		}
+		if got := c.settle(good); got != tt.want {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if c.tell(canaryOrder{by: "eve"}) {
+			t.Errorf("%s: an order is taken that nobody will hear", name)
+		}
+	}
+}
+
 func TestCanaryLines(t *testing.T) {
 	now := time.Now()
 	s := &canaryStatus{PID: 7, Version: "v2", Share: 0.05, Started: now, Until: now.Add(time.Minute), Phase: phaseWatching, Relays: 1,
