@@ -245,9 +245,11 @@ func (n *node) handed(pid int) {
 	n.tell(k.announce(pid))
 	if k.keeper != nil {
 		n.stand = newStandIn(k.keeper)
-		if n.asked != nil && n.asked.Err() != nil {
-			k.keeper.Signal(syscall.SIGTERM) // it came before anybody could pass it on
-		}
+	}
+	if n.asked != nil && n.asked.Err() != nil {
+		// Whoever wants the service to end has asked this process, which was the main
+		// one when he looked.
+		n.tell(syscall.Kill(pid, syscall.SIGTERM))
 	}
 	if k.line != nil {
 		n.tell(errors.Join(supervise.Quiet(), k.line.Close()))

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,4 +56,26 @@ func TestCanaryBackComingBack(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	g.servesAs(before)
+}
+
+// TestEndAtCommit: who wants the service to end, and asks the old process when the
+// work is just another's, is heard. Only a process that stays in the other's place
+// passed it on, and the service went on for ever.
+func TestEndAtCommit(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	g := startTriedAt(t, 0, "SALLYPORT_FAILPOINTS=handover.old.leave=sleep:5s")
+	old := g.pid()
+	told := make(chan struct{})
+	ctx, cancel := context.WithTimeout(context.Background(), runWait)
+	t.Cleanup(func() { cancel(); <-told })
+	go func() {
+		defer close(told)
+		_, _, _ = g.command(ctx, "upgrade") // nothing is asked but the process's log
+	}()
+	await(t, "the commit", func() bool { return strings.Contains(g.said(), "sallyport has taken over") })
+	if err := syscall.Kill(old, syscall.SIGTERM); err != nil {
+		t.Fatalf("process %d has ended before it was asked to: %v", old, err)
+	}
+	<-g.done
+	await(t, "the end of the new process", func() bool { _, err := g.status(); return err != nil })
 }
