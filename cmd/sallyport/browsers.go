@@ -49,6 +49,9 @@ func (b *browsers) end(certificate func(*tls.ClientHelloInfo) (*tls.Certificate,
 // open is what browsers hold of this process.
 func (b *browsers) open() int { return int(b.web.open.Load()) + b.apps.Upgraded() }
 
+// working is what of that has a request under way, or is a WebSocket.
+func (b *browsers) working() int { return b.web.working() + b.apps.Upgraded() }
+
 // dial is a webapp.Dialer.
 func (b *browsers) dial(ctx context.Context, app string, browser netip.AddrPort, cfg *tls.Config) (net.Conn, error) {
 	g := b.gateway.Load()

@@ -39,8 +39,9 @@ type drains struct {
 type drainReport struct {
 	Ended    bool           `json:"ended"` // nothing is left
 	TookMS   float64        `json:"took_ms"`
-	Relays   int            `json:"relays"`   // of the gateway
+	Relays   int            `json:"relays"`   // of the gateway, but for those to auth
 	Waiting  int            `json:"waiting"`  // clients of the gateway
+	Ends     map[string]int `json:"ends"`     // connections that end at the gateway and are at work, by what they are
 	Sessions map[string]int `json:"sessions"` // of the agent, by what they are
 	Problem  string         `json:"problem,omitempty"`
 	Hint     string         `json:"hint,omitempty"`
@@ -147,13 +148,15 @@ func (n *node) drained(ctx context.Context, r *drainReport) error {
 func (n *node) leftIn(r *drainReport) bool {
 	if g := n.shownGateway.Load(); g != nil {
 		s := g.gateway.Snapshot()
-		r.Relays, r.Waiting = s.Relays, s.Waiting
+		// A host reaches auth as long as there is a way, and finds another then.
+		r.Relays, r.Waiting = max(0, s.Relays-s.ToAuth), s.Waiting
+		r.Ends = g.working()
 	}
 	r.Sessions = map[string]int{}
 	if a := n.shownAgent.Load(); a != nil {
 		r.Sessions = a.left()
 	}
-	return r.Relays+r.Waiting+len(r.Sessions) > 0
+	return r.Relays+r.Waiting+len(r.Ends)+len(r.Sessions) > 0
 }
 
 // rest is what is left, for a person: "2 relays and 1 node session are".
@@ -167,8 +170,10 @@ func (r *drainReport) rest() string {
 	}
 	add(r.Relays, "relays")
 	add(r.Waiting, "waiting connections")
-	for _, what := range slices.Sorted(maps.Keys(r.Sessions)) {
-		add(r.Sessions[what], what)
+	for _, some := range []map[string]int{r.Ends, r.Sessions} {
+		for _, what := range slices.Sorted(maps.Keys(some)) {
+			add(some[what], what)
+		}
 	}
 	switch len(all) {
 	case 0:

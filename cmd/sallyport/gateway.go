@@ -305,10 +305,13 @@ type webServer struct {
 	open   atomic.Int64 // connections, without those that HTTP was left on
 	closed chan struct{}
 	once   sync.Once
+
+	mu   sync.Mutex
+	busy map[net.Conn]struct{} // those of open that have a request under way
 }
 
 func newWebServer(h http.Handler, log *slog.Logger) *webServer {
-	w := &webServer{told: &http.Server{}, conns: make(chan net.Conn), closed: make(chan struct{})}
+	w := &webServer{told: &http.Server{}, conns: make(chan net.Conn), closed: make(chan struct{}), busy: map[net.Conn]struct{}{}}
 	w.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), ConnContext: tunnel.ConnContext, ConnState: w.count,
@@ -334,13 +337,27 @@ func (w *webServer) run(ctx context.Context) error {
 	return nil
 }
 
-func (w *webServer) count(_ net.Conn, s http.ConnState) {
+func (w *webServer) count(c net.Conn, s http.ConnState) {
 	switch s {
 	case http.StateNew:
 		w.open.Add(1)
 	case http.StateClosed, http.StateHijacked:
 		w.open.Add(-1)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s == http.StateActive {
+		w.busy[c] = struct{}{}
+	} else {
+		delete(w.busy, c)
+	}
+}
+
+// working is how many connections have a request under way.
+func (w *webServer) working() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.busy)
 }
 
 // serve is a gateway.Handler: the HTTP server owns the connection from here on.

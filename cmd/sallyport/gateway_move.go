@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -76,6 +77,17 @@ func (r *gatewayRole) holds() map[string]int {
 		"carried streams": left.Carried, "web connections": int(r.web.open.Load()), "browsers at applications": r.browsers.open(), "jump connections": jumps,
 		"connections whose TLS ends here": max(0, r.gateway.Serving()-left.Control-left.Carried-jumps),
 	}
+}
+
+// working is what of that people would miss at once: a drain waits for it. Not for
+// connections that are kept for the next request, which would never end.
+func (r *gatewayRole) working() map[string]int {
+	if r.hub == nil {
+		return nil
+	}
+	out := map[string]int{"web connections": r.web.working(), "browsers at applications": r.browsers.working(), "jump connections": r.jump.Open()}
+	maps.DeleteFunc(out, func(_ string, n int) bool { return n == 0 })
+	return out
 }
 
 // idle says that nobody is connected to this process itself any more.

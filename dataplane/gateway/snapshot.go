@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
@@ -16,6 +17,7 @@ type Snapshot struct {
 	Waiting  int               // connections that are not routed yet
 	Ended    int               // connections whose TLS has ended here, of clients without a certificate
 	Relays   int               // that run
+	ToAuth   int               // of Relays, those of the classes auth and join
 	BytesIn  uint64            // from clients, of relays that have ended
 	BytesOut uint64            // to clients, of relays that have ended
 	Outcomes map[string]uint64 // since the start, by name; all names are there
@@ -75,6 +77,9 @@ func (g *Gateway) Snapshot() Snapshot {
 		if o.refusal() {
 			s.Refusals[o.String()] = s.Outcomes[o.String()]
 		}
+	}
+	for _, class := range []alpn.Class{alpn.Auth, alpn.Join} {
+		s.ToAuth += int(g.classes.other[class].relays.Load())
 	}
 	s.Routes, s.Static = g.accounts(), len(g.current.Load().static)
 	return s

@@ -79,3 +79,22 @@ func TestEndAtCommit(t *testing.T) {
 	<-g.done
 	await(t, "the end of the new process", func() bool { _, err := g.status(); return err != nil })
 }
+
+// TestDrainGateway: what a drain of a gateway waits for: people in the jump server,
+// who were passed over; and not the way of an agent to auth, for which it waited for
+// ever.
+func TestDrainGateway(t *testing.T) {
+	needPeers(t)
+	c := startCluster(t, "")
+	cs := newClients(t)
+	c.jumper(cs)
+	cs.goOn()
+	if out, stderr, err := c.gw.command(t.Context(), "drain", "--timeout=1s", "--notice=0s"); err == nil || !strings.Contains(stderr, "1 jump connection") {
+		t.Fatalf("%v\n%s\n%s", err, out, stderr)
+	}
+	cs.goOn()
+	cs.end()
+	if out, stderr, err := c.gw.command(t.Context(), "drain", "--timeout=1m", "--notice=0s"); err != nil {
+		t.Errorf("%v\n%s\n%s", err, out, stderr)
+	}
+}
