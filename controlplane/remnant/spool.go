@@ -60,6 +60,7 @@ type Spool struct {
 
 	turn     sync.Mutex         // held while the spool becomes something else
 	stopWork context.CancelFunc // of what Start or Follow has begun; guarded by turn
+	goBack   context.CancelFunc // of a Return that is tried again; the same. nil: none
 	work     sync.WaitGroup     // the same
 	settling sync.WaitGroup     // events that Open gave to the spool
 
@@ -233,6 +234,7 @@ func (s *Spool) shrunkLocked(it *item) {
 func (s *Spool) Open(ctx context.Context) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	s.forgetReturn()
 	return s.open(ctx)
 }
 
@@ -316,8 +318,9 @@ func (s *Spool) begin() context.Context {
 	return ctx
 }
 
-// end waits for what Start or Follow has begun.
+// end waits for what Start, Follow or Return has begun.
 func (s *Spool) end() {
+	s.forgetReturn()
 	if s.stopWork != nil {
 		s.stopWork()
 		s.stopWork = nil
@@ -349,15 +352,54 @@ func (s *Spool) Yield() (Mark, error) {
 }
 
 // Return is the way back from Yield, also from one that failed or was never
-// called.
+// called. After an error it is tried again until it succeeds, or until the spool is
+// to become something else: nobody else would come back to it.
 func (s *Spool) Return(ctx context.Context) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	s.forgetReturn()
 	if err := s.open(ctx); err != nil {
+		var again context.Context
+		again, s.goBack = context.WithCancel(context.Background())
+		s.work.Go(func() { s.returnLater(again) })
 		return err
 	}
 	s.start()
 	return nil
+}
+
+// returnPause is how soon a Return that has failed is tried again.
+const returnPause = time.Second
+
+// returnLater returns when the spool is here again. ctx ends under turn.
+func (s *Spool) returnLater(ctx context.Context) {
+	once, cancel := context.WithCancel(ctx)
+	cancel() // open waits for nobody: turn is held meanwhile
+	for sleep(ctx, returnPause) {
+		for !s.turn.TryLock() { // who has it may wait for this to end
+			if !sleep(ctx, lockPause) {
+				return
+			}
+		}
+		open := ctx.Err() == nil && s.open(once) == nil
+		if open {
+			s.start()
+			s.forgetReturn()
+		}
+		s.turn.Unlock()
+		if open {
+			s.c.Log.Info("the audit spool is open again")
+			return
+		}
+	}
+}
+
+// forgetReturn is called with turn held.
+func (s *Spool) forgetReturn() {
+	if s.goBack != nil {
+		s.goBack()
+		s.goBack = nil
+	}
 }
 
 // Follow sends events to whoever owns the spool now. It comes after Yield.
@@ -367,6 +409,7 @@ func (s *Spool) Follow() {
 	if s.own.Load() != nil || s.stopWork != nil {
 		return
 	}
+	s.forgetReturn()
 	ctx, since := s.begin(), time.Now()
 	s.work.Go(func() { s.follow(ctx, since) })
 }

@@ -532,3 +532,49 @@ func TestRemnants(t *testing.T) {
 		t.Errorf("%d sessions of a process that is gone", n)
 	}
 }
+
+// TestReturnLater: the way back finds no descriptor, once. Nobody came back to it, and
+// what began after it was refused until a restart.
+func TestReturnLater(t *testing.T) {
+	h := newHouse(t)
+	c := h.shipping()
+	open := c.Open
+	var tries atomic.Int64
+	exhausted := errors.New("too many open files")
+	c.Open = func() (*audit.Spool, error) {
+		if tries.Add(1) == 2 || tries.Load() == 3 {
+			return nil, exhausted
+		}
+		return open()
+	}
+	s := start(t, c)
+	if _, err := s.Yield(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Return(t.Context()); !errors.Is(err, exhausted) {
+		t.Fatalf("it is open: %v", err)
+	}
+	if err := s.Emit(t.Context(), event("a", 1), true); err != nil {
+		t.Fatal(err)
+	}
+	if n := tries.Load(); n != 4 {
+		t.Errorf("opened at try %d", n)
+	}
+	h.settle(s)
+	if mark, err := s.Yield(); err != nil || mark.Sequence == 0 {
+		t.Errorf("%+v, %v", mark, err)
+	}
+
+	// What the spool is to become next is not undone by a Return that failed before.
+	tries.Store(1)
+	if err := s.Return(t.Context()); !errors.Is(err, exhausted) {
+		t.Fatalf("it is open: %v", err)
+	}
+	s.Follow()
+	other := start(t, h.config())
+	shut(t, s)
+	shut(t, other)
+	if n := tries.Load(); n != 2 {
+		t.Errorf("a remnant has opened the spool, at try %d", n)
+	}
+}
