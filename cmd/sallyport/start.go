@@ -202,7 +202,8 @@ type node struct {
 	asked    context.Context // done when somebody wants the process to end; nil: never
 	first    time.Time       // when the service's first process began
 	stopping atomic.Bool
-	heirOnly bool // not the owner of what it inherits yet
+	remnant  *remnantFile // this process's place among the remnants; nil for none
+	heirOnly bool         // not the owner of what it inherits yet
 	drains   drains
 
 	// What the admin socket shows, as the roles open.
@@ -529,6 +530,7 @@ func (n *node) run(ctx context.Context) error {
 		if c := n.canary.Load(); c != nil {
 			<-c.done // it ends with ctx
 		}
+		n.endRemnants() // while there is somebody who takes what they have to say
 		end()
 		return nil
 	})
@@ -572,7 +574,7 @@ func (n *node) close() {
 		n.stopAdmin()
 		<-n.adminDone
 	}
-	n.endRemnants()
+	n.leaveRemnants()
 	n.closeSockets()
 	if n.auth != nil {
 		n.auth.close()

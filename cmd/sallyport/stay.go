@@ -70,9 +70,8 @@ func (n *node) serveOut(ctx context.Context) {
 	r, err := openRemnant(n.cfg.DataDir, report)
 	if err != nil {
 		n.log.Warn("sallyport status will not show this process", "error", err)
-	} else {
-		defer r.close(n.cfg.DataDir)
 	}
+	n.remnant = r
 	n.log.Info("this process stays for what could not move", "holds", strings.Join(n.holding(), ", "), "until", report.Until)
 	leashed := make(chan struct{})
 	go func() {
@@ -118,10 +117,19 @@ func (n *node) drainTime() time.Duration {
 	return n.cfg.Upgrade.drain()
 }
 
+// leaveRemnants takes this process off the list, when its roles have ended: until then
+// its sessions' events may be on their way.
+func (n *node) leaveRemnants() {
+	if n.remnant != nil {
+		n.tell(n.remnant.close(n.cfg.DataDir))
+	}
+}
+
 // endRemnants ends the old processes with the service, and waits for them: who
-// started it kills what is left.
+// started it kills what is left. The roles of this process still serve: the ends of
+// the others' sessions go to its audit spools.
 func (n *node) endRemnants() {
-	if n.keeping.leash == nil || n.upgrades.isHanded() || n.heirOnly {
+	if n.keeping.leash == nil || n.upgrades.isHanded() {
 		return
 	}
 	n.tell(n.keeping.leash.drop())

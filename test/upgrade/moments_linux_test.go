@@ -1,7 +1,12 @@
 package upgrade
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,5 +101,70 @@ func TestDrainGateway(t *testing.T) {
 	cs.end()
 	if out, stderr, err := c.gw.command(t.Context(), "drain", "--timeout=1m", "--notice=0s"); err != nil {
 		t.Errorf("%v\n%s\n%s", err, out, stderr)
+	}
+}
+
+// TestStopWithRemnants: who stops or restarts a service ends the sessions of its old
+// processes too, and their ends are in auth's log after the next start. The spools
+// were closed before the old processes were told, and what those had to say was lost.
+func TestStopWithRemnants(t *testing.T) {
+	needPeers(t)
+	for name, tt := range map[string]struct {
+		config  string // of OpenSSH
+		events  string // its start and its end
+		service func(*cluster) *service
+	}{
+		"agent":   {"ssh_config", "session.start,session.end", func(c *cluster) *service { return c.agent }},
+		"gateway": {"jump_config", "port", func(c *cluster) *service { return c.gw }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, "")
+			cmd := c.person.command(t.Context(), "ssh", "-F", filepath.Join(c.person.home, tt.config), c.at(), "echo here; cat")
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.Close()
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(out).ReadString('\n'); line != "here\n" {
+				t.Fatalf("%q, %v", line, err)
+			}
+			s := tt.service(c)
+			r := s.upgrade()
+			if ended(r.FromPID) {
+				t.Fatal("the old process has not stayed for its session")
+			}
+			if err := syscall.Kill(r.ToPID, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			for _, pid := range []int{r.FromPID, r.ToPID} {
+				await(t, fmt.Sprintf("the end of process %d", pid), func() bool { return ended(pid) })
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Error("the session has ended as if nothing had been")
+			}
+			config, err := os.ReadFile(s.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			startService(t, c.dir, name+"-again", string(config))
+			await(t, "the session's start and end in the log", func() bool {
+				codes := map[string]bool{}
+				for line := range strings.Lines(c.admin("audit", "search", "--event="+tt.events)) {
+					var e struct{ Event, Code string }
+					if err := json.Unmarshal([]byte(line), &e); err != nil || codes[e.Event+e.Code] {
+						t.Fatalf("%v: %s", err, line)
+					}
+					codes[e.Event+e.Code] = true
+				}
+				return len(codes) == 2
+			})
+		})
 	}
 }
