@@ -20,6 +20,11 @@ type Caller struct {
 	// Refusal, when set, is why a holder of a good certificate may call nothing
 	// on this connection. It is told to him, and not to strangers.
 	Refusal *sallyport.Problem
+
+	// EndedKey, when set, is the public key (PKIX DER) of a host whose certificate
+	// has ended: it has proved that it holds the key, and may only ask for a new
+	// certificate. See hostService.mayReturn.
+	EndedKey []byte
 }
 
 type callerKey struct{}
@@ -89,6 +94,9 @@ func (g *guard) decide(ctx context.Context, c Caller, procedure string) error {
 		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "no such method, or nobody may call it"}
 	}
 	if r.who&audienceOf(c) == 0 {
+		if audienceOf(c) == endedHost {
+			return &sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "this host's certificate has ended: it may ask for a new one, and for nothing else", Hint: "the host asks by itself; its log says why it has none"}
+		}
 		kind := sallyport.ErrDenied
 		if audienceOf(c)&(nobody|webVisitor) != 0 {
 			kind = sallyport.ErrUnauthorized

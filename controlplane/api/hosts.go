@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
@@ -173,7 +175,13 @@ func (s hostService) host(ctx context.Context) (inventory.Host, error) {
 	return h, err
 }
 
-// RenewHost issues new certificates to a host that has valid ones.
+// endedFor is how long after the end of its certificate a host may renew it: a
+// machine that was put away comes back by itself, and a disk that was thrown away
+// years ago, with a key on it, is no way into the cluster.
+const endedFor = 365 * 24 * time.Hour
+
+// RenewHost issues new certificates to a host that has valid ones, or that comes
+// back after their end.
 func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallyportv1.RenewHostRequest]) (*connect.Response[sallyportv1.JoinResponse], error) {
 	h, err := s.host(ctx)
 	if err != nil {
@@ -181,6 +189,17 @@ func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallypo
 	}
 	if err := addressFault(h.Kind, req.Msg.GetAddresses()); err != nil {
 		return nil, err
+	}
+	c := callerOf(ctx)
+	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "host", "role": string(h.Kind)}}
+	if c.EndedKey != nil {
+		if err := s.mayReturn(ctx, c, req.Msg.GetTlsPublicKey()); err != nil {
+			if errors.Is(err, sallyport.ErrDenied) {
+				s.denied(ctx, c, req.Spec().Procedure, err)
+			}
+			return nil, err
+		}
+		e.Fields["ended"] = c.Identity.NotAfter.UTC().Format(time.RFC3339)
 	}
 	resp, err := s.certify(h, req.Msg.GetTlsPublicKey(), req.Msg.GetSshPublicKey(), req.Msg.GetAddresses())
 	if err != nil {
@@ -190,12 +209,36 @@ func (s hostService) RenewHost(ctx context.Context, req *connect.Request[sallypo
 	if err != nil {
 		return nil, err
 	}
-	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode,
-		Fields: map[string]any{"cert_type": "host", "role": string(h.Kind), "serial": leaf.SerialNumber.Text(16)}}
-	if err := s.emit(ctx, callerOf(ctx), e); err != nil {
+	e.Fields["serial"] = leaf.SerialNumber.Text(16)
+	if err := s.emit(ctx, c, e); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(resp), nil
+}
+
+// mayReturn says why a host whose certificate has ended gets no new one for the
+// public key that it asks for. The host's record is its right to one, which a lock
+// suspends and a removal ends; what proves who it is, is the key with which it
+// joined, and it gets a certificate for no other.
+func (s hostService) mayReturn(ctx context.Context, c Caller, tlsKey []byte) error {
+	if s.cfg.Now().Sub(c.Identity.NotAfter) > endedFor {
+		return cannotReturn(fmt.Sprintf("this host's certificate ended at %s, more than a year ago", c.Identity.NotAfter.UTC().Format(time.RFC3339)))
+	}
+	joined, err := s.cfg.Inventory.JoinedWith(ctx, c.Identity.Name, c.EndedKey)
+	if errors.Is(err, sallyport.ErrNotFound) {
+		return removedProblem()
+	}
+	if err != nil {
+		return err
+	}
+	if !joined || !bytes.Equal(tlsKey, c.EndedKey) {
+		return cannotReturn("this host's certificate has ended, and a new one is given only for the key with which it joined")
+	}
+	return nil
+}
+
+func cannotReturn(fact string) error {
+	return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: fact, Hint: "join again: with a new token, and an empty data directory"}
 }
 
 // Announce decides what an agent may serve, and signs it.

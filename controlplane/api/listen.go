@@ -45,7 +45,7 @@ const (
 
 	// maxConnections bounds what one listener holds at a time; maxStrangers
 	// what of it has not shown a certificate, or one that is good for nothing
-	// now. A stranger too many takes the place of the oldest, so that those who
+	// now, or for its renewal alone. A stranger too many takes the place of the oldest, so that those who
 	// hold connections and say nothing keep nobody out: a handshake takes much
 	// less time than they have.
 	maxConnections = 20000
@@ -296,7 +296,7 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 	l.shaken(raw)
 	conn := &farewell{Conn: tc}
 	in, life := &l.entrances().join, joinTimeout
-	if audienceOf(caller) != nobody && l.stands(ctx, caller) {
+	if audienceOf(caller)&(nobody|endedHost) == 0 && l.stands(ctx, caller) {
 		if !l.known(raw, caller, conn) {
 			l.Log.Debug("no room for the connection", "caller", caller.name(), "from", raw.RemoteAddr())
 			return
@@ -349,7 +349,7 @@ func (l *Listener) tlsConfig() *tls.Config {
 	auth, join := base.Clone(), base.Clone()
 	auth.NextProtos, auth.ClientAuth = []string{protocolAuth}, tls.RequireAnyClientCert // VerifyConnection checks the chain
 	auth.VerifyConnection = func(cs tls.ConnectionState) error {
-		_, err := l.verify(cs)
+		_, _, err := l.verify(cs)
 		return err
 	}
 	join.NextProtos = []string{protocolJoin}
@@ -372,28 +372,44 @@ func (l *Listener) tlsConfig() *tls.Config {
 const maxChain = 4
 
 // verify takes a person's certificate by the user CA, or an agent's or
-// gateway's by the host CA, and never one for the other.
-func (l *Listener) verify(cs tls.ConnectionState) (sallyport.Identity, error) {
+// gateway's by the host CA, and never one for the other. With a host's that has
+// ended it returns the public key too, see Caller.EndedKey.
+func (l *Listener) verify(cs tls.ConnectionState) (id sallyport.Identity, endedKey []byte, err error) {
 	if cs.NegotiatedProtocol != protocolAuth {
-		return sallyport.Identity{}, errors.New("no protocol was agreed on")
+		return sallyport.Identity{}, nil, errors.New("no protocol was agreed on")
 	}
 	if len(cs.PeerCertificates) > maxChain {
-		return sallyport.Identity{}, errors.New("too many certificates")
+		return sallyport.Identity{}, nil, errors.New("too many certificates")
 	}
 	want := identity.Want{Roots: l.UserCAs(), Cluster: l.Cluster, Kinds: []sallyport.IdentityKind{sallyport.KindUser}, Usage: x509.ExtKeyUsageClientAuth, Now: time.Now()}
 	id, userErr := identity.VerifyPeer(cs.PeerCertificates, want)
 	if userErr == nil {
 		if id.Usage != "" {
-			return sallyport.Identity{}, errors.New("a certificate that is held for a browser is not for this API")
+			return sallyport.Identity{}, nil, errors.New("a certificate that is held for a browser is not for this API")
 		}
-		return id, nil
+		return id, nil, nil
 	}
 	want.Roots, want.Kinds = l.HostCAs(), []sallyport.IdentityKind{sallyport.KindAgent, sallyport.KindGateway}
 	id, hostErr := identity.VerifyPeer(cs.PeerCertificates, want)
 	if hostErr == nil {
-		return id, nil
+		return id, nil, nil
 	}
-	return sallyport.Identity{}, errors.Join(userErr, hostErr)
+	if id, key, err := ended(cs.PeerCertificates, want); err == nil {
+		return id, key, nil
+	}
+	return sallyport.Identity{}, nil, errors.Join(userErr, hostErr)
+}
+
+// ended takes a certificate that has ended and was good until then, by a CA that
+// is trusted now. How long ago that may be is the call's to say, where the host
+// hears of it.
+func ended(chain []*x509.Certificate, want identity.Want) (sallyport.Identity, []byte, error) {
+	if len(chain) == 0 || !want.Now.After(chain[0].NotAfter) {
+		return sallyport.Identity{}, nil, errors.New("no certificate that has ended")
+	}
+	want.Now = chain[0].NotAfter
+	id, err := identity.VerifyPeer(chain, want)
+	return id, chain[0].RawSubjectPublicKeyInfo, err
 }
 
 // caller says who has shaken hands. told says that a gateway of this machine
@@ -404,10 +420,11 @@ func (l *Listener) caller(tc *tls.Conn, told bool) (Caller, error) {
 	if cs.NegotiatedProtocol == protocolJoin {
 		return c, nil
 	}
-	id, err := l.verify(cs)
+	id, endedKey, err := l.verify(cs)
 	if err != nil {
 		return c, err
 	}
+	c.EndedKey = endedKey
 	c.Identity, c.Refusal = id, pinned(id, c.Addr.Addr(), told)
 	return c, nil
 }

@@ -17,6 +17,7 @@ const (
 	gateway                           // a gateway's host certificate
 	webVisitor                        // anybody, by way of a gateway's web origin
 	localAdmin                        // the admin socket
+	endedHost                         // an agent's or gateway's host certificate that has ended
 	anyCaller    = user | agent | gateway | localAdmin
 	anyHost      = agent | gateway
 	adminOrLocal = user | localAdmin
@@ -43,7 +44,7 @@ func methods() map[string]rule {
 
 		sallyportv1connect.JoinServiceJoinProcedure: {who: nobody},
 
-		sallyportv1connect.HostServiceRenewHostProcedure:                {who: anyHost},
+		sallyportv1connect.HostServiceRenewHostProcedure:                {who: anyHost | endedHost},
 		sallyportv1connect.HostServiceAnnounceProcedure:                 {who: agent},
 		sallyportv1connect.HostServiceIssueDatabaseCertificateProcedure: {who: agent},
 		sallyportv1connect.HostServiceIssueAppTokenProcedure:            {who: agent},
@@ -95,6 +96,8 @@ func audienceOf(c Caller) audience {
 	switch {
 	case c.Web:
 		return webVisitor
+	case c.EndedKey != nil:
+		return endedHost
 	case c.Identity.Kind == sallyport.KindUser:
 		return user
 	case c.Identity.Kind == sallyport.KindAgent:
@@ -108,7 +111,8 @@ func audienceOf(c Caller) audience {
 	}
 }
 
-// String names an audience in an error.
+// String names an audience in an error. A host whose certificate has ended is told
+// so, and is in none.
 func (a audience) String() string {
 	var out []string
 	for _, n := range []struct {

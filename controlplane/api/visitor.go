@@ -3,8 +3,6 @@ package api
 import (
 	"net/http"
 	"net/netip"
-
-	"github.com/sallyport/sallyport"
 )
 
 // clientAddrHeader carries a web visitor's address. Only gateways are believed,
@@ -24,7 +22,7 @@ func FromWeb(next http.Handler) http.Handler {
 		}
 		r.Header.Del(clientAddrHeader)
 		c := callerOf(r.Context())
-		if c.Web || c.Identity.Kind != sallyport.KindGateway {
+		if audienceOf(c) != gateway {
 			http.Error(w, "only a gateway may speak for a visitor", http.StatusForbidden)
 			return
 		}

@@ -104,9 +104,8 @@ func (inv *Inventory) Join(ctx context.Context, h Host, tlsKey []byte) (Host, er
 	if err := checkHost(h); err != nil {
 		return Host{}, err
 	}
-	sum := sha256.Sum256(tlsKey)
 	rec := hostRecord{Version: recordVersion, ID: h.ID, Kind: h.Kind, Name: h.Name, Allow: h.Allow, Addresses: h.Addresses,
-		Joined: inv.now().UTC().Truncate(time.Second), Token: h.Token, Key: hex.EncodeToString(sum[:])}
+		Joined: inv.now().UTC().Truncate(time.Second), Token: h.Token, Key: keyHash(tlsKey)}
 	for range maxRaces {
 		out, err := inv.tryJoin(ctx, rec)
 		if !raced(err) {
@@ -114,6 +113,12 @@ func (inv *Inventory) Join(ctx context.Context, h Host, tlsKey []byte) (Host, er
 		}
 	}
 	return Host{}, busy()
+}
+
+// keyHash is how a record has a key.
+func keyHash(tlsKey []byte) string {
+	sum := sha256.Sum256(tlsKey)
+	return hex.EncodeToString(sum[:])
 }
 
 func (inv *Inventory) tryJoin(ctx context.Context, rec hostRecord) (Host, error) {
@@ -177,6 +182,16 @@ func (inv *Inventory) freeTag(ctx context.Context, id string) (uint16, store.Op,
 func (inv *Inventory) Host(ctx context.Context, id string) (Host, error) {
 	rec, _, err := inv.getHost(ctx, id)
 	return rec.host(), err
+}
+
+// JoinedWith says whether a host joined with this TLS public key, in the form in
+// which Join got it. The error is of kind ErrNotFound when there is no such host.
+func (inv *Inventory) JoinedWith(ctx context.Context, id string, tlsKey []byte) (bool, error) {
+	rec, _, err := inv.getHost(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	return subtle.ConstantTimeCompare([]byte(rec.Key), []byte(keyHash(tlsKey))) == 1, nil
 }
 
 // Hosts returns all hosts in the order of their ids.
