@@ -223,6 +223,9 @@ func (d *databaseCertificates) path(key databaseUser) string {
 // either; and renews those in use that are past half their life.
 func (d *databaseCertificates) keep(ctx context.Context) error {
 	return retrying(ctx, d.host.cfg.Log, "keep database certificates", func(ctx context.Context, progress func()) error {
+		if err := d.host.untilGood(ctx); err != nil {
+			return err
+		}
 		tick := time.NewTicker(keepEvery)
 		defer tick.Stop()
 		for {

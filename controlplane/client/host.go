@@ -35,6 +35,15 @@ const (
 	keysFile = "joining.json" // keys of a join that has not been answered
 
 	callTimeout = time.Minute // of one call to auth; Announce of many resources is the longest
+
+	// lookEvery is how often it is looked at the clock whether to renew: a timer
+	// stands still while its machine sleeps. It is also the pause between two
+	// renewals, for a host whose clock is days ahead of auth's.
+	lookEvery = time.Minute
+
+	// warnEvery is how often a host whose certificate has ended says that it is
+	// not renewed.
+	warnEvery = time.Minute
 )
 
 // HostConfig says what a host is and how it reaches auth.
@@ -214,7 +223,7 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 		return nil, err
 	}
 	h.keeper = keeper
-	h.dialer = &Dialer{Addresses: cfg.Addresses, Cluster: s.Cluster, Roots: keeper.Roots, Certificate: h.Certificate}
+	h.dialer = h.dialerWith(h.goodCertificate)
 	h.http = h.dialer.HTTP(ProtocolAuth)
 	h.api = sallyportv1connect.NewHostServiceClient(h.http, BaseURL, connect.WithReadMaxBytes(maxSnapshot))
 	if err := h.database.open(h); err != nil {
@@ -226,8 +235,14 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 	return h, nil
 }
 
+// dialerWith is a way to auth on which a certificate is shown.
+func (h *Host) dialerWith(certificate func() (*tls.Certificate, error)) *Dialer {
+	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate}
+}
+
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for
-// agents announcements and database certificates. It never gives up. After
+// agents announcements and database certificates. It never gives up. A host whose
+// certificate has ended, which was off for long, renews it before all else. After
 // Leave it keeps up with snapshots, and with what the new process renews.
 func (h *Host) Run(ctx context.Context) error {
 	defer h.http.CloseIdleConnections()
@@ -254,6 +269,9 @@ func (h *Host) Run(ctx context.Context) error {
 // watchSnapshots holds one stream; a broken one is opened again.
 func (h *Host) watchSnapshots(ctx context.Context) error {
 	return retrying(ctx, h.cfg.Log, "watch snapshots", func(ctx context.Context, progress func()) error {
+		if err := h.untilGood(ctx); err != nil {
+			return err
+		}
 		stream, err := h.api.WatchSnapshot(ctx, connect.NewRequest(&sallyportv1.WatchSnapshotRequest{HaveRevision: h.keeper.Revision()}))
 		if err != nil {
 			return problem(err)
@@ -270,23 +288,86 @@ func (h *Host) watchSnapshots(ctx context.Context) error {
 }
 
 // renew asks for a new certificate when half of the old one's life is over, and
-// once at the start when the old one lacks what auth gives today.
+// once at the start when the old one lacks what auth gives today. As long as one
+// that has ended is not renewed it says so again and again.
 func (h *Host) renew(ctx context.Context) error {
 	lacking := h.lacksName()
+	if h.ended() {
+		h.cfg.Log.Info("the host certificate has ended; asking auth for a new one", "ended", h.leaf().NotAfter)
+	}
+	var warned time.Time
 	return retrying(ctx, h.cfg.Log, "renew the host certificate", func(ctx context.Context, progress func()) error {
 		for {
 			if !lacking {
-				if err := sleepUntil(ctx, h.renewAt()); err != nil {
+				if err := h.untilDue(ctx); err != nil {
 					return err
 				}
 			}
 			if err := h.renewOnce(ctx); err != nil {
+				if h.ended() && ctx.Err() == nil && time.Since(warned) >= warnEvery {
+					warned = time.Now()
+					h.warnEnded(err)
+				}
 				return err
 			}
 			lacking = false
 			progress()
+			if err := sleepUntil(ctx, time.Now().Add(lookEvery)); err != nil {
+				return err
+			}
 		}
 	})
+}
+
+// untilDue waits until it is time to renew.
+func (h *Host) untilDue(ctx context.Context) error {
+	for {
+		now, at := time.Now(), h.renewAt()
+		if !now.Before(at) {
+			return nil
+		}
+		if limit := now.Add(lookEvery); at.After(limit) {
+			at = limit
+		}
+		if err := sleepUntil(ctx, at); err != nil {
+			return err
+		}
+	}
+}
+
+// warnEnded says that the host is out of the cluster, and what to do about it.
+func (h *Host) warnEnded(cause error) {
+	hint := "auth must be reachable, and of a version that renews certificates which have ended; or join again: with a new token, and " + h.cfg.Dir + " moved away"
+	var p *sallyport.Problem
+	if errors.As(cause, &p) && errors.Is(cause, sallyport.ErrDenied) && p.Hint != "" {
+		hint = p.Hint
+	}
+	h.cfg.Log.Warn("the host certificate has ended and is not renewed: until it is, this host is out of the cluster",
+		"kind", h.cfg.Kind, "ended", h.leaf().NotAfter, "error", cause, "hint", hint)
+}
+
+// ended says that the certificate has ended, by this machine's clock.
+func (h *Host) ended() bool { return !time.Now().Before(h.leaf().NotAfter) }
+
+// untilGood waits while the certificate has ended: for its renewal, or for a clock
+// that is put right. The error is ctx's.
+func (h *Host) untilGood(ctx context.Context) error {
+	for h.ended() {
+		if err := sleepUntil(ctx, time.Now().Add(retryFirst)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goodCertificate is Certificate for all calls but the renewal: auth takes one that
+// has ended for nothing else, and would go on so on a connection that was kept.
+func (h *Host) goodCertificate() (*tls.Certificate, error) {
+	c, err := h.Certificate()
+	if err == nil && !time.Now().Before(c.Leaf.NotAfter) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "this host's certificate has ended, and auth has not renewed it yet"}
+	}
+	return c, err
 }
 
 // lacksName says that this is a gateway whose SSH certificate does not name the
@@ -315,7 +396,9 @@ func (h *Host) renewOnce(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := h.api.RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{
+	hc := h.dialerWith(h.Certificate).HTTP(ProtocolAuth)
+	defer hc.CloseIdleConnections()
+	resp, err := sallyportv1connect.NewHostServiceClient(hc, BaseURL, connect.WithReadMaxBytes(maxFile)).RenewHost(ctx, connect.NewRequest(&sallyportv1.RenewHostRequest{
 		TlsPublicKey: tlsPub, SshPublicKey: sshPub, Addresses: h.cfg.Public}))
 	if err != nil {
 		return problem(err)
@@ -360,7 +443,7 @@ func (h *Host) Keeper() *Keeper { return h.keeper }
 // API is the connection to auth, for the shipper and presence.
 func (h *Host) API() sallyportv1connect.HostServiceClient { return h.api }
 
-// Dialer is the host's way to auth, with its own certificate.
+// Dialer is the host's way to auth, with its own certificate while that is good.
 func (h *Host) Dialer() *Dialer { return h.dialer }
 
 // Certificate is the host's own, for client and server use, with its CA behind

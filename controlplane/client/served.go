@@ -102,6 +102,9 @@ func (h *Host) asked() []sallyport.Resource {
 // when it has changed.
 func (h *Host) announce(ctx context.Context) error {
 	return retrying(ctx, h.cfg.Log, "announce resources", func(ctx context.Context, progress func()) error {
+		if err := h.untilGood(ctx); err != nil {
+			return err
+		}
 		for {
 			refused, err := h.announceOnce(ctx)
 			if err != nil {
