@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/client"
@@ -38,5 +42,73 @@ func TestTokenThatOthersRead(t *testing.T) {
 		if strings.Contains(got, "secret") {
 			t.Errorf("the log holds the token: %s", got)
 		}
+	}
+}
+
+// TestAgentReachesAuthByProxy: the tunnel went by HTTPS_PROXY, and the agent's own
+// way to auth did not: where only the proxy leads out it never joined.
+func TestAgentReachesAuthByProxy(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, done := make(chan string, 16), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			if req, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				select {
+				case asked <- req.Method + " " + req.Host:
+				default:
+				}
+			}
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	t.Setenv("HTTPS_PROXY", "http://"+l.Addr().String())
+	t.Setenv("NO_PROXY", "inside.test")
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func(ctx context.Context, gateway string) error {
+		cfg := &config{DataDir: filepath.Join(dir, gateway[:2]), Roles: []string{roleAgent}, Agent: agentConfig{
+			Gateways: []string{gateway}, Join: joinConfig{TokenFile: token, CAPin: "sha256:" + strings.Repeat("0", 64)}}}
+		n := newNode(cfg, slog.New(slog.DiscardHandler))
+		return n.openAgent(ctx, false)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- open(ctx, "gw.test:443") }()
+	select {
+	case got := <-asked:
+		if got != "CONNECT gw.test:443" {
+			t.Errorf("asked for %q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the proxy was not asked")
+	}
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("joined nobody")
+	}
+	for len(asked) > 0 {
+		<-asked
+	}
+	// Nobody is there; that the proxy is not asked is what counts.
+	brief, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := open(brief, "inside.test:443"); err == nil {
+		t.Error("joined nobody")
+	}
+	if len(asked) > 0 {
+		t.Errorf("asked for %q, which NO_PROXY excepts", <-asked)
 	}
 }

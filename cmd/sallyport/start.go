@@ -416,7 +416,7 @@ func (n *node) openAgent(ctx context.Context, inherits bool) error {
 		ways = func() []string { return []string{"unix:" + n.authAt} }
 	}
 	host, err := n.join(ctx, client.HostConfig{
-		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits,
+		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits, Connect: connectTo,
 	}, n.cfg.Agent.Join)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

@@ -51,8 +51,8 @@ type Dialer struct {
 	// Certificate is shown to auth; nil for joining.
 	Certificate func() (*tls.Certificate, error)
 
-	// Connect makes the connection under TLS, for example through an HTTP
-	// proxy; nil: net.Dialer.
+	// Connect makes the connection under TLS to an address that is host:port, for
+	// example through an HTTP proxy; nil: net.Dialer.
 	Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu   sync.Mutex
@@ -132,13 +132,12 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 		}
 		cfg.Certificates = []tls.Certificate{*cert}
 	}
-	network, address := "tcp", addr
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		network, address = "unix", path
-	}
-	connect := d.Connect
+	network, address, connect := "tcp", addr, d.Connect
 	if connect == nil {
 		connect = (&net.Dialer{}).DialContext
+	}
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, address, connect = "unix", path, (&net.Dialer{}).DialContext
 	}
 	raw, err := within(ctx, dialTimeout, func(ctx context.Context) (net.Conn, error) { return connect(ctx, network, address) })
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -55,6 +56,10 @@ type HostConfig struct {
 	Resources []sallyport.Resource   // agents: what to announce, until SetResources
 	Public    []string               // gateways: public names and addresses, host or host:port
 	Log       *slog.Logger
+
+	// Connect makes connections to Addresses that are no sockets of this machine;
+	// see Dialer. nil: net.Dialer.
+	Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Held says that an old process still writes to Dir: see Take.
 	Held bool
@@ -138,7 +143,7 @@ func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Ho
 	if err != nil {
 		return nil, err
 	}
-	d := &Dialer{Addresses: cfg.Addresses, Pins: pins}
+	d := &Dialer{Addresses: cfg.Addresses, Pins: pins, Connect: cfg.Connect}
 	hc := d.HTTP(ProtocolJoin)
 	defer hc.CloseIdleConnections()
 	resp, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL, connect.WithReadMaxBytes(maxFile)).Join(ctx, connect.NewRequest(req))
@@ -237,7 +242,7 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 
 // dialerWith is a way to auth on which a certificate is shown.
 func (h *Host) dialerWith(certificate func() (*tls.Certificate, error)) *Dialer {
-	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate}
+	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate, Connect: h.cfg.Connect}
 }
 
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for

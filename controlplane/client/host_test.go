@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -501,6 +502,37 @@ func TestA67_DialerServer(t *testing.T) {
 	if err := dial(d); err == nil {
 		t.Error("another CA's auth")
 	}
+}
+
+// TestHostConnect: all connections of a host to auth's addresses, of its joining
+// too, are made by Connect, and those to sockets of this machine are not.
+func TestHostConnect(t *testing.T) {
+	w := the()
+	var made atomic.Int32
+	cfg := w.config(t, sallyport.KindAgent)
+	cfg.Addresses = func() []string { return []string{"gw.test:443"} }
+	cfg.Connect = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if network != "tcp" || addr != "gw.test:443" {
+			t.Errorf("connect to %s %s", network, addr)
+		}
+		made.Add(1)
+		return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
+	}
+	h := w.host(t, cfg)
+	joined := made.Load()
+	stop := run(t, h)
+	heard(t, h)
+	stop()
+	heardBy := made.Load()
+	if err := h.renewOnce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if joined < 1 || heardBy <= joined || made.Load() <= heardBy {
+		t.Errorf("%d connections to join, %d with what came then, %d with a renewal", joined, heardBy, made.Load())
+	}
+	cfg = w.config(t, sallyport.KindAgent)
+	cfg.Connect = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("not for sockets") }
+	w.host(t, cfg)
 }
 
 // TestDialerOrder: ways are tried in turn, and the one that worked comes first.
