@@ -137,7 +137,7 @@ func (a *auth) open(ctx context.Context) error {
 	a.server, err = api.New(ctx, api.Config{
 		Store: a.store, CA: a.keys, Users: a.users, Tokens: a.tokens, Inventory: a.inventory, Audit: a.events,
 		Version: version, PublicAddress: a.cfg.Gateway.PublicAddress, SecondFactor: a.cfg.Auth.SecondFactor,
-		OfflineMaxAge: time.Duration(a.cfg.Auth.Offline.MaxAge), Log: a.log,
+		OfflineMaxAge: a.cfg.Auth.Offline.maxAge(), Log: a.log,
 	})
 	if err != nil {
 		return err

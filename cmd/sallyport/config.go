@@ -74,7 +74,18 @@ type tlsConfig struct {
 }
 
 type offlineConfig struct {
-	MaxAge duration `yaml:"max_age"` // How old a host's signed copy of roles and locks may be when a new session starts, such as `12h` or `30m`. Default: `12h`.
+	MaxAge *duration `yaml:"max_age"` // How old a host's signed copy of roles and locks may be when a new session starts, such as `12h` or `30m`: `1s` or more, in whole seconds. Default: `12h`.
+}
+
+// defaultMaxAge is a night, or a long day.
+const defaultMaxAge = 12 * time.Hour
+
+// maxAge is how old a host's copy may be.
+func (c *offlineConfig) maxAge() time.Duration {
+	if c.MaxAge == nil {
+		return defaultMaxAge
+	}
+	return time.Duration(*c.MaxAge)
 }
 
 type gatewayConfig struct {
@@ -330,9 +341,6 @@ func (c *config) complete() {
 	}
 	for i := range c.Agent.Databases {
 		set(&c.Agent.Databases[i].TLS.Mode, "verify-full")
-	}
-	if c.Auth.Offline.MaxAge == 0 {
-		c.Auth.Offline.MaxAge = duration(12 * time.Hour)
 	}
 }
 

@@ -85,8 +85,9 @@ func (k *checker) auth(a *authConfig) {
 	if (a.Etcd.TLS.Cert == "") != (a.Etcd.TLS.Key == "") {
 		k.add("auth.etcd.tls", "cert and key are needed together")
 	}
-	if a.Offline.MaxAge < 0 {
-		k.add("auth.offline.max_age", "less than zero")
+	// It goes to the hosts in seconds, and 0 of them are their default.
+	if d := a.Offline.maxAge(); d < time.Second || d%time.Second != 0 {
+		k.add("auth.offline.max_age", "%s; 1s or more, in whole seconds", d)
 	}
 	k.addresses("auth.listen", a.Listen)
 }

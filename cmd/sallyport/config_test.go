@@ -69,7 +69,7 @@ func TestParseConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Auth.Offline.MaxAge != duration(6*time.Hour) || c.Gateway.Routes[0].Match.SNI[1] != "*.shop.example.com" || c.Agent.Databases[0].TLS.ServerName != "db1" ||
+	if c.Auth.Offline.maxAge() != 6*time.Hour || c.Gateway.Routes[0].Match.SNI[1] != "*.shop.example.com" || c.Agent.Databases[0].TLS.ServerName != "db1" ||
 		c.Agent.SSH.Labels["n"] != "1" || *c.Auth.Etcd.Embedded || c.Log.Format != "json" {
 		t.Errorf("%+v", c)
 	}
@@ -112,7 +112,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.DataDir != defaultData || c.Auth.SecondFactor != "optional" || c.Log.Level != "info" || c.Log.Format != "text" || c.Gateway.Listen[0] != ":443" ||
-		c.Gateway.PublicAddress != "gw.example.com:443" || c.Auth.Offline.MaxAge != duration(12*time.Hour) || c.Agent.Databases[0].TLS.Mode != "verify-full" {
+		c.Gateway.PublicAddress != "gw.example.com:443" || c.Auth.Offline.maxAge() != 12*time.Hour || c.Agent.Databases[0].TLS.Mode != "verify-full" {
 		t.Errorf("%+v", c)
 	}
 }
@@ -177,7 +177,11 @@ func TestConfigFaults(t *testing.T) {
 		{"quota", head + "auth: {etcd: {quota_mib: 63}}\n", `4:26: auth.etcd.quota_mib: 63; from 64 to 8192`},
 		{"large quota", head + "auth: {etcd: {quota_mib: 8193}}\n", `4:26: auth.etcd.quota_mib: 8193; from 64 to 8192`},
 		{"quota of a cluster", head + "auth: {etcd: {endpoints: [\"https://a:1\"], quota_mib: 100}}\n", `4:54: auth.etcd.quota_mib: is of the embedded store`},
-		{"negative", head + "auth: {offline: {max_age: -1h}}\n", "4:27: auth.offline.max_age: less than zero"},
+		{"negative", head + "auth: {offline: {max_age: -1h}}\n", "4:27: auth.offline.max_age: -1h0m0s; 1s or more, in whole seconds"},
+		// These meant 12h.
+		{"no time offline", head + "auth: {offline: {max_age: 0s}}\n", "4:27: auth.offline.max_age: 0s; 1s or more, in whole seconds"},
+		{"less than a second offline", head + "auth: {offline: {max_age: 500ms}}\n", "4:27: auth.offline.max_age: 500ms; 1s or more, in whole seconds"},
+		{"half a second more offline", head + "auth: {offline: {max_age: 1500ms}}\n", "4:27: auth.offline.max_age: 1.5s; 1s or more, in whole seconds"},
 		{"listen", head + "gateway: {listen: [\":443\", localhost]}\n", `4:28: gateway.listen[1]: "localhost" is not host:port`},
 		{"port", head + "gateway: {listen: [\":http\"]}\n", `4:20: gateway.listen[0]: ":http" has no port from 0 to 65535`},
 		{"big port", head + "gateway: {public_address: \"a:70000\"}\n", `4:27: gateway.public_address: "a:70000" has no port from 0 to 65535`},
