@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/protocol/app"
 )
 
 const (
@@ -143,7 +144,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // visit finds whose request it is, before anything is asked about its sender.
 func (s *Server) visit(r *http.Request) (v *visit, status int, fact string) {
-	app, ok := s.owner(r)
+	name, ok := s.owner(r)
 	if !ok {
 		return nil, http.StatusMisdirectedRequest, "this connection is not for the host that the request names"
 	}
@@ -155,10 +156,10 @@ func (s *Server) visit(r *http.Request) (v *visit, status int, fact string) {
 		return nil, http.StatusHTTPVersionNotSupported, "HTTP/1.1 or HTTP/2 is needed"
 	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
 		return nil, http.StatusMethodNotAllowed, "an application is not asked by " + r.Method
-	case len(r.Header["Host"]) > 0, !strings.HasPrefix(r.URL.Path, "/") && (r.URL.Path != "*" || r.Method != http.MethodOptions):
+	case app.Unclear(r), !strings.HasPrefix(r.URL.Path, "/") && (r.URL.Path != "*" || r.Method != http.MethodOptions):
 		return nil, http.StatusBadRequest, "the request can be read in two ways"
 	}
-	return &visit{Server: s, app: app, origin: "https://" + r.Host, client: netip.AddrPortFrom(client.Addr().Unmap().WithZone(""), client.Port())}, 0, ""
+	return &visit{Server: s, app: name, origin: "https://" + r.Host, client: netip.AddrPortFrom(client.Addr().Unmap().WithZone(""), client.Port())}, 0, ""
 }
 
 // owner is the application whose connection and whose request this is. A wildcard

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,10 +212,28 @@ func (v *visit) misfit(r *http.Request) (status int, fact string) {
 		return http.StatusHTTPVersionNotSupported, "HTTP/1.1 or HTTP/2 is needed"
 	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
 		return http.StatusMethodNotAllowed, "an application is not asked by " + r.Method
-	case len(r.Header["Host"]) > 0, r.URL.Path != "*" && !strings.HasPrefix(r.URL.Path, "/"), r.URL.Path == "*" && r.Method != http.MethodOptions:
+	case Unclear(r), r.URL.Path != "*" && !strings.HasPrefix(r.URL.Path, "/"), r.URL.Path == "*" && r.Method != http.MethodOptions:
 		return http.StatusBadRequest, "the request can be read in two ways"
 	}
 	return 0, ""
+}
+
+// Unclear says that what a request's head says could be read in two ways by who gets
+// it next. HTTP/2 carries more than HTTP/1.1 can write down, and net/http takes it: a
+// method that is no token, a target with spaces or that is a whole address (RFC 9113,
+// section 8.3.1), a Host beside :authority, and a length that is not the body's where
+// there is none, or that is no number (section 8.1.1).
+func Unclear(r *http.Request) bool {
+	if len(r.Header["Host"]) > 0 || !httpguts.ValidHeaderFieldName(r.Method) || // both are tokens
+		strings.ContainsFunc(r.RequestURI, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return true
+	}
+	if r.ProtoMajor < 2 {
+		return false
+	}
+	length := r.Header["Content-Length"]
+	return !strings.HasPrefix(r.RequestURI, "/") && r.RequestURI != "*" ||
+		len(length) > 1 || len(length) == 1 && length[0] != strconv.FormatInt(r.ContentLength, 10)
 }
 
 // owns says that a request names a host of this connection (RFC 9110, section

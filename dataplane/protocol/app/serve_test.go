@@ -754,6 +754,49 @@ func TestA71_Ambiguous(t *testing.T) {
 	}
 }
 
+// TestA71_Unclear: HTTP/2 carries what HTTP/1.1 cannot write down. A query with a space
+// went on to the application, as the end of the request's line.
+func TestA71_Unclear(t *testing.T) {
+	srv, got := application(t, func(w http.ResponseWriter, r *http.Request) {})
+	r := newRig(t, Target{URI: srv.URL})
+	before := got.count()
+	if resp, _ := r.get(r.client("h2"), "/", func(q *http.Request) { q.URL.RawQuery = "two HTTP/1.0" }); resp.StatusCode != http.StatusBadRequest || got.count() != before {
+		t.Errorf("%s, the application has got %d", resp.Status, got.count()-before)
+	}
+	for name, c := range map[string]struct {
+		method, target string
+		length         []string
+		host           []string
+		unclear        bool
+	}{
+		"plain":             {method: "GET", target: "/a?b=c"},
+		"OPTIONS *":         {method: "OPTIONS", target: "*"},
+		"a length":          {method: "POST", target: "/", length: []string{"5"}},
+		"another length":    {method: "POST", target: "/", length: []string{"6"}, unclear: true},
+		"no number":         {method: "POST", target: "/", length: []string{"+5"}, unclear: true},
+		"two lengths":       {method: "POST", target: "/", length: []string{"5", "5"}, unclear: true},
+		"a method's space":  {method: "GET /two", target: "/", unclear: true},
+		"no method":         {target: "/", unclear: true},
+		"a target's space":  {method: "GET", target: "/?a b", unclear: true},
+		"a target's line":   {method: "GET", target: "/?a\r\nb", unclear: true},
+		"a whole address":   {method: "GET", target: "https://web.gw.test/", unclear: true},
+		"no slash":          {method: "GET", target: "a", unclear: true},
+		"Host":              {method: "GET", target: "/", host: []string{"web"}, unclear: true},
+		"delete in a query": {method: "GET", target: "/?\x7f", unclear: true},
+	} {
+		q := &http.Request{Method: c.method, RequestURI: c.target, ProtoMajor: 2, Header: http.Header{}, ContentLength: 5}
+		if c.length != nil {
+			q.Header["Content-Length"] = c.length
+		}
+		if c.host != nil {
+			q.Header["Host"] = c.host
+		}
+		if got := Unclear(q); got != c.unclear {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // TestConnections: a connection to the application serves one certificate's holder
 // only, whatever the number of his own (A36).
 func TestConnections(t *testing.T) {
