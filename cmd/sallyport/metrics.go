@@ -45,7 +45,7 @@ func meters() []meter {
 		{"sallyport_gateway_relays", "gauge", none, "Relays that run."},
 		{"sallyport_gateway_waiting", "gauge", none, "Connections that are not served yet; gateway.limits.waiting bounds them."},
 		{"sallyport_gateway_web_connections", "gauge", none, "Connections of the web origin whose client has shown no certificate; gateway.limits.web bounds them."},
-		{"sallyport_gateway_bytes_total", "counter", []string{"direction"}, "Bytes of relays that have ended: in from clients, out to clients."},
+		{"sallyport_gateway_bytes_total", "counter", []string{"direction"}, "Bytes of relays that have ended: in from clients, with what the gateway puts before them (an open frame, a PROXY header), out to clients."},
 		{"sallyport_gateway_first_byte_seconds", "histogram", none, "From accepting a connection to the first byte of its server or agent."},
 		{"sallyport_gateway_connect_seconds", "histogram", none, "From the route to a server's connection, failed tries included."},
 		{"sallyport_gateway_lease_wait_seconds", "histogram", none, "From asking for an agent's data connection to having one."},
@@ -54,7 +54,7 @@ func meters() []meter {
 
 		{"sallyport_route_connections_total", "counter", []string{"route", "result"}, "Connections by route and what came of them."},
 		{"sallyport_route_relays", "gauge", route, "Relays that run."},
-		{"sallyport_route_bytes_total", "counter", []string{"route", "direction"}, "Bytes of relays that have ended."},
+		{"sallyport_route_bytes_total", "counter", []string{"route", "direction"}, "Bytes of relays that have ended, as of sallyport_gateway_bytes_total."},
 
 		{"sallyport_loop_delay_seconds", "gauge", []string{"loop"}, "How long the loop took to answer the scrape; everything else on it waits as long. A loop that did not answer within a second shows the time until then."},
 		{"sallyport_loop_up", "gauge", []string{"loop"}, "1 when the loop answered within a second."},
@@ -258,7 +258,8 @@ func (p page) tunnels(g *gatewayStatus) {
 	}
 }
 
-// byAgent adds up an agent's tunnels: while one takes over from another there are two.
+// byAgent adds up an agent's tunnels: while one takes over from another there are two,
+// which share their streams.
 func byAgent(tunnels []tunnelStatus) []tunnelStatus {
 	var out []tunnelStatus
 	at := make(map[string]int, len(tunnels))
@@ -269,7 +270,7 @@ func byAgent(tunnels []tunnelStatus) []tunnelStatus {
 			continue
 		}
 		sum := &out[i]
-		sum.Parked, sum.Pending, sum.Target, sum.Streams = sum.Parked+t.Parked, sum.Pending+t.Pending, sum.Target+t.Target, sum.Streams+t.Streams
+		sum.Parked, sum.Pending, sum.Target, sum.Streams = sum.Parked+t.Parked, sum.Pending+t.Pending, sum.Target+t.Target, max(sum.Streams, t.Streams)
 		sum.RTTMicros = max(sum.RTTMicros, t.RTTMicros)
 	}
 	return out

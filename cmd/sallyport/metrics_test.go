@@ -268,3 +268,12 @@ func TestMetricsWithoutRoles(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestStreamsOnceByAgent: after an upgrade the old and the new tunnel of an agent have one
+// count of streams, and it was added to itself.
+func TestStreamsOnceByAgent(t *testing.T) {
+	sum := byAgent([]tunnelStatus{{Agent: "a", Streams: 7, Parked: 1}, {Agent: "b", Streams: 1}, {Agent: "a", Streams: 7, Parked: 2}})
+	if len(sum) != 2 || sum[0].Streams != 7 || sum[0].Parked != 3 || sum[1].Streams != 1 {
+		t.Errorf("%+v", sum)
+	}
+}
