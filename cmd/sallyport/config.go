@@ -155,11 +155,11 @@ type limitsConfig struct {
 	HalfOpen          *int      `yaml:"half_open"`            // The same in all: 16 to 1000000. Takes effect at the next start. Default: 4096.
 	StreamsPerSource  *int      `yaml:"stream_rate"`          // New streams to agents per source and second: 1 to 1000000. Takes effect at the next start. Default: 20.
 	ParkedMin         *int      `yaml:"parked_min"`           // Data connections that each agent always keeps ready: 1 to 1024. Takes effect at the next start. Default: 4.
-	ParkedPerAgent    *int      `yaml:"parked_per_agent"`     // Data connections that each agent keeps ready at most: 1 to 16384, not less than `parked_min`. Takes effect at the next start. Default: 256.
+	ParkedPerAgent    *int      `yaml:"parked_per_agent"`     // Data connections that each agent keeps ready at most: 1 to 1024, which is what an agent holds, and not less than `parked_min`. Takes effect at the next start. Default: 256.
 	Parked            *int      `yaml:"parked"`               // The same of all agents together, and never more than half of the descriptors that the process may have: 16 to 1000000. Takes effect at the next start. Default: 65536.
 	ParkedFor         *duration `yaml:"parked_for"`           // How old a data connection gets before another takes its place; less than what address translators on the way forget after: `30s` to `1h`. Takes effect at the next start. Default: `3m30s`.
 	Carried           *int      `yaml:"carried"`              // Data connections inside TLS or a WebSocket, for networks that allow nothing else: 1 to 1000000. Takes effect at the next start. Default: 4096.
-	LeaseWait         *duration `yaml:"lease_wait"`           // How long a client waits for an agent that has no data connection ready: `10ms` to `1m`. Takes effect at the next start. Default: `2s`.
+	LeaseWait         *duration `yaml:"lease_wait"`           // How long a client waits for an agent that has no data connection ready: `10ms` to `1m`, and at most `handshake`, which ends the wait too. Takes effect at the next start. Default: `2s`.
 	Agents            *int      `yaml:"agents"`               // Agents that may be connected: 1 to 1000000. Takes effect at the next start. Default: 16384.
 	ResourcesPerAgent *int      `yaml:"resources_per_agent"`  // Resources that one agent may serve: 1 to 1000000. Takes effect at the next start. Default: 16384.
 }

@@ -128,11 +128,13 @@ func (g *gatewayConfig) silentAfter() time.Duration {
 }
 
 // stage is the time of a step.
-func (g *gatewayConfig) stage() time.Duration {
-	if g.Limits.Handshake == nil {
+func (g *gatewayConfig) stage() time.Duration { return g.Limits.stage() }
+
+func (l *limitsConfig) stage() time.Duration {
+	if l.Handshake == nil {
 		return gateway.DefaultStage
 	}
-	return time.Duration(*g.Limits.Handshake)
+	return time.Duration(*l.Handshake)
 }
 
 // table finds names that are none, that are the cluster's, or that two routes claim.
@@ -228,7 +230,8 @@ type limitRange struct {
 }
 
 const (
-	manyLimit    = 1_000_000 // more than descriptors of a process
+	manyLimit    = 1_000_000             // more than descriptors of a process
+	agentHolds   = tunnel.DefaultMaxPool // parked connections per gateway: an agent dials no more, whatever it is asked for
 	longestLimit = 100 * 365 * 24 * time.Hour
 )
 
@@ -253,12 +256,12 @@ func (l *limitsConfig) ranges() []limitRange {
 		count("half_open_per_agent", l.HalfOpenPerAgent, 4, manyLimit),
 		count("half_open", l.HalfOpen, 16, manyLimit),
 		count("stream_rate", l.StreamsPerSource, 1, manyLimit),
-		count("parked_min", l.ParkedMin, 1, 1024),
-		count("parked_per_agent", l.ParkedPerAgent, max(1, given(l.ParkedMin)), 16384),
+		count("parked_min", l.ParkedMin, 1, agentHolds),
+		count("parked_per_agent", l.ParkedPerAgent, max(1, given(l.ParkedMin)), agentHolds),
 		count("parked", l.Parked, 16, manyLimit),
 		span("parked_for", l.ParkedFor, 30*time.Second, time.Hour),
 		count("carried", l.Carried, 1, manyLimit),
-		span("lease_wait", l.LeaseWait, 10*time.Millisecond, time.Minute),
+		span("lease_wait", l.LeaseWait, 10*time.Millisecond, min(time.Minute, l.stage())),
 		count("agents", l.Agents, 1, manyLimit),
 		count("resources_per_agent", l.ResourcesPerAgent, 1, manyLimit),
 	}

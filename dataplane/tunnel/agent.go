@@ -136,6 +136,9 @@ type agent struct {
 	known      map[string]way   // by address: what got through last
 }
 
+// DefaultMaxPool is AgentConfig.MaxPool when it is 0.
+const DefaultMaxPool = 1024
+
 // maxCancels bounds the cancel requests that are carried out at once.
 const maxCancels = 32
 
@@ -161,7 +164,7 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	if cfg.Gate == nil {
 		cfg.Gate = new(Gate)
 	}
-	def(&cfg.MaxPool, 1024)
+	def(&cfg.MaxPool, DefaultMaxPool)
 	def(&cfg.MaxStreams, 16384)
 	linkCtx, endLinks := context.WithCancel(ctx)
 	return &agent{
