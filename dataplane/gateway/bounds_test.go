@@ -254,7 +254,7 @@ func TestCrowd(t *testing.T) {
 		return s, bound
 	}
 	t.Run("per source", func(t *testing.T) {
-		c := newCrowd(Bounds{WaitingSource: 2}.withDefaults())
+		c := newCrowd(Bounds{WaitingSource: 2}.withDefaults(), true)
 		first, _ := enter(c, "2001:db8::1", false)
 		_, _ = enter(c, "2001:db8::2", false)
 		if _, b := enter(c, "2001:db8::ffff", false); b != outcomeSourceFull {
@@ -280,7 +280,7 @@ func TestCrowd(t *testing.T) {
 		}
 	})
 	t.Run("reserve", func(t *testing.T) {
-		c := newCrowd(Bounds{WaitingGateway: 8}.withDefaults())
+		c := newCrowd(Bounds{WaitingGateway: 8}.withDefaults(), true)
 		c.prove(addr("192.0.2.200"), now)
 		for i := range 6 {
 			if _, b := enter(c, fmt.Sprintf("192.0.2.%d", i), false); b != outcomeAccepted {
@@ -300,7 +300,7 @@ func TestCrowd(t *testing.T) {
 		}
 	})
 	t.Run("rate", func(t *testing.T) {
-		c := newCrowd(Bounds{WaitingSource: 1000, SourceRate: 10}.withDefaults())
+		c := newCrowd(Bounds{WaitingSource: 1000, SourceRate: 10}.withDefaults(), true)
 		var all []*slot
 		for i := range 10 {
 			s, b := enter(c, "192.0.2.1", true)
@@ -334,7 +334,7 @@ func TestCrowd(t *testing.T) {
 		}
 	})
 	t.Run("forgets", func(t *testing.T) {
-		c := newCrowd(Bounds{}.withDefaults())
+		c := newCrowd(Bounds{}.withDefaults(), true)
 		for i := range 3 * fadingMost {
 			c.prove(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
 		}
@@ -351,7 +351,7 @@ func TestA143_Ended(t *testing.T) {
 	now := time.Unix(1000, 0)
 	addr := netip.MustParseAddr
 	const granted = outcomeAccepted
-	c := newCrowd(Bounds{EndedSource: 2, EndedGateway: 8}.withDefaults())
+	c := newCrowd(Bounds{EndedSource: 2, EndedGateway: 8}.withDefaults(), true)
 	hold := func(a string, want outcome) {
 		t.Helper()
 		bound, ok := c.hold(addr(a), now)
@@ -393,7 +393,7 @@ func TestA143_Ended(t *testing.T) {
 		t.Errorf("%d places of those who wait were taken", c.size())
 	}
 
-	c.bound(Bounds{EndedSource: 1, EndedGateway: 100}.withDefaults())
+	c.bound(Bounds{EndedSource: 1, EndedGateway: 100}.withDefaults(), true)
 	hold("2001:db8::1", outcomeSourceFull) // a lower bound holds for the next
 	hold("192.0.2.9", granted)
 }
@@ -497,6 +497,45 @@ func TestListen(t *testing.T) {
 			t.Error("a bad address was taken")
 		}
 	})
+}
+
+// TestNobodyKnown: where nobody can prove who he is a quarter of the places was kept
+// for those who have.
+func TestNobodyKnown(t *testing.T) {
+	loops := newLoops(t, relay.NewDefault, 1)
+	proxies := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   int
+	}{
+		"routes alone":            {func(c *Config) { c.Tunnels = nil }, 8},
+		"tunnels":                 {func(*Config) {}, 6},
+		"routes behind a proxy":   {func(c *Config) { c.Tunnels, c.TrustedProxies = nil, proxies }, 6},
+		"routes and a login page": {func(c *Config) { c.Tunnels, c.Ends = nil, map[alpn.Class]End{alpn.Web: {TLS: new(tls.Config)}} }, 6},
+	} {
+		places := func(r *rig) (n int) {
+			for ; n < 100; n++ {
+				if _, ok := r.crowd.enter(new(slot), netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), false, time.Now()); !ok {
+					break
+				}
+			}
+			return n
+		}
+		bounds := Bounds{WaitingGateway: 8}
+		r := newRig(t, loops, func(cfg *Config) { cfg.Bounds = bounds; c.change(cfg) })
+		if n := places(r); n != c.want {
+			t.Errorf("%s: %d of 8 may wait, want %d", name, n, c.want)
+		}
+		if name != "routes alone" {
+			continue
+		}
+		// A reload can name a proxy.
+		_, err := r.Reload(t.Context(), Settings{Bounds: Bounds{WaitingGateway: 16}, TrustedProxies: proxies})
+		check(t, err)
+		if n := places(r); n != 12-8 {
+			t.Errorf("after the reload %d more may wait, want 4", n)
+		}
+	}
 }
 
 // exhaustedChild makes this test binary a gateway with few descriptors.

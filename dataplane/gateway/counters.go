@@ -177,7 +177,8 @@ func (o outcome) result() result {
 		return resultServed
 	case outcomeNoUpstream, outcomeLeaseFailed:
 		return resultUnreachable
-	case outcomeSourceFull, outcomeGatewayFull, outcomeSourceRate, outcomeLargeHellos, outcomeUnrecognizedName, outcomeNoApplicationProtocol:
+	case outcomeSourceFull, outcomeGatewayFull, outcomeSourceRate, outcomeLargeHellos, outcomeUnrecognizedName, outcomeNoApplicationProtocol,
+		outcomeExhausted, outcomeShed:
 		return resultRefused
 	case outcomeReset, outcomeTimeout, outcomeEndedEarly, outcomeInternal, outcomeClosed:
 		return resultEnded

@@ -15,6 +15,7 @@ import (
 type crowd struct {
 	mu     sync.Mutex
 	bounds Bounds
+	whole  bool                 // nobody can be known: no place is kept for those who are
 	half   map[netip.Prefix]int // at most bounds.WaitingGateway entries
 	total  int
 	ended  map[netip.Prefix]int // at most bounds.EndedGateway entries
@@ -41,19 +42,20 @@ const (
 	fadingMost = 32768
 )
 
-func newCrowd(b Bounds) *crowd {
+// newCrowd keeps a part of all places for known sources, if it reserves.
+func newCrowd(b Bounds, reserves bool) *crowd {
 	return &crowd{
-		bounds: b, half: map[netip.Prefix]int{}, ended: map[netip.Prefix]int{},
+		bounds: b, whole: !reserves, half: map[netip.Prefix]int{}, ended: map[netip.Prefix]int{},
 		rate:  fading[int64]{period: rateBurst},
 		known: fading[struct{}]{period: knownFor},
 	}
 }
 
 // bound replaces the bounds. Who has a place keeps it.
-func (c *crowd) bound(b Bounds) {
+func (c *crowd) bound(b Bounds, reserves bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bounds = b
+	c.bounds, c.whole = b, !reserves
 }
 
 // slot is a connection's place in the crowd. The zero value has none.
@@ -88,7 +90,7 @@ func (c *crowd) placeLocked(s *slot, source netip.Prefix, now time.Time) (outcom
 	perSource, inAll := c.bounds.WaitingSource, c.bounds.WaitingGateway
 	if known {
 		perSource *= knownFactor
-	} else if !s.exempt {
+	} else if !s.exempt && !c.whole {
 		inAll -= inAll / reservedPart
 	}
 	switch {

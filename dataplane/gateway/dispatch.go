@@ -17,6 +17,9 @@ func (c *conn) dispatch(r alpn.Route) {
 		return
 	}
 	c.routed, c.acct = r.Class, c.classes.of(r)
+	if r.Class == alpn.Static {
+		c.acct = c.static[r.Index].acct
+	}
 	if c.shed {
 		c.turnedAway()
 		return
@@ -36,9 +39,7 @@ func (c *conn) dispatch(r alpn.Route) {
 		c.toUpstream(c.auth, alpn.NoApplicationProtocol)
 	case alpn.Static:
 		c.route = uint32(r.Index) + 1
-		up := c.static[r.Index]
-		c.acct = up.acct
-		c.toUpstream(up, alpn.UnrecognizedName)
+		c.toUpstream(c.static[r.Index], alpn.UnrecognizedName)
 	default:
 		c.handOff(r.Class)
 	}

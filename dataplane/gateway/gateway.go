@@ -181,6 +181,7 @@ func Start(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.resolveFirst()
 	if err := g.listen(); err != nil {
 		g.Close()
 		return nil, err
@@ -213,11 +214,17 @@ func prepare(cfg Config) (*Gateway, error) {
 		return nil, fmt.Errorf("gateway: auth: %w", err)
 	}
 	g.current.Store(s)
-	g.crowd = newCrowd(s.bounds)
+	g.crowd = newCrowd(s.bounds, g.reserves(s))
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	g.names, g.unnamed = context.WithCancel(g.ctx)
 	g.giver = &Giver{gateway: g}
 	return g, nil
+}
+
+// reserves says whether anybody can be known here, so that places are kept for him:
+// who can prove who he is, or a proxy that speaks for others.
+func (g *Gateway) reserves(s *settings) bool {
+	return g.cfg.Tunnels != nil || len(g.cfg.Ends) > 0 || g.cfg.SSH != nil || len(s.trusted) > 0
 }
 
 func (g *Gateway) toAuth() error {

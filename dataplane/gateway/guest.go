@@ -28,6 +28,7 @@ func StartGuest(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.resolveFirst()
 	g.line()
 	g.Try(Trial{}) // counts what it gets
 	g.tasks.Go(g.resolve)

@@ -62,7 +62,8 @@ const (
 // it would also end a session whose client has stopped reading for a while.
 const keepAlive = 60 * time.Second
 
-// tuning is what a listening socket has and the accepted ones inherit.
+// tuning is what a listening socket has and the accepted ones inherit, and what a
+// connection to an upstream has.
 func tuning() relay.Tuning {
 	return relay.Tuning{NoDelay: true, KeepAlive: keepAlive}
 }

@@ -101,7 +101,7 @@ func (c *conn) connect() {
 		if others && c.attempt < c.tries()-1 {
 			limit = min(limit, c.bounds.Connect)
 		}
-		_ = relay.Tune(fd, relay.Tuning{NoDelay: true}) // a Unix socket has no such option
+		_ = relay.Tune(fd, tuning()) // a Unix socket has no such options
 		if c.await(limit) {
 			c.progress(0)
 		}

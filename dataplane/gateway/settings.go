@@ -197,7 +197,7 @@ func (g *Gateway) Reload(ctx context.Context, s Settings) (Difference, error) {
 	}
 	g.resolveAll(ctx, fresh)
 	g.replace(next)
-	g.crowd.bound(next.bounds)
+	g.crowd.bound(next.bounds, g.reserves(next))
 	g.each(func(w *lane) { w.settings = next })
 	select {
 	case g.renamed <- struct{}{}:

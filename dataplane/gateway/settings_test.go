@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
@@ -455,5 +457,94 @@ func TestReloadTakesStraysUp(t *testing.T) {
 	}
 	if a := seen["a.example.com"]; a.Results["relayed"] != 4 || a.BytesIn != 6 {
 		t.Errorf("%+v", a)
+	}
+}
+
+// TestStartByName: the first clients of a route by name were refused, because nobody
+// had looked the name up.
+func TestStartByName(t *testing.T) {
+	ca := newAuthority(t)
+	_, port, err := net.SplitHostPort(named(t, ca, "one"))
+	check(t, err)
+	cfg := Config{Loops: newLoops(t, relay.NewDefault, 1), Static: []StaticRoute{to("a.example.com", "localhost:"+port)}, Bounds: generous()}
+	g, err := StartGuest(cfg)
+	check(t, err)
+	defer g.Close()
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Static = cfg.Static })
+	for name, g := range map[string]*Gateway{"a guest": g, "a gateway": r.Gateway} {
+		if g.current.Load().servers["localhost:"+port].size() == 0 {
+			t.Errorf("%s serves, and has no address", name)
+		}
+	}
+	r.meets(ca, "a.example.com", "one")
+}
+
+// TestUpstreamKeepAlive: a server that was gone without a word was never found out.
+func TestUpstreamKeepAlive(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer silent.Close()
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Static = []StaticRoute{to("a.example.com", silent.Addr().String())} })
+	r.say(helloBytes(t, r.ca.client("a.example.com")))
+	on := 0
+	eventually(t, "the server is connected", func() (there bool) {
+		r.lanes[0].on(func() {
+			for c := range r.lanes[0].conns {
+				if c.stage == offering {
+					there = true
+					on, err = unix.GetsockoptInt(c.other, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+				}
+			}
+		})
+		return there
+	})
+	if err != nil || on == 0 {
+		t.Errorf("keep-alive: %d, %v", on, err)
+	}
+}
+
+// TestStaticCounts: the place of silent clients counted as a static route, and a
+// connection without a descriptor for its server was in no result of its route.
+func TestStaticCounts(t *testing.T) {
+	ca := newAuthority(t)
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) {
+		c.Static = []StaticRoute{to("a.example.com", named(t, ca, "one"))}
+		c.Silent = &SilentRoute{After: time.Minute, Upstreams: []string{"127.0.0.1:1"}}
+	})
+	if n := r.Snapshot().Static; n != 1 {
+		t.Errorf("%d static routes", n)
+	}
+	refused := func() uint64 {
+		for _, s := range r.Snapshot().Routes {
+			if s.Name == "a.example.com" {
+				return s.Results[resultRefused.String()]
+			}
+		}
+		return 0
+	}
+	for i, shed := range []bool{true, false} {
+		client := r.dial()
+		r.waiting(1)
+		r.lanes[0].on(func() {
+			for c := range r.lanes[0].conns {
+				if c.stage == reading {
+					c.shed = shed
+				}
+			}
+		})
+		if !shed {
+			r.lanes[0].on(func() {
+				for c := range r.lanes[0].conns {
+					if c.stage == reading {
+						c.acct = c.static[0].acct
+						c.turnedAway()
+					}
+				}
+			})
+		}
+		_, err := client.Write(helloBytes(t, ca.client("a.example.com")))
+		check(t, err)
+		eventually(t, "it counts", func() bool { return refused() == uint64(i+1) })
+		client.Close()
 	}
 }

@@ -18,7 +18,7 @@ type Snapshot struct {
 	Ended    int               // connections whose TLS has ended here, of clients without a certificate
 	Relays   int               // that run
 	ToAuth   int               // of Relays, those of the classes auth and join
-	BytesIn  uint64            // from clients, of relays that have ended
+	BytesIn  uint64            // to far ends, of relays that have ended: clients' bytes, and what goes before them
 	BytesOut uint64            // to clients, of relays that have ended
 	Outcomes map[string]uint64 // since the start, by name; all names are there
 	Refusals map[string]uint64 // those of Outcomes that say that a connection came to nothing
@@ -81,8 +81,16 @@ func (g *Gateway) Snapshot() Snapshot {
 	for _, class := range []alpn.Class{alpn.Auth, alpn.Join} {
 		s.ToAuth += int(g.classes.other[class].relays.Load())
 	}
-	s.Routes, s.Static = g.accounts(), len(g.current.Load().static)
+	s.Routes, s.Static = g.accounts(), g.current.Load().named()
 	return s
+}
+
+// named is the number of static routes that have names: the silent clients' has none.
+func (s *settings) named() int {
+	if s.silent > 0 {
+		return len(s.static) - 1
+	}
+	return len(s.static)
 }
 
 // accounts are those of routes that have had connections, by name. No two have

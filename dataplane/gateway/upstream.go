@@ -204,9 +204,21 @@ const (
 	resolveWait  = 5 * time.Second
 	resolveSoon  = time.Second // after a name that could not be resolved
 
+	// resolveAtStart is how long nothing is served for the sake of names that have
+	// not been looked up: the first clients would be refused.
+	resolveAtStart = 2 * time.Second
+
 	// resolveMost names are looked up at once.
 	resolveMost = 16
 )
+
+// resolveFirst looks all names up before anybody is served. What takes longer is
+// left to resolve.
+func (g *Gateway) resolveFirst() {
+	ctx, cancel := context.WithTimeout(g.names, resolveAtStart)
+	defer cancel()
+	g.resolveAll(ctx, g.named())
+}
 
 // resolve keeps the addresses of names up to date until the gateway closes. A
 // name that cannot be resolved keeps the addresses it had.
