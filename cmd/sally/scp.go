@@ -45,36 +45,75 @@ func parseRemote(arg string) (r remotePath, ok bool) {
 	return remotePath{host: host, path: file}, true
 }
 
-// Run copies all sources to the target.
-func (c *scpCmd) Run(p *program) error {
+// inHome is a path on a node as sftp knows it: it starts in the login's home, and
+// "~" is no more than a name there, which scp(1) has expanded.
+func inHome(file string) (string, error) {
+	first, rest, below := strings.Cut(file, "/")
+	switch {
+	case !strings.HasPrefix(file, "~"):
+		return file, nil
+	case first != "~":
+		return "", problem(errInvalid, fmt.Sprintf("%s: this version knows no homes of other users", file), "name the whole path, or a file of that name as ./"+file)
+	case !below:
+		return ".", nil
+	}
+	return or(strings.TrimLeft(rest, "/"), "."), nil
+}
+
+// copying is what scp was asked for.
+type copying struct {
+	host string   // with the login, if one was named
+	up   bool     // to the node
+	from []string // not empty
+	to   string
+}
+
+// asked reads the arguments.
+func (c *scpCmd) asked() (a copying, err error) {
 	if len(c.Files) < 2 {
-		return problem(errInvalid, "a source and a target are needed", "sally scp FILE NODE:PATH")
+		return a, problem(errInvalid, "a source and a target are needed", "sally scp FILE NODE:PATH")
 	}
 	sources, target := c.Files[:len(c.Files)-1], c.Files[len(c.Files)-1]
 	to, up := parseRemote(target)
-	host := to.host
-	var from []string
+	a = copying{host: to.host, up: up, to: target}
+	if up {
+		if a.to, err = inHome(or(to.path, ".")); err != nil {
+			return a, err
+		}
+	}
 	for _, s := range sources {
 		r, remote := parseRemote(s)
 		switch {
 		case remote == up:
-			return problem(errInvalid, "files are copied between this machine and one node", "sally scp FILE NODE:PATH, or sally scp NODE:PATH FILE")
-		case remote && host != "" && host != r.host:
-			return problem(errInvalid, "this version copies from one node at a time", "copy from each node by a command of its own")
+			return a, problem(errInvalid, "files are copied between this machine and one node", "sally scp FILE NODE:PATH, or sally scp NODE:PATH FILE")
+		case remote && a.host != "" && a.host != r.host:
+			return a, problem(errInvalid, "this version copies from one node at a time", "copy from each node by a command of its own")
 		case remote:
-			host, s = r.host, r.path
+			a.host = r.host
+			if s, err = inHome(or(r.path, ".")); err != nil {
+				return a, err
+			}
 		}
-		from = append(from, s)
+		a.from = append(a.from, s)
 	}
-	t := &transfer{scpCmd: c, program: p, host: host}
+	return a, nil
+}
+
+// Run copies all sources to the target.
+func (c *scpCmd) Run(p *program) error {
+	a, err := c.asked()
+	if err != nil {
+		return err
+	}
+	t := &transfer{scpCmd: c, program: p, host: a.host}
 	defer t.close()
 	if err := t.connect(p.ctx); err != nil {
 		return err
 	}
-	if up {
-		return t.upload(from, or(to.path, "."))
+	if a.up {
+		return t.upload(a.from, a.to)
 	}
-	return t.download(from, target)
+	return t.download(a.from, a.to)
 }
 
 // transfer is one run of scp: the connection, which may be replaced.
@@ -297,7 +336,7 @@ func (t *transfer) keepRemote(to string, info fs.FileInfo) error {
 func (t *transfer) download(from []string, to string) error {
 	var all []string
 	for _, pattern := range from {
-		found, err := t.glob(or(pattern, "."))
+		found, err := t.glob(pattern)
 		if err != nil {
 			return err
 		}

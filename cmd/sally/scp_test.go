@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,27 @@ func TestParseRemote(t *testing.T) {
 	for _, arg := range []string{"a", "./a:b", "/a:b", ":a", ""} {
 		if got, ok := parseRemote(arg); ok {
 			t.Errorf("%q: %+v", arg, got)
+		}
+	}
+}
+
+// TestHomePaths: sftp took "~" for a name: web:~/a was the file a in a directory ~.
+func TestHomePaths(t *testing.T) {
+	for path, want := range map[string]string{"~": ".", "~/": ".", "~/a": "a", "~/a/~b": "a/~b", "~//etc": "etc", "": ".", "a~": "a~", "./~bob": "./~bob", "/~": "/~"} {
+		down := scpCmd{Files: []string{"web:" + path, "~"}}
+		if got, err := down.asked(); err != nil || !reflect.DeepEqual(got, copying{host: "web", from: []string{want}, to: "~"}) {
+			t.Errorf("from %q: %+v, %v", path, got, err)
+		}
+		up := scpCmd{Files: []string{"~", "web:" + path}}
+		if got, err := up.asked(); err != nil || !reflect.DeepEqual(got, copying{host: "web", up: true, from: []string{"~"}, to: want}) {
+			t.Errorf("to %q: %+v, %v", path, got, err)
+		}
+	}
+	for _, path := range []string{"~bob", "~bob/a", "~~"} {
+		for _, files := range [][]string{{"web:" + path, "."}, {"a", "web:" + path}} {
+			if _, err := (&scpCmd{Files: files}).asked(); !errors.Is(err, errInvalid) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%q: %v", files, err)
+			}
 		}
 	}
 }
