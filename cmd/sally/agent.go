@@ -19,9 +19,20 @@ import (
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
+// agentMark begins the comment of every key of ours in ssh-agent.
+const agentMark = "sallyport"
+
 // agentComment marks our keys in ssh-agent, so that only they are removed.
 func agentComment(f profile.Profile) string {
-	return strings.Join([]string{"sallyport", f.Name(), f.Cluster, f.User}, ":")
+	return strings.Join([]string{agentMark, f.Name(), f.Cluster, f.User}, ":")
+}
+
+// atGateway says that a comment is of agentComment, for any user at the profile's
+// gateway: a cluster and a user follow. More is another gateway's, whose IPv6
+// address begins with this one's name.
+func atGateway(comment string, f profile.Profile) bool {
+	rest, ok := strings.CutPrefix(comment, agentMark+":"+f.Name()+":")
+	return ok && strings.Count(rest, ":") == 1 || comment == agentComment(f)
 }
 
 // agentTimeout bounds one talk with ssh-agent.
@@ -51,7 +62,7 @@ func (p *program) addToAgent(f profile.Profile, k keyPair, m *sallyportv1.LoginR
 }
 
 func add(a agent.ExtendedAgent, f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
-	if err := removeFromAgent(a, f); err != nil {
+	if err := removeFromAgent(a, func(k *agent.Key) bool { return k.Comment == agentComment(f) }); err != nil {
 		return err
 	}
 	cert, err := certificate(m.GetSshCertificate())
@@ -122,17 +133,18 @@ func (p *program) signer(f profile.Profile) (s ssh.Signer, done func() error, er
 	return nil, nil, problem(sallyport.ErrUnauthorized, "your key was only in ssh-agent, and is no longer there", "sally login --force")
 }
 
-// removeFromAgent removes the profile's keys and no others.
-func removeFromAgent(a agent.ExtendedAgent, f profile.Profile) error {
+// removeFromAgent removes the keys that are ours, and no others.
+func removeFromAgent(a agent.ExtendedAgent, ours func(*agent.Key) bool) error {
 	keys, err := a.List()
 	if err != nil {
 		return err
 	}
 	for _, k := range keys {
-		if k.Comment == agentComment(f) {
-			if err := a.Remove(k); err != nil {
-				return err
-			}
+		if !ours(k) {
+			continue
+		}
+		if err := a.Remove(k); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -24,9 +24,20 @@ import (
 // watched is a real agent that remembers what it was asked to add.
 type watched struct {
 	agent.ExtendedAgent
-	mu     sync.Mutex
-	added  []agent.AddedKey
-	refuse error
+	mu       sync.Mutex
+	added    []agent.AddedKey
+	refuse   error
+	unlisted error
+}
+
+func (w *watched) List() ([]*agent.Key, error) {
+	w.mu.Lock()
+	unlisted := w.unlisted
+	w.mu.Unlock()
+	if unlisted != nil {
+		return nil, unlisted
+	}
+	return w.ExtendedAgent.List()
 }
 
 func (w *watched) Add(k agent.AddedKey) error {
@@ -104,7 +115,7 @@ func foreignKey(t *testing.T, w *watched, comment string) {
 func TestAgent(t *testing.T) {
 	p := newProgram(t)
 	w := startAgent(t)
-	for _, c := range []string{"mine@home", "teleport:gw.test:gw.test:alice", "sallyport:other.test:gw.test:alice", "sallyport:gw.test:gw.test:alice2", ""} {
+	for _, c := range []string{"mine@home", "teleport:gw.test:gw.test:alice", "sallyport:other.test:gw.test:alice", "sallyport:gw.test.b:gw.test:alice", "sallyport:gw.test::1:gw.test:alice", ""} {
 		foreignKey(t, w, c)
 	}
 	before := w.comments(t)

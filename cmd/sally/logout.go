@@ -4,8 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/libpq"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 )
 
@@ -18,15 +23,19 @@ func (c *logoutCmd) Run(p *program) error {
 		if err != nil {
 			return err
 		}
+		var failed error // one that cannot be logged out keeps none of the others in
 		for _, f := range list {
 			if err := p.removeLogin(f); err != nil {
-				return err
+				failed = errors.Join(failed, fmt.Errorf("logout from %s: %w", f.Name(), err))
+				continue
 			}
 			if p.ProxyAddr != "" || p.User != "" {
 				fmt.Fprintf(p.stdout, "Logged out %s from %s.\n", f.User, f.Name())
 			}
 		}
 		switch {
+		case failed != nil:
+			return failed
 		case len(list) == 0:
 			fmt.Fprintln(p.stdout, "All users logged out.")
 		case p.ProxyAddr == "" && p.User == "":
@@ -60,18 +69,45 @@ func (p *program) leaving() ([]profile.Profile, error) {
 }
 
 // removeLogin deletes a profile's keys, agent entries and service file
-// sections, and the profile itself. The keys go first: what fails after them
-// harms nobody.
+// sections, and the profile itself: also those of users who were logged in at
+// this gateway before, whose keys are in the same directory. The keys go first:
+// what fails after them harms nobody.
 func (p *program) removeLogin(f profile.Profile) error {
-	databases := p.databasesOf(f)
+	services := p.servicesAt(f)
 	err := errors.Join(os.RemoveAll(p.home.KeyDir(f)), p.home.Delete(f), p.home.SetKnownHosts(f, nil), forgetKube(f))
-	for _, name := range databases {
-		err = errors.Join(err, removeService(f, name))
+	for _, name := range services {
+		err = errors.Join(err, editService(func(text string) string { return libpq.Remove(text, name) }))
 	}
 	a, closer, aerr := sshAgent()
 	if aerr != nil {
 		return err // no agent: nothing of ours in it
 	}
 	defer closer()
-	return errors.Join(err, removeFromAgent(a, f))
+	if aerr := removeFromAgent(a, func(k *agent.Key) bool { return atGateway(k.Comment, f) }); aerr != nil {
+		err = errors.Join(err, fmt.Errorf("ssh-agent: %w", aerr))
+	}
+	return err
+}
+
+// servicesAt are the sections of the service file that logins at the profile's
+// gateway have made, whoever logged in: profile.Dir.DBDir has one directory for
+// each user, with one for each cluster.
+func (p *program) servicesAt(f profile.Profile) (names []string) {
+	users, _ := os.ReadDir(p.home.KeyDir(f)) // none: no login
+	for _, dir := range users {
+		user, ok := strings.CutSuffix(dir.Name(), "-db")
+		if !ok {
+			continue
+		}
+		of := f
+		of.User = user
+		clusters, _ := os.ReadDir(filepath.Dir(p.home.DBDir(of))) // a file of that name has none
+		for _, cluster := range clusters {
+			of.Cluster = cluster.Name()
+			for _, name := range p.databasesOf(of) {
+				names = append(names, serviceName(of, name))
+			}
+		}
+	}
+	return names
 }
