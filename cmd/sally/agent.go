@@ -62,15 +62,17 @@ func (p *program) addToAgent(f profile.Profile, k keyPair, m *sallyportv1.LoginR
 }
 
 func add(a agent.ExtendedAgent, f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
-	if err := removeFromAgent(a, func(k *agent.Key) bool { return k.Comment == agentComment(f) }); err != nil {
-		return err
-	}
 	cert, err := certificate(m.GetSshCertificate())
 	if err != nil {
 		return err
 	}
 	life := uint32(max(1, time.Until(m.GetExpires().AsTime()).Seconds()))
-	return a.Add(agent.AddedKey{PrivateKey: k.ssh, Certificate: cert, Comment: agentComment(f), LifetimeSecs: life})
+	if err := a.Add(agent.AddedKey{PrivateKey: k.ssh, Certificate: cert, Comment: agentComment(f), LifetimeSecs: life}); err != nil {
+		return err // and the key of the login before is still there
+	}
+	return removeFromAgent(a, func(k *agent.Key) bool {
+		return k.Comment == agentComment(f) && !bytes.Equal(k.Blob, cert.Marshal())
+	})
 }
 
 func certificate(line []byte) (*ssh.Certificate, error) {

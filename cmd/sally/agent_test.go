@@ -163,6 +163,7 @@ func TestAgentWhen(t *testing.T) {
 		{when: "yes", agent: true, refuse: true, added: 1, fails: true, onDisk: true},
 		{when: "only", agent: true, added: 1},
 		{when: "only", fails: true},
+		{when: "only", agent: true, refuse: true, added: 1, fails: true},
 	} {
 		p := newProgram(t)
 		var said strings.Builder
@@ -180,6 +181,48 @@ func TestAgentWhen(t *testing.T) {
 		}
 		if _, err := os.Stat(p.home.KeyPath(f, "")); (err == nil) != tt.onDisk {
 			t.Errorf("%+v: the private key on disk: %v", tt, err)
+		}
+	}
+}
+
+// TestAgentOnlyRefused: a login that must go to an agent that is not there, or
+// does not take it, left the login before without its key.
+func TestAgentOnlyRefused(t *testing.T) {
+	for _, before := range []string{"auto", "only"} {
+		for _, reached := range []bool{true, false} {
+			p := newProgram(t)
+			w := startAgent(t)
+			p.AddKeysToAgent = before
+			f, err := p.login(alice())
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, done, err := p.signer(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done()
+			w.refuse = errors.New("locked")
+			socket := os.Getenv("SSH_AUTH_SOCK")
+			if !reached {
+				t.Setenv("SSH_AUTH_SOCK", filepath.Join(t.TempDir(), "nobody"))
+			}
+			p.AddKeysToAgent = "only"
+			later := alice()
+			later.proxy = "gw.test:9443"
+			if _, err := p.login(later); err == nil {
+				t.Fatal("the login is good")
+			}
+			t.Setenv("SSH_AUTH_SOCK", socket)
+			s, done, err := p.signer(f)
+			if err != nil || !bytes.Equal(s.PublicKey().Marshal(), want.PublicKey().Marshal()) {
+				t.Errorf("%s, reached %v: %v", before, reached, err)
+				continue
+			}
+			done()
+			if now, _ := p.home.Current(); now.WebProxyAddr != f.WebProxyAddr {
+				t.Errorf("%s, reached %v: the profile is that of %s", before, reached, now.WebProxyAddr)
+			}
 		}
 	}
 }

@@ -45,7 +45,7 @@ type globals struct {
 	Cluster        string `name:"cluster" short:"c" group:"global" placeholder:"NAME" env:"SALLY_CLUSTER,TELEPORT_CLUSTER,TELEPORT_SITE" help:"Cluster to use."`
 	CAPin          string `name:"ca-pin" group:"global" placeholder:"sha256:HEX" env:"SALLY_CA_PIN" help:"Pin of the cluster's host CA: a login goes to nobody else, whatever this machine trusts."`
 	Insecure       bool   `name:"insecure" group:"global" negatable:"" help:"Do not check the gateway's certificate at login. For tests only."`
-	AddKeysToAgent string `name:"add-keys-to-agent" short:"k" group:"global" enum:"auto,no,yes,only" default:"auto" placeholder:"WHEN" env:"SALLY_ADD_KEYS_TO_AGENT,TELEPORT_ADD_KEYS_TO_AGENT" help:"Give keys to ssh-agent: auto (when there is one), yes, no, only (and keep none on disk)."`
+	AddKeysToAgent string `name:"add-keys-to-agent" short:"k" group:"global" enum:"auto,no,yes,only" default:"auto" placeholder:"WHEN" env:"SALLY_ADD_KEYS_TO_AGENT,TELEPORT_ADD_KEYS_TO_AGENT" help:"Give keys to ssh-agent: auto (when there is one), yes, no, only (and keep the SSH key off the disk)."`
 	Identity       string `name:"identity" short:"i" group:"global" placeholder:"FILE" env:"SALLY_IDENTITY_FILE,TELEPORT_IDENTITY_FILE" help:"Use the login in this file, which sally login --out writes, instead of the profile's."`
 	Auth           string `name:"auth" group:"global" placeholder:"WAY" env:"SALLY_AUTH,TELEPORT_AUTH" help:"How to log in: local (password, in the terminal), browser, device (a code to type in a browser elsewhere)."`
 	BindAddr       string `name:"bind-addr" group:"global" placeholder:"HOST:PORT" env:"SALLY_LOGIN_BIND_ADDR,TELEPORT_LOGIN_BIND_ADDR" help:"Where a login in the browser comes back to this program."`

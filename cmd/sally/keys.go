@@ -49,8 +49,10 @@ func (k keyPair) public() (line, der []byte, err error) {
 	return bytes.TrimSpace(ssh.MarshalAuthorizedKey(pub)), der, err
 }
 
-// saveLogin writes what a login brought, in tsh's layout.
-// With --add-keys-to-agent=only the SSH key stays away from the disk.
+// saveLogin writes what a login brought, in tsh's layout, and gives the key to
+// ssh-agent. With --add-keys-to-agent=only the SSH key stays away from the disk;
+// ssh-agent has it then before anything is written or removed, so that one that
+// does not take it leaves the login before as it was.
 func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginResponse) error {
 	if err := f.Check(); err != nil {
 		return err
@@ -81,8 +83,11 @@ func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginRe
 		{p.home.SSHCertPath(f), append(bytes.TrimSpace(m.GetSshCertificate()), '\n')},
 		{p.home.CAsPath(f), cas},
 	}
-	private := p.home.KeyPath(f, "")
-	if p.AddKeysToAgent == "only" {
+	private, only := p.home.KeyPath(f, ""), p.AddKeysToAgent == "only"
+	if only {
+		if err := p.addToAgent(f, k, m); err != nil {
+			return err
+		}
 		if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -97,7 +102,10 @@ func (p *program) saveLogin(f profile.Profile, k keyPair, m *sallyportv1.LoginRe
 	if err := p.home.SetKnownHosts(f, known); err != nil {
 		return err
 	}
-	return p.home.Save(f)
+	if err := p.home.Save(f); err != nil || only {
+		return err
+	}
+	return p.addToAgent(f, k, m)
 }
 
 // authorities returns the host CAs as PEM and as known_hosts lines. With pins

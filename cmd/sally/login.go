@@ -290,13 +290,7 @@ func (c *loginCmd) keep(p *program, f profile.Profile, k keyPair, m *sallyportv1
 		_, err := fmt.Fprintf(p.stdout, "The login of %s has been written to %s, until %s.\n", f.User, strings.Join(c.outputs.names(), ", "), m.GetExpires().AsTime().Local().Format(time.DateTime))
 		return err
 	}
-	err := p.home.Locked(func() error {
-		if err := p.saveLogin(f, k, m); err != nil {
-			return err
-		}
-		return p.addToAgent(f, k, m)
-	})
-	if err != nil {
+	if err := p.home.Locked(func() error { return p.saveLogin(f, k, m) }); err != nil {
 		return err
 	}
 	p.ProxyAddr = f.WebProxyAddr

@@ -107,10 +107,7 @@ func (p *program) login(w who) (profile.Profile, error) {
 	if err != nil {
 		return f, err
 	}
-	if err := p.saveLogin(f, k, m); err != nil {
-		return f, err
-	}
-	return f, p.addToAgent(f, k, m)
+	return f, p.saveLogin(f, k, m)
 }
 
 func (p *program) profileOf(w who) profile.Profile {
