@@ -101,7 +101,7 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 			}
 			go func() {
 				for q := range requests {
-					_ = q.Reply(q.Type == "subsystem", nil)
+					_ = q.Reply(q.Type == "subsystem" || q.Type == "exec", nil)
 				}
 			}()
 			served.Go(func() {

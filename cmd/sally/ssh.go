@@ -96,7 +96,23 @@ func (c *sshCmd) Run(p *program) error {
 		return err
 	}
 	defer sc.Close()
-	return c.use(p, sc)
+	return c.connected(p, sc, node)
+}
+
+// errLost is the end of a connection before what it was for had ended.
+var errLost = errors.New("the connection was lost")
+
+// connected uses a connection to a node. Its loss is one line on standard error and
+// exit code 255, as with ssh(1): a command's own 255 would look the same else.
+func (c *sshCmd) connected(p *program, sc *ssh.Client, node string) error {
+	err := c.use(p, sc)
+	if !errors.Is(err, errLost) {
+		return err
+	}
+	if !c.Quiet && p.ctx.Err() == nil {
+		fmt.Fprintf(p.stderr, "Connection to %s closed.\n", fail.Clean(node))
+	}
+	return fail.Exit{Code: 255}
 }
 
 // reach connects to a node and logs in there.
@@ -459,7 +475,7 @@ func keepalive(sc *ssh.Client, done <-chan struct{}) {
 }
 
 // exitOf turns the end of a session into our exit code; a signal is 128 and its
-// number, as a shell has it; a lost connection is 255, as ssh has it.
+// number, as a shell has it; without any the connection was lost.
 func exitOf(err error) error {
 	var status *ssh.ExitError
 	var missing *ssh.ExitMissingError
@@ -474,7 +490,7 @@ func exitOf(err error) error {
 		}
 		return fail.Exit{Code: status.ExitStatus()}
 	case errors.As(err, &missing):
-		return fail.Exit{Code: 255}
+		return errLost
 	}
 	return err
 }

@@ -86,7 +86,7 @@ func (c *sshCmd) rest(ctx context.Context, sc *ssh.Client) error {
 	case <-ctx.Done():
 		return nil
 	case <-ended:
-		return fail.Exit{Code: 255} // as ssh
+		return errLost
 	}
 }
 
