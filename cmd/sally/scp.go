@@ -15,6 +15,7 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 )
 
@@ -107,13 +108,36 @@ func (c *scpCmd) Run(p *program) error {
 	}
 	t := &transfer{scpCmd: c, program: p, host: a.host}
 	defer t.close()
-	if err := t.connect(p.ctx); err != nil {
-		return err
+	err = t.connect(p.ctx)
+	if err == nil {
+		err = t.copy(a)
 	}
+	return ended(p.ctx, err)
+}
+
+// ended is why a run ended: what its context's end broke is not why.
+func ended(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// copy copies all sources to the target. What is left out of a directory has been
+// told by then.
+func (t *transfer) copy(a copying) (err error) {
 	if a.up {
-		return t.upload(a.from, a.to)
+		err = t.upload(a.from, a.to)
+	} else {
+		err = t.download(a.from, a.to)
 	}
-	return t.download(a.from, a.to)
+	switch {
+	case err != nil || t.left == 0:
+		return err
+	case t.left == 1:
+		return problem(errInvalid, "one file or directory was not copied", "the lines above say why")
+	}
+	return problem(errInvalid, fmt.Sprintf("%d files and directories were not copied", t.left), "the lines above say why")
 }
 
 // transfer is one run of scp: the connection, which may be replaced.
@@ -124,7 +148,10 @@ type transfer struct {
 
 	ssh      *ssh.Client
 	files    *sftp.Client
-	requests *requests // of files
+	requests *requests   // of files
+	release  func() bool // from here on the program's end does not close ssh
+
+	left int // files and directories, inside others, that were not copied
 }
 
 const (
@@ -154,6 +181,8 @@ func (t *transfer) connect(ctx context.Context) error {
 
 // open starts sftp. What the node says on standard error is why it does not.
 func (t *transfer) open() (*sftp.Client, error) {
+	sc := t.ssh
+	t.release = context.AfterFunc(t.program.ctx, func() { sc.Close() }) // who waits for an answer learns of it so
 	s, err := t.ssh.NewSession()
 	if err != nil {
 		return nil, fmt.Errorf("session: %w", err)
@@ -181,7 +210,25 @@ func (t *transfer) open() (*sftp.Client, error) {
 	return files, nil
 }
 
+// errDistrust is a node that would have files written where nobody asked for them.
+var errDistrust = errors.New("the node is not to be trusted")
+
+// leave tells of an entry of a directory that was not copied, and why; the others are
+// copied, as with scp(1). What it returns ends the run: without a connection, by the
+// person's will, and at a node that is up to something, there are no others.
+func (t *transfer) leave(err error) error {
+	if err == nil || t.files == nil || broken(err) || t.program.ctx.Err() != nil || errors.Is(err, errDistrust) {
+		return err
+	}
+	t.left++
+	fmt.Fprintf(t.program.stderr, "not copied: %s\n", fail.Clean(err.Error()))
+	return nil
+}
+
 func (t *transfer) close() {
+	if t.release != nil {
+		t.release()
+	}
 	if t.files != nil {
 		t.files.Close()
 	}
@@ -233,7 +280,7 @@ func (t *transfer) put(from, to string) error {
 		return err
 	}
 	for _, entry := range list {
-		if err := t.put(filepath.Join(from, entry.Name()), path.Join(to, entry.Name())); err != nil {
+		if err := t.leave(t.put(filepath.Join(from, entry.Name()), path.Join(to, entry.Name()))); err != nil {
 			return err
 		}
 	}
@@ -329,7 +376,10 @@ func (t *transfer) keepRemote(to string, info fs.FileInfo) error {
 	if err := t.files.Chmod(to, kept(info)); err != nil {
 		return remoteProblem(to, err)
 	}
-	return t.files.Chtimes(to, info.ModTime(), info.ModTime())
+	if err := t.files.Chtimes(to, info.ModTime(), info.ModTime()); err != nil {
+		return remoteProblem(to, err)
+	}
+	return nil
 }
 
 // download copies files from the node.
@@ -413,9 +463,9 @@ func (t *transfer) get(from, to string) error {
 	}
 	for _, entry := range list {
 		if !safeName(entry.Name()) {
-			return problem(errInvalid, fmt.Sprintf("the node calls a file %q, which is no name", entry.Name()), "do not trust this node")
+			return &sallyport.Problem{Kind: errInvalid, Fact: fmt.Sprintf("the node calls a file %q, which is no name", entry.Name()), Hint: "do not trust this node", Cause: errDistrust}
 		}
-		if err := t.get(path.Join(from, entry.Name()), filepath.Join(to, entry.Name())); err != nil {
+		if err := t.leave(t.get(path.Join(from, entry.Name()), filepath.Join(to, entry.Name()))); err != nil {
 			return err
 		}
 	}

@@ -13,7 +13,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -29,6 +31,7 @@ import (
 // library's, which is that of nodes without one.
 type farHost struct {
 	serve func(io.Reader, io.WriteCloser)
+	stop  context.CancelFunc // ends the transfer's program
 	mu    sync.Mutex
 	asked bytes.Buffer // the requests; guarded by mu
 }
@@ -111,7 +114,8 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 		}
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	tr := &transfer{scpCmd: &scpCmd{Quiet: true, NoResume: true}, program: &program{ctx: ctx}}
+	h.stop = cancel
+	tr := &transfer{scpCmd: &scpCmd{Quiet: true, NoResume: true}, program: &program{ctx: ctx, stderr: io.Discard}}
 	tr.ssh, err = ssh.Dial("tcp", l.Addr().String(), &ssh.ClientConfig{HostKeyCallback: ssh.FixedHostKey(signer.PublicKey()), Timeout: time.Minute})
 	if err == nil {
 		tr.files, err = tr.open()
@@ -253,6 +257,129 @@ func (h *farHost) checkMoments(t *testing.T, preserve bool) {
 	}
 	if !preserve && attributes != 1 {
 		t.Errorf("the mode is set %d times afterwards", attributes)
+	}
+}
+
+// TestRestIsCopied: what cannot be copied of a directory kept all that came after it
+// from being copied.
+func TestRestIsCopied(t *testing.T) {
+	for _, up := range []bool{true, false} {
+		tr := reachFar(t, &farHost{serve: ownServer})
+		tr.Recursive = true
+		var said bytes.Buffer
+		tr.program.stderr = &said
+		from, to := filepath.Join(t.TempDir(), "tree"), filepath.Join(t.TempDir(), "tree")
+		if err := errors.Join(
+			os.MkdirAll(filepath.Join(from, "b", "empty"), 0o700),
+			os.WriteFile(filepath.Join(from, "a"), []byte("a"), 0o600),
+			os.Symlink("nowhere", filepath.Join(from, "b", "dangling")),
+			os.WriteFile(filepath.Join(from, "b", "z"), []byte("z"), 0o600),
+			syscall.Mkfifo(filepath.Join(from, "pipe"), 0o600),
+			os.WriteFile(filepath.Join(from, "z"), []byte("z"), 0o600),
+		); err != nil {
+			t.Fatal(err)
+		}
+		err := tr.copy(copying{up: up, from: []string{from}, to: to})
+		if !errors.Is(err, errInvalid) || tr.left != 2 {
+			t.Errorf("up %v: %v, %d left", up, err, tr.left)
+		}
+		if lines := strings.Split(said.String(), "\n"); len(lines) != 3 || !strings.Contains(lines[0], "dangling") || !strings.Contains(lines[1], "pipe is not a file") {
+			t.Errorf("up %v: said %q", up, said.String())
+		}
+		for _, name := range []string{"a", "b/z", "z"} {
+			if b, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(b) != filepath.Base(name) {
+				t.Errorf("up %v: %s: %q, %v", up, name, b, err)
+			}
+		}
+		if !exists(filepath.Join(to, "b", "empty")) {
+			t.Errorf("up %v: a directory is missing", up)
+		}
+	}
+}
+
+// liar is a node that names a file in a directory, two below what is copied, so that it
+// would be written elsewhere.
+type liar struct{}
+
+func (liar) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
+	switch {
+	case r.Method == "Stat":
+		return listed{fakeDir(path.Base(r.Filepath))}, nil
+	case path.Base(r.Filepath) == "below":
+		return listed{fakeDir(`..\evil`), fakeDir("more")}, nil
+	}
+	return listed{fakeDir("below"), fakeDir("zzz")}, nil
+}
+
+type fakeDir string
+
+func (d fakeDir) Name() string       { return string(d) }
+func (d fakeDir) Size() int64        { return 0 }
+func (d fakeDir) Mode() fs.FileMode  { return fs.ModeDir | 0o700 }
+func (d fakeDir) ModTime() time.Time { return time.Time{} }
+func (d fakeDir) IsDir() bool        { return true }
+func (d fakeDir) Sys() any           { return nil }
+
+type listed []fs.FileInfo
+
+func (l listed) ListAt(to []fs.FileInfo, at int64) (int, error) {
+	n := copy(to, l[min(int(at), len(l)):])
+	if n < len(to) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// TestA88_LiarEndsIt: a node that gives a path for a name is asked for nothing more.
+func TestA88_LiarEndsIt(t *testing.T) {
+	tr := reachFar(t, &farHost{serve: func(in io.Reader, out io.WriteCloser) {
+		server := sftp.NewRequestServer(struct {
+			io.Reader
+			io.WriteCloser
+		}{in, out}, sftp.Handlers{FileList: liar{}})
+		_ = server.Serve()
+	}})
+	tr.Recursive = true
+	to := filepath.Join(t.TempDir(), "to")
+	err := tr.copy(copying{from: []string{"/top"}, to: to})
+	if !errors.Is(err, errDistrust) || tr.left != 0 {
+		t.Errorf("%v, %d left", err, tr.left)
+	}
+	if exists(filepath.Join(to, "zzz")) || exists(filepath.Join(to, "below", "more")) {
+		t.Error("it was asked for more")
+	}
+}
+
+// silence is a node that hears a request, and does not answer.
+type silence struct {
+	io.Reader
+	heard func()
+}
+
+func (s silence) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b[:1])
+	if n > 0 {
+		s.heard()
+		_, err = io.Copy(io.Discard, s.Reader)
+	}
+	return 0, errors.Join(err, io.EOF)
+}
+
+// TestInterruptedWait: who ends scp while it waits for an answer that does not come
+// waited on.
+func TestInterruptedWait(t *testing.T) {
+	const hello = 9 // bytes of SSH_FXP_INIT
+	h := &farHost{}
+	h.serve = func(in io.Reader, out io.WriteCloser) {
+		ownServer(io.MultiReader(io.LimitReader(in, hello), silence{in, h.stop}), out)
+	}
+	tr := reachFar(t, h)
+	err := tr.copy(copying{from: []string{"a"}, to: t.TempDir()})
+	if err == nil || tr.program.ctx.Err() == nil {
+		t.Errorf("%v, before it was ended", err)
+	}
+	if ended(tr.program.ctx, err) != tr.program.ctx.Err() {
+		t.Errorf("%v is told", err)
 	}
 }
 

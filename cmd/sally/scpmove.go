@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -106,8 +105,6 @@ func (m *move) carry() error {
 	}
 	clear(m.open)
 	m.mu.Unlock()
-	stop := context.AfterFunc(m.program.ctx, func() { m.ssh.Close() })
-	defer stop()
 	var workers sync.WaitGroup
 	for range blocks {
 		workers.Go(m.work)
