@@ -197,6 +197,42 @@ func TestKubeconfigAwkward(t *testing.T) {
 	}
 }
 
+// TestKubeconfigFirst: there may be no file yet, or one that says nothing; and our
+// own names may be words of YAML.
+func TestKubeconfigFirst(t *testing.T) {
+	p := newProgram(t)
+	for i, old := range []string{"", "# mine\n", "---\n", "null\n", "{}\n", "clusters: null\nusers: []\n", "kind: Config\n---\n", "kind: Config\n...\n"} {
+		path := filepath.Join(t.TempDir(), "config")
+		if i > 0 {
+			must(t, os.WriteFile(path, []byte(old), 0o600))
+		}
+		for _, name := range []string{"web", "no", "on", "y", "off", "null", "12e4", "0x1"} {
+			e := someKube(t, p, "prod")
+			e.namespace, e.context = name, name
+			must(t, editKubeconfig(path, func(k *kubeconfigFile) { k.put(e); k.set("current-context", name) }))
+			b, err := os.ReadFile(path)
+			must(t, err)
+			var got struct {
+				Current  string `json:"current-context"`
+				Contexts []struct {
+					Name    string            `json:"name"`
+					Context map[string]string `json:"context"`
+				} `json:"contexts"`
+			}
+			if err := sigsyaml.Unmarshal(b, &got); err != nil {
+				t.Fatalf("%q: %v\n%s", name, err, b)
+			}
+			if last := got.Contexts[len(got.Contexts)-1]; got.Current != name || last.Name != name || last.Context["namespace"] != name {
+				t.Errorf("%q became %+v", name, got)
+			}
+		}
+	}
+	t.Setenv("KUBECONFIG", os.DevNull)
+	f, err := p.home.Load("")
+	must(t, err)
+	must(t, forgetKube(f))
+}
+
 // TestKubeconfigKeeps: a change that would harm what others wrote is not made.
 func TestKubeconfigKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")

@@ -98,8 +98,11 @@ func parseKubeconfig(text string) (*kubeconfigFile, error) {
 	case err != nil:
 		return nil, err
 	default:
-		if err := in.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
-			return nil, errors.New("several documents") // kubectl reads the first
+		var more yaml.Node
+		for err := in.Decode(&more); !errors.Is(err, io.EOF); err = in.Decode(&more) {
+			if err != nil || len(more.Content) > 0 && !isNull(more.Content[0]) {
+				return nil, errors.New("several documents") // kubectl reads the first
+			}
 		}
 	}
 	if len(k.doc.Content) == 0 || isNull(k.doc.Content[0]) {
@@ -153,11 +156,15 @@ func word(m *yaml.Node, key string) string {
 	return ""
 }
 
-// stringNode is a string, in quotes where another reader might take it for something
-// else.
+// stringNode is a string, in quotes where a reader might take it for something
+// else: kubectl's still reads a bool of YAML 1.1 in "no".
 func stringNode(s string) *yaml.Node {
 	n := &yaml.Node{}
 	n.SetString(s)
+	var read any
+	if err := sigsyaml.Unmarshal([]byte(s), &read); n.Style == 0 && (err != nil || read != s) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
 	return n
 }
 
@@ -282,6 +289,9 @@ func (k *kubeconfigFile) others(text string) (map[string]any, error) {
 	if err := sigsyaml.Unmarshal([]byte(text), &out); err != nil {
 		return nil, err
 	}
+	if out == nil { // a file that says nothing
+		out = map[string]any{}
+	}
 	for key, names := range k.touched {
 		if names[""] {
 			delete(out, key)
@@ -377,13 +387,13 @@ func (k *kubeconfigFile) forget(f profile.Profile) {
 }
 
 // forgetKube takes a profile's clusters out of the kubeconfig file. A file that
-// is none, or not there, or has nothing of it, is left alone.
+// is none, such as /dev/null, or not there, or has nothing of it, is left alone.
 func forgetKube(f profile.Profile) error {
 	path, err := kubeconfigPath()
 	if err != nil {
 		return nil
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
 		return nil
 	}
 	var failed error

@@ -72,7 +72,15 @@ func (c *proxyKubeCmd) Run(p *program) error {
 	if err := profile.WriteFile(path, text); err != nil {
 		return err
 	}
-	defer os.Remove(path)
+	written, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	defer func() { // one that got this port meanwhile has put its own there
+		if now, err := os.Lstat(path); err == nil && os.SameFile(written, now) {
+			os.Remove(path)
+		}
+	}()
 	fmt.Fprintf(p.stdout, "Preparing the following Kubernetes cluster for local use: %s on %s.\n\nUse:\n  export KUBECONFIG=%s\n", c.Name, l.Addr(), shell.Word(path))
 	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Dial: func(ctx context.Context) (net.Conn, error) {
 		return cred.dialer().DialResource(ctx, sallyport.KindKube, c.Name, alpn.HTTP11)

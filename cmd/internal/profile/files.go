@@ -18,7 +18,7 @@ func WriteFile(path string, data []byte) error {
 // EditFile changes a file that is not ours alone: it stays where its links
 // lead, also when there is none yet, keeps its mode, and is not touched when
 // nothing changes. A file that becomes empty is removed. What is no file, such as
-// /dev/null, is refused.
+// /dev/null, has nothing in it, and is not replaced by one.
 func EditFile(path string, edit func(old string) string) error {
 	path, err := followed(path)
 	if err != nil {
@@ -31,6 +31,9 @@ func EditFile(path string, edit func(old string) string) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
+		if edit("") == "" { // it can have nothing that is to go
+			return nil
+		}
 		return problem(sallyport.ErrInvalid, path+" is no file that could be changed", "name a file")
 	default:
 		mode = info.Mode().Perm()

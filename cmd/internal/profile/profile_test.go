@@ -195,6 +195,9 @@ func TestEditFileElsewhere(t *testing.T) {
 		if err := EditFile(path, add); !errors.Is(err, sallyport.ErrInvalid) {
 			t.Errorf("%s: %v", path, err)
 		}
+		if err := EditFile(path, func(old string) string { return old }); path != circle && err != nil {
+			t.Errorf("nothing to change in %s: %v", path, err)
+		}
 		if after, err := os.Lstat(path); berr != nil || err != nil || after.Mode() != before.Mode() {
 			t.Errorf("%s was replaced: %v %v", path, after, err)
 		}
