@@ -492,13 +492,22 @@ func narrowLocal(dir string, mode fs.FileMode) error {
 	return os.Chmod(dir, within(there.Mode(), mode))
 }
 
+// emptied is for what is a file: /dev/null has no length.
+func emptied(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return f.Truncate(0)
+}
+
 func (t *transfer) getFile(from, to string, info fs.FileInfo) error {
 	far, err := t.files.Open(from)
 	if err != nil {
 		return remoteProblem(from, err)
 	}
 	// As with scp(1) the owner may write to it, so that it can be copied again.
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, kept(info)&^foreign|0o200)
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE, kept(info)&^foreign|0o200)
 	if err != nil {
 		return errors.Join(problem(errInvalid, err.Error(), ""), far.Close())
 	}
@@ -506,6 +515,9 @@ func (t *transfer) getFile(from, to string, info fs.FileInfo) error {
 		if err := f.Chmod(kept(info)); err != nil {
 			return errors.Join(problem(errInvalid, err.Error(), ""), f.Close(), far.Close())
 		}
+	}
+	if err := emptied(f); err != nil {
+		return errors.Join(problem(errInvalid, err.Error(), ""), f.Close(), far.Close())
 	}
 	m := &move{transfer: t, name: path.Base(from), size: info.Size(), from: far, to: f, far: far}
 	m.reopen = func() (*sftp.File, error) {
