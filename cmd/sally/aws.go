@@ -64,47 +64,17 @@ func (c *awsCmd) Run(p *program) error {
 		// The environment says so too, but only to the AWS CLI 2.13 and later.
 		args = append([]string{"--endpoint-url", port.url}, args...)
 	}
-	// Ctrl-C is for the program.
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt)
-	defer signal.Stop(interrupts)
 	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
 	served := make(chan error, 1)
 	go func() { served <- port.proxy.Serve(ctx) }()
 	cmd := exec.Command(path, args...)
 	cmd.Env = awsEnv(os.Environ(), port)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	err = childExit(runTerminable(cmd))
+	err = childExit(runClient(cmd))
 	stop()
 	if failed := <-served; err == nil {
 		err = failed
 	}
-	return err
-}
-
-// runTerminable runs a program, and passes SIGTERM on to it: it decides when to end.
-func runTerminable(cmd *exec.Cmd) error {
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM)
-	defer signal.Stop(terms)
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	over, passed := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(passed)
-		for {
-			select {
-			case s := <-terms:
-				_ = cmd.Process.Signal(s) // it may have ended
-			case <-over:
-				return
-			}
-		}
-	}()
-	err := cmd.Wait()
-	close(over)
-	<-passed
 	return err
 }
 

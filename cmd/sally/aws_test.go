@@ -118,7 +118,7 @@ func TestTerminate(t *testing.T) {
 			syscall.Kill(os.Getpid(), syscall.SIGTERM)
 		}
 	}()
-	err := runTerminable(cmd)
+	err := runClient(cmd)
 	ready.Close()
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Errorf("exit code %d, %v", code, err)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"strings"
 
@@ -175,10 +174,7 @@ func (p *program) connectMySQL(d *database, args []string) error {
 	if err != nil {
 		return err
 	}
-	// Ctrl-C is for the client, which kills its statement through the same port.
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt)
-	defer signal.Stop(interrupts)
+	// At Ctrl-C the client kills its statement through the same port.
 	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
 	served := make(chan error, 1)
 	go func() { served <- mysqlProxy(d, l).Serve(ctx) }()
@@ -186,7 +182,7 @@ func (p *program) connectMySQL(d *database, args []string) error {
 	cmd := exec.Command(s.path, append(s.arguments(d, port), args...)...)
 	cmd.Env = mysqlEnv(os.Environ())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	err = childExit(cmd.Run())
+	err = childExit(runClient(cmd))
 	stop()
 	if failed := <-served; err == nil {
 		err = failed

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -91,10 +90,6 @@ func (p *program) connectRedis(d *database, args []string) error {
 	if err != nil {
 		return err
 	}
-	// Ctrl-C is for the client.
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt)
-	defer signal.Stop(interrupts)
 	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
 	served := make(chan error, 1)
 	_, port, _ := net.SplitHostPort(l.Addr().String())
@@ -107,7 +102,7 @@ func (p *program) connectRedis(d *database, args []string) error {
 	cmd := exec.Command(client, append(said, args...)...)
 	cmd.Env = environ
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	err = childExit(cmd.Run())
+	err = childExit(runClient(cmd))
 	stop()
 	if failed := <-served; err == nil {
 		err = failed

@@ -130,7 +130,7 @@ func (c *dbConnectCmd) psql(p *program, d *database) error {
 	cmd := exec.Command(psql, c.Args...)
 	cmd.Env = libpqEnv(os.Environ(), d.settings())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	return childExit(cmd.Run())
+	return childExit(runClient(cmd))
 }
 
 // bounded says that it is known which names may be opened in the server.

@@ -56,6 +56,7 @@ func (c *proxySSHCmd) Run(p *program) error {
 	if err != nil {
 		return cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
 	}
+	defer onTerm(func() { conn.Close() })()
 	return dial.Pipe(p.stdin, os.Stdout, conn)
 }
 
@@ -105,7 +106,11 @@ func (l listener) address() (string, error) {
 
 // serve runs a local proxy until it is interrupted.
 func (p *program) serve(lp *dial.LocalProxy) error {
-	ctx, stop := signal.NotifyContext(p.ctx, os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup(1)
+		ends = append(ends, syscall.SIGHUP) // what is to be removed at the end is
+	}
+	ctx, stop := signal.NotifyContext(p.ctx, ends...)
 	defer stop()
 	err := lp.Serve(ctx)
 	if ctx.Err() != nil {

@@ -121,7 +121,11 @@ func (p *program) reach(cred *credentials, login, node string, quiet bool) (*ssh
 	if err != nil {
 		return nil, cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
 	}
+	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
 	sc, err := p.handshake(cred, conn, sshTarget{login: login, node: node, quiet: quiet})
+	if !stop() {
+		err = p.ctx.Err()
+	}
 	if err != nil {
 		conn.Close()
 		return nil, err

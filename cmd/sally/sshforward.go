@@ -34,7 +34,10 @@ func (c *sshCmd) use(p *program, sc *ssh.Client) error {
 	var forwards sync.WaitGroup
 	defer forwards.Wait()
 	defer cancel()
-	go keepalive(sc, ctx.Done())
+	alive, dead := context.WithCancel(context.WithoutCancel(p.ctx)) // Ctrl-C may be for the program on the node: the connection goes on
+	defer dead()
+	go keepalive(sc, alive.Done())
+	defer onTerm(func() { sc.Close() })()
 	if c.Stdio != "" {
 		conn, err := sc.DialContext(ctx, "tcp", c.Stdio)
 		if err != nil {
