@@ -110,6 +110,15 @@ func (p *program) signer(f profile.Profile) (s ssh.Signer, done func() error, er
 		s, err = p.held.file.Signer(p.held.path)
 		return s, func() error { return nil }, err
 	}
+	err = p.home.Settled(func() (err error) {
+		s, done, err = p.kept(f)
+		return err
+	})
+	return s, done, err
+}
+
+// kept is signer for what a login has kept.
+func (p *program) kept(f profile.Profile) (s ssh.Signer, done func() error, err error) {
 	s, _, err = p.home.SSHSigner(f)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return s, func() error { return nil }, err

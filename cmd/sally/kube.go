@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -231,7 +232,7 @@ func (c *kubeCredentialsCmd) Run(p *program) error {
 	if c.Cluster != "" && c.Cluster != cred.Profile.Cluster {
 		return problem(sallyport.ErrUnauthorized, fmt.Sprintf("you are logged in to %s, not to %s", cred.Profile.Cluster, c.Cluster), "sally login --proxy="+cred.Profile.WebProxyAddr)
 	}
-	key, err := os.ReadFile(p.home.KeyPath(cred.Profile, ".key"))
+	key, err := x509.MarshalPKCS8PrivateKey(cred.TLS.PrivateKey) // not that of a login since
 	if err != nil {
 		return err
 	}
@@ -241,7 +242,8 @@ func (c *kubeCredentialsCmd) Run(p *program) error {
 	}
 	out := execCredential{APIVersion: execVersion(os.Getenv("KUBERNETES_EXEC_INFO")), Kind: "ExecCredential"}
 	out.Status = execStatus{
-		Expires: cred.Identity.NotAfter.Add(-early).UTC().Format(time.RFC3339), Cert: chain.String(), Key: string(key),
+		Expires: cred.Identity.NotAfter.Add(-early).UTC().Format(time.RFC3339), Cert: chain.String(),
+		Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 	}
 	return encode(p.stdout, "json", out)
 }

@@ -23,8 +23,33 @@ type Credentials struct {
 	Roots    *x509.CertPool
 }
 
+// Settled runs read, and when that fails once more while nobody changes the home
+// directory: the files of a login are replaced one by one, and a reader between two
+// of them met a key and the certificate of another. What is not there is not waited
+// for. Not to be called inside Locked.
+func (d Dir) Settled(read func() error) error {
+	first := read()
+	if first == nil || errors.Is(first, fs.ErrNotExist) || errors.Is(first, ErrNotLoggedIn) {
+		return first
+	}
+	var second error
+	if err := d.Locked(func() error { second = read(); return nil }); err != nil {
+		return first // a home that cannot be changed is not being changed
+	}
+	return second
+}
+
 // Credentials reads the TLS side of a profile: enough for status, listing, dialing.
-func (d Dir) Credentials(f Profile) (*Credentials, error) {
+// Not to be called inside Locked.
+func (d Dir) Credentials(f Profile) (c *Credentials, err error) {
+	err = d.Settled(func() (err error) {
+		c, err = d.credentials(f)
+		return err
+	})
+	return c, err
+}
+
+func (d Dir) credentials(f Profile) (*Credentials, error) {
 	cert, err := tls.LoadX509KeyPair(d.KeyPath(f, ".crt"), d.KeyPath(f, ".key"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotLoggedIn
