@@ -103,13 +103,14 @@ func (c *sshCmd) Run(p *program) error {
 var errLost = errors.New("the connection was lost")
 
 // connected uses a connection to a node. Its loss is one line on standard error and
-// exit code 255, as with ssh(1): a command's own 255 would look the same else.
+// exit code 255, as with ssh(1): a command's own 255 would look the same else. A Ctrl-C
+// before is no reason to be silent: it was for the command, which may have gone on.
 func (c *sshCmd) connected(p *program, sc *ssh.Client, node string) error {
 	err := c.use(p, sc)
 	if !errors.Is(err, errLost) {
 		return err
 	}
-	if !c.Quiet && p.ctx.Err() == nil {
+	if !c.Quiet {
 		fmt.Fprintf(p.stderr, "Connection to %s closed.\n", fail.Clean(node))
 	}
 	return fail.Exit{Code: 255}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -22,9 +23,11 @@ func TestLostConnection(t *testing.T) {
 		name string
 		cmd  sshCmd
 		said string
+		ctrl bool // Ctrl-C was pressed before
 	}{
 		{name: "forwards", cmd: sshCmd{sshForwards: sshForwards{NoExec: true}}, said: "Connection to web closed.\n"},
 		{name: "session", cmd: sshCmd{Command: []string{"cat"}}, said: "Connection to web closed.\n"},
+		{name: "session after Ctrl-C", cmd: sshCmd{Command: []string{"cat"}}, said: "Connection to web closed.\n", ctrl: true},
 		{name: "quiet", cmd: sshCmd{Quiet: true, Command: []string{"cat"}}},
 	} {
 		var sessions atomic.Int32
@@ -36,8 +39,12 @@ func TestLostConnection(t *testing.T) {
 			_, _ = io.Copy(io.Discard, in) // then it ends, and nobody hears how
 		}})
 		var said bytes.Buffer
-		p := tr.program
-		p.stdin, p.stdout, p.stderr = null, io.Discard, &said
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if tt.ctrl {
+			cancel()
+		}
+		p := &program{ctx: ctx, stdin: null, stdout: io.Discard, stderr: &said}
 		if tt.cmd.NoExec {
 			tr.ssh.Close()
 		}
