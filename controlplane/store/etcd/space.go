@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -54,10 +55,11 @@ type space struct {
 	defragment func() error
 	log        *slog.Logger
 
-	seats    sync.Mutex
-	closed   bool
-	underway int64 // bytes of ordinary changes that have begun and not ended
-	unseen   int64 // those, and of changes that have ended what the size may not show
+	closed atomic.Bool
+
+	seats    sync.Mutex // held over commits, which wait while room is made
+	underway int64      // bytes of ordinary changes that have begun and not ended
+	unseen   int64      // those, and of changes that have ended what the size may not show
 
 	mu    sync.Mutex    // held while room is made
 	ended time.Time     // of the last attempt
@@ -84,9 +86,7 @@ type Space struct {
 // Space is false of a cluster, which others look after, and of a closed store.
 func (s *Store) Space() (Space, bool) {
 	sp := &s.space
-	sp.seats.Lock()
-	defer sp.seats.Unlock()
-	if sp.quota == 0 || sp.closed {
+	if sp.quota == 0 || sp.closed.Load() {
 		return Space{}, false
 	}
 	return Space{Size: sp.backend.Size(), InUse: sp.backend.SizeInUse(), Quota: sp.quota, Reserve: reserveOf(sp.quota)}, true
@@ -131,7 +131,7 @@ func (s *Store) enter(bytes int64) (leave func(), err error) {
 func (sp *space) take(bytes int64) bool {
 	sp.seats.Lock()
 	defer sp.seats.Unlock()
-	if sp.closed {
+	if sp.closed.Load() {
 		return true // the change itself is told so
 	}
 	fits := func() bool { return sp.backend.Size()+sp.unseen+bytes < sp.quota }
@@ -157,7 +157,7 @@ func (sp *space) give(bytes int64) {
 func (sp *space) close() {
 	sp.seats.Lock()
 	defer sp.seats.Unlock()
-	sp.closed = true
+	sp.closed.Store(true)
 }
 
 // reclaim makes room after a write that began at a time was refused. It says
