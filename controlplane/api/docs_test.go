@@ -65,7 +65,8 @@ A connection outlives what opened it, so each call asks again:
 4. methods on documents ask for the verb on the document's own kind: reading all of a kind needs list and read,
    replacing one create and update.
 
-A refused call of somebody with a certificate is recorded as access.denied, at most so often per caller.
+A refused call of somebody with a certificate is recorded as access.denied, at most so often per caller; not those of a host whose certificate has ended,
+but for what is wrong with its renewal.
 
 **Addresses.** A certificate that is bound to an address (pin_source_ip) is good where auth knows the client's address: by a
 gateway on auth's own machine, which tells it by a PROXY header on the Unix socket. By auth.listen the other end may be a

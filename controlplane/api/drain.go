@@ -41,12 +41,17 @@ type entrances struct{ hosts, people, join entrance }
 // section 6.9.2).
 const smallBuffer = 1 << 16
 
+// hostStream is a stream's part of the megabyte that a host's connection may send
+// ahead.
+const hostStream = 1 << 18
+
 // newEntrances configures HTTP/2. Those who are known may do more at a time than
 // strangers. Hosts send much, and may be far away; people do not, and each may
 // have maxPerCaller connections full of what nobody reads.
 func newEntrances(log *slog.Logger) *entrances {
 	return &entrances{
-		hosts:  newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout}),
+		// What ships events may wait unread: it is not to hold up a host's other calls.
+		hosts:  newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, MaxUploadBufferPerStream: hostStream}),
 		people: newEntrance(log, &http2.Server{MaxConcurrentStreams: 100, IdleTimeout: idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, MaxUploadBufferPerConnection: smallBuffer, MaxUploadBufferPerStream: smallBuffer}),
 		join:   newEntrance(log, &http2.Server{MaxConcurrentStreams: joinStreams, IdleTimeout: joinIdle, MaxUploadBufferPerConnection: smallBuffer, MaxUploadBufferPerStream: smallBuffer}),
 	}

@@ -113,6 +113,11 @@ func TestEndedHostNothingElse(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "certificate has ended") {
 			t.Errorf("%s: told %v", kind, err)
 		}
+		for _, e := range w.events(t, audit.AccessDenied) { // it may ask for years
+			if e.User == string(kind)+":"+id && e.Fields["method"] != sallyportv1connect.HostServiceRenewHostProcedure {
+				t.Errorf("recorded: %+v", e)
+			}
+		}
 		// Nor does a gateway speak for visitors any more.
 		speaking := visitor(d.cert, "192.0.2.7:1234")
 		resp, err := w.http(t, speaking).Get(speaking.base() + "/")
