@@ -53,17 +53,20 @@ func (s *Sessions) PutCode(ctx context.Context, c Code) (string, error) {
 	if !validID(c.Session) {
 		return "", Gone()
 	}
-	for range maxRaces {
-		code, err := s.putCode(ctx, c)
-		if !raced(err) {
-			return code, err
-		}
+	var code string
+	var lease store.LeaseID // of all tries
+	err := race(ctx, func() (err error) {
+		code, err = s.putCode(ctx, c, &lease)
+		return err
+	})
+	if err != nil {
+		return "", err
 	}
-	return "", tooManyChanges()
+	return code, nil
 }
 
 // putCode writes a code, and its end to its session, unless others were faster.
-func (s *Sessions) putCode(ctx context.Context, c Code) (string, error) {
+func (s *Sessions) putCode(ctx context.Context, c Code, lease *store.LeaseID) (string, error) {
 	rec, it, err := s.read(ctx, ownerOf(c.User), c.Session)
 	if err != nil {
 		return "", err
@@ -85,12 +88,13 @@ func (s *Sessions) putCode(ctx context.Context, c Code) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	lease, err := s.store.Grant(ctx, CodeTTL+leaseSlack)
-	if err != nil {
-		return "", err
+	if *lease == 0 {
+		if *lease, err = s.store.Grant(ctx, CodeTTL+leaseSlack); err != nil {
+			return "", err
+		}
 	}
 	code := newCode()
-	_, err = s.store.Apply(ctx, store.Op{Key: it.Key, Value: session, Expect: it.Revision, Lease: it.Lease}, store.Op{Key: codeKey(code), Value: value, Lease: lease})
+	_, err = s.store.Apply(ctx, store.Op{Key: it.Key, Value: session, Expect: it.Revision, Lease: it.Lease}, store.Op{Key: codeKey(code), Value: value, Lease: *lease})
 	return code, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -31,8 +32,9 @@ const (
 	maxBrowser    = 200
 	seenEvery     = time.Minute // how exactly the time of the last use is kept
 	leaseSlack    = time.Minute // leases end after what they clean up
-	maxRaces      = 16
-	recordVersion = 1 // version of the records
+	maxRaces      = 2 * maxCodes
+	racePause     = 20 * time.Millisecond // at most, before the next try
+	recordVersion = 1                     // version of the records
 )
 
 // Config says where sessions are kept.
@@ -271,14 +273,27 @@ func (s *Sessions) write(ctx context.Context, rec record, it store.Item) error {
 
 // change reads, changes and writes a session, again when others were faster.
 func (s *Sessions) change(ctx context.Context, user, id string, do func(*record)) error {
-	for range maxRaces {
+	return race(ctx, func() error {
 		rec, it, err := s.read(ctx, ownerOf(user), id)
 		if err != nil {
 			return err
 		}
 		do(&rec)
-		if err := s.write(ctx, rec, it); !raced(err) {
+		return s.write(ctx, rec, it)
+	})
+}
+
+// race tries again when others were faster, each after another pause: a browser
+// that opens many pages at once changes its session as often.
+func race(ctx context.Context, try func() error) error {
+	for range maxRaces {
+		if err := try(); !raced(err) {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(mathrand.N(racePause)):
 		}
 	}
 	return tooManyChanges()

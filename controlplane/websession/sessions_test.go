@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/store"
@@ -338,6 +339,23 @@ func TestCodes(t *testing.T) {
 		if _, err := s.PutCode(t.Context(), c); !gone(err) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// TestCodesAtOnce: a browser opens all its bookmarks, and each begins a login.
+func TestCodesAtOnce(t *testing.T) {
+	s := newClock().sessions()
+	user := newUser()
+	_, ws := begin(t, s, user)
+	var group errgroup.Group
+	for range maxCodes {
+		group.Go(func() error {
+			_, err := s.PutCode(t.Context(), Code{Purpose: ForApp, User: user, Session: ws.ID, Challenge: Challenge(newCode()), App: "wiki"})
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
