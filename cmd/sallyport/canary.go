@@ -113,7 +113,7 @@ func (m programMark) same(o programMark) bool {
 func (n *node) startCanary(spec canarySpec) (*upgradeReport, error) {
 	u := &n.upgrades
 	r := &upgradeReport{Time: time.Now(), By: spec.by, Outcome: upgradeRefused, FromVersion: version, FromPID: os.Getpid()}
-	if !u.mu.TryLock() {
+	if !u.take() {
 		return r.failed(busy("sallyport status tells what came of it"))
 	}
 	defer u.mu.Unlock()
@@ -454,11 +454,11 @@ func (c *canary) run(ctx context.Context) {
 	d := c.watched(ctx)
 	c.coming.Store(true)
 	c.gateway.Tried()
-	left := c.comeBack(ctx)
+	left, all := c.comeBack(ctx)
 	status := c.status()
 	status.Verdict, status.Lost, status.Left = d.verdict, c.lost(), left
 	if d.finish {
-		d = c.blame(d, left)
+		d = c.blame(d, all)
 	}
 	c.leave(ctx, left)
 	d = c.settle(d)
@@ -536,13 +536,13 @@ func (c *canary) judged() decision {
 
 // blame is the decision once the connections of a good canary have come back: a
 // program that crashes or hangs at that gets no more of them.
-func (c *canary) blame(d decision, left int) decision {
+func (c *canary) blame(d decision, all bool) decision {
 	select {
 	case <-c.gone:
 		d.finish, d.problem = false, "the canary has ended by itself when its connections were to come back: "+c.obituary()
 	default:
-		if left > 0 {
-			d.finish, d.problem = false, "the canary did not give all its connections back"
+		if !all {
+			d.finish, d.problem = false, "the canary did not give all its connections back, or did not say so"
 		}
 	}
 	return d
@@ -579,8 +579,9 @@ func (c *canary) tell(o canaryOrder) bool {
 	}
 }
 
-// comeBack takes all connections back, and says how many did not come.
-func (c *canary) comeBack(ctx context.Context) (left int) {
+// comeBack takes all connections back, and says how many did not come; all is true
+// only when the canary has said so.
+func (c *canary) comeBack(ctx context.Context) (left int, all bool) {
 	if last := c.last.Load(); last != nil {
 		left = int(min(last.GetRelays()+last.GetWaiting(), 1<<30))
 	}
@@ -591,7 +592,7 @@ func (c *canary) comeBack(ctx context.Context) (left int) {
 			break
 		}
 		if left = int(m.GetLeft()); left == 0 {
-			return 0
+			return 0, true
 		}
 		if m.GetGiven() > 0 && left < fewest { // none are added: what does not grow fewer does not come
 			moved, fewest = time.Now(), left
@@ -600,14 +601,14 @@ func (c *canary) comeBack(ctx context.Context) (left int) {
 		select {
 		case <-time.After(comeBackAgain):
 		case <-ctx.Done():
-			return left
+			return left, false
 		}
 	}
 	select {
 	case <-c.gone:
-		return 0 // what had not come back is closed, and nobody has it
+		return 0, false // what had not come back is closed, and nobody has it
 	default:
-		return left
+		return left, false
 	}
 }
 

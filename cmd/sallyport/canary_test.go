@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/dataplane/gateway"
+	handoverv1 "github.com/sallyport/sallyport/wire/sallyport/handover/v1"
 )
 
 func TestShare(t *testing.T) {
@@ -90,6 +91,19 @@ func TestCanarySettled(t *testing.T) {
 		if c.tell(canaryOrder{by: "eve"}) {
 			t.Errorf("%s: an order is taken that nobody will hear", name)
 		}
+	}
+}
+
+// TestCanaryHangs: one that does not answer when it is to give back what it has is not
+// good, also when it had nothing at the last look.
+func TestCanaryHangs(t *testing.T) {
+	good := decision{finish: true, by: "watch"}
+	c := &canary{gone: make(chan struct{}), returned: make(chan *handoverv1.CanaryReturned, 1)}
+	if d := c.blame(good, true); !d.finish {
+		t.Errorf("all came back: %+v", d)
+	}
+	if d := c.blame(good, false); d.finish || d.problem == "" {
+		t.Errorf("it did not say so: %+v", d)
 	}
 }
 
