@@ -71,7 +71,7 @@ func (n *node) beginDrain(ctx context.Context, notice time.Duration) error {
 		return errHandedAway()
 	}
 	n.endCanary(ctx, "drain")
-	if !n.upgrades.mu.TryLock() { // what moves is not to be closed
+	if !n.upgrades.take() { // what moves is not to be closed
 		return busy("try again when it is done")
 	}
 	if n.upgrades.isHanded() { // a canary has become an upgrade after all

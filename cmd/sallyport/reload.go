@@ -96,6 +96,8 @@ func (n *node) reloadAs(ctx context.Context, by string, free bool) (*reloadRepor
 	report := &reloadReport{Time: time.Now(), Changed: []string{}, NeedsRestart: []string{}}
 	var err error
 	if free {
+		n.upgrades.reloading.Store(true)
+		defer n.upgrades.reloading.Store(false)
 		if u := n.upgrades.ctx; u != nil { // whose end waits for the lock
 			defer context.AfterFunc(u, cancel)()
 		}

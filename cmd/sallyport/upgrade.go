@@ -37,6 +37,8 @@ const (
 
 // upgrader replaces this process by another one.
 type upgrader struct {
+	reloading atomic.Bool // mu is held by a reload
+
 	program string // what is started; "" when this process cannot be replaced
 	refuse  error  // then this says why
 	dir     string // where it was started
@@ -106,10 +108,24 @@ func (n *node) upgrade(by string, checkOnly bool) (*upgradeReport, error) {
 	return n.upgradeTo(upgradeCall{by: by, checkOnly: checkOnly})
 }
 
+// take has the lock, unless an upgrade or a canary's start has it. A reload, which
+// is over within reloadWait, is waited for.
+func (u *upgrader) take() bool {
+	if u.mu.TryLock() {
+		return true
+	}
+	if !u.reloading.Load() {
+		return false
+	}
+	u.mu.Lock()
+	return true
+}
+
 func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 	u := &n.upgrades
-	if !u.mu.TryLock() {
+	if !u.take() {
 		err := busy("sallyport status tells what came of it")
+		n.log.Error("upgrade refused; everything goes on as it was", "by", call.by, "reason", err)
 		return &upgradeReport{Time: time.Now(), By: call.by, Outcome: upgradeRefused, Problem: err.Fact, Hint: err.Hint}, err
 	}
 	defer u.mu.Unlock()

@@ -148,6 +148,29 @@ func TestReloadBesideUpgrade(t *testing.T) {
 	}
 }
 
+// TestUpgradeWaitsForReload: a reload is over soon, so who wants to upgrade or to
+// drain is not sent away for it.
+func TestUpgradeWaitsForReload(t *testing.T) {
+	var u upgrader
+	u.mu.Lock()
+	if u.take() {
+		t.Fatal("it is taken from an upgrade")
+	}
+	u.reloading.Store(true)
+	took := make(chan bool)
+	go func() { took <- u.take() }()
+	select {
+	case <-took:
+		t.Fatal("it is taken from the reload")
+	case <-time.After(10 * time.Millisecond):
+	}
+	u.mu.Unlock()
+	if !<-took {
+		t.Error("it is not waited for")
+	}
+	u.mu.Unlock()
+}
+
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(time.Millisecond) {

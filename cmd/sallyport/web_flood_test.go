@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -185,7 +187,10 @@ func TestA70_Floods(t *testing.T) {
 			}
 			over := false
 			for n := 0; counted.sent < within && !over; n++ {
-				over = send(f, n) != nil
+				err := send(f, n)
+				if over = err != nil; errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("neither read nor cut off, after %d MiB", counted.sent>>20)
+				}
 				if n == 500 {
 					e.honest()
 				}

@@ -359,7 +359,7 @@ func TestInnerStrangersAreCheap(t *testing.T) {
 		for range n {
 			receive(t, asked) // the gateway has answered
 		}
-		if more := openFiles() - before; more != 0 {
+		if more := openFiles() - before; more > 0 {
 			t.Errorf("%d strangers in their handshakes take %d descriptors more", n, more)
 		}
 		close(show)
