@@ -153,6 +153,15 @@ func (sp *space) give(bytes int64) {
 	sp.underway -= bytes
 }
 
+// commit writes what etcd would write within a moment.
+func (sp *space) commit() {
+	sp.seats.Lock()
+	defer sp.seats.Unlock()
+	if !sp.closed.Load() {
+		sp.backend.ForceCommit()
+	}
+}
+
 // close is called before the database is closed, which is asked nothing any more.
 func (sp *space) close() {
 	sp.seats.Lock()
@@ -198,6 +207,19 @@ func (s *Store) reclaim(began time.Time, most int64) bool {
 	return sp.size < most
 }
 
+// freedKey is beside all records.
+const freedKey = "sallyport-space"
+
+// countFree makes the database's size in use what it is. Pages that a commit frees
+// are counted by the next one, which there is only when there is something to commit.
+func (s *Store) countFree(ctx context.Context) {
+	s.space.commit()
+	if _, err := s.client.Put(ctx, freedKey, ""); err != nil { // beyond the reserve only deletions pass
+		_, _ = s.client.Delete(ctx, freedKey)
+	}
+	s.space.commit()
+}
+
 // makeRoom drops all history, gives its space back where that is enough for
 // somebody, and takes the alarm away when the database is smaller than it may be.
 // size is the database's then.
@@ -210,6 +232,7 @@ func (s *Store) makeRoom(ctx context.Context, most int64) (size int64, err error
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return 0, err
 	}
+	s.countFree(ctx)
 	st, err := s.client.Status(ctx, "")
 	if err != nil {
 		return 0, err
