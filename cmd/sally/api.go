@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -29,7 +28,7 @@ func (c *credentials) api() (sallyportv1connect.AccessServiceClient, *http.Clien
 		Cluster:     c.Profile.Cluster,
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
-		Connect:     connectTo,
+		Connect:     dial.ByEnvironment,
 	}
 	hc := d.HTTP(client.ProtocolAuth)
 	return sallyportv1connect.NewAccessServiceClient(hc, client.BaseURL), hc
@@ -43,13 +42,6 @@ func (c *credentials) dialer() *dial.Dialer {
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
 		HTTPSProxy:  env.HTTPSProxy, NoProxy: env.NoProxy,
 	}
-}
-
-// connectTo reaches a gateway's port, through the HTTP proxy that HTTPS_PROXY
-// and NO_PROXY name.
-func connectTo(ctx context.Context, _, addr string) (net.Conn, error) {
-	env := httpproxy.FromEnvironment()
-	return (&dial.Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
 }
 
 // list asks for what the user may reach.

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/sallyport/sallyport/dataplane/dial"
 )
 
 // TestConnectThroughHTTPProxy: what the API client is given goes by CONNECT.
@@ -40,7 +42,7 @@ func TestConnectThroughHTTPProxy(t *testing.T) {
 	t.Setenv("NO_PROXY", "")
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	conn, err := connectTo(ctx, "tcp", "gw.test:443")
+	conn, err := dial.ByEnvironment(ctx, "tcp", "gw.test:443")
 	if err != nil {
 		t.Fatal(err)
 	}

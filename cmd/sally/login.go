@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/identity"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
@@ -337,7 +338,7 @@ func (p *program) dialWeb(f profile.Profile) (*web, error) {
 		}
 	}
 	hc := &http.Client{Timeout: webTimeout, Transport: &http.Transport{
-		TLSClientConfig: cfg, ForceAttemptHTTP2: true, DialContext: connectTo,
+		TLSClientConfig: cfg, ForceAttemptHTTP2: true, DialContext: dial.ByEnvironment,
 		TLSHandshakeTimeout: 10 * time.Second,
 	}}
 	w.api = sallyportv1connect.NewPublicServiceClient(hc, "https://"+f.WebProxyAddr)
@@ -381,7 +382,7 @@ func verifyName(chain []*x509.Certificate, roots *x509.CertPool, host string) ([
 func (p *program) trust(w *web, cfg *tls.Config, addr, host string) error {
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
-	raw, err := connectTo(ctx, "tcp", addr)
+	raw, err := dial.ByEnvironment(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}

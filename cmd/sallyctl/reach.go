@@ -16,7 +16,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/goccy/go-yaml"
-	"golang.org/x/net/http/httpproxy"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
@@ -142,16 +141,9 @@ func byLogin(home profile.Dir, f profile.Profile) (sallyportv1connect.AdminServi
 		Cluster:     f.Cluster,
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
-		Connect:     connectTo,
+		Connect:     dial.ByEnvironment,
 	}
 	return sallyportv1connect.NewAdminServiceClient(d.HTTP(client.ProtocolAuth), client.BaseURL), nil
-}
-
-// connectTo reaches a gateway's port, through the HTTP proxy that HTTPS_PROXY
-// and NO_PROXY name.
-func connectTo(ctx context.Context, _, addr string) (net.Conn, error) {
-	env := httpproxy.FromEnvironment()
-	return (&dial.Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
 }
 
 // call runs one method and turns its error into fact and hint.

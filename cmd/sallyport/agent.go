@@ -27,7 +27,6 @@ import (
 	"github.com/sallyport/sallyport/dataplane/access"
 	"github.com/sallyport/sallyport/dataplane/agent"
 	"github.com/sallyport/sallyport/dataplane/database"
-	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/dataplane/protocol/mysql"
 	"github.com/sallyport/sallyport/dataplane/protocol/postgres"
 	"github.com/sallyport/sallyport/dataplane/protocol/redis"
@@ -197,13 +196,6 @@ func (r *agentRole) own(ctx context.Context) error { return r.spool.Open(ctx) }
 // proxyFor says by which proxy a gateway is reached: what HTTPS_PROXY and NO_PROXY say.
 func proxyFor(ask func(*url.URL) (*url.URL, error)) func(string) (*url.URL, error) {
 	return func(address string) (*url.URL, error) { return ask(&url.URL{Scheme: "https", Host: address}) }
-}
-
-// connectTo reaches auth by way of a gateway, through the HTTP proxy that
-// HTTPS_PROXY and NO_PROXY name.
-func connectTo(ctx context.Context, _, addr string) (net.Conn, error) {
-	env := httpproxy.FromEnvironment()
-	return (&dial.Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
 }
 
 // dialTarget reaches a TCP service at host:port, or at "unix:" and a path.

@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
 	"github.com/sallyport/sallyport/controlplane/client"
+	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/dataplane/gateway"
 	"github.com/sallyport/sallyport/dataplane/handover"
 	"github.com/sallyport/sallyport/identity"
@@ -416,7 +417,7 @@ func (n *node) openAgent(ctx context.Context, inherits bool) error {
 		ways = func() []string { return []string{"unix:" + n.authAt} }
 	}
 	host, err := n.join(ctx, client.HostConfig{
-		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits, Connect: connectTo,
+		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits, Connect: dial.ByEnvironment,
 	}, n.cfg.Agent.Join)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

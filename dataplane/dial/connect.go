@@ -36,6 +36,14 @@ func (d *Dialer) httpProxy() (*url.URL, error) {
 	return via, nil
 }
 
+// ByEnvironment reaches a gateway's port, through the HTTP proxy that HTTPS_PROXY
+// and NO_PROXY name. It is the dial function of who speaks TLS with the gateway
+// himself; network is "tcp". The error is a *sallyport.Problem.
+func ByEnvironment(ctx context.Context, _, addr string) (net.Conn, error) {
+	env := httpproxy.FromEnvironment()
+	return (&Dialer{Proxy: addr, HTTPSProxy: env.HTTPSProxy, NoProxy: env.NoProxy}).DialRaw(ctx)
+}
+
 // connect reaches the gateway through an HTTP proxy (RFC 9110, section 9.3.6).
 func (d *Dialer) connect(ctx context.Context, via *url.URL) (net.Conn, error) {
 	what := "HTTP proxy " + via.Host
