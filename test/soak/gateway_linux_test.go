@@ -2,7 +2,9 @@ package soak
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -185,7 +187,10 @@ func (g *gatewayProcess) belongings() (b belongings) {
 		g.t.Fatal(err)
 	}
 	for _, e := range entries {
-		switch to, _ := os.Readlink(proc + "fd/" + e.Name()); {
+		switch to, err := os.Readlink(proc + "fd/" + e.Name()); {
+		case errors.Is(err, fs.ErrNotExist): // it was closed since it was listed
+		case err != nil:
+			g.t.Fatal(err)
 		case strings.HasPrefix(to, "socket:"):
 			b.sockets++
 		case strings.HasPrefix(to, "pipe:"):

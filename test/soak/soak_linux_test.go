@@ -199,7 +199,7 @@ func (g *gatewayProcess) settled() belongings {
 	quiet := time.Now()
 	g.await("quiet", func() bool {
 		b := g.belongings()
-		if b.sockets != last.sockets || b.pipes != last.pipes {
+		if b.sockets != last.sockets || b.pipes != last.pipes || b.others != last.others {
 			last, quiet = b, time.Now()
 		}
 		last.memory = b.memory
