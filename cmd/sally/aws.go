@@ -96,6 +96,7 @@ func (c *proxyAWSCmd) Run(p *program) error {
 		return err
 	}
 	port := a.port(l)
+	port.proxy.Dial = (&failures{to: p.stderr}).of(port.proxy.Dial)
 	if err := c.print(p, a, port); err != nil {
 		l.Close()
 		return err
@@ -132,6 +133,7 @@ func (c *proxyAWSCmd) print(p *program, a *awsAccess, port awsPort) error {
 type awsAccess struct {
 	cred       *credentials
 	name, role string
+	dial       func(context.Context) (net.Conn, error)
 }
 
 // awsPort is one local port with its keys.
@@ -144,10 +146,7 @@ type awsPort struct {
 func (a *awsAccess) port(l net.Listener) awsPort {
 	keys := dial.NewAWSKeys()
 	return awsPort{url: "http://" + l.Addr().String(), keys: keys, proxy: &dial.AWSProxy{
-		Listener: l, Host: alpn.ServerName(string(sallyport.KindApp), a.name, a.cred.Profile.Cluster), Role: a.role, Keys: keys,
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return a.cred.dialer().DialResource(ctx, sallyport.KindApp, a.name, alpn.HTTP11)
-		},
+		Listener: l, Host: alpn.ServerName(string(sallyport.KindApp), a.name, a.cred.Profile.Cluster), Role: a.role, Keys: keys, Dial: a.dial,
 	}}
 }
 
@@ -196,7 +195,7 @@ func (p *program) awsAccess(flags awsFlags) (*awsAccess, error) {
 		role = p.awsRoleOf(cred.Profile, name)
 	}
 	role, err = awsRole(name, role, found)
-	return &awsAccess{cred: cred, name: name, role: role}, err
+	return &awsAccess{cred: cred, name: name, role: role, dial: p.lasting(cred).to(sallyport.KindApp, name, alpn.HTTP11)}, err
 }
 
 // awsRole is the ARN that is meant; found is what auth says, nil when it is away. It

@@ -177,7 +177,7 @@ func (p *program) connectMySQL(d *database, args []string) error {
 	// At Ctrl-C the client kills its statement through the same port.
 	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
 	served := make(chan error, 1)
-	go func() { served <- mysqlProxy(d, l).Serve(ctx) }()
+	go func() { served <- p.mysqlProxy(d, l).Serve(ctx) }()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	cmd := exec.Command(s.path, append(s.arguments(d, port), args...)...)
 	cmd.Env = mysqlEnv(os.Environ())
@@ -191,10 +191,8 @@ func (p *program) connectMySQL(d *database, args []string) error {
 }
 
 // mysqlProxy passes bytes as they are: the agent speaks first.
-func mysqlProxy(d *database, l net.Listener) *dial.LocalProxy {
-	return &dial.LocalProxy{Listener: l, MySQL: true, Dial: func(ctx context.Context) (net.Conn, error) {
-		return d.cred.dialer().DialResource(ctx, sallyport.KindDatabase, d.name, protocolDB)
-	}}
+func (p *program) mysqlProxy(d *database, l net.Listener) *dial.LocalProxy {
+	return &dial.LocalProxy{Listener: l, MySQL: true, Dial: p.lasting(d.cred).to(sallyport.KindDatabase, d.name, protocolDB)}
 }
 
 // mysql serves "proxy db" of such a database.
@@ -215,5 +213,5 @@ func (c *proxyDBCmd) mysql(p *program, d *database) error {
 	other := shellWords(append([]string{"mysql"}, stock{}.arguments(d, port)...))
 	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the MySQL database %q in cluster %q on %s.\n\nUse:\n  $ %s\n  $ %s\n",
 		d.name, d.cred.Profile.Cluster, l.Addr(), theirs, other)
-	return p.serve(mysqlProxy(d, l))
+	return p.serve(p.mysqlProxy(d, l))
 }

@@ -35,17 +35,13 @@ func stockRedis() (string, error) {
 	return "", problem(sallyport.ErrNotFound, "neither redis-cli nor valkey-cli is on the PATH", "install one (Debian: redis-tools), or use sally proxy db")
 }
 
-// redisConn connects, and says as whom: so that clients need not. A server that
+// redisLoggedIn says on a connection as whom: so that clients need not. A server that
 // wants a password is left to the client, which says AUTH itself.
-func redisConn(ctx context.Context, d *database) (net.Conn, error) {
-	conn, err := d.cred.dialer().DialResource(ctx, sallyport.KindDatabase, d.name, protocolDB)
-	if err != nil || d.user == "" {
-		return conn, err
-	}
+func redisLoggedIn(ctx context.Context, conn net.Conn, user string) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	conn.SetDeadline(time.Now().Add(redisLogin))
-	if err := redisAuth(conn, d.user); err != nil {
+	if err := redisAuth(conn, user); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -75,8 +71,15 @@ func redisAuth(conn net.Conn, user string) error {
 	return problem(sallyport.ErrDenied, strings.TrimPrefix(text, "-"), "")
 }
 
-func redisProxy(d *database, l net.Listener) *dial.LocalProxy {
-	return &dial.LocalProxy{Listener: l, Redis: true, Dial: func(ctx context.Context) (net.Conn, error) { return redisConn(ctx, d) }}
+func (p *program) redisProxy(d *database, l net.Listener) *dial.LocalProxy {
+	to := p.lasting(d.cred).to(sallyport.KindDatabase, d.name, protocolDB)
+	return &dial.LocalProxy{Listener: l, Redis: true, Dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := to(ctx)
+		if err != nil || d.user == "" {
+			return conn, err
+		}
+		return redisLoggedIn(ctx, conn, d.user)
+	}}
 }
 
 // connectRedis starts a client on a port that is there as long as it runs. A
@@ -98,7 +101,7 @@ func (p *program) connectRedis(d *database, args []string) error {
 	if givesPassword(environ) {
 		said, to.user = append(said, "--user", d.user), ""
 	}
-	go func() { served <- redisProxy(&to, l).Serve(ctx) }()
+	go func() { served <- p.redisProxy(&to, l).Serve(ctx) }()
 	cmd := exec.Command(client, append(said, args...)...)
 	cmd.Env = environ
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
@@ -152,5 +155,5 @@ func (c *proxyDBCmd) redis(p *program, d *database) error {
 	}
 	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the Redis database %q in cluster %q on %s.\n\nUse:\n  $ %s\n%s\n",
 		d.name, d.cred.Profile.Cluster, l.Addr(), shellWords(use), as)
-	return p.serve(redisProxy(d, l))
+	return p.serve(p.redisProxy(d, l))
 }

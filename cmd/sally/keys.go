@@ -19,6 +19,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
+	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/identity"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
@@ -155,13 +156,25 @@ func (p *program) loadValid() (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !time.Now().Before(c.Identity.NotAfter) {
-		return nil, problem(sallyport.ErrUnauthorized, "your certificate ended at "+c.Identity.NotAfter.Local().Format(time.DateTime), "sally login --proxy="+f.WebProxyAddr)
+	if err := p.valid(&credentials{c}); err != nil {
+		return nil, err
 	}
 	if p.Cluster != "" && p.Cluster != f.Cluster {
 		return nil, problem(sallyport.ErrNotFound, fmt.Sprintf("cluster %q is not known here", p.Cluster), "sally clusters")
 	}
 	return &credentials{c}, nil
+}
+
+// valid says when a login has ended, and how to get another.
+func (p *program) valid(c *credentials) error {
+	if time.Now().Before(c.Identity.NotAfter) {
+		return nil
+	}
+	hint := "sally login --proxy=" + c.Profile.WebProxyAddr
+	if p.held != nil {
+		hint += " --overwrite --out=" + shell.Word(p.held.path)
+	}
+	return problem(sallyport.ErrUnauthorized, "your certificate ended at "+c.Identity.NotAfter.Local().Format(time.DateTime), hint)
 }
 
 func (p *program) credentials(f profile.Profile) (*profile.Credentials, error) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -41,7 +40,7 @@ func (c *proxyKubeCmd) Run(p *program) error {
 		return err
 	}
 	f := cred.Profile
-	keys, err := newLocalKeys(kubeServerName(f, c.Name), cred.Identity.NotAfter)
+	keys, err := newLocalKeys(kubeServerName(f, c.Name))
 	if err != nil {
 		return err
 	}
@@ -82,19 +81,20 @@ func (c *proxyKubeCmd) Run(p *program) error {
 		}
 	}()
 	fmt.Fprintf(p.stdout, "Preparing the following Kubernetes cluster for local use: %s on %s.\n\nUse:\n  export KUBECONFIG=%s\n", c.Name, l.Addr(), shell.Word(path))
-	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Dial: func(ctx context.Context) (net.Conn, error) {
-		return cred.dialer().DialResource(ctx, sallyport.KindKube, c.Name, alpn.HTTP11)
-	}})
+	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Dial: p.lasting(cred).to(sallyport.KindKube, c.Name, alpn.HTTP11)})
 }
 
-// localKeys are one key and one certificate that signs itself, for both ends.
+// localKeys are one key and one certificate that signs itself, for both ends. They
+// are good for as long as the port is there: the login behind it may be followed by
+// another, and without one nothing is reached.
 type localKeys struct {
 	pair            tls.Certificate
 	leaf            *x509.Certificate
 	certPEM, keyPEM []byte
 }
 
-func newLocalKeys(name string, end time.Time) (*localKeys, error) {
+func newLocalKeys(name string) (*localKeys, error) {
+	noEnd := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) // RFC 5280, section 4.1.2.5
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func newLocalKeys(name string, end time.Time) (*localKeys, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: "sally proxy kube"}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: end, BasicConstraintsValid: true, IsCA: true,
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: noEnd, BasicConstraintsValid: true, IsCA: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

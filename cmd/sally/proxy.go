@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -104,8 +103,10 @@ func (l listener) address() (string, error) {
 	return l.Listen, nil
 }
 
-// serve runs a local proxy until it is interrupted.
+// serve runs a local proxy until it is interrupted, and tells of connections that
+// it cannot make.
 func (p *program) serve(lp *dial.LocalProxy) error {
+	lp.Dial = (&failures{to: p.stderr}).of(lp.Dial)
 	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // as under nohup(1)
 		ends = append(ends, syscall.SIGHUP) // what is to be removed at the end is
@@ -143,9 +144,7 @@ func (c *proxyTCPCmd) Run(p *program) error {
 		return err
 	}
 	fmt.Fprintf(p.stdout, "Proxying connections to %s on %s\n", c.Name, l.Addr())
-	return p.serve(&dial.LocalProxy{Listener: l, Dial: func(ctx context.Context) (net.Conn, error) {
-		return cred.dialer().DialResource(ctx, sallyport.KindTCP, c.Name, protocolTCP)
-	}})
+	return p.serve(&dial.LocalProxy{Listener: l, Dial: p.lasting(cred).to(sallyport.KindTCP, c.Name, protocolTCP)})
 }
 
 // reachable loads the credentials and says at once when the name is wrong,
@@ -210,13 +209,7 @@ func (c *proxyDBCmd) Run(p *program) error {
 	use := libpq.URI(l.Addr().String(), or(user, "USER"), or(dbname, or(user, "DATABASE")), "sslmode=disable")
 	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the PostgreSQL database %q in cluster %q on %s.\n\nUse:\n  $ psql %s\n",
 		name, cred.Profile.Cluster, l.Addr(), shell.Word(use))
-	return p.serve(databaseProxy(cred, name, l))
-}
-
-func databaseProxy(cred *credentials, name string, l net.Listener) *dial.LocalProxy {
-	return &dial.LocalProxy{Listener: l, Postgres: true, Dial: func(ctx context.Context) (net.Conn, error) {
-		return cred.dialer().DialResource(ctx, sallyport.KindDatabase, name, protocolDB)
-	}}
+	return p.serve(&dial.LocalProxy{Listener: l, Postgres: true, Dial: p.lasting(cred).to(sallyport.KindDatabase, name, protocolDB)})
 }
 
 func or(s, other string) string {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -48,9 +46,7 @@ func (c *proxyAppCmd) Run(p *program) error {
 	defer stop()
 	return (&dial.AppProxy{
 		Listener: l, Host: alpn.ServerName(string(sallyport.KindApp), c.Name, cred.Profile.Cluster), Anywhere: c.Wide,
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return cred.dialer().DialResource(ctx, sallyport.KindApp, c.Name, alpn.HTTP11)
-		},
+		Dial: (&failures{to: p.stderr}).of(p.lasting(cred).to(sallyport.KindApp, c.Name, alpn.HTTP11)),
 	}).Serve(ctx)
 }
 
