@@ -136,8 +136,15 @@ func TestHelloRefused(t *testing.T) {
 		{"message of 16 MiB", []byte{22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff}, FaultLarge},
 		{"message of 64 KiB", []byte{22, 3, 1, 0x40, 0, 1, 1, 0, 0}, FaultLarge},
 		{"64 KiB with its headers", []byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, FaultLarge},
+		{"64 KiB with the next record's header", []byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xf5}, FaultLarge},
+		{"128 KiB, its length cut off", []byte{22, 3, 1, 0, 2, 1, 2}, FaultLarge},
 		{"empty message", []byte{22, 3, 1, 0, 4, 1, 0, 0, 0}, FaultSyntax},
 		{"short message", []byte{22, 3, 1, 0, 6, 1, 0, 0, 2, 3, 3}, FaultSyntax},
+		{"session id of 33 bytes", edit(func(b []byte) []byte {
+			body := unrecord(b)[handshakeHeader:]
+			body = slices.Concat(body[:2+32], vec8(make([]byte, 33)), body[2+32+1:])
+			return records(append([]byte{1, 0, 0, byte(len(body))}, body...), 1<<14)
+		}), FaultSyntax},
 		{"bytes after the extensions", edit(func(b []byte) []byte {
 			m := append(message(b), 0)
 			m[3]++
@@ -156,6 +163,7 @@ func TestHelloRefused(t *testing.T) {
 		{"empty id", one(alpnExtension("h2", "")), FaultSyntax},
 		{"id cut off", one(extension{16, vec16([]byte{5, 'h', '2'})}), FaultSyntax},
 		{"33 ids", one(alpnExtension(strings.Split(strings.Repeat("x,", 32)+"x", ",")...)), FaultLarge},
+		{"513 bytes of ids", one(alpnExtension(strings.Repeat("a", 255), strings.Repeat("b", 254), "c")), FaultLarge},
 		{"600 bytes of ids", one(alpnExtension(strings.Repeat("a", 255), strings.Repeat("b", 255), strings.Repeat("c", 90))), FaultLarge},
 		{"pre_shared_key before the end", one(extension{41, []byte{0}}, sniExtension("a.gw.test")), FaultSyntax},
 	}

@@ -244,6 +244,7 @@ func TestA34_Conflicts(t *testing.T) {
 		{"gw.test", []Match{{SNI: []string{"gw.test"}}}, "belongs to the cluster"},
 		{"gw.test", []Match{{SNI: []string{"*.gw.test"}}}, "belongs to the cluster"},
 		{"gw.test", []Match{{SNI: []string{"*.db.gw.test"}}}, "belongs to the cluster"},
+		{"gw.test", []Match{{SNI: []string{"*.shop.gw.test"}}}, "belongs to the cluster"},
 		{"gw.test", []Match{{SNI: []string{"orders.db.gw.test"}}}, "belongs to the cluster"},
 		{"gw.test", []Match{{SNI: []string{"www.gw.test"}}}, "belongs to the cluster"},
 		{"gw.test", []Match{{SNI: []string{"a.test."}}}, "not a host name"},

@@ -38,6 +38,7 @@ func TestA48_Proxy(t *testing.T) {
 		{name: "no line yet", in: []byte("PROXY TCP4 192.0.2.1"), need: 21},
 		{name: "start", in: []byte("PRO"), need: 15},
 		{name: "no carriage return", in: []byte("PROXY TCP4 1.1.1.1 1.1.1.1 1 2\n"), err: ErrMalformed},
+		{name: "107 bytes without an end", in: []byte("PROXY UNKNOWN " + strings.Repeat("x", 93)), err: ErrTooLarge},
 		{name: "108 bytes", in: []byte("PROXY UNKNOWN " + strings.Repeat("x", 100)), err: ErrTooLarge},
 		{name: "two spaces", in: []byte("PROXY  TCP4 1.1.1.1 1.1.1.1 1 2\r\n"), err: ErrMalformed},
 		{name: "four as six", in: []byte("PROXY TCP6 1.1.1.1 1.1.1.1 1 2\r\n"), err: ErrMalformed},
