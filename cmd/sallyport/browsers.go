@@ -92,7 +92,8 @@ func grantOf(resp *connect.Response[sallyportv1.AppSessionResponse], err error) 
 		return webapp.Grant{}, client.Problem(err)
 	}
 	m := resp.Msg
-	g := webapp.Grant{Session: m.GetSession(), User: m.GetUser(), Roles: m.GetRoles(), Certificate: m.GetTlsCertificate(), Expires: timeOf(m.GetExpires())}
+	g := webapp.Grant{Session: m.GetSession(), User: m.GetUser(), Roles: m.GetRoles(), Certificate: m.GetTlsCertificate(), Expires: timeOf(m.GetExpires()),
+		Ends: timeOf(m.GetSessionExpires())}
 	if len(g.Certificate) > 0 && g.Expires.IsZero() {
 		return webapp.Grant{}, errors.New("auth did not say when a certificate ends")
 	}

@@ -41,6 +41,7 @@ type Grant struct {
 	Traits      map[string][]string
 	Certificate []byte    // DER; nil when none was asked for
 	Expires     time.Time // of the certificate
+	Ends        time.Time // of the web session, at the latest; zero: auth did not say
 }
 
 // Dialer makes a TLS connection to an agent that serves an application, with cfg,

@@ -106,8 +106,10 @@ type rig struct {
 	roles     []string
 	refusal   error // of Renew
 	questions []Question
-	asking    func() // within Renew
-	silent    bool   // Renew answers nothing
+	asking    func(Question) // within Renew
+	silent    bool           // Renew answers nothing
+	lag       time.Duration  // of Renew's answers
+	ends      time.Time      // of web sessions; zero: 12 hours from now
 	seen      []string
 
 	uncertified error // of Renew with a key
@@ -227,14 +229,21 @@ func (r *rig) Redeem(_ context.Context, c Code) (Grant, error) {
 // Renew meets Desk.
 func (r *rig) Renew(ctx context.Context, q Question) (Grant, error) {
 	r.mu.Lock()
-	asking, silent := r.asking, r.silent
+	asking, silent, lag := r.asking, r.silent, r.lag
 	r.mu.Unlock()
 	if asking != nil {
-		asking()
+		asking(q)
 	}
 	if silent {
 		<-ctx.Done()
 		return Grant{}, ctx.Err()
+	}
+	if lag > 0 {
+		select {
+		case <-ctx.Done():
+			return Grant{}, ctx.Err()
+		case <-time.After(lag):
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -252,7 +261,10 @@ func (r *rig) Renew(ctx context.Context, q Question) (Grant, error) {
 }
 
 func (r *rig) grantLocked(key []byte) (Grant, error) {
-	g := Grant{User: "ann", Roles: r.roles, Traits: map[string][]string{}}
+	g := Grant{User: "ann", Roles: r.roles, Traits: map[string][]string{}, Ends: r.ends}
+	if g.Ends.IsZero() {
+		g.Ends = r.server.now().Add(12 * time.Hour)
+	}
 	if key == nil {
 		return g, nil
 	}

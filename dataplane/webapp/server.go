@@ -42,6 +42,7 @@ type Server struct {
 	strangers strangers
 	buffers   sync.Pool
 	upgraded  atomic.Int64
+	patience  time.Duration // of requests with a good certificate; 0: askKnown
 }
 
 // Upgraded is how many WebSockets there are: net/http knows them no more.

@@ -13,10 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport/sallyport"
 )
@@ -33,12 +30,18 @@ const (
 	askAway    = 2 * time.Second
 	awayLatest = 10 * time.Second
 
-	// askKnown is how long an answer is waited for by who holds a certificate that
-	// is good, askTimeout by who can do nothing without.
+	// askKnown is how long a request waits for an answer where there is a certificate
+	// that is good, askTimeout where nothing can be done without. The answer is taken
+	// up to askTimeout in any case: from an auth that is slow yes and no count too.
 	askKnown   = 2 * time.Second
 	askTimeout = 10 * time.Second
 
-	askAtOnce   = 16               // questions about sessions that are known
+	// silentLatest is how long after auth's last yes, and after the last use, what
+	// runs goes on beyond its certificate while auth does not answer. Auth itself ends
+	// a session that was not used for as long.
+	silentLatest = time.Hour
+
+	askAtOnce   = 16               // questions of look
 	renewBefore = 5 * time.Minute  // of a certificate's ten
 	forgetAfter = 10 * time.Minute // a session that nobody uses
 	lookEvery   = time.Second
@@ -71,14 +74,14 @@ type session struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	asking chan struct{} // room for the one who asks auth
-
 	mu      sync.Mutex
-	grant   Grant           // the last, with the certificate of certificate
+	asking  *inquiry        // that is under way; nil for none
+	grant   Grant           // the last with a certificate
 	chain   tls.Certificate // nil Certificate before the first grant
-	asked   time.Time       // when auth said yes
+	ends    time.Time       // of the web session at the latest, as auth said last; zero when it did not
+	asked   time.Time       // when the question was asked to which auth said yes
 	failed  time.Time       // when it did not answer
-	silent  bool            // it let the last question's time pass
+	outdone bool            // the user may do other things by now than the certificate says
 	used    time.Time       // when the browser sent something last
 	counted time.Time       // used, as auth knows it
 	client  netip.Addr      // of the last request
@@ -86,6 +89,14 @@ type session struct {
 	lines   map[netip.Addr]*line
 	may     context.Context         // of all lines, retired ones too: done when the user may do other things
 	stop    context.CancelCauseFunc // of may
+}
+
+// inquiry is a question to auth about a session, the second one for another certificate
+// included.
+type inquiry struct {
+	began time.Time     // by the machine's clock
+	done  chan struct{} // closed when the answer has been acted on
+	err   error         // why the session is not good; set before done
 }
 
 // session returns the one of a cookie, if it is good now.
@@ -131,7 +142,7 @@ func (v *visit) newSession(cookie string) (*session, error) {
 		return nil, err
 	}
 	s := &session{server: v.Server, app: v.app, cookie: cookie, key: k, public: public, client: v.client.Addr(),
-		asking: make(chan struct{}, 1), lines: map[netip.Addr]*line{}}
+		lines: map[netip.Addr]*line{}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.may, s.stop = context.WithCancelCause(s.ctx)
 	return s, nil
@@ -224,41 +235,101 @@ func (s *session) over(why error) {
 	}
 }
 
-// good asks auth when the last answer is too old to act on. Only one asks at a
-// time; the others wait for the answer.
+// good asks auth when the last answer is too old to act on. One question is under
+// way at a time; who comes meanwhile waits for its answer.
 func (s *session) good(ctx context.Context, from netip.Addr) error {
-	if s.fresh(askLatest) {
-		return nil
+	if err := context.Cause(s.ctx); err != nil {
+		return err
 	}
-	select {
-	case s.asking <- struct{}{}:
-	default:
-		if s.away(awayLatest) { // somebody asks whether that is still so
-			return nil
-		}
+	q, mine := s.inquire(askLatest)
+	switch {
+	case q == nil:
+		return nil
+	case !mine && s.away(awayLatest): // somebody asks whether that is still so
+		return nil
+	case !mine:
+		return s.await(ctx, q)
+	case s.known():
+		go s.answer(q, from, func() {})
+		return s.await(ctx, q)
+	}
+	leave, err := s.place(ctx, from)
+	if err != nil {
+		s.server.sessions.drop(s, errForgotten) // who else waits begins anew
+		s.settle(q, errForgotten)
+		return err
+	}
+	go s.answer(q, from, leave)
+	return s.await(ctx, q)
+}
+
+// place is one among the strangers, for a request and as long as there is the session.
+func (s *session) place(ctx context.Context, from netip.Addr) (leave func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	return s.server.strangers.enter(ctx, from)
+}
+
+// inquire returns the question that is under way, or begins one: then it is the
+// caller's to answer or settle. nil when the last answer is younger than most.
+func (s *session) inquire(most time.Duration) (q *inquiry, mine bool) {
+	now := s.server.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.freshLocked(now, most) {
+		return nil, false
+	}
+	if s.asking != nil {
+		return s.asking, false
+	}
+	s.asking = &inquiry{began: time.Now(), done: make(chan struct{})}
+	return s.asking, true
+}
+
+// answer asks auth, acts on what it says, and gives the caller's place back. It waits for
+// nobody and ends within askTimeout, or with the session.
+func (s *session) answer(q *inquiry, from netip.Addr, leave func()) {
+	defer leave()
+	s.settle(q, s.ask(from))
+}
+
+// settle ends a question.
+func (s *session) settle(q *inquiry, err error) {
+	if why := context.Cause(s.ctx); why != nil {
+		err = why // whatever the question made of that
+	}
+	s.mu.Lock()
+	s.asking = nil
+	s.mu.Unlock()
+	q.err = err
+	close(q.done)
+}
+
+// await waits for an answer: where there is a certificate that is good for askKnown
+// since the question was asked.
+func (s *session) await(ctx context.Context, q *inquiry) error {
+	wait := time.NewTimer(time.Until(q.began.Add(s.server.askKnown())))
+	defer wait.Stop()
+	for {
 		select {
-		case s.asking <- struct{}{}:
+		case <-q.done:
+			return q.err
+		case <-wait.C:
+			if s.sound() {
+				return nil
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	defer func() { <-s.asking }()
-	if err := context.Cause(s.ctx); err != nil {
-		return err // who has asked meanwhile was told so
+}
+
+func (s *Server) askKnown() time.Duration {
+	if s.patience == 0 {
+		return askKnown
 	}
-	if s.fresh(askLatest) {
-		return nil
-	}
-	if s.known() {
-		return s.ask(ctx, from)
-	}
-	leave, err := s.server.strangers.enter(ctx, from)
-	if err != nil {
-		s.server.sessions.drop(s, errForgotten) // who else waits begins anew
-		return err
-	}
-	defer leave()
-	return s.ask(ctx, from)
+	return s.patience
 }
 
 // known says that auth has vouched for it before.
@@ -268,12 +339,28 @@ func (s *session) known() bool {
 	return s.chain.Certificate != nil
 }
 
-// holds says that there is a certificate, and that it has not ended.
-func (s *session) holds() bool {
+// sound says that there is a certificate by which a request may go on.
+func (s *session) sound() bool {
 	now := s.server.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.chain.Certificate != nil && now.Before(s.grant.Expires)
+	return s.soundLocked(now)
+}
+
+// stands says that what runs may go on although auth did not answer: to the end of the
+// certificate, and for a while beyond. Nothing new begins then.
+func (s *session) stands() bool {
+	now := s.server.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.soundLocked(now) {
+		return true
+	}
+	heard := s.asked
+	if s.used.Before(heard) {
+		heard = s.used
+	}
+	return s.ctx.Err() == nil && !s.outdone && s.open > 0 && now.Before(s.ends) && now.Sub(heard) < silentLatest
 }
 
 // fresh says that no question is due: the last answer is young, or auth is away
@@ -282,6 +369,10 @@ func (s *session) fresh(most time.Duration) bool {
 	now := s.server.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.freshLocked(now, most)
+}
+
+func (s *session) freshLocked(now time.Time, most time.Duration) bool {
 	return s.soundLocked(now) && (now.Sub(s.asked) < most || s.awayLocked(now, askAway))
 }
 
@@ -294,9 +385,10 @@ func (s *session) away(most time.Duration) bool {
 	return s.soundLocked(now) && s.awayLocked(now, most)
 }
 
-// soundLocked says that the session has not ended, nor its certificate.
+// soundLocked says that the session has not ended, nor its certificate, and that this
+// says what the user may do.
 func (s *session) soundLocked(now time.Time) bool {
-	return s.ctx.Err() == nil && s.chain.Certificate != nil && now.Before(s.grant.Expires)
+	return s.ctx.Err() == nil && s.chain.Certificate != nil && !s.outdone && now.Before(s.grant.Expires)
 }
 
 // awayLocked counts from when a question failed, not from when it was asked: while
@@ -305,11 +397,15 @@ func (s *session) awayLocked(now time.Time, most time.Duration) bool {
 	return s.failed.After(s.asked) && now.Sub(s.failed) < most
 }
 
-// ask asks auth, with asking held.
-func (s *session) ask(ctx context.Context, from netip.Addr) error {
+// ask asks auth, for the one inquiry that is under way.
+func (s *session) ask(from netip.Addr) error {
+	// Not the context of a request: others wait too, and an answer that comes late counts.
+	ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
+	defer cancel()
 	g, err := s.question(ctx, from, s.wantsCertificate())
 	if err == nil && g.Certificate == nil && s.differs(g) {
 		// Roles are in the certificate: who has others now gets another one.
+		s.outdo()
 		if g, err = s.question(ctx, from, true); err == nil && g.Certificate == nil {
 			err = errors.New("auth gave no certificate")
 		}
@@ -322,7 +418,7 @@ func (s *session) ask(ctx context.Context, from netip.Addr) error {
 	switch {
 	case err == nil:
 		err = s.take(g)
-		if err != nil && !s.known() {
+		if err != nil && !s.stands() {
 			s.server.sessions.drop(s, err)
 		}
 		return err
@@ -332,10 +428,17 @@ func (s *session) ask(ctx context.Context, from netip.Addr) error {
 	case s.fresh(askLatest): // auth is away
 		return nil
 	}
-	if !s.holds() {
+	if !s.stands() {
 		s.server.sessions.drop(s, err)
 	}
 	return err
+}
+
+// outdo notes that auth has said that the certificate is not what the user may do.
+func (s *session) outdo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.outdone = true
 }
 
 // question is one call to auth.
@@ -343,26 +446,19 @@ func (s *session) question(ctx context.Context, from netip.Addr, certify bool) (
 	now := s.server.now()
 	s.mu.Lock()
 	q := Question{Session: s.cookie, App: s.app, Client: from, Quiet: s.chain.Certificate != nil && !s.used.After(s.counted)}
-	used, most := s.used, askTimeout
-	if s.soundLocked(now) {
-		most = askKnown
-	}
+	used := s.used
 	s.mu.Unlock()
 	if certify {
 		q.Key = s.public
 	}
-	// Not the first one's context: the others wait too.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
-	defer cancel()
 	g, err := s.server.Desk.Renew(ctx, q)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.silent = err != nil && ctx.Err() != nil
 	if err != nil {
 		s.failed = s.server.now()
 		return Grant{}, err
 	}
-	s.asked, s.counted = now, used
+	s.asked, s.counted, s.ends = now, used, g.Ends
 	return g, nil
 }
 
@@ -390,9 +486,8 @@ func (s *session) take(g Grant) error {
 		return err
 	}
 	changed := s.known() && s.differs(g)
-	now := s.server.now()
 	s.mu.Lock()
-	s.grant, s.asked = g, now
+	s.grant, s.outdone = g, false
 	s.chain = tls.Certificate{Certificate: [][]byte{g.Certificate}, PrivateKey: s.key, Leaf: leaf}
 	lines := s.lines
 	s.lines = map[netip.Addr]*line{}
@@ -423,6 +518,7 @@ func (v *visit) redeem(ctx context.Context, code, verifier string) (cookie strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	asked := v.now()
 	g, err := v.Desk.Redeem(ctx, Code{Code: code, Verifier: verifier, App: v.app, Key: s.public, Client: v.client.Addr()})
 	if err != nil {
 		return "", err
@@ -434,7 +530,7 @@ func (v *visit) redeem(ctx context.Context, code, verifier string) (cookie strin
 	if err := s.take(g); err != nil {
 		return "", err
 	}
-	s.used = v.now() // nobody else has it yet
+	s.asked, s.ends, s.used = asked, g.Ends, v.now() // nobody else has it yet
 	_, err = v.sessions.add(keyOf(v.app, s.cookie), s)
 	return s.cookie, err
 }
@@ -495,13 +591,18 @@ func (s *session) touch() {
 
 // Run asks auth about the sessions that are in use, and forgets those that are
 // not, until ctx is done. Then all end, and Run returns when WebSockets have been
-// said goodbye to.
+// said goodbye to, and no question of theirs is under way.
 func (s *Server) Run(ctx context.Context) error {
+	places := make(chan struct{}, askAtOnce)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	defer func() {
-		for _, one := range s.sessions.list() {
+		all := s.sessions.list()
+		for _, one := range all {
 			s.sessions.drop(one, context.Canceled)
+		}
+		for _, one := range all {
+			one.settled()
 		}
 		s.bid()
 	}()
@@ -510,8 +611,18 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.look(ctx)
+			s.look(ctx, places)
 		}
+	}
+}
+
+// settled waits for the question that is under way: it ends with its session.
+func (s *session) settled() {
+	s.mu.Lock()
+	q := s.asking
+	s.mu.Unlock()
+	if q != nil {
+		<-q.done
 	}
 }
 
@@ -525,65 +636,84 @@ func (s *Server) bid() {
 }
 
 // errAway: nobody vouches for a session any more.
-var errAway = errors.New("auth does not answer, and the certificate has ended")
+var errAway = errors.New("auth has not answered for too long, and the certificate has ended")
 
-// look goes once over all sessions. Once auth has let the time of a question pass
-// the others are not asked in this round, or hundreds would each wait as long in turn:
-// they are due in the next one, and those whose certificate has ended are over.
-func (s *Server) look(ctx context.Context) {
-	var silent atomic.Bool
-	var g errgroup.Group
-	g.SetLimit(askAtOnce)
-	for _, one := range s.sessions.list() {
-		used, open := one.standing()
-		switch {
-		case open == 0 && s.now().Sub(used) > forgetAfter && one.known():
-			s.sessions.drop(one, errForgotten)
-		case one.due():
-			g.Go(func() error {
-				switch {
-				case !silent.Load():
-					if one.check(ctx) {
-						silent.Store(true)
-					}
-				case !one.holds():
-					s.sessions.drop(one, errAway)
-				}
-				return nil
-			})
+// look goes once over all sessions, those first about which auth was asked longest
+// ago. It waits for no answer, but for a place among the questions, and not beyond its
+// round: while auth is slow the others are due in the next one, and those that may not go on
+// without its word are over.
+func (s *Server) look(ctx context.Context, places chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, lookEvery)
+	defer cancel()
+	full := false
+	for _, one := range s.due() {
+		if !full {
+			select {
+			case places <- struct{}{}:
+				one.check(func() { <-places })
+				continue
+			case <-ctx.Done():
+				full = true
+			}
+		}
+		if !one.stands() {
+			s.sessions.drop(one, errAway)
 		}
 	}
-	_ = g.Wait() // none has an error
 }
 
-// due says that something has happened, or goes on, since auth was asked.
-func (s *session) due() bool {
-	if s.fresh(askAfter) {
-		return false
+// due are the sessions to ask about, in that order. It forgets those that nobody uses.
+func (s *Server) due() []*session {
+	type turn struct {
+		session *session
+		asked   time.Time
 	}
+	var turns []turn
+	for _, one := range s.sessions.list() {
+		used, open := one.standing()
+		if open == 0 && s.now().Sub(used) > forgetAfter && one.known() {
+			s.sessions.drop(one, errForgotten)
+		} else if asked, due := one.due(); due {
+			turns = append(turns, turn{one, asked})
+		}
+	}
+	slices.SortFunc(turns, func(a, b turn) int { return a.asked.Compare(b.asked) })
+	out := make([]*session, len(turns))
+	for i, t := range turns {
+		out[i] = t.session
+	}
+	return out
+}
+
+// due says that something has happened, or goes on, since auth was asked, and that
+// nobody asks. asked is when the last question was that has an end.
+func (s *session) due() (asked time.Time, due bool) {
+	now := s.server.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.chain.Certificate != nil && (s.open > 0 || s.used.After(s.counted))
+	if asked = s.asked; asked.Before(s.failed) {
+		asked = s.failed
+	}
+	return asked, s.asking == nil && !s.freshLocked(now, askAfter) && s.chain.Certificate != nil && (s.open > 0 || s.used.After(s.counted))
 }
 
-// check asks, unless a request does. It says whether auth was silent.
-func (s *session) check(ctx context.Context) (silent bool) {
-	select {
-	case s.asking <- struct{}{}:
-	default:
-		return false
-	}
-	defer func() { <-s.asking }()
-	if s.fresh(askAfter) || s.ctx.Err() != nil {
-		return false
+// check asks, unless a request does, and gives the caller's place back with the answer.
+func (s *session) check(leave func()) {
+	q, mine := s.inquire(askAfter)
+	if !mine {
+		leave()
+		return
 	}
 	s.mu.Lock()
 	from := s.client
 	s.mu.Unlock()
-	if err := s.ask(ctx, from); err != nil {
-		s.server.log().Debug("a browser's session", "app", s.app, "error", err)
+	go s.checked(q, from, leave)
+}
+
+// checked is answer, for nobody who would tell of its error.
+func (s *session) checked(q *inquiry, from netip.Addr, leave func()) {
+	s.answer(q, from, leave)
+	if q.err != nil {
+		s.server.log().Debug("a browser's session", "app", s.app, "error", q.err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.silent
 }

@@ -609,17 +609,177 @@ func TestRolesWithoutCertificate(t *testing.T) {
 	}
 }
 
-// TestCertificateEnds: what runs ends with the last certificate, while auth is away.
+// TestCertificateEnds: what runs ended with the last certificate while auth was away.
+// Now it goes on for an hour from the last yes or the last use, and not beyond the web
+// session; nothing new begins.
 func TestCertificateEnds(t *testing.T) {
-	r := newRig(t)
-	session := r.know("wiki")
-	c := r.client("wiki."+cluster, "h2")
-	c.Timeout = 0
-	resp := r.run(c, session)
-	defer resp.Body.Close()
-	r.set(func() { r.refusal = errors.New("no way to auth") })
-	r.now.Add(int64(11 * time.Minute))
-	cut(t, resp)
+	for name, tt := range map[string]struct {
+		ends   time.Duration // of the web session, from now
+		unused time.Duration // before auth says yes for the last time
+		lives  time.Duration
+	}{
+		"an hour":             {12 * time.Hour, 0, 59 * time.Minute},
+		"the session's end":   {30 * time.Minute, 0, 29 * time.Minute},
+		"an hour without use": {12 * time.Hour, 30 * time.Minute, 29 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.set(func() { r.ends = r.server.now().Add(tt.ends) })
+			session := r.know("wiki")
+			c := r.client("wiki."+cluster, "h2")
+			c.Timeout = 0
+			resp := r.run(c, session)
+			defer resp.Body.Close()
+			if tt.unused > 0 {
+				first := r.only().expires()
+				r.now.Add(int64(tt.unused))
+				eventually(t, "auth says yes again", func() bool { return r.only().expires().After(first) })
+			}
+			r.set(func() { r.refusal = errors.New("no way to auth") })
+			r.now.Add(int64(tt.lives))
+			r.unanswered()
+			if n := len(r.server.sessions.list()); n != 1 {
+				t.Fatalf("%d sessions after %v without auth", n, tt.lives)
+			}
+			if err := r.only().may.Err(); err != nil {
+				t.Fatal("what runs has ended:", err)
+			}
+			if resp, body := r.ask(c, "GET", wiki+"/new", with(session)); resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("something new: %s %q", resp.Status, body)
+			}
+			r.now.Add(int64(2 * time.Minute))
+			cut(t, resp)
+		})
+	}
+}
+
+// TestCertificateAnew: auth is back after the certificate has ended. What ran goes on
+// where the session is good, and ends where it is not, or the user may do other things.
+func TestCertificateAnew(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(r *rig)
+		lives  bool
+	}{
+		"good":        {func(*rig) {}, true},
+		"ended":       {func(r *rig) { clear(r.good) }, false},
+		"locked":      {func(r *rig) { r.refusal = denied() }, false},
+		"other roles": {func(r *rig) { r.roles = []string{"auditor"} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			session := r.know("wiki")
+			c := r.client("wiki."+cluster, "h2")
+			c.Timeout = 0
+			resp := r.run(c, session)
+			defer resp.Body.Close()
+			r.set(func() { r.refusal = errors.New("no way to auth") })
+			r.now.Add(int64(20 * time.Minute))
+			r.unanswered()
+			r.set(func() {
+				r.refusal = nil
+				tt.change(r)
+			})
+			if !tt.lives {
+				cut(t, resp)
+				return
+			}
+			eventually(t, "there is a certificate", func() bool { return r.only().sound() })
+			if err := r.only().may.Err(); err != nil {
+				t.Error("what ran has ended:", err)
+			}
+		})
+	}
+}
+
+// TestAuthSlow: an answer that took longer than 2 s was no answer. The certificate ended
+// and all that ran by it, and of a session that was over nobody was told.
+func TestAuthSlow(t *testing.T) {
+	begin := func(t *testing.T) (*rig, string, *http.Response) {
+		r := newRig(t)
+		r.server.patience = time.Nanosecond
+		session := r.know("wiki")
+		c := r.client("wiki."+cluster, "h2")
+		c.Timeout = 0
+		resp := r.run(c, session)
+		r.set(func() { r.lag = askKnown + time.Second })
+		return r, session, resp
+	}
+	t.Run("yes", func(t *testing.T) {
+		r, _, resp := begin(t)
+		defer resp.Body.Close()
+		one := r.only()
+		first := one.expires()
+		r.now.Add(int64(renewBefore + time.Minute))
+		eventually(t, "there is another certificate", func() bool { return one.expires().After(first) })
+		if err := one.may.Err(); err != nil {
+			t.Error("what ran has ended:", err)
+		}
+	})
+	t.Run("no", func(t *testing.T) {
+		r, _, resp := begin(t)
+		defer resp.Body.Close()
+		r.set(func() { clear(r.good) })
+		r.now.Add(int64(time.Minute))
+		cut(t, resp)
+	})
+	t.Run("other roles", func(t *testing.T) {
+		r, session, resp := begin(t)
+		defer resp.Body.Close()
+		r.set(func() {
+			r.lag, r.roles = 0, []string{"auditor"}
+			delete(r.apps, "wiki")
+		})
+		asked, answer := r.hold(func(q Question) bool { return q.Key != nil })
+		r.now.Add(int64(time.Minute))
+		<-asked // auth has said that the roles are others
+		done := make(chan string)
+		go func() {
+			_, body := r.ask(r.client("wiki."+cluster, "h2"), "GET", wiki+"/", with(session))
+			done <- body
+		}()
+		select {
+		case body := <-done:
+			t.Errorf("passed on by the roles of before: %q", body)
+			close(answer)
+		case <-time.After(time.Second): // it waits: whatever is too fast has shown by now
+			close(answer)
+			if body := <-done; !strings.Contains(body, "ann, auditor:") {
+				t.Error(body)
+			}
+		}
+		cut(t, resp)
+	})
+}
+
+// unanswered waits until auth has not answered two more questions: what the first has
+// led to is done.
+func (r *rig) unanswered() {
+	r.t.Helper()
+	asked := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.questions)
+	}
+	before := asked()
+	eventually(r.t, "auth does not answer", func() bool { return asked() >= before+2 })
+}
+
+func anything(Question) bool { return true }
+
+func (s *session) expires() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.grant.Expires
+}
+
+// only is the one session that there is.
+func (r *rig) only() *session {
+	r.t.Helper()
+	all := r.server.sessions.list()
+	if len(all) != 1 {
+		r.t.Fatalf("%d sessions", len(all))
+	}
+	return all[0]
 }
 
 // run begins an answer that goes on until the server ends it.
@@ -697,7 +857,7 @@ func TestAuthSilentBeside(t *testing.T) {
 	r.set(func() { r.refusal = errors.New("no way to auth") })
 	r.now.Add(int64(30 * time.Second))
 	r.ask(c, "GET", wiki+"/", with(session)) // the question that fails
-	asked, answer := r.hold()
+	asked, answer := r.hold(anything)
 	r.now.Add(int64(askAway))
 	first := make(chan struct{})
 	go func() {
@@ -713,13 +873,15 @@ func TestAuthSilentBeside(t *testing.T) {
 }
 
 // hold makes questions wait until answer is closed; asked is closed when there is one.
-func (r *rig) hold() (asked, answer chan struct{}) {
+func (r *rig) hold(which func(Question) bool) (asked, answer chan struct{}) {
 	asked, answer = make(chan struct{}), make(chan struct{})
 	once := sync.OnceFunc(func() { close(asked) })
 	r.set(func() {
-		r.asking = func() {
-			once()
-			<-answer
+		r.asking = func(q Question) {
+			if which(q) {
+				once()
+				<-answer
+			}
 		}
 	})
 	return asked, answer
@@ -729,6 +891,7 @@ func (r *rig) hold() (asked, answer chan struct{}) {
 // session that had ended meanwhile was passed on.
 func TestBesideTheQuestion(t *testing.T) {
 	r := newRig(t)
+	r.server.patience = patience // both wait for the answer
 	session := r.know("wiki")
 	c := r.client("wiki."+cluster, "h2")
 	r.ask(c, "GET", wiki+"/", with(session))
@@ -741,7 +904,7 @@ func TestBesideTheQuestion(t *testing.T) {
 	})
 	r.now.Add(int64(time.Minute))             // nobody has asked anything
 	r.set(func() { delete(r.good, session) }) // logged out elsewhere
-	asked, answer := r.hold()
+	asked, answer := r.hold(anything)
 	codes := make(chan int, 2)
 	post := func(path string) {
 		resp, _ := r.ask(r.client("wiki."+cluster, "h2"), "POST", wiki+path, with(session))
@@ -785,7 +948,7 @@ func TestManySilent(t *testing.T) {
 		one.mu.Unlock()
 	}
 	r.set(func() { r.silent = true })
-	r.now.Add(int64(11 * time.Minute)) // a certificate's ten are over
+	r.now.Add(int64(silentLatest + time.Minute))
 	began := time.Now()
 	eventually(t, "all sessions have ended", func() bool { return len(r.server.sessions.list()) == 0 })
 	if took := time.Since(began); took > askTimeout+5*lookEvery {
@@ -942,7 +1105,7 @@ func TestA75_Strangers(t *testing.T) {
 	var now, most atomic.Int64
 	release := make(chan struct{})
 	r.set(func() {
-		r.asking = func() {
+		r.asking = func(Question) {
 			n := now.Add(1)
 			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 			}
