@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,9 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/client"
 )
 
 const statusTimeout = 5 * time.Second
@@ -45,6 +49,8 @@ type storeStatus struct {
 }
 
 type gatewayStatus struct {
+	Contact  *time.Time    `json:"last_contact_with_auth,omitempty"` // nil with static routes alone
+	Stale    string        `json:"snapshot_refused,omitempty"`       // why auth's newest is not taken
 	Listen   []string      `json:"listen"`
 	Relays   int           `json:"relays"`
 	Waiting  int           `json:"waiting"`
@@ -87,6 +93,7 @@ type agentStatus struct {
 	Refused   map[string]uint64 `json:"refused"`
 	Snapshot  uint64            `json:"snapshot_revision"`
 	Contact   time.Time         `json:"last_contact_with_auth"`
+	Stale     string            `json:"snapshot_refused,omitempty"` // why auth's newest is not taken
 	Spool     spoolStatus       `json:"audit_spool"`
 	Resources []string          `json:"resources"`
 }
@@ -142,6 +149,8 @@ func (r *gatewayRole) status() *gatewayStatus {
 	if r.hub == nil {
 		return s
 	}
+	contact, stale := heard(r.host.Keeper())
+	s.Contact, s.Stale = &contact, stale
 	h := r.hub.Status()
 	s.HalfOpen, s.LeasesWaiting, s.Tunnel = h.HalfOpen, h.Waiting, h.Counters
 	for _, t := range h.Tunnels {
@@ -150,15 +159,30 @@ func (r *gatewayRole) status() *gatewayStatus {
 	return s
 }
 
+// heard is when auth was last heard, and why what it says now is not taken: fact
+// and next step.
+func heard(k *client.Keeper) (contact time.Time, stale string) {
+	if t, _ := k.Trust(); t != nil {
+		contact = t.IssuedAt
+	}
+	err := k.Refusal()
+	if err == nil {
+		return contact, ""
+	}
+	var p *sallyport.Problem
+	if errors.As(err, &p) && p.Hint != "" {
+		return contact, p.Fact + "; " + p.Hint
+	}
+	return contact, err.Error()
+}
+
 func (r *agentRole) status() *agentStatus {
 	spool := r.spool.Status()
 	s := &agentStatus{
 		Sessions: r.agent.Door.Sessions(), Streams: r.agent.Streams(), Refused: r.agent.Door.Refused(), Snapshot: r.host.Keeper().Revision(),
 		Spool: spoolStatus{spool.Sequence, spool.Acknowledged, spool.Bytes, spool.MaxBytes, spool.Refusing, spool.Problem},
 	}
-	if t, _ := r.host.Keeper().Trust(); t != nil {
-		s.Contact = t.IssuedAt
-	}
+	s.Contact, s.Stale = heard(r.host.Keeper())
 	for _, res := range r.host.Resources() {
 		s.Resources = append(s.Resources, string(res.Kind)+"/"+res.Name)
 	}
@@ -239,6 +263,9 @@ func (s *nodeStatus) print(w io.Writer) error {
 	}
 	if g := s.Gateway; g != nil {
 		row("Gateway", "listens on %s; %s, %d waiting, %d half-open", strings.Join(g.Listen, ", "), counted(g.Relays, "relay"), g.Waiting, g.HalfOpen)
+		if g.Contact != nil {
+			row("  auth", "%s", contactLine(*g.Contact, g.Stale))
+		}
 		for i, r := range g.Routes {
 			if i == routesShown {
 				row("  routes", "%d more; --format=json has all", len(g.Routes)-i)
@@ -252,10 +279,21 @@ func (s *nodeStatus) print(w io.Writer) error {
 	}
 	if a := s.Agent; a != nil {
 		row("Agent", "%s; serves %s", counted(a.Sessions, "session"), strings.Join(a.Resources, ", "))
-		row("  auth", "last contact %s", a.Contact.Local().Format(time.DateTime))
+		row("  auth", "%s", contactLine(a.Contact, a.Stale))
 		row("  audit spool", "%d events wait for auth, %d of %d MiB%s", a.Spool.Sequence-a.Spool.Acknowledged, a.Spool.Bytes>>20, a.Spool.MaxBytes>>20, map[bool]string{true: "; REFUSING SESSIONS: " + a.Spool.Problem}[a.Spool.Refusing])
 	}
 	return nil
+}
+
+func contactLine(contact time.Time, stale string) string {
+	line := "no contact yet"
+	if !contact.IsZero() {
+		line = "last contact " + contact.Local().Format(time.DateTime)
+	}
+	if stale != "" {
+		line += "; REFUSED: " + stale
+	}
+	return line
 }
 
 // upgradesShown is how many past upgrades fit before a person.

@@ -43,7 +43,7 @@ const (
 	lookEvery = time.Minute
 
 	// warnEvery is how often a host whose certificate has ended says that it is
-	// not renewed.
+	// not renewed, and how often at most that it is refused for one more reason.
 	warnEvery = time.Minute
 )
 

@@ -45,6 +45,7 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	view    *view         // nil before the first
+	refusal error         // why the last one that auth sent was not taken
 	changed chan struct{} // closed and replaced at each change
 	signers []*x509.Certificate
 }
@@ -117,15 +118,14 @@ func (k *Keeper) load() error {
 // nothing. A snapshot that cannot be written counts all the same: a full disk
 // does not keep a lock away.
 func (k *Keeper) Take(s *sallyportv1.Signed) error {
-	v, err := k.decode(s, k.now())
-	if err != nil {
-		return err
-	}
 	k.taking.Lock()
 	defer k.taking.Unlock()
-	if old := k.newest(); old != nil && v.olderThan(old) {
-		return fmt.Errorf("snapshot %d of %s is older than the one held (%d of %s)", v.trust.Revision,
-			v.issued.Format(time.RFC3339), old.trust.Revision, old.issued.Format(time.RFC3339))
+	v, err := k.judge(s)
+	k.mu.Lock()
+	k.refusal = err
+	k.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	k.set(v)
 	data, err := proto.Marshal(s)
@@ -139,6 +139,29 @@ func (k *Keeper) Take(s *sallyportv1.Signed) error {
 		k.log.Error("the snapshot is in force but not on disk: after a restart without auth an older one would be", "error", err)
 	}
 	return nil
+}
+
+// judge verifies a snapshot from auth and compares it with the one held.
+func (k *Keeper) judge(s *sallyportv1.Signed) (*view, error) {
+	v, err := k.decode(s, k.now())
+	if err != nil {
+		return nil, err
+	}
+	if old := k.newest(); old != nil && v.olderThan(old) {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrConflict,
+			Fact: fmt.Sprintf("auth's snapshot %d of %s is older than the one held (%d of %s): what it says of roles and locks is not in force here", v.trust.Revision,
+				v.issued.UTC().Format(time.RFC3339), old.trust.Revision, old.issued.UTC().Format(time.RFC3339)),
+			Hint: "when auth was restored from a backup, remove " + filepath.Join(k.dir, snapshotFile) + " and restart; else look for a second auth"}
+	}
+	return v, nil
+}
+
+// Refusal is why the last snapshot that auth sent was refused; nil when it was
+// taken.
+func (k *Keeper) Refusal() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.refusal
 }
 
 // olderThan goes by the store's order first: clocks of two auth processes differ.

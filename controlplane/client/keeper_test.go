@@ -144,11 +144,32 @@ func TestKeeperTake(t *testing.T) {
 			if (err == nil) != c.ok || woken(changed) != c.ok || (k.newest() == before) == c.ok {
 				t.Errorf("err %v, woken %v, another view %v; taken should be %v", err, woken(changed), k.newest() != before, c.ok)
 			}
+			if k.Refusal() != err {
+				t.Errorf("the refusal that is shown is %v, it was %v", k.Refusal(), err)
+			}
+			if err := k.Take(ours.snapshot(t, held+2, noon, nil)); err != nil || k.Refusal() != nil {
+				t.Errorf("then a good one: %v, refusal %v", err, k.Refusal())
+			}
 			again := keeper(t, k.dir, ours)
 			if again.Revision() != k.Revision() {
 				t.Errorf("on disk is %d, in force %d", again.Revision(), k.Revision())
 			}
 		})
+	}
+}
+
+// TestKeeperRefusalTold: who reads that a restored auth's snapshots are refused is
+// told what to do, and with which file.
+func TestKeeperRefusalTold(t *testing.T) {
+	ours := newSigner(t)
+	k := keeper(t, t.TempDir(), ours)
+	if err := k.Take(ours.snapshot(t, 10, noon, nil)); err != nil {
+		t.Fatal(err)
+	}
+	err := k.Take(ours.snapshot(t, 9, noon.Add(time.Hour), nil))
+	var p *sallyport.Problem
+	if !errors.As(err, &p) || !strings.Contains(p.Fact, "not in force") || !strings.Contains(p.Hint, filepath.Join(k.dir, snapshotFile)) {
+		t.Errorf("%#v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -19,20 +20,32 @@ const (
 
 // retrying runs work until ctx is done; after a failure it waits, longer each
 // time until work calls progress. Of a row of failures the third is a warning: a
-// connection that broke and came back at once is not worth one.
+// connection that broke and came back at once is not worth one. So is, once in
+// warnEvery at most, each that has another reason than the last warning: what was
+// away may be back and refuse.
 func retrying(ctx context.Context, log *slog.Logger, what string, work func(ctx context.Context, progress func()) error) error {
 	wait, failures := retryFirst, 0
+	var warned struct {
+		of string
+		at time.Time
+	}
 	for {
 		err := work(ctx, func() { wait, failures = retryFirst, 0 })
 		if ctx.Err() != nil {
 			return nil
 		}
 		failures++
-		level := slog.LevelDebug
-		if failures == 3 {
-			level = slog.LevelWarn
+		reason := []any{"error", err}
+		var p *sallyport.Problem
+		if errors.As(err, &p) && p.Hint != "" {
+			reason = append(reason, "hint", p.Hint)
 		}
-		log.Log(ctx, level, what+": trying again", "error", err, "in", wait)
+		level, said := slog.LevelDebug, fmt.Sprint(reason...)
+		if failures == 3 || failures > 3 && said != warned.of && time.Since(warned.at) >= warnEvery {
+			level = slog.LevelWarn
+			warned.of, warned.at = said, time.Now()
+		}
+		log.Log(ctx, level, what+": trying again", append(reason, "in", wait)...)
 		if sleepUntil(ctx, time.Now().Add(jitter(wait))) != nil {
 			return nil
 		}

@@ -71,6 +71,34 @@ func TestRetryingProgress(t *testing.T) {
 	})
 }
 
+// TestRetryingReasons: auth was away, came back and refused, and the log said for
+// ever that it was away.
+func TestRetryingReasons(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var logged bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		start, calls := time.Now(), 0
+		retrying(ctx, log, "call", func(context.Context, func()) error {
+			switch calls++; {
+			case time.Since(start) < 10*time.Minute:
+				return errors.New("away")
+			case time.Since(start) < 20*time.Minute:
+				return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "refused", Hint: "remove it"}
+			}
+			return fmt.Errorf("call %d", calls)
+		})
+		lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+		if len(lines) < 3 || !strings.Contains(lines[0], "away") || !strings.Contains(lines[1], "refused") || !strings.Contains(lines[1], `hint="remove it"`) {
+			t.Fatalf("warned of\n%s", logged.String())
+		}
+		if most := 2 + int(40*time.Minute/warnEvery) + 1; len(lines) > most {
+			t.Errorf("%d warnings within the hour, at most %d", len(lines), most)
+		}
+	})
+}
+
 // TestRetryingEnds: the end of the context ends the wait at once.
 func TestRetryingEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/controlplane/client"
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+)
+
+// TestStatusRefusal: a host that refused what auth said showed an old contact and
+// not a word about why.
+func TestStatusRefusal(t *testing.T) {
+	k, err := client.NewKeeper(t.TempDir(), "gw.test", nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if contact, stale := heard(k); !contact.IsZero() || stale != "" {
+		t.Errorf("before anything was heard: %v, %q", contact, stale)
+	}
+	err = k.Take(&sallyportv1.Signed{})
+	if err == nil {
+		t.Fatal("an empty snapshot was taken")
+	}
+	_, stale := heard(k)
+	if !strings.Contains(stale, err.Error()) {
+		t.Errorf("shown is %q, refused was %v", stale, err)
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	for _, s := range []nodeStatus{
+		{Gateway: &gatewayStatus{Contact: &at, Stale: stale}},
+		{Agent: &agentStatus{Contact: at, Stale: stale}},
+	} {
+		var out strings.Builder
+		if err := s.print(&out); err != nil || !strings.Contains(out.String(), "last contact 2026-01-02 03:04:05; REFUSED: "+stale+"\n") {
+			t.Errorf("%v: %s", err, &out)
+		}
+	}
+	var out strings.Builder
+	s := nodeStatus{Agent: &agentStatus{}}
+	if err := s.print(&out); err != nil || !strings.Contains(out.String(), "no contact yet\n") {
+		t.Errorf("%v: %s", err, &out)
+	}
+}
