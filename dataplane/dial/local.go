@@ -23,11 +23,14 @@ const (
 	// preambleTimeout bounds PostgreSQL's first packets, and TLS handshakes.
 	preambleTimeout = 30 * time.Second
 
+	// lingerTime is how long a local program may take to read why it is let go.
+	lingerTime = 5 * time.Second
+
 	acceptPause = 100 * time.Millisecond
 )
 
-// LocalProxy gives local programs a port on the loopback that leads to a
-// resource.
+// LocalProxy gives local programs a port on the loopback, or a Unix socket, that
+// leads to a resource. Over a socket a stream that broke looks like one that ended.
 type LocalProxy struct {
 	// Listener accepts local programs; see Listen. Serve closes it.
 	Listener net.Listener
@@ -197,8 +200,11 @@ func (p *LocalProxy) tell(local net.Conn, err error) {
 		fact, hint = problem.Fact, problem.Hint
 	}
 	local.SetDeadline(time.Now().Add(preambleTimeout))
-	if _, err := local.Write(refused(fact, hint)); err == nil {
-		closeWrite(local)
+	if _, err := local.Write(refused(fact, hint)); err == nil && closeWrite(local) == nil {
+		// Until the program closes: what it has said meanwhile, or says now, would
+		// have it told of a broken connection and not why. It is for nobody.
+		local.SetDeadline(time.Now().Add(lingerTime))
+		io.Copy(io.Discard, local)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -311,4 +312,51 @@ func FuzzPostgres(f *testing.F) {
 			t.Fatal("read too much")
 		}
 	})
+}
+
+// TestReasonIsHeard: a program that spoke before it read found a broken connection, and
+// not the reason that was on it.
+func TestReasonIsHeard(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			addr := "127.0.0.1:0"
+			if network == "unix" {
+				dir, err := os.MkdirTemp("/tmp", "sp") // a socket's path is short
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { os.RemoveAll(dir) })
+				addr = dir + "/s"
+			}
+			l, err := net.Listen(network, addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				done <- (&LocalProxy{Listener: l, Redis: true, Dial: func(context.Context) (net.Conn, error) {
+					return nil, sallyport.Denied("not you", "")
+				}}).Serve(ctx)
+			}()
+			local, err := net.Dial(network, l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer local.Close()
+			local.SetDeadline(time.Now().Add(patience))
+			// More than a queue holds: it is read, or the connection is broken.
+			if _, err := local.Write(make([]byte, 4<<20)); err != nil {
+				t.Errorf("said to nobody: %v", err)
+			}
+			if b, err := io.ReadAll(local); err != nil || !strings.Contains(string(b), "not you") {
+				t.Errorf("%q, %v", b, err)
+			}
+			local.Close()
+			stop()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
