@@ -141,11 +141,21 @@ func stockMySQL(ctx context.Context) (stock, error) {
 	return stock{path, strings.Contains(string(version), "MariaDB")}, err
 }
 
-// arguments lead a client to a local port, whatever its option files say.
-func (s stock) arguments(d *database, port string) []string {
-	args := []string{"--protocol=TCP", "--host=127.0.0.1", "--port=" + port, "--user=" + d.user}
+// byPort and bySocket lead a client here, whatever its option files say: without the
+// host's name it may be one of theirs.
+func byPort(port string) []string {
+	return []string{"--protocol=TCP", "--host=127.0.0.1", "--port=" + port}
+}
+
+func bySocket(path string) []string {
+	return []string{"--protocol=SOCKET", "--host=localhost", "--socket=" + path}
+}
+
+// arguments are those of a client that is led here.
+func (s stock) arguments(d *database, way []string) []string {
+	args := append(slices.Clone(way), "--user="+d.user)
 	if s.mariadb {
-		args = append(args, "--skip-ssl") // the way from that port on is TLS
+		args = append(args, "--skip-ssl") // the way from here on is TLS
 	} else {
 		args = append(args, "--ssl-mode=DISABLED")
 	}
@@ -164,30 +174,20 @@ func mysqlEnv(environ []string) []string {
 	})
 }
 
-// connectMySQL starts a client on a port that is there as long as it runs.
+// connectMySQL starts a client on a socket that is there as long as it runs.
 func (p *program) connectMySQL(d *database, args []string) error {
 	s, err := stockMySQL(p.ctx)
 	if err != nil {
 		return err
 	}
-	l, err := dial.Listen("127.0.0.1:0")
+	l, err := listenForClient(d.name)
 	if err != nil {
 		return err
 	}
-	// At Ctrl-C the client kills its statement through the same port.
-	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
-	served := make(chan error, 1)
-	go func() { served <- p.mysqlProxy(d, l).Serve(ctx) }()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	cmd := exec.Command(s.path, append(s.arguments(d, port), args...)...)
+	defer l.remove()
+	cmd := exec.Command(s.path, append(s.arguments(d, bySocket(l.path)), args...)...)
 	cmd.Env = mysqlEnv(os.Environ())
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	err = childExit(runClient(cmd))
-	stop()
-	if failed := <-served; err == nil {
-		err = failed
-	}
-	return err
+	return p.runOn(p.mysqlProxy(d, l), cmd)
 }
 
 // mysqlProxy passes bytes as they are: the agent speaks first.
@@ -209,8 +209,8 @@ func (c *proxyDBCmd) mysql(p *program, d *database) error {
 		return err
 	}
 	d.user = or(d.user, "USER")
-	theirs := shellWords(append([]string{"mariadb"}, stock{mariadb: true}.arguments(d, port)...))
-	other := shellWords(append([]string{"mysql"}, stock{}.arguments(d, port)...))
+	theirs := shellWords(append([]string{"mariadb"}, stock{mariadb: true}.arguments(d, byPort(port))...))
+	other := shellWords(append([]string{"mysql"}, stock{}.arguments(d, byPort(port))...))
 	fmt.Fprintf(p.stdout, "Started authenticated tunnel for the MySQL database %q in cluster %q on %s.\n\nUse:\n  $ %s\n  $ %s\n",
 		d.name, d.cred.Profile.Cluster, l.Addr(), theirs, other)
 	return p.serve(p.mysqlProxy(d, l))

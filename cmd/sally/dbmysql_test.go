@@ -62,9 +62,12 @@ func TestA29_MySQLArguments(t *testing.T) {
 	d := &database{name: "orders", user: "--host=evil", dbname: "-e x"}
 	for mariadb, ssl := range map[bool]string{true: "--skip-ssl", false: "--ssl-mode=DISABLED"} {
 		want := []string{"--protocol=TCP", "--host=127.0.0.1", "--port=4", "--user=--host=evil", ssl, "--database=-e x"}
-		if got := (stock{mariadb: mariadb}).arguments(d, "4"); !slices.Equal(got, want) {
+		if got := (stock{mariadb: mariadb}).arguments(d, byPort("4")); !slices.Equal(got, want) {
 			t.Errorf("%q", got)
 		}
+	}
+	if got, want := bySocket("/tmp/a/orders"), []string{"--protocol=SOCKET", "--host=localhost", "--socket=/tmp/a/orders"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 	environ := []string{"PATH=/bin", "MYSQL_HOST=evil", "MYSQL_PWD=x", "MYSQL_TCP_PORT=1", "MYSQL_UNIX_PORT=/evil", "MYSQL_GROUP_SUFFIX=_evil", "MYSQL_PS1=>"}
 	if got := mysqlEnv(environ); !slices.Equal(got, []string{"PATH=/bin", "MYSQL_PS1=>"}) {

@@ -82,35 +82,26 @@ func (p *program) redisProxy(d *database, l net.Listener) *dial.LocalProxy {
 	}}
 }
 
-// connectRedis starts a client on a port that is there as long as it runs. A
+// connectRedis starts a client on a socket that is there as long as it runs. A
 // password in the environment is for the client to give.
 func (p *program) connectRedis(d *database, args []string) error {
 	client, err := stockRedis()
 	if err != nil {
 		return err
 	}
-	l, err := dial.Listen("127.0.0.1:0")
+	l, err := listenForClient(d.name)
 	if err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(context.WithoutCancel(p.ctx))
-	served := make(chan error, 1)
-	_, port, _ := net.SplitHostPort(l.Addr().String())
+	defer l.remove()
 	to, environ := *d, os.Environ()
-	said := []string{"-h", "127.0.0.1", "-p", port}
+	said := []string{"-s", l.path}
 	if givesPassword(environ) {
 		said, to.user = append(said, "--user", d.user), ""
 	}
-	go func() { served <- p.redisProxy(&to, l).Serve(ctx) }()
 	cmd := exec.Command(client, append(said, args...)...)
 	cmd.Env = environ
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
-	err = childExit(runClient(cmd))
-	stop()
-	if failed := <-served; err == nil {
-		err = failed
-	}
-	return err
+	return p.runOn(p.redisProxy(&to, l), cmd)
 }
 
 // givesPassword says that a client would say AUTH by itself.

@@ -36,13 +36,17 @@ func onTerm(f func()) (stop func()) {
 }
 
 // runClient runs a program of the user's. Ctrl-C is for it, since it has the
-// terminal too: it may end a statement and nothing more. SIGTERM is passed on: it
-// decides when to end.
+// terminal too: it may end a statement and nothing more. SIGTERM is passed on, and
+// SIGHUP unless it is ignored (nohup(1)): it decides when to end, and what was made
+// for it is removed after that.
 func runClient(cmd *exec.Cmd) error {
 	interrupts, terms := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(interrupts, os.Interrupt)
 	defer signal.Stop(interrupts)
 	signal.Notify(terms, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(terms, syscall.SIGHUP)
+	}
 	defer signal.Stop(terms)
 	if err := cmd.Start(); err != nil {
 		return err

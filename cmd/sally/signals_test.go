@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +31,12 @@ func TestSignals(t *testing.T) {
 		{role: "wait", steps: []any{syscall.SIGTERM, "first", syscall.SIGINT}, dies: syscall.SIGINT},
 		{role: "term", steps: []any{syscall.SIGINT, "first", syscall.SIGTERM, "term", syscall.SIGTERM}, dies: syscall.SIGTERM},
 		{role: "client", steps: []any{syscall.SIGINT, "first", syscall.SIGINT, syscall.SIGINT, syscall.SIGTERM}, exits: 7},
+		{role: "client", steps: []any{syscall.SIGHUP}, exits: 8},
 	} {
+		if slices.Contains(tt.steps, any(syscall.SIGHUP)) && signal.Ignored(syscall.SIGHUP) {
+			t.Log("SIGHUP is ignored here, as under nohup(1), and so by what is started: not tested")
+			continue
+		}
 		t.Run(fmt.Sprint(tt.role, tt.steps), func(t *testing.T) {
 			cmd := exec.Command(os.Args[0], "-test.run=^TestSignals$")
 			cmd.Env = append(os.Environ(), "SALLY_TEST_SIGNALS="+tt.role)
@@ -87,7 +94,7 @@ func beSignalled(role string) {
 		onTerm(func() { fmt.Println("term") })
 	case "client":
 		go first()
-		cmd := exec.Command("sh", "-c", `trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done`)
+		cmd := exec.Command("sh", "-c", `trap 'exit 7' TERM; trap 'exit 8' HUP; echo ready; while :; do sleep 0.02; done`)
 		cmd.Stdout = os.Stdout
 		var exit *exec.ExitError
 		if errors.As(runClient(cmd), &exit) {

@@ -41,6 +41,8 @@ func TestRedis(t *testing.T) {
 	if out := p.run("sally", append([]string{"db", "connect", "cache", "--", "-3"}, whoami...)...); out != "app\n" {
 		t.Errorf("after db login: %q", out)
 	}
+	aSocketOfItsOwn(t, p, "app\n", false, "db", "connect", "cache", "--", "acl", "whoami")
+	aSocketOfItsOwn(t, p, "subscribe", true, "db", "connect", "cache", "--", "subscribe", "news")
 	// A server that wants a password gets it from the client.
 	if r := p.try("", "env", "REDISCLI_AUTH=secret", program(t, "sally"), "db", "connect", "--db-user=locked", "cache", "--", "acl", "whoami"); r.stdout != "locked\n" {
 		t.Errorf("with a password: %+v", r)

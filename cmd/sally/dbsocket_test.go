@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sallyport/sallyport/dataplane/dial"
+	"github.com/sallyport/sallyport/test/executable"
+)
+
+// TestListenForClient: while the client of "db connect" ran, any user of the machine
+// could come by its port and be the user.
+func TestListenForClient(t *testing.T) {
+	short, err := os.MkdirTemp("/tmp", "sp")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(short) })
+	long := filepath.Join(short, strings.Repeat("d", maxSocketPath))
+	must(t, os.Mkdir(long, 0o700))
+	name := strings.Repeat("n", 63) // the longest label
+	for tmp, parent := range map[string]string{short: short, long: "/tmp", filepath.Join(short, "missing"): "/tmp"} {
+		t.Setenv("TMPDIR", tmp)
+		s, err := listenForClient(name)
+		must(t, err)
+		dir := filepath.Dir(s.path)
+		if info, err := os.Stat(dir); err != nil || info.Mode() != fs.ModeDir|0o700 {
+			t.Errorf("%v, %v", info, err)
+		}
+		if filepath.Dir(dir) != parent || filepath.Base(s.path) != name || len(s.path) > maxSocketPath {
+			t.Errorf("TMPDIR=%s: %s", tmp, s.path)
+		}
+		c, err := net.Dial("unix", s.path)
+		must(t, err)
+		c.Close()
+		s.remove()
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("it stays: %v", err)
+		}
+	}
+	for _, dir := range []string{short, long} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 && left[0].Name() != filepath.Base(long) {
+			t.Errorf("in %s stay %v, %v", dir, left, err)
+		}
+	}
+	if s, err := listenIn(long, "x"); err == nil || !strings.Contains(err.Error(), "longer than the 100 bytes") {
+		t.Errorf("%v, %v", s, err)
+	}
+}
+
+// TestRunOn: the client comes by the socket, says how it ended, and leaves nothing.
+func TestRunOn(t *testing.T) {
+	p := newProgram(t)
+	var out strings.Builder
+	p.stdout = &out
+	s, err := listenForClient("orders")
+	must(t, err)
+	client := filepath.Join(t.TempDir(), "client")
+	must(t, executable.Write(client, []byte("#!/bin/sh\ntest -S \"$1\" && ls -ld \"${1%/*}\" | cut -c1-10\nexit 3\n"), 0o700))
+	err = p.runOn(&dial.LocalProxy{Listener: s, Dial: func(context.Context) (net.Conn, error) { return nil, errors.New("unused") }}, exec.Command(client, s.path))
+	s.remove()
+	if out.String() != "drwx------\n" || err == nil || err.Error() != "exit status 3" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	if _, err := os.Lstat(s.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it stays: %v", err)
+	}
+}
