@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -72,6 +73,67 @@ func TestDataHelloRefused(t *testing.T) {
 	}
 	if err := VerifyDataHello(good, Key{}); !errors.Is(err, ErrForged) {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+// TestDataHelloOfLater: what another version says is not taken for what it is in
+// this one, though its code is right.
+func TestDataHelloOfLater(t *testing.T) {
+	for at, value := range map[int]byte{4: version + 1, 5: flagAnswer << 1} {
+		b := AppendDataHello(nil, DataHello{Tunnel: testID, Counter: 1}, testKey)[:helloBody]
+		b[at] = value
+		b = seal(b, b, testKey)
+		check0(t, VerifyDataHello(b, testKey))
+		if h, err := ParseDataHello(b); !errors.Is(err, ErrVersion) {
+			t.Errorf("byte %d is %d: %+v, %v", at, value, h, err)
+		}
+	}
+}
+
+// TestA31_AnswerIsOne: what is sealed for a data connection is its answer only if
+// it says so.
+func TestA31_AnswerIsOne(t *testing.T) {
+	at := Binding{testID, 9}
+	good := AppendAnswer(nil, at, testKey)
+	check0(t, CheckAnswer(good, at, testKey))
+	for _, head := range [][]byte{{frameOpen, version, 0, macSize}, {frameParked, version + 1, 0, macSize}, {frameParked, version, 0, macSize + 1}} {
+		if err := CheckAnswer(bind(bytes.Clone(head), head, at, testKey), at, testKey); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%x: %v", head, err)
+		}
+	}
+	for name, try := range map[string]error{
+		"another counter": CheckAnswer(good, Binding{testID, 10}, testKey),
+		"another tunnel":  CheckAnswer(good, Binding{ID{}, 9}, testKey),
+		"another key":     CheckAnswer(good, at, Key{}),
+	} {
+		if !errors.Is(try, ErrForged) {
+			t.Errorf("%s: %v", name, try)
+		}
+	}
+}
+
+// TestA146_FrameSize: the length that a frame says is read only within its bounds,
+// and the frame is as long as it says.
+func TestA146_FrameSize(t *testing.T) {
+	for n, ok := range map[int]bool{
+		FrameHeaderSize: false, minFrameSize - 1: false, minFrameSize: true,
+		MaxFrameSize: true, MaxFrameSize + 1: false, FrameHeaderSize + 0xffff: false,
+	} {
+		head := binary.BigEndian.AppendUint16([]byte{frameOpen, version}, uint16(n-FrameHeaderSize))
+		if got, err := FrameSize(head); (err == nil) != ok || ok && got != n {
+			t.Errorf("%d bytes: %d, %v", n, got, err)
+		}
+	}
+	at := Binding{testID, 9}
+	good, err := AppendOpenFrame(nil, OpenFrame{Kind: "node", Name: "web-1"}, at, testKey)
+	check0(t, err)
+	for n := range good {
+		if _, err := ParseOpenFrame(good[:n], at, testKey); !errors.Is(err, ErrMalformed) {
+			t.Errorf("the first %d bytes: %v", n, err)
+		}
+	}
+	if _, err := ParseOpenFrame(append(good, 0), at, testKey); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a byte more: %v", err)
 	}
 }
 
