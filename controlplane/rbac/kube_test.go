@@ -1,6 +1,7 @@
 package rbac
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -83,6 +84,7 @@ func TestKubeResources(t *testing.T) {
 			"get /pods dev/web-1, exec /pods dev/web-1, list /pods dev, list /pods",
 			"get /pods dev/db, get /pods prod/web-1, delete /pods dev/web-1, watch /pods dev, list /pods prod, get /secrets dev/web-1, get x/pods dev/web-1, portforward /pods dev/web-1"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: '^(dev|test)$', name: '*', verbs: ['*']}]}", "get /pods dev/a, create /pods test", "get /pods devel/a, create /pods prod"},
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: ['*']}]}", "create /pods dev/web-1", "create /pods dev, create /pods dev/db"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: '*', namespace: dev, name: '*', verbs: ['*']}]}",
 			"get /pods dev/a, create apps/deployments dev, get example.com/things dev/x, list /pods", "get /nodes /n, get example.com/things /x, get /pods prod/a"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: ['*']}]}",
@@ -132,6 +134,7 @@ func TestKubeLists(t *testing.T) {
 	for _, tt := range []struct{ spec, words, shown, hidden string }{
 		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: [list]}]}", "list /pods", "dev/web-1", "dev/db, prod/web-1, /web-1, dev/"},
 		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: [list]}]}", "list /pods dev", "dev/web-1", "dev/db, prod/web-1"},
+		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: '*', name: 'web-*', verbs: [list]}]}", "list /pods dev", "dev/web-1", "dev/db, prod/web-1"},
 		{kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: [list]}]}", "list /namespaces", "/dev", "/prod"},
 		{kubeAll + ", kubernetes_resources: [{kind: '*', namespace: dev, name: '*', verbs: [list]}]}", "list x/things", "dev/a", "prod/a, /a"},
 		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: '*', namespace: prod, name: '*'}]}", "list /namespaces", "/dev", "/prod"},
@@ -191,6 +194,16 @@ func TestKubePrincipals(t *testing.T) {
 	root := role(t, "root", "v7", "allow: {kubernetes_labels: {'*': '*'}, kubernetes_groups: ['system:masters', ok, \"a\\nb\", ' x']}")
 	if a := kubeAsk(kubeOf(t, root), "get /pods dev/a"); !slices.Equal(a.Groups, []string{"ok"}) {
 		t.Errorf("A120: groups %q", a.Groups)
+	}
+	many := role(t, "many", "v7", "allow: {kubernetes_labels: {'*': '*'}, kubernetes_groups: ['g-{{external.team}}']}")
+	id := user(many)
+	id.Traits["team"] = nil
+	for i := range 2 * maxPrincipals {
+		id.Traits["team"] = append(id.Traits["team"], fmt.Sprint(i))
+	}
+	d := ask(NewPolicy([]*Role{many}, 1), id, kubeCluster(labels{"env": "prod"}), "")
+	if a := kubeAsk(d.Kube, "get /pods dev/a"); len(a.Groups) != maxPrincipals {
+		t.Errorf("%d groups, at most %d", len(a.Groups), maxPrincipals)
 	}
 }
 

@@ -285,9 +285,13 @@ func TestActions(t *testing.T) {
 			}
 		}
 	}
-	p := NewPolicy([]*Role{no}, 1)
-	if d := p.Decide(sallyport.AccessRequest{Identity: user(no), Resource: database(nil), DBUser: "a", DBName: "b", Action: sallyport.ActionFileCopy}); d.Allowed {
-		t.Error("file copy on a database")
+	files := role(t, "files", "v7", "options: {ssh_file_copy: true}\nallow: {db_labels: {'*': '*'}, db_users: [a], db_names: [b]}")
+	p := NewPolicy([]*Role{files}, 1)
+	for a, want := range map[sallyport.Action]bool{sallyport.ActionConnect: true, sallyport.ActionFileCopy: false} {
+		d := p.Decide(sallyport.AccessRequest{Identity: user(files), Resource: database(nil), DBUser: "a", DBName: "b", Action: a})
+		if d.Allowed != want {
+			t.Errorf("%q on a database: %+v", a, d)
+		}
 	}
 }
 
@@ -372,6 +376,18 @@ func TestDatabaseUsers(t *testing.T) {
 	}
 	if n := len(p.distinct(many)); n != 1 {
 		t.Errorf("%d kinds of users", n)
+	}
+}
+
+// TestNamelessDatabase: who does not say which user, or which database where that
+// is said, gets none, whatever a role allows.
+func TestNamelessDatabase(t *testing.T) {
+	r := role(t, "a", "v7", "allow: {db_labels: {'*': '*'}, db_users: ['*'], db_names: ['*']}")
+	p := NewPolicy([]*Role{r}, 1)
+	for login, want := range map[string]bool{"app/orders": true, "/orders": false, "app/": false, "/": false} {
+		if d := ask(p, user(r), database(nil), login); d.Allowed != want {
+			t.Errorf("%q: %+v", login, d)
+		}
 	}
 }
 
