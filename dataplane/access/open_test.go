@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,6 +145,36 @@ func TestDenials(t *testing.T) {
 				t.Error("registered")
 			}
 		})
+	}
+}
+
+// TestRefusedOpensNothing: whom the handshake has refused gets no session, also
+// where nothing else speaks against it.
+func TestRefusedOpensNothing(t *testing.T) {
+	w := newWorld(t)
+	c := w.candidate(user("alice"))
+	c.Refusal = sallyport.Denied("this certificate is good for the gateway that holds it only", "")
+	if s, err := c.Open(t.Context(), use()); s != nil || !errors.Is(err, c.Refusal) {
+		t.Errorf("got %v, want %v", err, c.Refusal)
+	}
+	if got := w.spool.codes(); !slices.Equal(got, []string{"T2007E"}) || w.door.Sessions() != 0 {
+		t.Errorf("audited %v, %d sessions", got, w.door.Sessions())
+	}
+}
+
+// TestKubeWithoutGrant: a decision that allows a cluster and says nothing of its
+// requests allows none of them.
+func TestKubeWithoutGrant(t *testing.T) {
+	w := newWorld(t)
+	c := w.candidate(user("alice"))
+	c.Resource = w.known["kube/prod"]
+	s, err := c.Open(t.Context(), use())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.End(nil)
+	if grant, p := s.Kube(); grant != nil || !errors.Is(p, sallyport.ErrDenied) {
+		t.Errorf("grant %v, %v", grant, p)
 	}
 }
 
@@ -298,6 +329,15 @@ func TestEnds(t *testing.T) {
 			w.snap.change(func(*sallyport.Trust) {})
 		}, after: 90 * time.Second, words: "expired at"},
 		{name: "longest session", options: sallyport.Options{MaxSessionTTL: 15 * time.Minute}, after: 15 * time.Minute, words: "lasted 15m0s"},
+		{name: "expiry before the longest session", options: sallyport.Options{DisconnectExpiredCert: true, MaxSessionTTL: 15 * time.Minute},
+			life: 95 * time.Second, after: 95 * time.Second, words: "expired at"},
+		{name: "longest session before expiry", options: sallyport.Options{DisconnectExpiredCert: true, MaxSessionTTL: 95 * time.Second},
+			life: 15 * time.Minute, after: 95 * time.Second, words: "lasted 1m35s"},
+		{name: "lock after another change", act: func(w *world, s *session.Session) {
+			w.snap.change(func(*sallyport.Trust) {})
+			synctest.Wait()
+			lock(sallyport.LockTarget{User: "alice"})(w, s)
+		}, words: "lock targeting User"},
 		{name: "stale view", act: func(w *world, _ *session.Session) { w.snap.grow(staleProblem(nil)) }, after: -1},
 		{name: "stale view, strict locks", options: sallyport.Options{StrictLock: true}, act: func(w *world, _ *session.Session) { w.snap.grow(staleProblem(nil)) },
 			after: recheck, words: "no contact with auth"},
@@ -362,6 +402,32 @@ func TestChangeDuringStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-s.Context.Done()
+		s.End(nil)
+	})
+}
+
+// TestChangeDuringDecision: a lock that arrives when locks have been looked at, and
+// before there is a session, ends it at once.
+func TestChangeDuringDecision(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var once sync.Once
+		w.decider.set(func(sallyport.AccessRequest) sallyport.Decision {
+			once.Do(func() {
+				w.snap.change(func(t *sallyport.Trust) {
+					t.Locks = []sallyport.Lock{{Target: sallyport.LockTarget{User: "alice"}}}
+				})
+			})
+			return sallyport.Decision{Allowed: true, Revision: 7}
+		})
+		s, err := w.candidate(user("alice")).Open(t.Context(), use())
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s.Context.Err() == nil {
+			t.Error("the session goes on until somebody looks again")
+		}
 		s.End(nil)
 	})
 }

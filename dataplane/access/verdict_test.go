@@ -93,6 +93,7 @@ func TestVerdicts(t *testing.T) {
 		{name: "A67 gateway by the user CA", ca: w.userCA, id: host(sallyport.KindGateway, gatewayID), node: unknown, db: unknown, app: unknown},
 		{name: "this gateway", ca: w.hostCA, id: host(sallyport.KindGateway, gatewayID), node: served, db: unknown, app: unknown},
 		{name: "another gateway", ca: w.hostCA, id: host(sallyport.KindGateway, "other"), node: unknown, db: unknown, app: unknown},
+		{name: "A67 agent with this gateway's id", ca: w.hostCA, id: host(sallyport.KindAgent, gatewayID), node: unknown, db: unknown, app: unknown},
 		{name: "this gateway, expired", ca: w.hostCA, id: host(sallyport.KindGateway, gatewayID), change: expired, node: unknown, db: unknown, app: unknown},
 		{name: "for servers", ca: w.userCA, id: user("alice"), change: usage(x509.ExtKeyUsageServerAuth), node: unknown, db: unknown, app: unknown},
 		{name: "for nothing in particular", ca: w.userCA, id: user("alice"), change: usage(), node: unknown, db: unknown, app: unknown},
@@ -164,6 +165,25 @@ func verdictOf(o outcome) string {
 		return refused
 	}
 	return served
+}
+
+// TestLongChain: as many certificates as a leaf and our intermediates have are
+// looked at, and no more.
+func TestLongChain(t *testing.T) {
+	w := newWorld(t)
+	cert := w.alice()
+	for len(cert.Certificate) <= maxChain {
+		cert.Certificate = append(cert.Certificate, w.userCA.cert.Raw)
+		want := served
+		if len(cert.Certificate) > maxChain {
+			want = unknown
+		}
+		tc, done := w.dial(t.Context(), call{kind: sallyport.KindTCP, name: "echo", cert: &cert}, nil)
+		told := talk(tc)
+		if o := <-done; verdictOf(o) != want || alerted(told) != (want == unknown) {
+			t.Errorf("%d certificates: %s, told %v (%v)", len(cert.Certificate), verdictOf(o), told, o.err)
+		}
+	}
 }
 
 func TestNoCertificate(t *testing.T) {
@@ -254,7 +274,7 @@ func TestA62_ALPN(t *testing.T) {
 	w := newWorld(t)
 	cert := w.alice()
 	all := []string{"", "sallyport-ssh/1", "sallyport-db/1", "postgresql", "h2", "http/1.1", "http/1.0", "sallyport-tcp/1",
-		"sallyport-desktop/1", "sallyport-auth/1", "sallyport-join/1", "sallyport-tunnel/1", "acme-tls/1", "imap", "made-up"}
+		"sallyport-desktop/1", "sallyport-auth/1", "sallyport-join/1", "sallyport-tunnel/1", "acme-tls/1", "h2c", "h3", "imap", "made-up"}
 	may := map[sallyport.Kind][]string{
 		sallyport.KindNode:     {"sallyport-ssh/1"},
 		sallyport.KindDatabase: {"", "sallyport-db/1", "postgresql"},
