@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/eventtext"
 )
 
 // errEvent is why a line is not an event.
@@ -250,8 +251,8 @@ func raw(s string) string {
 	}
 	b := make([]byte, 0, len(s))
 	for _, r := range s {
-		if isByte(r) {
-			b = append(b, byte(r-byteBase))
+		if c, is := eventtext.ByteOf(r); is {
+			b = append(b, c)
 			continue
 		}
 		b = utf8.AppendRune(b, r)
@@ -259,7 +260,10 @@ func raw(s string) string {
 	return string(b)
 }
 
-func isByte(r rune) bool { return r >= byteLow && r <= byteHigh }
+func isByte(r rune) bool {
+	_, is := eventtext.ByteOf(r)
+	return is
+}
 
 func setField(e *sallyport.Event, name string, v any) {
 	if e.Fields == nil {

@@ -7,15 +7,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/eventtext"
 )
 
 // MaxEvent bounds one encoded event. Longer ones lose the ends of their
 // longest values and carry "truncated": true.
-const MaxEvent = 64 << 10
+const MaxEvent = eventtext.MaxEvent
 
 // Bounds of what an event holds.
 const (
@@ -27,15 +27,6 @@ const (
 const (
 	fieldsPrefix = "fields."
 	timeFormat   = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
-)
-
-// Bytes that are not UTF-8 are written as these private characters, one per
-// byte, so that they survive any JSON reader and come back as they were. Text
-// that holds such a character itself is written by the bytes of it.
-const (
-	byteBase = 0x10f700 // + the byte
-	byteLow  = byteBase + 0x80
-	byteHigh = byteBase + 0xff
 )
 
 // Encode writes the event as one line of JSON without the line feed. The same
@@ -274,50 +265,15 @@ func (w *writer) float(v float64) {
 	}
 }
 
-// str writes a JSON string (RFC 8259 section 7). What does not print is
-// escaped; bytes that are not UTF-8 are kept.
+// str writes a JSON string, as package eventtext does.
 func (w *writer) str(s string) {
 	if len(s) > w.limit {
 		s, w.cut = cutString(s, w.limit), true
 	}
+	whole := false
+	w.b, whole = eventtext.Append(append(w.b, '"'), s, w.max)
+	w.over = w.over || !whole
 	w.b = append(w.b, '"')
-	for len(s) > 0 && len(w.b) <= w.max {
-		if n := plain(s); n > 0 {
-			w.b = append(w.b, s[:n]...)
-			s = s[n:]
-			continue
-		}
-		r, size := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && size == 1, r >= byteLow && r <= byteHigh:
-			for _, b := range []byte(s[:size]) {
-				w.escape(byteBase + rune(b))
-			}
-		case r == '"' || r == '\\':
-			w.b = append(w.b, '\\', byte(r))
-		case r == '\n':
-			w.b = append(w.b, `\n`...)
-		case r == '\t':
-			w.b = append(w.b, `\t`...)
-		case !unicode.IsPrint(r):
-			w.escape(r)
-		default:
-			w.b = append(w.b, s[:size]...)
-		}
-		s = s[size:]
-	}
-	w.over = w.over || len(s) > 0
-	w.b = append(w.b, '"')
-}
-
-// plain counts the printable ASCII at the start that needs no escape.
-func plain(s string) int {
-	for i := range len(s) {
-		if b := s[i]; b < ' ' || b > '~' || b == '"' || b == '\\' {
-			return i
-		}
-	}
-	return len(s)
 }
 
 // cutString cuts between characters.
@@ -328,17 +284,4 @@ func cutString(s string, n int) string {
 		}
 	}
 	return s[:n]
-}
-
-func (w *writer) escape(r rune) {
-	const hex = "0123456789abcdef"
-	units := [2]rune{r, 0}
-	n := 1
-	if r > 0xffff { // a surrogate pair
-		r -= 0x10000
-		units, n = [2]rune{0xd800 + r>>10, 0xdc00 + r&0x3ff}, 2
-	}
-	for _, u := range units[:n] {
-		w.b = append(w.b, '\\', 'u', hex[u>>12&15], hex[u>>8&15], hex[u>>4&15], hex[u&15])
-	}
 }
