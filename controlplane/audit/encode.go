@@ -187,6 +187,12 @@ func (w *writer) value(v any, depth int) {
 		w.str(v.UTC().Format(timeFormat))
 	case []string:
 		list(w, v, depth, func(s string) { w.str(s) })
+	case []int64:
+		list(w, v, depth, func(n int64) { w.b = strconv.AppendInt(w.b, n, 10) })
+	case []bool:
+		list(w, v, depth, func(t bool) { w.b = strconv.AppendBool(w.b, t) })
+	case []float64:
+		list(w, v, depth, func(f float64) { w.float(f) })
 	case []any:
 		list(w, v, depth, func(x any) { w.value(x, depth+1) })
 	case map[string]string:

@@ -122,13 +122,15 @@ func TestEncodeBound(t *testing.T) {
 func TestEncodeOddValues(t *testing.T) {
 	e := sallyport.Event{Name: "x", Time: time.Unix(1, 0), Fields: map[string]any{
 		"inf": math.Inf(1), "nan": math.NaN(), "u": uint64(math.MaxUint64), "nil": nil, "d": time.Second, "big": int64(math.MinInt64),
-		"tiny": 5e-324, "s": struct{ A int }{1}, "ei": int64(3), "truncated": false, "none": []string(nil)}}
+		"tiny": 5e-324, "s": struct{ A int }{1}, "ei": int64(3), "truncated": false, "none": []string(nil),
+		"numbers": []int64{1, -2}, "floats": []float64{1, math.Inf(-1)}, "bools": []bool{true, false}}}
 	back, err := Decode(Encode(e))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]any{"inf": "+Inf", "nan": "NaN", "u": "18446744073709551615", "d": "1s", "big": int64(math.MinInt64),
-		"tiny": 5e-324, "s": "{1}", "ei": int64(3), "none": []any{}}
+		"tiny": 5e-324, "s": "{1}", "ei": int64(3), "none": []any{},
+		"numbers": []any{int64(1), int64(-2)}, "floats": []any{1.0, "-Inf"}, "bools": []any{true, false}}
 	if diff := cmp.Diff(want, back.Fields); diff != "" {
 		t.Error(diff)
 	}
