@@ -4,18 +4,20 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/eventtext"
 )
 
-// Bounds of what one event holds.
+// Bounds of what one event holds, in bytes as its line has them. What is beside
+// them, with the session's fields, has the rest of eventtext.MaxEvent.
 const (
-	partSize     = 64 << 10 // text of a statement
-	oneParameter = 4 << 10  // bytes of a parameter
-	allParams    = 64 << 10 // bytes of all parameters; one counts at least 16
-	paramCost    = 16
+	partSize     = eventtext.MaxEvent * 3 / 4 // text of a statement
+	allParams    = partSize                   // all parameters, with their positions in further lists
+	paramCost    = 16                         // least of a parameter: so an event lists less than 4096, the log's bound
+	oneParameter = 4 << 10                    // of a parameter's own bytes
+	oneName      = 2 << 10                    // of a name
 )
 
 // Statement is a text to be recorded.
@@ -27,11 +29,11 @@ type Statement struct {
 }
 
 // Record emits the text, with base's fields, in as many events as it needs, in
-// order, numbered by db_query_part from 1 and with the whole length in
-// db_query_size. A text longer than Most is cut there; the last event then says
-// so in db_query_truncated, and all of them carry db_query_sha256, over the
-// whole text. Text that is not UTF-8 is written as Escaped does, and
-// db_query_escaped is true: no byte is lost.
+// order, each such that the log takes it whole. Several are numbered by
+// db_query_part from 1, and have the whole length in db_query_size and
+// db_query_sha256, over the whole text. A text longer than Most is cut there; the
+// last event then says so in db_query_truncated. Text that is not UTF-8 is written
+// as Escaped does, and db_query_escaped is true: no byte is lost.
 func (s Statement) Record(base map[string]any, emit func(sallyport.Event)) {
 	text, e := s.Text, s.Event
 	escape := !utf8.Valid(text)
@@ -39,27 +41,27 @@ func (s Statement) Record(base map[string]any, emit func(sallyport.Event)) {
 	if len(text) > s.Most {
 		kept = cutAt(text, s.Most, escape)
 	}
+	cut := len(kept) < len(text)
 	fields := maps.Clone(base)
 	maps.Copy(fields, e.Fields)
 	if escape {
 		fields["db_query_escaped"] = true
 	}
-	if len(kept) < len(text) {
+	part := partOf(kept, escape)
+	many := len(part) < len(text)
+	if many {
 		sum := sha256.Sum256(text)
+		if _, known := fields["db_query_size"]; !known {
+			fields["db_query_size"] = int64(len(text))
+		}
 		fields["db_query_sha256"] = hex.EncodeToString(sum[:])
 	}
-	many := len(text) > partSize
-	if many {
-		fields["db_query_size"] = int64(len(text))
-	}
 	for n := int64(1); ; n++ {
-		part := cutAt(kept, partSize, escape)
 		last := len(part) == len(kept)
-		kept = kept[len(part):]
 		e.Fields = fields
 		if !last {
 			e.Fields = maps.Clone(fields)
-		} else if _, cut := fields["db_query_sha256"]; cut {
+		} else if cut {
 			e.Fields["db_query_truncated"] = true
 		}
 		if many {
@@ -70,6 +72,8 @@ func (s Statement) Record(base map[string]any, emit func(sallyport.Event)) {
 		if last {
 			return
 		}
+		kept = kept[len(part):]
+		part = partOf(kept, escape)
 	}
 }
 
@@ -85,6 +89,34 @@ func cutAt(text []byte, size int, escape bool) []byte {
 	return text[:n]
 }
 
+// partOf returns what one event holds of a text, at least one character.
+func partOf(text []byte, escape bool) []byte {
+	if len(text) <= partSize/eventtext.MaxGrowth {
+		return text
+	}
+	if !escape {
+		n, _ := eventtext.Fit(string(cutAt(text, partSize, false)), partSize)
+		return text[:n]
+	}
+	n, _ := fitEscaped(text, partSize)
+	return text[:n]
+}
+
+// fitEscaped returns how many bytes of b an event's line holds in at most so many
+// when they are written as Escaped does, and how many it needs.
+func fitEscaped(b []byte, most int) (n, size int) {
+	var scratch [utf8.UTFMax]byte
+	for n < len(b) {
+		first, k := appendEscaped(scratch[:0], b[n:])
+		_, written := eventtext.Fit(string(first), partSize)
+		if written > most-size {
+			break
+		}
+		n, size = n+k, size+written
+	}
+	return n, size
+}
+
 func textOf(b []byte, escape bool) string {
 	if escape {
 		return Escaped(b)
@@ -95,29 +127,34 @@ func textOf(b []byte, escape bool) string {
 // Escaped writes bytes that are not UTF-8 so that they can be had back: \xNN for
 // each byte that belongs to no character, \\ for a backslash.
 func Escaped(b []byte) string {
-	const digits = "0123456789abcdef"
-	var out strings.Builder
-	out.Grow(len(b) + 16)
+	out := make([]byte, 0, len(b)+16)
 	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			out.Write([]byte{'\\', 'x', digits[b[0]>>4], digits[b[0]&15]})
-		case r == '\\':
-			out.WriteString(`\\`)
-		default:
-			out.Write(b[:n])
-		}
+		var n int
+		out, n = appendEscaped(out, b)
 		b = b[n:]
 	}
-	return out.String()
+	return string(out)
+}
+
+// appendEscaped appends the first character of b, which has n bytes, as Escaped
+// writes it.
+func appendEscaped(out, b []byte) (_ []byte, n int) {
+	const digits = "0123456789abcdef"
+	r, n := utf8.DecodeRune(b)
+	switch {
+	case r == utf8.RuneError && n == 1:
+		return append(out, '\\', 'x', digits[b[0]>>4], digits[b[0]&15]), 1
+	case r == '\\':
+		return append(out, `\\`...), 1
+	}
+	return append(out, b[:n]...), n
 }
 
 // Printable is the name of a thing in a database; hardly any has more than
-// 63 bytes, and only a hostile one more than oneParameter.
+// 63 bytes, and only a hostile one more than oneName in an event's line.
 func Printable(name []byte) string {
-	if len(name) > oneParameter {
-		return Escaped(name[:oneParameter]) + "…"
+	if n, _ := fitEscaped(name, oneName); n < len(name) {
+		return Escaped(name[:n]) + "…"
 	}
 	return Escaped(name)
 }

@@ -2,18 +2,21 @@ package database
 
 import (
 	"encoding/base64"
+	"strconv"
 	"unicode/utf8"
+
+	"github.com/sallyport/sallyport/eventtext"
 )
 
-// Values are the parameters of one message, bounded: at most 4 KiB of one and
-// 64 KiB of all are kept.
+// Values are the parameters of one message, bounded: at most 4 KiB of one, and of
+// all what one event's line holds, are kept.
 type Values struct {
 	list    []string
 	base64  []int64 // positions, from 1
 	nulls   []int64
 	total   int64 // how many there were
-	room    int
-	dropped bool // something was cut or left out
+	room    int   // bytes of the line
+	dropped bool  // something was cut or left out
 }
 
 // NewValues returns an empty list.
@@ -26,21 +29,43 @@ func (v *Values) Add(b []byte, binary bool) {
 		v.dropped = true
 		return
 	}
-	v.room -= paramCost
-	keep := min(len(b), oneParameter, v.room)
-	v.dropped = v.dropped || keep < len(b)
-	v.room -= keep
-	cut := b[:keep]
+	kept, isText := cutValue(b, binary)
+	room := v.room - valueCost(v.total)
+	size, text := 0, ""
 	switch {
 	case b == nil:
 		v.nulls = append(v.nulls, v.total)
-		v.list = append(v.list, "")
-	case binary || !utf8.Valid(cut):
-		v.base64 = append(v.base64, v.total)
-		v.list = append(v.list, base64.StdEncoding.EncodeToString(cut))
+	case isText:
+		text = string(kept)
+		var n int
+		n, size = eventtext.Fit(text, room)
+		kept, text = kept[:n], text[:n]
 	default:
-		v.list = append(v.list, string(cut))
+		kept = kept[:min(len(kept), base64.StdEncoding.DecodedLen(room/4*4))]
+		text = base64.StdEncoding.EncodeToString(kept)
+		size = len(text)
+		v.base64 = append(v.base64, v.total)
 	}
+	v.list = append(v.list, text)
+	v.dropped = v.dropped || len(kept) < len(b)
+	v.room -= max(paramCost, valueCost(v.total)+size)
+}
+
+// cutValue returns what is kept of a value, and whether it is text.
+func cutValue(b []byte, binary bool) (kept []byte, isText bool) {
+	head := b[:min(len(b), oneParameter)]
+	text := cutAt(b, oneParameter, binary)
+	if binary || len(head)-len(text) >= utf8.UTFMax || !utf8.Valid(text) {
+		return head, false
+	}
+	return text, true
+}
+
+// valueCost is what a value takes of a line beside its own text: quotes and a
+// comma, and its position in another list.
+func valueCost(position int64) int {
+	var digits [20]byte
+	return len(`"",,`) + len(strconv.AppendInt(digits[:0], position, 10))
 }
 
 // Len is how many values there were.
