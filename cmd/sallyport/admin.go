@@ -165,6 +165,10 @@ func askAdmin(ctx context.Context, dir string, q question, answer any) error {
 		if errors.Is(err, os.ErrPermission) {
 			return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: at + ": permission denied", Hint: "use the account that sallyport runs as, or root", Cause: err}
 		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("the sallyport on %s has not answered within %v; what was asked may still be done", at, q.within),
+				Hint: "sallyport status tells what came of it, or its log", Cause: err}
+		}
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport answers on " + at, Hint: "is it running? sallyport start", Cause: err}
 	}
 	defer resp.Body.Close()

@@ -113,10 +113,10 @@ func (m programMark) same(o programMark) bool {
 func (n *node) startCanary(spec canarySpec) (*upgradeReport, error) {
 	u := &n.upgrades
 	r := &upgradeReport{Time: time.Now(), By: spec.by, Outcome: upgradeRefused, FromVersion: version, FromPID: os.Getpid()}
-	if !u.take() {
+	if !u.turn.take(false) {
 		return r.failed(busy("sallyport status tells what came of it"))
 	}
-	defer u.mu.Unlock()
+	defer u.turn.end()
 	c, err := n.hatch(spec, r)
 	if err != nil {
 		n.log.Error("no canary; everything goes on as it was", "by", spec.by, "reason", err)

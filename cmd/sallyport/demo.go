@@ -250,8 +250,8 @@ func (d *demo) announce(ctx context.Context) error {
 // offer lets the demo be upgraded.
 func (d *demo) offer() {
 	u := &d.node.upgrades
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.turn.await()
+	defer u.turn.end()
 	u.offer(d.flip, d.saving)
 }
 

@@ -71,15 +71,15 @@ func (n *node) beginDrain(ctx context.Context, notice time.Duration) error {
 		return errHandedAway()
 	}
 	n.endCanary(ctx, "drain")
-	if !n.upgrades.take() { // what moves is not to be closed
-		return busy("try again when it is done")
+	if !n.upgrades.turn.take(true) { // what moves is not to be closed
+		return busy("try again when it has ended")
 	}
 	if n.upgrades.isHanded() { // a canary has become an upgrade after all
-		n.upgrades.mu.Unlock()
+		n.upgrades.turn.end()
 		return errHandedAway()
 	}
 	first := !n.drains.on.Swap(true)
-	n.upgrades.mu.Unlock()
+	n.upgrades.turn.end()
 	if first {
 		n.log.Info("draining: the health endpoint is red", "notice", notice)
 		n.tell(n.keeping.manager.Status("draining"))

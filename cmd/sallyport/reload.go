@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -50,20 +49,17 @@ type reloader struct {
 	up   atomic.Bool // the roles are open
 	last atomic.Pointer[reloadReport]
 
-	mu  sync.Mutex // held while a reload runs, and before upgrader.mu
-	now *config    // what is in effect; nil for what the process started with
+	now atomic.Pointer[config] // what is in effect; nil for what the process started with
 }
 
 // reload reads the file again and applies what has changed, all of it or none.
 // Why it was refused is in the report, in the log, and returned. While an upgrade
-// runs it is refused: the new process may have read the file before, and what is
-// applied here would end with this one.
+// runs it is refused, at once: the new process may have read the file before, and
+// what is applied here would end with this one.
 func (n *node) reload(ctx context.Context, by string) (*reloadReport, error) {
-	n.reloads.mu.Lock()
-	defer n.reloads.mu.Unlock()
-	free := n.upgrades.mu.TryLock()
+	free := n.upgrades.turn.take(true)
 	if free {
-		defer n.upgrades.mu.Unlock()
+		defer n.upgrades.turn.end()
 	}
 	return n.reloadAs(ctx, by, free)
 }
@@ -73,10 +69,8 @@ func (n *node) reload(ctx context.Context, by string) (*reloadReport, error) {
 // signal.
 func (n *node) reloadOnceFree(ctx context.Context, by string) {
 	before := !n.upgrades.isHanded()
-	n.reloads.mu.Lock()
-	defer n.reloads.mu.Unlock()
-	n.upgrades.mu.Lock()
-	defer n.upgrades.mu.Unlock()
+	n.upgrades.turn.await()
+	defer n.upgrades.turn.end()
 	switch {
 	case !n.upgrades.isHanded():
 		_, _ = n.reloadAs(ctx, by, true) // the log has it
@@ -87,8 +81,7 @@ func (n *node) reloadOnceFree(ctx context.Context, by string) {
 	}
 }
 
-// reloadAs is a reload, with both locks held; free is false when there was only the
-// reload's.
+// reloadAs is a reload. free is false when the turn is an upgrade's.
 func (n *node) reloadAs(ctx context.Context, by string, free bool) (*reloadReport, error) {
 	r := &n.reloads
 	ctx, cancel := context.WithTimeout(ctx, reloadWait)
@@ -96,14 +89,12 @@ func (n *node) reloadAs(ctx context.Context, by string, free bool) (*reloadRepor
 	report := &reloadReport{Time: time.Now(), Changed: []string{}, NeedsRestart: []string{}}
 	var err error
 	if free {
-		n.upgrades.reloading.Store(true)
-		defer n.upgrades.reloading.Store(false)
-		if u := n.upgrades.ctx; u != nil { // whose end waits for the lock
+		if u := n.upgrades.ctx; u != nil { // whose end waits for the turn
 			defer context.AfterFunc(u, cancel)()
 		}
 		err = n.reloadLocked(ctx, report)
 	} else {
-		err = busy("reload again when it is done")
+		err = busy("try again when it has ended: sallyport status tells")
 	}
 	if err != nil {
 		report.Problem, report.Hint = problemText(err)
@@ -138,7 +129,7 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 	if err != nil {
 		return err
 	}
-	old := r.now
+	old := r.now.Load()
 	if old == nil {
 		old = n.cfg
 	}
@@ -167,7 +158,7 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 		report.Routes = &changes
 	}
 	apply()
-	r.now = &effective
+	r.now.Store(&effective)
 	return nil
 }
 

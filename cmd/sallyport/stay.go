@@ -109,9 +109,7 @@ func (n *node) serveOut(ctx context.Context) {
 
 // drainTime is how long this process may stay.
 func (n *node) drainTime() time.Duration {
-	n.reloads.mu.Lock()
-	defer n.reloads.mu.Unlock()
-	if c := n.reloads.now; c != nil {
+	if c := n.reloads.now.Load(); c != nil {
 		return c.Upgrade.drain()
 	}
 	return n.cfg.Upgrade.drain()

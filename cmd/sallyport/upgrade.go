@@ -37,8 +37,6 @@ const (
 
 // upgrader replaces this process by another one.
 type upgrader struct {
-	reloading atomic.Bool // mu is held by a reload
-
 	program string // what is started; "" when this process cannot be replaced
 	refuse  error  // then this says why
 	dir     string // where it was started
@@ -46,10 +44,10 @@ type upgrader struct {
 	// give starts the new process and gives it the stages (handover.Upgrade).
 	give func(context.Context, []handover.Stage) (handover.Report, error)
 
-	mu      sync.Mutex // held while an upgrade runs, or a reload
+	turn    turn // had while an upgrade runs, or a reload; guards ctx, ended and heir
 	ctx     context.Context
 	ended   bool           // there will be no more: the process ends, or is a remnant
-	heir    int            // the process that has the work, if handed; guarded by mu
+	heir    int            // the process that has the work, if handed
 	handed  chan struct{}  // closed when the work is another process's
 	caller  sync.WaitGroup // who is still to be answered
 	standIn atomic.Bool    // handed over, and signals are meant for the new process
@@ -71,8 +69,8 @@ func (u *upgrader) offer(flip *handover.Upgrader, saving *thrift) {
 
 // begin lets upgrades begin; the end of ctx ends one that runs.
 func (u *upgrader) begin(ctx context.Context) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.turn.await()
+	defer u.turn.end()
 	u.ctx = ctx
 }
 
@@ -88,8 +86,8 @@ func (u *upgrader) isHanded() bool {
 
 // end lets no more upgrade begin, and returns when none runs.
 func (u *upgrader) end() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.turn.await()
+	defer u.turn.end()
 	u.ended = true
 }
 
@@ -108,27 +106,14 @@ func (n *node) upgrade(by string, checkOnly bool) (*upgradeReport, error) {
 	return n.upgradeTo(upgradeCall{by: by, checkOnly: checkOnly})
 }
 
-// take has the lock, unless an upgrade or a canary's start has it. A reload, which
-// is over within reloadWait, is waited for.
-func (u *upgrader) take() bool {
-	if u.mu.TryLock() {
-		return true
-	}
-	if !u.reloading.Load() {
-		return false
-	}
-	u.mu.Lock()
-	return true
-}
-
 func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 	u := &n.upgrades
-	if !u.take() {
+	if !u.turn.take(false) {
 		err := busy("sallyport status tells what came of it")
 		n.log.Error("upgrade refused; everything goes on as it was", "by", call.by, "reason", err)
 		return &upgradeReport{Time: time.Now(), By: call.by, Outcome: upgradeRefused, Problem: err.Fact, Hint: err.Hint}, err
 	}
-	defer u.mu.Unlock()
+	defer u.turn.end()
 	r := &upgradeReport{Time: time.Now(), By: call.by, Outcome: upgradeRefused, FromVersion: version, FromPID: os.Getpid(), Canary: call.canary}
 	err := n.upgradeLocked(r, call)
 	if err != nil {
@@ -143,9 +128,9 @@ func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 	return r, err
 }
 
-// busy refuses what cannot be done while something else holds upgrader.mu.
+// busy refuses what cannot be done while an upgrade has upgrader.turn.
 func busy(hint string) *sallyport.Problem {
-	return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade or a reload is under way, or the process ends", Hint: hint}
+	return &sallyport.Problem{Kind: sallyport.ErrConflict, Fact: "an upgrade is under way", Hint: hint}
 }
 
 // problemText is what a person reads of an error.

@@ -4,15 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -97,8 +98,8 @@ func TestUpgradeRefused(t *testing.T) {
 // TestUpgradeOneAtATime: a second one does not wait behind the first.
 func TestUpgradeOneAtATime(t *testing.T) {
 	s := serve(t, "  routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]\n")
-	s.upgrades.mu.Lock()
-	defer s.upgrades.mu.Unlock()
+	s.upgrades.turn.take(false)
+	defer s.upgrades.turn.end()
 	if r, err := s.upgrade("test", false); !errors.Is(err, sallyport.ErrConflict) || r.Outcome != upgradeRefused {
 		t.Errorf("%v", err)
 	}
@@ -110,7 +111,7 @@ func TestReloadBesideUpgrade(t *testing.T) {
 	one := backend(t, "one")
 	route := func(name string) string { return fmt.Sprintf("  routes: [{names: [%s], to: [%q]}]\n", name, one) }
 	s := serve(t, route("a.example.com"))
-	s.upgrades.mu.Lock()
+	s.upgrades.turn.take(false)
 	s.write(route("b.example.com"))
 	if r, err := s.reload(t.Context(), "test"); !errors.Is(err, sallyport.ErrConflict) || r.Problem != err.Error() {
 		t.Errorf("%+v, %v", r, err)
@@ -121,54 +122,75 @@ func TestReloadBesideUpgrade(t *testing.T) {
 	if a := s.reaches("b.example.com"); a != "" {
 		t.Errorf("b is %q while the upgrade runs", a)
 	}
-	s.upgrades.mu.Unlock() // undone
+	s.upgrades.turn.end() // undone
 	await(t, "the reload", func() bool { return s.reaches("b.example.com") == "one" })
+}
 
-	// And when it is done the new process is told: here by the signal of a test.
+// TestReloadBehindSignal: a SIGHUP that waited for the end of an upgrade let sallyport
+// reload wait with it, without a word. The SIGHUP is passed on to the new process.
+func TestReloadBehindSignal(t *testing.T) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	last := s.reloads.last.Load()
-	s.upgrades.mu.Lock()
-	signals <- syscall.SIGHUP
-	for s.reloads.mu.TryLock() { // until it waits
-		s.reloads.mu.Unlock()
-		runtime.Gosched()
-	}
-	s.upgrades.heir = os.Getpid()
-	close(s.upgrades.handed)
-	s.upgrades.mu.Unlock()
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(&config{}, slog.New(slog.DiscardHandler))
+		n.upgrades.turn.take(false)
+		done := make(chan struct{})
+		go func() { defer close(done); n.reloadOnceFree(t.Context(), "SIGHUP") }()
+		synctest.Wait()
+		r, err := n.reload(t.Context(), "test")
+		if !errors.Is(err, sallyport.ErrConflict) || r.Problem != "an upgrade is under way" || r.Hint == "" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		n.upgrades.heir = os.Getpid()
+		close(n.upgrades.handed)
+		n.upgrades.turn.end()
+		<-done
+		if now := n.reloads.last.Load(); now != r {
+			t.Errorf("the old process reloads: %+v", now)
+		}
+	})
 	select {
 	case <-hup:
 	case <-time.After(time.Minute):
 		t.Error("the new process is not told to reload")
 	}
-	if now := s.reloads.last.Load(); now != last {
-		t.Errorf("the old process reloads: %+v", now)
-	}
 }
 
-// TestUpgradeWaitsForReload: a reload is over soon, so who wants to upgrade or to
-// drain is not sent away for it.
-func TestUpgradeWaitsForReload(t *testing.T) {
-	var u upgrader
-	u.mu.Lock()
-	if u.take() {
-		t.Fatal("it is taken from an upgrade")
-	}
-	u.reloading.Store(true)
-	took := make(chan bool)
-	go func() { took <- u.take() }()
-	select {
-	case <-took:
-		t.Fatal("it is taken from the reload")
-	case <-time.After(10 * time.Millisecond):
-	}
-	u.mu.Unlock()
-	if !<-took {
-		t.Error("it is not waited for")
-	}
-	u.mu.Unlock()
+// TestTurn: who would have waited for a reload alone waited for the upgrade that came
+// between, without a word. A reload itself is over soon, so nobody is sent away for it.
+func TestTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var u turn
+		u.take(false)
+		if u.take(false) || u.take(true) {
+			t.Fatal("it is taken from an upgrade")
+		}
+		took := make(chan string, 3)
+		go func() { u.await(); took <- "signal" }()
+		synctest.Wait()
+		u.end()
+		if by := <-took; by != "signal" {
+			t.Fatal(by)
+		}
+		for range 2 {
+			go func() { took <- map[bool]string{true: "upgrade", false: "none"}[u.take(false)] }()
+		}
+		synctest.Wait()
+		select {
+		case by := <-took:
+			t.Fatalf("%s is had beside the reload", by)
+		default:
+		}
+		u.end()
+		if first, second := <-took, <-took; first == second {
+			t.Errorf("of two upgrades behind a reload the one is %s, the other %s", first, second)
+		}
+		if _, soon := u.tryTake(true); soon {
+			t.Error("an upgrade is taken for a reload")
+		}
+		u.end()
+	})
 }
 
 func await(t *testing.T, what string, holds func() bool) {
@@ -198,11 +220,11 @@ func TestDrainAfterCanary(t *testing.T) {
 	case <-time.After(10 * time.Millisecond):
 	}
 	s.canary.Store(nil)
-	s.upgrades.mu.Lock()
+	s.upgrades.turn.take(false)
 	s.upgrades.heir = os.Getpid()
 	s.upgrades.ended = true
 	close(s.upgrades.handed)
-	s.upgrades.mu.Unlock()
+	s.upgrades.turn.end()
 	close(c.done)
 	if err := <-drained; !errors.Is(err, sallyport.ErrConflict) || s.drains.on.Load() {
 		t.Errorf("%v; drains: %v", err, s.drains.on.Load())
