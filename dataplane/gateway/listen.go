@@ -211,12 +211,17 @@ func (l *listener) accept() {
 func (l *listener) one() bool {
 	fd, peer, err := relay.Accept(l.fd)
 	switch {
-	case err == nil && l.lane.few(fd) && !relay.Flush(l.lane.loop):
-		l.lane.counts.add(outcomeExhausted)
-		l.lane.displace(fd, peer)
-		l.runOut()
-		return false
 	case err == nil:
+		if l.lane.few(fd) {
+			low, ok := l.lane.freed(fd)
+			if !ok {
+				l.lane.counts.add(outcomeExhausted)
+				l.lane.displace(fd, peer)
+				l.runOut()
+				return false
+			}
+			fd = low
+		}
 		l.scarce = false
 		l.lane.admit(fd, peer)
 		return true

@@ -99,13 +99,37 @@ func (l *listener) shed() {
 // waits in the place of one in reserve.
 func (w *lane) displace(fd int, peer netip.AddrPort) {
 	if w.reserve.spend() {
-		if low, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			relay.Close(fd)
+		if low, ok := w.lower(fd); ok {
 			w.turnAway(low, peer)
 			return
 		}
 	}
 	w.reject(fd)
+}
+
+// freed moves a connection from one of the last descriptors to one that the loop has
+// let go of and not yet closed: where it is it would stay, and with each such turn of
+// the loop there would be one fewer of them. It is false when there is none.
+func (w *lane) freed(fd int) (low int, ok bool) {
+	if !relay.Flush(w.loop) {
+		return fd, false
+	}
+	return w.lower(fd)
+}
+
+// lower moves a socket that nobody watches to the lowest descriptor that is free,
+// unless that is one of the last too.
+func (w *lane) lower(fd int) (low int, ok bool) {
+	low, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fd, false
+	}
+	if low >= w.sparing {
+		relay.Close(low)
+		return fd, false
+	}
+	relay.Close(fd)
+	return low, true
 }
 
 // reject resets a connection without a word.
