@@ -43,12 +43,15 @@ type Heir struct {
 type owed struct{ toA, toB int }
 
 // Inherit is Start for a gateway that gets its sockets from another process. It
-// holds the loops until the heir is started.
+// holds the loops until the heir is started. As with Start names are looked up
+// first, in a time that has a bound: those that are new in the configuration the
+// other process does not know.
 func Inherit(cfg Config) (*Heir, error) {
 	g, err := prepare(cfg)
 	if err != nil {
 		return nil, err
 	}
+	g.resolveFirst()
 	g.line()
 	h := &Heir{
 		gateway: g, places: map[uint32]int{}, owed: map[uint64]*owed{},
