@@ -45,7 +45,7 @@ type cli struct {
 
 // globals are the flags that every command takes; tctl's names.
 type globals struct {
-	Config  string `name:"config" short:"c" group:"global" placeholder:"FILE" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" default:"/etc/sallyport.yaml" help:"Configuration of auth on this machine (default ${default}); says where its socket is."`
+	Config  string `name:"config" short:"c" group:"global" placeholder:"FILE" env:"SALLY_CONFIG_FILE,TELEPORT_CONFIG_FILE" help:"Configuration of auth on this machine (default /etc/sallyport.yaml); says where its socket is."`
 	DataDir string `name:"data-dir" group:"global" placeholder:"DIR" env:"SALLY_DATA_DIR" help:"Data directory of auth on this machine, instead of --config."`
 	Proxy   string `name:"proxy" aliases:"auth-server" group:"global" placeholder:"HOST[:PORT]" env:"SALLY_PROXY,TELEPORT_PROXY" help:"Gateway to use with the profile of sally login, instead of auth on this machine."`
 	Debug   bool   `name:"debug" short:"d" group:"global" negatable:"" help:"Say more on standard error."`

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 
 const (
 	adminSocket    = "admin.sock"
+	defaultConfig  = "/etc/sallyport.yaml"
 	defaultDataDir = "/var/lib/sallyport"
 )
 
@@ -44,51 +46,86 @@ func (p *program) admin() (sallyportv1connect.AdminServiceClient, error) {
 	return p.byProfile()
 }
 
-// socket returns the admin socket's path, "" when this is not auth's machine.
+// socket returns the admin socket's path, "" when this is not auth's machine. What
+// was named is what is meant: no other cluster is taken in its place.
 func (p *program) socket() (string, error) {
-	dir, named := p.DataDir, p.DataDir != ""
-	if !named {
-		var err error
-		if dir, err = dataDirOf(p.Config); err != nil {
-			return "", err
-		}
+	l, err := p.local()
+	if err != nil {
+		return "", err
 	}
-	path := filepath.Join(dir, adminSocket)
-	_, err := os.Stat(path)
+	if !l.mayBeAuth() {
+		if p.Config == "" {
+			return "", nil
+		}
+		return "", &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: p.Config + ": this host has no role auth", Hint: "run sallyctl on auth's machine, or by your login: " + byProxy}
+	}
+	path := filepath.Join(l.dir, adminSocket)
+	_, err = os.Stat(path)
 	switch {
 	case err == nil:
 		return path, nil
 	case errors.Is(err, fs.ErrPermission):
-		return "", &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: path + ": not yours to open", Hint: "run sallyctl as the user that runs sallyport, or log in: sally login"}
-	case named:
+		return "", &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: path + ": not yours to open", Hint: "run sallyctl as the user that runs sallyport, or by your login: " + byProxy}
+	case l.sure:
 		return "", &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: path + ": no such socket", Hint: "is sallyport with the role auth running there?"}
 	}
 	return "", nil
 }
 
-// dataDirOf reads one field of the configuration; its other fields are not
-// this program's to judge.
-func dataDirOf(config string) (string, error) {
-	b, err := os.ReadFile(config)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return defaultDataDir, nil
+// byProxy is the way to auth from anywhere.
+const byProxy = "sally login --proxy=HOST, then sallyctl --proxy=HOST"
+
+// local is what this machine says of auth.
+type local struct {
+	dir   string
+	sure  bool     // it was named, or a configuration says it: auth is there or away
+	roles []string // that the configuration names; none when that is not known
+}
+
+func (l local) mayBeAuth() bool { return len(l.roles) == 0 || slices.Contains(l.roles, "auth") }
+
+// local looks where --data-dir and --config say, else at the usual file, which need
+// not be there.
+func (p *program) local() (local, error) {
+	if p.DataDir != "" {
+		return local{dir: p.DataDir, sure: true}, nil
 	}
+	if p.Config == "" {
+		l, err := readLocal(defaultConfig)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return local{dir: defaultDataDir}, nil
+		}
+		return l, err
+	}
+	l, err := readLocal(p.Config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: p.Config + ": no such file", Hint: "name the configuration that auth was started with", Cause: err}
+	}
+	return l, err
+}
+
+// readLocal reads two fields of the configuration; its other fields are not
+// this program's to judge.
+func readLocal(config string) (local, error) {
+	b, err := os.ReadFile(config)
 	if err != nil {
-		return "", err
+		return local{}, err
 	}
 	var c struct {
-		DataDir string `yaml:"data_dir"`
+		DataDir string   `yaml:"data_dir"`
+		Roles   []string `yaml:"roles"`
 	}
 	if err := yaml.Unmarshal(b, &c); err != nil {
-		return "", fmt.Errorf("%s: %w", config, err)
+		return local{}, fmt.Errorf("%s: %w", config, err)
 	}
+	l := local{dir: c.DataDir, sure: true, roles: c.Roles}
 	switch {
-	case c.DataDir == "":
-		return defaultDataDir, nil
-	case !filepath.IsAbs(c.DataDir):
-		return filepath.Join(filepath.Dir(config), c.DataDir), nil
+	case l.dir == "":
+		l.dir = defaultDataDir
+	case !filepath.IsAbs(l.dir):
+		l.dir = filepath.Join(filepath.Dir(config), l.dir)
 	}
-	return c.DataDir, nil
+	return l, nil
 }
 
 // overSocket makes a connection for each call: one that is kept can be closed by a

@@ -189,7 +189,9 @@ func FuzzZ19_Documents(f *testing.F) {
 	})
 }
 
-func TestDataDirOf(t *testing.T) {
+// TestLocal: a configuration that was named and not there, or of a host without
+// auth, led to the cluster of the login.
+func TestLocal(t *testing.T) {
 	dir := t.TempDir()
 	write := func(text string) string {
 		path := filepath.Join(dir, "c.yaml")
@@ -198,16 +200,31 @@ func TestDataDirOf(t *testing.T) {
 		}
 		return path
 	}
-	for text, want := range map[string]string{"data_dir: /x\nother: 1\n": "/x", "data_dir: state\n": filepath.Join(dir, "state"), "version: 1\n": defaultDataDir} {
-		if got, err := dataDirOf(write(text)); err != nil || got != want {
+	for text, want := range map[string]local{
+		"data_dir: /x\nother: 1\n":           {dir: "/x", sure: true},
+		"data_dir: state\nroles: [auth]\n":   {dir: filepath.Join(dir, "state"), sure: true, roles: []string{"auth"}},
+		"version: 1\nroles: [gateway]\n":     {dir: defaultDataDir, sure: true, roles: []string{"gateway"}},
+		"roles: [auth, gateway]\nauth: {}\n": {dir: defaultDataDir, sure: true, roles: []string{"auth", "gateway"}},
+	} {
+		p := &program{globals: globals{Config: write(text)}}
+		if got, err := p.local(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+	for text, fact := range map[string]string{
+		"data_dir: [\n":                       "c.yaml: ",
+		"roles: [gateway]\ndata_dir: state\n": "this host has no role auth",
+		"roles: [auth]\ndata_dir: state\n":    "state/admin.sock: no such socket",
+		"data_dir: state\n":                   "state/admin.sock: no such socket",
+	} {
+		p := &program{globals: globals{Config: write(text)}}
+		if got, err := p.socket(); err == nil || !strings.Contains(err.Error(), fact) {
 			t.Errorf("%q: %q, %v", text, got, err)
 		}
 	}
-	if got, err := dataDirOf(filepath.Join(dir, "none")); err != nil || got != defaultDataDir {
+	p := &program{globals: globals{Config: filepath.Join(dir, "none")}}
+	if got, err := p.socket(); !errors.Is(err, sallyport.ErrNotFound) {
 		t.Errorf("no file: %q, %v", got, err)
-	}
-	if _, err := dataDirOf(write("data_dir: [\n")); err == nil {
-		t.Error("a broken file was taken")
 	}
 }
 

@@ -82,14 +82,8 @@ func (c *auditVerifyCmd) dir(p *program) (string, error) {
 	if c.Dir != "" {
 		return c.Dir, nil
 	}
-	data := p.DataDir
-	if data == "" {
-		var err error
-		if data, err = dataDirOf(p.Config); err != nil {
-			return "", err
-		}
-	}
-	return filepath.Join(data, "auth", "audit"), nil
+	l, err := p.local()
+	return filepath.Join(l.dir, "auth", "audit"), err
 }
 
 func (c *auditVerifyCmd) authorities(p *program) ([]*x509.Certificate, error) {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -296,7 +297,7 @@ func (n *node) serveAdmin() {
 			(*h).ServeHTTP(w, r)
 			return
 		}
-		http.Error(w, "auth does not run in this process, or not yet", http.StatusServiceUnavailable)
+		noAuth(w, r, n.cfg)
 	}))
 	go func() {
 		defer close(n.adminDone)
@@ -304,6 +305,22 @@ func (n *node) serveAdmin() {
 			n.started <- fmt.Errorf("admin socket: %w", err)
 		}
 	}()
+}
+
+// noAuth answers a call of auth's API where auth is not, or not yet: in the words
+// of the call's protocol, so that who asked can tell why.
+func noAuth(w http.ResponseWriter, r *http.Request, cfg *config) {
+	why := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth is not up yet in this process", Hint: "try again; its log says what it waits for"}
+	if !cfg.has("auth") {
+		why.Fact, why.Hint = "this sallyport has no role auth", "run sallyctl on auth's machine, or by your login: sally login --proxy=HOST, then sallyctl --proxy=HOST"
+	}
+	if call := connect.NewErrorWriter(); call.IsSupported(r) {
+		e := connect.NewError(connect.CodeUnavailable, why)
+		e.Meta().Set(client.HintHeader, why.Hint)
+		_ = call.Write(w, r, e) // who has gone away reads nothing
+		return
+	}
+	http.Error(w, why.Fact, http.StatusServiceUnavailable)
 }
 
 // startAuth opens auth and serves at once: the other roles of this process join

@@ -1,14 +1,43 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/client"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
+	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
+
+// TestNoAuth: sallyctl on a host without auth said "503 Service Unavailable".
+func TestNoAuth(t *testing.T) {
+	for role, fact := range map[string]string{"gateway": "no role auth", "auth": "not up yet"} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { noAuth(w, r, &config{Roles: []string{role}}) }))
+		defer s.Close()
+		_, err := sallyportv1connect.NewAdminServiceClient(http.DefaultClient, s.URL).GetStatus(t.Context(), connect.NewRequest(&sallyportv1.GetStatusRequest{}))
+		var p *sallyport.Problem
+		if !errors.As(client.Problem(err), &p) || !errors.Is(p, sallyport.ErrUnavailable) || !strings.Contains(p.Fact, fact) || p.Hint == "" {
+			t.Errorf("%s: %#v", role, err)
+		}
+		resp, err := http.Get(s.URL + "/nothing")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s: %s", role, resp.Status)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
 
 // TestStatusRefusal: a host that refused what auth said showed an old contact and
 // not a word about why.

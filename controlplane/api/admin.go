@@ -81,7 +81,8 @@ func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sally
 		return nil, err
 	}
 	if _, err := s.cfg.Users.GetUser(ctx, u.Name); err == nil {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrExists, Fact: "user " + u.Name + " exists already"}
+		return nil, &sallyport.Problem{Kind: sallyport.ErrExists, Fact: "user " + u.Name + " exists already",
+			Hint: "sallyctl users reset " + u.Name + " prints a new link; sallyctl create --force replaces roles and traits"}
 	}
 	var link login.Link
 	e := sallyport.Event{Name: audit.UserCreate, Code: audit.UserCreateCode, Fields: map[string]any{"name": trim(u.Name), "roles": u.Roles}}

@@ -461,7 +461,7 @@ func (s *Server) removeRole(ctx context.Context, name string) error {
 		return err
 	}
 	if len(users) > 0 {
-		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("role %q is held by %s", name, strings.Join(users[:min(len(users), 10)], ", ")), Hint: "take it from them first"}
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("role %q is held by %s", name, strings.Join(users[:min(len(users), 10)], ", ")), Hint: "take it from them first: sallyctl get user/NAME, then sallyctl create --force"}
 	}
 	return s.erase(ctx, rolePrefix+name, sallyport.Event{Name: audit.RoleDelete, Code: audit.RoleDeleteCode, Fields: map[string]any{"name": name}})
 }

@@ -59,7 +59,7 @@ func Verify(dir string, verify func(head, signature []byte) error) (Report, erro
 // VerifyAfter is Verify, and demands that the log holds a head known before.
 func VerifyAfter(dir string, verify func(head, signature []byte) error, before Head) (Report, error) {
 	if _, err := os.Stat(dir); err != nil {
-		return Report{}, &sallyport.Problem{Kind: sallyport.ErrNotFound, Cause: err, Fact: "there is no audit log in " + dir}
+		return Report{}, &sallyport.Problem{Kind: sallyport.ErrNotFound, Cause: err, Fact: "there is no audit log in " + dir, Hint: "run this on auth's machine, or name the directory of a copy"}
 	}
 	return verifyDisk(osDisk{dir}, verify, before)
 }
