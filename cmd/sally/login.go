@@ -413,8 +413,8 @@ func (p *program) trust(w *web, cfg *tls.Config, addr, host string) error {
 // unreachable names the gateway, not the layers below.
 func unreachable(addr string, err error) error {
 	var ce *connect.Error
-	if errors.As(err, &ce) && ce.Code() != connect.CodeUnavailable {
-		return client.Problem(err)
+	if errors.As(err, &ce) && (ce.Code() != connect.CodeUnavailable || ce.Meta().Get(client.HintHeader) != "") {
+		return client.Problem(err) // a gateway's or auth's own words
 	}
 	if p := innermost(err); p != nil {
 		return p

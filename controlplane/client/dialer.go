@@ -188,7 +188,10 @@ func (d *Dialer) verify(cs tls.ConnectionState) error {
 func handshakeProblem(addr string, err error) error {
 	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("handshake with auth by way of %s: %v", addr, err), Cause: err}
 	if strings.Contains(err.Error(), "tls: internal error") {
-		p.Fact, p.Hint = "the control plane behind gateway "+addr+" does not answer", "sessions go on and new ones start; listings and logins wait for it"
+		p.Fact, p.Hint = "the control plane behind gateway "+addr+" does not answer", waitForAuth
 	}
 	return p
 }
+
+// waitForAuth is what people are told while auth is away.
+const waitForAuth = "sessions go on and new ones start; listings and logins wait for it"

@@ -13,6 +13,8 @@ import (
 	"path"
 	"strings"
 
+	"connectrpc.com/connect"
+
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
 
@@ -66,7 +68,7 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 			if !errors.Is(err, context.Canceled) {
 				log.Debug("auth does not answer for the web origin", "error", err)
 			}
-			http.Error(w, "the control plane cannot be reached at the moment; sessions are not affected", http.StatusServiceUnavailable)
+			authAway(w, r)
 		},
 	}
 	return http.MaxBytesHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -84,6 +86,19 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 		}
 		proxy.ServeHTTP(w, r)
 	}), maxWebRequest)
+}
+
+// authAway answers for auth that does not: a call in the words of its protocol, with
+// the hint, since "503" alone reads as if the gateway were away; a page in a sentence.
+func authAway(w http.ResponseWriter, r *http.Request) {
+	const fact = "the control plane behind this gateway does not answer"
+	if call := connect.NewErrorWriter(); call.IsSupported(r) {
+		e := connect.NewError(connect.CodeUnavailable, errors.New(fact))
+		e.Meta().Set(HintHeader, waitForAuth)
+		_ = call.Write(w, r, e) // who has gone away reads nothing
+		return
+	}
+	http.Error(w, fact+"; "+waitForAuth, http.StatusServiceUnavailable)
 }
 
 // keepBody reads the body, which is short, so that the request can be sent once

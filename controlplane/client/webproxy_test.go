@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -215,6 +216,12 @@ func TestWebOriginBounds(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("auth away: %s", resp.Status)
+	}
+	// A call was answered "503 Service Unavailable" and nothing else.
+	_, err = c.Ping(t.Context(), connect.NewRequest(&sallyportv1.PingRequest{}))
+	var p *sallyport.Problem
+	if !errors.As(Problem(err), &p) || !errors.Is(p, sallyport.ErrUnavailable) || !strings.Contains(p.Fact, "control plane") || p.Hint != waitForAuth {
+		t.Errorf("a call while auth is away: %#v", err)
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
