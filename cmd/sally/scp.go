@@ -195,16 +195,19 @@ func (t *transfer) open() (*sftp.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	var said tail
-	s.Stderr = &said
+	errs, err := s.StderrPipe() // the session copies it for a command alone, not for a subsystem
+	if err != nil {
+		return nil, err
+	}
 	if err := s.RequestSubsystem("sftp"); err != nil {
 		return nil, problem(errInvalid, "the node does not serve sftp", "")
 	}
+	said := listen(errs)
 	t.requests = &requests{WriteCloser: in}
 	files, err := sftp.NewClientPipe(out, t.requests, sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(packetsEach))
 	if err != nil {
-		_ = s.Wait() // standard error is read to its end then
-		return nil, sshRefusal(err, said.text(), "", t.host)
+		s.Close()
+		return nil, sshRefusal("sftp to "+t.host, err, said.all(t.program.ctx))
 	}
 	go keepalive(t.ssh, t.program.ctx.Done())
 	return files, nil

@@ -24,6 +24,7 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/tools/peers"
 )
 
@@ -31,6 +32,10 @@ import (
 // library's, which is that of nodes without one.
 type farHost struct {
 	serve func(io.Reader, io.WriteCloser)
+
+	refuse  func(stderr io.Writer) // instead of serve
+	chatter int                    // bytes on standard error, before all else
+
 	stop  context.CancelFunc // ends the transfer's program
 	mu    sync.Mutex
 	asked bytes.Buffer // the requests; guarded by mu
@@ -71,6 +76,16 @@ func systemServer(in io.Reader, out io.WriteCloser) {
 // reachFar is a transfer with a host of this test.
 func reachFar(t *testing.T, h *farHost) *transfer {
 	t.Helper()
+	tr, err := tryFar(t, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+// tryFar is reachFar of a host that may refuse.
+func tryFar(t *testing.T, h *farHost) (*transfer, error) {
+	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -102,13 +117,25 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 			if err != nil {
 				return
 			}
+			begun := make(chan struct{})
 			go func() {
+				begin := sync.OnceFunc(func() { close(begun) })
+				defer begin()
 				for q := range requests {
 					_ = q.Reply(q.Type == "subsystem" || q.Type == "exec", nil)
+					begin()
 				}
 			}()
 			served.Go(func() {
 				defer ch.Close()
+				<-begun
+				if h.refuse != nil {
+					h.refuse(ch.Stderr())
+					return
+				}
+				if _, err := ch.Stderr().Write(make([]byte, h.chatter)); err != nil {
+					return
+				}
 				h.serve(io.TeeReader(ch, h), ch)
 			})
 		}
@@ -120,11 +147,39 @@ func reachFar(t *testing.T, h *farHost) *transfer {
 	if err == nil {
 		tr.files, err = tr.open()
 	}
-	if err != nil {
+	t.Cleanup(func() { cancel(); tr.close(); l.Close(); served.Wait() })
+	return tr, err
+}
+
+// TestFarReason: what the node said on standard error about why it serves no sftp
+// was lost; the error was "ssh to root@web as : unexpected EOF".
+func TestFarReason(t *testing.T) {
+	const fact, hint = "access to node web denied: a role forbids file copy", "ask for another role"
+	for name, end := range map[string]func(io.Writer){
+		"it says why": func(w io.Writer) { fmt.Fprintf(w, "ERROR: %s\r\nhint: %s\r\n", fact, hint) },
+		"not a word":  func(io.Writer) {},
+	} {
+		_, err := tryFar(t, &farHost{refuse: end})
+		var p *sallyport.Problem
+		if !errors.As(err, &p) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if said := name == "it says why"; said != (p.Fact == fact && p.Hint == hint && errors.Is(p, sallyport.ErrDenied)) || said == errors.Is(p, sallyport.ErrUnavailable) {
+			t.Errorf("%s: %#v", name, p)
+		}
+	}
+}
+
+// TestFarChatter: standard error that nobody read took the room of the answers.
+func TestFarChatter(t *testing.T) {
+	tr := reachFar(t, &farHost{serve: ownServer, chatter: 4 << 20})
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a"), bytes.Repeat([]byte("x"), 3<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cancel(); tr.close(); l.Close(); served.Wait() })
-	return tr
+	if err := tr.download([]string{filepath.Join(dir, "a")}, filepath.Join(dir, "b")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestCopiedModes: what is copied is never open to more people than its source,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -241,11 +242,41 @@ func amount(n float64) string {
 
 // tail keeps the first bytes of what is written.
 type tail struct {
-	mu sync.Mutex
-	b  []byte
+	mu    sync.Mutex
+	b     []byte
+	ended chan struct{} // closed when what is listened to has ended
 }
 
-const maxSaid = 4 << 10
+const (
+	maxSaid = 4 << 10
+
+	// saidWithin is how long a node that has ended sftp may take for its last words.
+	saidWithin = 5 * time.Second
+)
+
+// listen reads r until it ends, so that what is said takes no room of what is
+// copied. The goroutine ends with the connection.
+func listen(r io.Reader) *tail {
+	t := &tail{ended: make(chan struct{})}
+	go t.listen(r)
+	return t
+}
+
+func (t *tail) listen(r io.Reader) {
+	defer close(t.ended)
+	_, _ = io.Copy(t, r) // what was said until then is what there is
+}
+
+// all waits for the end and returns what was said.
+func (t *tail) all(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, saidWithin)
+	defer cancel()
+	select {
+	case <-t.ended:
+	case <-ctx.Done():
+	}
+	return t.text()
+}
 
 func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()

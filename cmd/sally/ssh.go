@@ -263,7 +263,7 @@ func (p *program) handshake(cred *credentials, conn net.Conn, to sshTarget) (*ss
 	}
 	sc, chans, reqs, err := ssh.NewClientConn(conn, to.node+":0", cfg)
 	if err != nil {
-		return nil, sshRefusal(err, banner.String(), to.login, to.node)
+		return nil, sshRefusal("ssh to "+to.node+" as "+to.login, err, banner.String())
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil { // the peer has proved who it is
 		return nil, err
@@ -274,11 +274,12 @@ func (p *program) handshake(cred *credentials, conn net.Conn, to sshTarget) (*ss
 	return ssh.NewClient(sc, chans, reqs), nil
 }
 
-// sshRefusal prefers the reason that the node gave in its banner: "ERROR: fact"
-// and "hint: next step", a line each, as every program of ours prints them.
-func sshRefusal(err error, banner, login, node string) error {
-	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("ssh to %s as %s: %v", node, login, err), Cause: err}
-	for line := range strings.Lines(banner) {
+// sshRefusal prefers the reason that the node gave, in its banner or on standard
+// error: "ERROR: fact" and "hint: next step", a line each, as every program of ours
+// prints them.
+func sshRefusal(what string, err error, said string) error {
+	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("%s: %v", what, err), Cause: err}
+	for line := range strings.Lines(said) {
 		line = strings.TrimSpace(line)
 		if fact, ok := strings.CutPrefix(line, "ERROR: "); ok {
 			p.Kind, p.Fact = sallyport.ErrDenied, fact
