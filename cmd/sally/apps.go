@@ -151,17 +151,33 @@ func (a *application) uri() string {
 	return "https://" + net.JoinHostPort(a.host, a.port)
 }
 
-// curl is the command, to which a path may be added.
-func (a *application) curl() string {
-	words := []string{"curl", "--cacert", a.ca, "--cert", a.cert, "--key", a.key}
+// curl is the command, to which a path may be added, of words as the reader has them.
+func (a *application) curl(word func(string) string) string {
+	words := []string{"curl", "--cacert", a.ca, "--cert", curlCert(a.cert), "--key", a.key}
 	if a.connect != "" {
 		words = append(words, "--connect-to", net.JoinHostPort(a.host, a.port)+":"+a.connect)
 	}
 	words = append(words, a.uri())
 	for i, w := range words {
-		words[i] = shell.Word(w)
+		words[i] = word(w)
 	}
 	return strings.Join(words, " ")
+}
+
+// substituted is a word of a command for $(…), which takes a backslash for itself,
+// and quotes too: what needs them is for people to copy.
+func substituted(w string) string {
+	if bare := strings.ReplaceAll(w, `\`, ""); shell.Word(bare) == bare {
+		return w
+	}
+	return shell.Word(w)
+}
+
+// curlCert is a file as curl's --cert has it: a password follows the first colon, as
+// in the directory of a gateway that has an IPv6 address, unless a backslash stands
+// before it.
+func curlCert(file string) string {
+	return strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace(file)
 }
 
 func applicationFile(home profile.Dir, f profile.Profile, name, suffix string) string {
@@ -226,7 +242,7 @@ func (c *appsLoginCmd) Run(p *program) error {
 	if err := p.appFiles(a); err != nil || c.Quiet {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "Logged into app %q. Example curl command:\n\n%s\n", a.name, a.curl())
+	_, err = fmt.Fprintf(p.stdout, "Logged into app %q. Example curl command:\n\n%s\n", a.name, a.curl(shell.Word))
 	return err
 }
 
@@ -298,7 +314,7 @@ func (c *appsConfigCmd) Run(p *program) error {
 	if err := p.appFiles(a); err != nil {
 		return err
 	}
-	out := appConfigJSON{a.name, a.uri(), a.ca, a.cert, a.key, a.curl()}
+	out := appConfigJSON{a.name, a.uri(), a.ca, a.cert, a.key, a.curl(substituted)}
 	one := map[string]string{"uri": out.URI, "ca": out.CA, "cert": out.Cert, "key": out.Key, "curl": out.Curl}
 	switch c.Format {
 	case "json", "yaml":
