@@ -33,7 +33,11 @@ func (s *Server) event(user string, client netip.AddrPort, e sallyport.Event) sa
 // deny writes down who was refused, before he is told.
 func (s *Server) deny(ctx context.Context, client netip.AddrPort, login string, r *refusal) {
 	login, failed := sshauth.Printable(login, maxLogin), false
-	s.log().Info("jump: authentication refused", "peer", client, "user", r.user, "login", login, "reason", r.problem.Fact, "cause", r.problem.Cause)
+	why := []any{"peer", client, "user", r.user, "login", login, "reason", r.problem.Fact}
+	if r.problem.Cause != nil {
+		why = append(why, "cause", r.problem.Cause)
+	}
+	s.log().Info("jump: authentication refused", why...)
 	s.emit(ctx, s.event(r.user, client, sallyport.Event{Name: "auth", Code: "T3007W", Login: login, Success: &failed,
 		Fields: map[string]any{"error": sshauth.Printable(r.problem.Fact, sshauth.MaxText)}}), true)
 }

@@ -49,8 +49,11 @@ func (h *handshake) deny(login string, p *sallyport.Problem) {
 		return
 	}
 	s, outer, failed := h.server, h.candidate.Identity, false
-	s.log().Info("ssh: authentication refused", "connection", h.candidate.ConnectionID,
-		"user", outer.Name, "login", sshauth.Printable(login, maxLogin), "reason", p.Fact, "cause", p.Cause)
+	why := []any{"connection", h.candidate.ConnectionID, "user", outer.Name, "login", sshauth.Printable(login, maxLogin), "reason", p.Fact}
+	if p.Cause != nil {
+		why = append(why, "cause", p.Cause)
+	}
+	s.log().Info("ssh: authentication refused", why...)
 	if s.Events == nil {
 		return
 	}
