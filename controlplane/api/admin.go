@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -73,6 +74,9 @@ func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sally
 		return nil, err
 	}
 	m := req.Msg.GetUser()
+	if err := s.allow(ctx, req.Spec().Procedure, kindUser, "create", m.GetName()); err != nil {
+		return nil, err
+	}
 	u := login.User{Name: m.GetName(), Roles: m.GetRoles(), Traits: map[string][]string{}}
 	for k, v := range m.GetTraits() {
 		u.Traits[k] = v.GetValues()
@@ -97,13 +101,20 @@ func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sally
 }
 
 // ListUsers lists users.
-func (s adminService) ListUsers(ctx context.Context, _ *connect.Request[sallyportv1.ListUsersRequest]) (*connect.Response[sallyportv1.ListUsersResponse], error) {
+func (s adminService) ListUsers(ctx context.Context, req *connect.Request[sallyportv1.ListUsersRequest]) (*connect.Response[sallyportv1.ListUsersResponse], error) {
+	may, err := s.among(ctx, req.Spec().Procedure, kindUser, "list")
+	if err != nil {
+		return nil, err
+	}
 	all, err := s.cfg.Users.ListUsers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &sallyportv1.ListUsersResponse{}
 	for _, u := range all {
+		if !may(u.Name) {
+			continue
+		}
 		resp.Users = append(resp.Users, &sallyportv1.User{Name: u.Name, Roles: u.Roles, Traits: lists(u.Traits), Claimed: u.Claimed, Created: timestamppb.New(u.Created)})
 	}
 	return connect.NewResponse(resp), nil
@@ -111,6 +122,9 @@ func (s adminService) ListUsers(ctx context.Context, _ *connect.Request[sallypor
 
 // DeleteUser deletes a user.
 func (s adminService) DeleteUser(ctx context.Context, req *connect.Request[sallyportv1.DeleteUserRequest]) (*connect.Response[sallyportv1.DeleteUserResponse], error) {
+	if err := s.allow(ctx, req.Spec().Procedure, kindUser, "delete", req.Msg.GetName()); err != nil {
+		return nil, err
+	}
 	return connect.NewResponse(&sallyportv1.DeleteUserResponse{}), s.remove(ctx, kindUser, req.Msg.GetName())
 }
 
@@ -121,6 +135,9 @@ func (s adminService) ResetUser(ctx context.Context, req *connect.Request[sallyp
 		return nil, err
 	}
 	name := req.Msg.GetName()
+	if err := s.allow(ctx, req.Spec().Procedure, kindUser, "update", name); err != nil {
+		return nil, err
+	}
 	if _, err := s.cfg.Users.GetUser(ctx, name); err != nil {
 		return nil, missing(kindUser, name, err)
 	}
@@ -146,6 +163,9 @@ func (s adminService) CreateToken(ctx context.Context, req *connect.Request[sall
 	c := callerOf(ctx)
 	secret, t, err := s.cfg.Tokens.Create(ctx, join.Spec{
 		Record: func(t join.Token) error {
+			if err := s.allow(ctx, req.Spec().Procedure, kindToken, "create", t.Name); err != nil {
+				return err
+			}
 			return s.emit(ctx, c, sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode,
 				Fields: map[string]any{"name": t.Name, "roles": m.GetRoles(), "expires": t.Expires.Format(time.RFC3339), "single_use": t.SingleUse}})
 		},
@@ -175,14 +195,20 @@ func tokenToWire(t join.Token) *sallyportv1.Token {
 }
 
 // ListTokens lists tokens without their secrets.
-func (s adminService) ListTokens(ctx context.Context, _ *connect.Request[sallyportv1.ListTokensRequest]) (*connect.Response[sallyportv1.ListTokensResponse], error) {
+func (s adminService) ListTokens(ctx context.Context, req *connect.Request[sallyportv1.ListTokensRequest]) (*connect.Response[sallyportv1.ListTokensResponse], error) {
+	may, err := s.among(ctx, req.Spec().Procedure, kindToken, "list")
+	if err != nil {
+		return nil, err
+	}
 	all, err := s.cfg.Tokens.List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &sallyportv1.ListTokensResponse{}
 	for _, t := range all {
-		resp.Tokens = append(resp.Tokens, tokenToWire(t))
+		if may(t.Name) {
+			resp.Tokens = append(resp.Tokens, tokenToWire(t))
+		}
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -191,7 +217,17 @@ func (s adminService) ListTokens(ctx context.Context, _ *connect.Request[sallypo
 func (s adminService) DeleteToken(ctx context.Context, req *connect.Request[sallyportv1.DeleteTokenRequest]) (*connect.Response[sallyportv1.DeleteTokenResponse], error) {
 	// The request may name the token by its secret, which must not be recorded.
 	t, err := s.cfg.Tokens.Find(ctx, req.Msg.GetName())
-	if err != nil {
+	absent := errors.Is(err, sallyport.ErrNotFound)
+	if absent {
+		t.Name = req.Msg.GetName() // that there is none is told only to who might delete it
+	}
+	if err != nil && !absent {
+		return nil, err
+	}
+	if err := s.allow(ctx, req.Spec().Procedure, kindToken, "delete", t.Name); err != nil {
+		return nil, err
+	}
+	if absent {
 		return nil, err
 	}
 	e := sallyport.Event{Name: audit.JoinTokenDelete, Code: audit.JoinTokenDeleteCode, Fields: map[string]any{"name": t.Name}}
@@ -199,20 +235,28 @@ func (s adminService) DeleteToken(ctx context.Context, req *connect.Request[sall
 	return connect.NewResponse(&sallyportv1.DeleteTokenResponse{}), err
 }
 
-// GetDocuments returns documents that the caller may read; all of a kind needs
+// GetDocuments returns documents that the caller may read; those of a kind need
 // the verb list besides.
 func (s adminService) GetDocuments(ctx context.Context, req *connect.Request[sallyportv1.GetDocumentsRequest]) (*connect.Response[sallyportv1.GetDocumentsResponse], error) {
-	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "read"); err != nil {
-		return nil, err
-	}
-	if req.Msg.GetName() == "" {
-		if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "list"); err != nil {
+	kind, name := req.Msg.GetKind(), req.Msg.GetName()
+	var docs []string
+	if name != "" {
+		if err := s.allow(ctx, req.Spec().Procedure, kind, "read", name); err != nil {
 			return nil, err
 		}
-	}
-	docs, err := s.get(ctx, req.Msg.GetKind(), req.Msg.GetName())
-	if err != nil {
-		return nil, err
+		doc, err := s.get(ctx, kind, name)
+		if err != nil {
+			return nil, err
+		}
+		docs = []string{doc}
+	} else {
+		may, err := s.among(ctx, req.Spec().Procedure, kind, "read", "list")
+		if err != nil {
+			return nil, err
+		}
+		if docs, err = s.list(ctx, kind, may); err != nil {
+			return nil, err
+		}
 	}
 	return connect.NewResponse(&sallyportv1.GetDocumentsResponse{Documents: docs}), nil
 }
@@ -223,11 +267,11 @@ func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sall
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "create"); err != nil {
+	if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "create", h.Metadata.Name); err != nil {
 		return nil, err
 	}
 	if req.Msg.GetOverwrite() {
-		if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "update"); err != nil {
+		if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "update", h.Metadata.Name); err != nil {
 			return nil, err
 		}
 	}
@@ -240,7 +284,7 @@ func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sall
 
 // DeleteDocument deletes one.
 func (s adminService) DeleteDocument(ctx context.Context, req *connect.Request[sallyportv1.DeleteDocumentRequest]) (*connect.Response[sallyportv1.DeleteDocumentResponse], error) {
-	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "delete"); err != nil {
+	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "delete", req.Msg.GetName()); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&sallyportv1.DeleteDocumentResponse{}), s.remove(ctx, req.Msg.GetKind(), req.Msg.GetName())

@@ -75,7 +75,7 @@ func (c Caller) userKind() string {
 type guard struct {
 	rules    map[string]rule
 	standing func(ctx context.Context, c Caller) error                        // whoever has a certificate, whatever the method
-	check    func(ctx context.Context, c Caller, kind, verb string) error     // users' roles
+	check    func(ctx context.Context, c Caller, r rule) error                // users' roles
 	denied   func(ctx context.Context, c Caller, procedure string, err error) // records
 }
 
@@ -112,7 +112,7 @@ func (g *guard) decide(ctx context.Context, c Caller, procedure string) error {
 	if r.kind == "" || r.kind == ofDocument {
 		return nil
 	}
-	return g.check(ctx, c, r.kind, r.verb)
+	return g.check(ctx, c, r)
 }
 
 // gate is the guard before the first byte of a request is read: to decode one

@@ -63,7 +63,14 @@ A connection outlives what opened it, so each call asks again:
 3. where the table has a verb: the roles of the certificate **and** those of the user's record now both allow it. Who lost
    a role has lost it here at once; who got one logs in for it. The admin socket needs no role;
 4. methods on documents ask for the verb on the document's own kind: reading all of a kind needs list and read,
-   replacing one create and update.
+   replacing one create and update;
+5. where a rule has a where, the table says "by name" of the methods whose object has a name, and then the rule is judged
+   on it: what is listed is what the caller may see, and a list of which he could see nothing is refused.
+
+**What a where can ask.** user.metadata.name, user.spec.roles and user.spec.traits["x"] of the caller, resource.kind, and
+of methods "by name" resource.metadata.name: a user's, role's, lock's or token's name, as it is written, and of an agent or gateway its id.
+A rule that asks anything else (labels, resource.spec, session), or the name where there is none, cannot be answered
+by this version: under allow it allows nothing, and under deny it denies. Everybody may read his own user and the roles that he has.
 
 A refused call of somebody with a certificate is recorded as access.denied, at most so often per caller; not those of a host whose certificate has ended,
 but for what is wrong with its renewal.
@@ -118,6 +125,9 @@ func document() string {
 			need := ""
 			if r.kind != "" {
 				need = fmt.Sprintf("%s on %s", r.verb, r.kind)
+			}
+			if r.named {
+				need += ", by name"
 			}
 			fmt.Fprintf(&b, "| %s.%s%s | %s | %s |\n", s.Name(), name, stream, r.who, need)
 		}

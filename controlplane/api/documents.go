@@ -42,6 +42,13 @@ const (
 	kindLock = "lock"
 )
 
+// Kinds of what is stored and is no document. An agent's name, to rules, is the id of
+// its host, and gateways are of this kind too.
+const (
+	kindToken = "token"
+	kindAgent = "agent"
+)
+
 // documentVersion is that of users and locks; roles have many.
 const documentVersion = "v2"
 
@@ -367,37 +374,57 @@ func exists(what string) error {
 	return &sallyport.Problem{Kind: sallyport.ErrExists, Fact: what + " exists", Hint: "use --force to replace it"}
 }
 
-// get returns documents of a kind.
-func (s *Server) get(ctx context.Context, kind, name string) ([]string, error) {
+// get returns one document. The caller has been checked.
+func (s *Server) get(ctx context.Context, kind, name string) (string, error) {
+	var doc string
+	var err error
 	switch kind {
 	case kindRole:
-		return s.stored(ctx, rolePrefix, name)
+		doc, err = s.stored(ctx, rolePrefix, name)
 	case kindLock:
-		return s.stored(ctx, lockPrefix, name)
+		doc, err = s.stored(ctx, lockPrefix, name)
 	case kindUser:
-		return s.users(ctx, name)
+		var u login.User
+		if u, err = s.cfg.Users.GetUser(ctx, name); err == nil {
+			doc, err = documentOf(u)
+		}
+	default:
+		err = unknownKind(kind)
+	}
+	return doc, missing(kind, name, err)
+}
+
+func (s *Server) stored(ctx context.Context, prefix, name string) (string, error) {
+	if !validName(name) {
+		return "", sallyport.ErrNotFound
+	}
+	it, err := s.cfg.Store.Get(ctx, prefix+name)
+	return string(it.Value), err
+}
+
+// list returns the documents of a kind that may be shown, by name.
+func (s *Server) list(ctx context.Context, kind string, may func(name string) bool) ([]string, error) {
+	switch kind {
+	case kindRole:
+		return s.allStored(ctx, rolePrefix, may)
+	case kindLock:
+		return s.allStored(ctx, lockPrefix, may)
+	case kindUser:
+		return s.allUsers(ctx, may)
 	}
 	return nil, unknownKind(kind)
 }
 
-func (s *Server) stored(ctx context.Context, prefix, name string) ([]string, error) {
-	if name != "" {
-		if !validName(name) {
-			return nil, missing(strings.TrimSuffix(prefix, "/"), name, sallyport.ErrNotFound)
-		}
-		it, err := s.cfg.Store.Get(ctx, prefix+name)
-		if err != nil {
-			return nil, missing(strings.TrimSuffix(prefix, "/"), name, err)
-		}
-		return []string{string(it.Value)}, nil
-	}
+func (s *Server) allStored(ctx context.Context, prefix string, may func(name string) bool) ([]string, error) {
 	items, _, err := s.cfg.Store.List(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
 	for _, it := range items {
-		out = append(out, string(it.Value))
+		if may(strings.TrimPrefix(it.Key, prefix)) {
+			out = append(out, string(it.Value))
+		}
 	}
 	return out, nil
 }
@@ -409,28 +436,30 @@ func missing(kind, name string, err error) error {
 	return err
 }
 
-func (s *Server) users(ctx context.Context, name string) ([]string, error) {
+func (s *Server) allUsers(ctx context.Context, may func(name string) bool) ([]string, error) {
 	all, err := s.cfg.Users.ListUsers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
 	for _, u := range all {
-		if name != "" && u.Name != name {
+		if !may(u.Name) {
 			continue
 		}
-		d := userDocument{header: header{Kind: kindUser, Version: documentVersion, Metadata: metadata{Name: u.Name}}}
-		d.Spec.Roles, d.Spec.Traits = u.Roles, u.Traits
-		b, err := json.Marshal(d)
+		doc, err := documentOf(u)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, string(b))
-	}
-	if name != "" && len(out) == 0 {
-		return nil, missing(kindUser, name, sallyport.ErrNotFound)
+		out = append(out, doc)
 	}
 	return out, nil
+}
+
+func documentOf(u login.User) (string, error) {
+	d := userDocument{header: header{Kind: kindUser, Version: documentVersion, Metadata: metadata{Name: u.Name}}}
+	d.Spec.Roles, d.Spec.Traits = u.Roles, u.Traits
+	b, err := json.Marshal(d)
+	return string(b), err
 }
 
 // remove deletes a document. The caller has been checked.

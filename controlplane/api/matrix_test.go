@@ -49,6 +49,9 @@ func TestA42_Table(t *testing.T) {
 		if r.who == 0 || (r.kind == "") != (r.verb == "") {
 			t.Errorf("%s: half a row: %+v", p, r)
 		}
+		if r.named && r.kind == "" {
+			t.Errorf("%s: names of no kind: %+v", p, r)
+		}
 		if strings.Contains(p, ".AdminService/") && (r.who != adminOrLocal || r.kind == "") {
 			t.Errorf("%s: administration without a verb, or for others: %+v", p, r)
 		}
@@ -59,7 +62,7 @@ func TestA42_Table(t *testing.T) {
 func TestA42_NoRow(t *testing.T) {
 	pass := func(context.Context, Caller) error { return nil }
 	g := &guard{rules: map[string]rule{}, standing: pass, denied: func(context.Context, Caller, string, error) {},
-		check: func(context.Context, Caller, string, string) error { return nil }}
+		check: func(context.Context, Caller, rule) error { return nil }}
 	for _, kind := range []sallyport.IdentityKind{"", sallyport.KindUser, sallyport.KindAgent, sallyport.KindGateway, sallyport.KindLocalAdmin} {
 		ctx := WithCaller(t.Context(), Caller{Identity: sallyport.Identity{Kind: kind}})
 		codeIs(t, string(kind), g.admit(ctx, sallyportv1connect.PublicServicePingProcedure), connect.CodePermissionDenied)

@@ -26,10 +26,15 @@ const (
 // rule says who may call a method. Users besides need the verb on the kind of
 // resource by one of their roles (reference: RBAC, rules on API objects), unless
 // kind is empty: then the method itself shows only what the caller may see.
+//
+// With named the method is about objects that have names: the table refuses who may
+// do it with none, and the handler asks by name, with allow or among, before it
+// acts or shows. All other methods are judged here alone, for every object.
 type rule struct {
-	who  audience
-	kind string
-	verb string
+	who   audience
+	kind  string
+	verb  string
+	named bool
 }
 
 // methods is the whole table. A procedure that is not here is refused.
@@ -66,25 +71,25 @@ func methods() map[string]rule {
 		sallyportv1connect.AccessServiceEndWebSessionProcedure:   {who: user},
 
 		sallyportv1connect.AdminServiceGetStatusProcedure:    {who: adminOrLocal, kind: "status", verb: "read"},
-		sallyportv1connect.AdminServiceCreateUserProcedure:   {who: adminOrLocal, kind: "user", verb: "create"},
-		sallyportv1connect.AdminServiceListUsersProcedure:    {who: adminOrLocal, kind: "user", verb: "list"},
-		sallyportv1connect.AdminServiceDeleteUserProcedure:   {who: adminOrLocal, kind: "user", verb: "delete"},
-		sallyportv1connect.AdminServiceResetUserProcedure:    {who: adminOrLocal, kind: "user", verb: "update"},
-		sallyportv1connect.AdminServiceCreateTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "create"},
-		sallyportv1connect.AdminServiceListTokensProcedure:   {who: adminOrLocal, kind: "token", verb: "list"},
-		sallyportv1connect.AdminServiceDeleteTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "delete"},
+		sallyportv1connect.AdminServiceCreateUserProcedure:   {who: adminOrLocal, kind: "user", verb: "create", named: true},
+		sallyportv1connect.AdminServiceListUsersProcedure:    {who: adminOrLocal, kind: "user", verb: "list", named: true},
+		sallyportv1connect.AdminServiceDeleteUserProcedure:   {who: adminOrLocal, kind: "user", verb: "delete", named: true},
+		sallyportv1connect.AdminServiceResetUserProcedure:    {who: adminOrLocal, kind: "user", verb: "update", named: true},
+		sallyportv1connect.AdminServiceCreateTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "create", named: true},
+		sallyportv1connect.AdminServiceListTokensProcedure:   {who: adminOrLocal, kind: "token", verb: "list", named: true},
+		sallyportv1connect.AdminServiceDeleteTokenProcedure:  {who: adminOrLocal, kind: "token", verb: "delete", named: true},
 		sallyportv1connect.AdminServiceSearchEventsProcedure: {who: adminOrLocal, kind: "event", verb: "list"},
-		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "agent", verb: "list"},
-		sallyportv1connect.AdminServiceRemoveHostProcedure:   {who: adminOrLocal, kind: "agent", verb: "delete"},
+		sallyportv1connect.AdminServiceListAgentsProcedure:   {who: adminOrLocal, kind: "agent", verb: "list", named: true},
+		sallyportv1connect.AdminServiceRemoveHostProcedure:   {who: adminOrLocal, kind: "agent", verb: "delete", named: true},
 
 		sallyportv1connect.AdminServiceExportAuthoritiesProcedure:  {who: adminOrLocal, kind: "cert_authority", verb: "readnosecrets"},
 		sallyportv1connect.AdminServiceSignDatabaseServerProcedure: {who: adminOrLocal, kind: "cert_authority", verb: "create"},
 
 		// Documents are of many kinds: the handler checks the verb on the
-		// document's own kind before it does anything.
-		sallyportv1connect.AdminServiceGetDocumentsProcedure:   {who: adminOrLocal, kind: ofDocument, verb: "read"},
-		sallyportv1connect.AdminServicePutDocumentProcedure:    {who: adminOrLocal, kind: ofDocument, verb: "create"},
-		sallyportv1connect.AdminServiceDeleteDocumentProcedure: {who: adminOrLocal, kind: ofDocument, verb: "delete"},
+		// document's own kind, by its name, before it does anything.
+		sallyportv1connect.AdminServiceGetDocumentsProcedure:   {who: adminOrLocal, kind: ofDocument, verb: "read", named: true},
+		sallyportv1connect.AdminServicePutDocumentProcedure:    {who: adminOrLocal, kind: ofDocument, verb: "create", named: true},
+		sallyportv1connect.AdminServiceDeleteDocumentProcedure: {who: adminOrLocal, kind: ofDocument, verb: "delete", named: true},
 	}
 }
 

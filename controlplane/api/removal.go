@@ -23,13 +23,17 @@ const removalMargin = time.Hour
 
 // ListAgents lists agents that have a tunnel, or all hosts.
 func (s adminService) ListAgents(ctx context.Context, req *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
+	may, err := s.among(ctx, req.Spec().Procedure, kindAgent, "list")
+	if err != nil {
+		return nil, err
+	}
 	agents, err := s.cfg.Inventory.Agents(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &sallyportv1.ListAgentsResponse{}
 	for _, a := range agents {
-		if len(a.Gateways) == 0 && !req.Msg.GetAll() {
+		if len(a.Gateways) == 0 && !req.Msg.GetAll() || !may(a.ID) {
 			continue
 		}
 		m := statusOf(a.Host, len(a.Gateways) > 0)
@@ -41,7 +45,11 @@ func (s adminService) ListAgents(ctx context.Context, req *connect.Request[sally
 		if err != nil {
 			return nil, err
 		}
-		resp.Agents = append(resp.Agents, gateways...)
+		for _, g := range gateways {
+			if may(g.GetId()) {
+				resp.Agents = append(resp.Agents, g)
+			}
+		}
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -75,6 +83,9 @@ func (s *Server) gateways(ctx context.Context) ([]*sallyportv1.AgentStatus, erro
 // for a time is for a lock, and who removes one that is gone may have mistaken it.
 func (s adminService) RemoveHost(ctx context.Context, req *connect.Request[sallyportv1.RemoveHostRequest]) (*connect.Response[sallyportv1.RemoveHostResponse], error) {
 	id := req.Msg.GetId()
+	if err := s.allow(ctx, req.Spec().Procedure, kindAgent, "delete", id); err != nil {
+		return nil, err
+	}
 	h, err := s.cfg.Inventory.Host(ctx, id)
 	switch {
 	case errors.Is(err, sallyport.ErrNotFound):

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/audit"
+	"github.com/sallyport/sallyport/controlplane/rbac"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -55,35 +56,94 @@ func (s *Server) record(ctx context.Context, id sallyport.Identity) (sallyport.I
 	return id, nil
 }
 
-// check asks the roles of a user; the admin socket may do everything. The
-// certificate and the record must both allow: who lost a role has lost it
-// here at once, and who got one logs in for it.
-func (s *Server) check(ctx context.Context, c Caller, kind, verb string) error {
+// asker asks what one caller may do. The certificate and the record must both
+// allow: who lost a role has lost it here at once, and who got one logs in for it.
+type asker struct {
+	policy *rbac.Policy
+	as     []sallyport.Identity // empty for the admin socket, which may do everything
+}
+
+func (s *Server) asker(ctx context.Context, c Caller) (asker, error) {
 	if c.Identity.Kind == sallyport.KindLocalAdmin {
-		return nil
+		return asker{}, nil
 	}
 	if c.Identity.Kind != sallyport.KindUser {
-		return &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this is for users only"}
+		return asker{}, &sallyport.Problem{Kind: sallyport.ErrDenied, Fact: "this is for users only"}
 	}
 	now, err := s.record(ctx, c.Identity)
 	if err != nil {
-		return err
+		return asker{}, err
 	}
-	p := s.state.view().policy
-	if err := p.CheckRule(c.Identity, kind, verb); err != nil {
-		return err
-	}
-	return p.CheckRule(now, kind, verb)
+	return asker{s.state.view().policy, []sallyport.Identity{c.Identity, now}}, nil
 }
 
-// allow is check for handlers that learn the kind from the request.
-func (s *Server) allow(ctx context.Context, procedure, kind, verb string) error {
+// every asks for all objects of a kind, some for at least one, and named for one.
+func (a asker) every(kind, verb string) error {
+	return a.each(func(id sallyport.Identity) error { return a.policy.CheckRule(id, kind, verb) })
+}
+
+func (a asker) some(kind, verb string) error {
+	return a.each(func(id sallyport.Identity) error { return a.policy.CheckRuleSome(id, kind, verb) })
+}
+
+func (a asker) named(kind, verb, name string) error {
+	return a.each(func(id sallyport.Identity) error { return a.policy.CheckRuleNamed(id, kind, verb, name) })
+}
+
+func (a asker) each(ask func(sallyport.Identity) error) error {
+	for _, id := range a.as {
+		if err := ask(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check is what the table asks of a caller's roles, before there is a request.
+func (s *Server) check(ctx context.Context, c Caller, r rule) error {
+	a, err := s.asker(ctx, c)
+	if err != nil {
+		return err
+	}
+	if r.named {
+		return a.some(r.kind, r.verb)
+	}
+	return a.every(r.kind, r.verb)
+}
+
+// allow is what a handler asks before it acts on the object of that name, or, for
+// the audit log, refuses to.
+func (s *Server) allow(ctx context.Context, procedure, kind, verb, name string) error {
 	c := callerOf(ctx)
-	err := s.check(ctx, c, kind, verb)
+	a, err := s.asker(ctx, c)
+	if err == nil {
+		err = a.named(kind, verb, name)
+	}
 	if err != nil {
 		s.denied(ctx, c, procedure, err)
 	}
 	return err
+}
+
+// among is what a handler asks that shows objects of a kind: which of them, by
+// name. Who may see none, whatever there is, is refused.
+func (s *Server) among(ctx context.Context, procedure, kind string, verbs ...string) (func(name string) bool, error) {
+	c := callerOf(ctx)
+	a, err := s.asker(ctx, c)
+	all := true
+	for _, verb := range verbs {
+		if err == nil {
+			err = a.some(kind, verb)
+			all = all && a.every(kind, verb) == nil
+		}
+	}
+	if err != nil {
+		s.denied(ctx, c, procedure, err)
+		return nil, err
+	}
+	return func(name string) bool {
+		return all || !slices.ContainsFunc(verbs, func(verb string) bool { return a.named(kind, verb, name) != nil })
+	}, nil
 }
 
 // denied records a refused call of somebody who has a certificate. The call is

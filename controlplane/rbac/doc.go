@@ -13,6 +13,8 @@
 //	func (*Policy) Visible(id sallyport.Identity, r sallyport.Resource) sallyport.Decision
 //	func (*Policy) Principals(id sallyport.Identity, r sallyport.Resource) Principals
 //	func (*Policy) CheckRule(id sallyport.Identity, kind, verb string) error
+//	func (*Policy) CheckRuleSome(id sallyport.Identity, kind, verb string) error
+//	func (*Policy) CheckRuleNamed(id sallyport.Identity, kind, verb, name string) error
 //	func (*Policy) CheckRuleOn(id sallyport.Identity, r RuleRequest) error
 //	func (*Policy) Options(id sallyport.Identity) sallyport.Options
 //	func (*Policy) PinSourceIP(id sallyport.Identity) bool

@@ -29,7 +29,20 @@ type RuleRequest struct {
 	// "session.participants", "resource.spec.hostname". Values are strings or
 	// slices of strings.
 	Fields map[string]any
+
+	about extent
 }
+
+// extent is how much of the object is known that a rule is asked about. What is
+// not known answers errNoField to a where clause.
+type extent uint8
+
+const (
+	whole   extent = iota // all that there is of one object
+	byName                // one object, of which the name is known and no more
+	every                 // the kind as such: what is allowed must be so for every object
+	anySome               // the kind as such: what is allowed may be so for some object
+)
 
 // rules decodes allow.rules or deny.rules.
 func (d *decoder) rules(n *node, path string, c *conditions) {
@@ -126,14 +139,24 @@ func whereVariable(path string, key *string) (term, error) {
 	case path == "resource.kind" && key == nil:
 		return stringTerm(func(s *scope) string { return s.rule.Kind }), nil
 	case path == "resource.metadata.name" && key == nil:
-		return stringTerm(func(s *scope) string { return s.rule.Name }), nil
+		return ofObject(byName, func(s *scope) string { return s.rule.Name }), nil
 	case path == "resource.metadata.labels" && key != nil:
-		return stringTerm(func(s *scope) string { return s.rule.Labels[*key] }), nil
+		return ofObject(whole, func(s *scope) string { return s.rule.Labels[*key] }), nil
 	case slices.Contains([]string{"resource", "session", "session_tracker", "ssh_session", "impersonate_role",
 		"impersonate_user", "request", "reviewer", "host_cert", "access_request", "event"}, first) && path != first:
 		return field(path, key), nil
 	}
 	return userVariable(path, key)
+}
+
+// ofObject is a word of the object, for questions that know so much of it.
+func ofObject(known extent, f func(*scope) string) term {
+	return term{typ: typString, eval: func(s *scope) (result, error) {
+		if s.rule.about > known {
+			return result{}, errNoField
+		}
+		return result{s: f(s)}, nil
+	}}
 }
 
 // field reads what the caller gave about the object.
@@ -170,7 +193,13 @@ func (r *rule) allows(s *scope) bool {
 		return true
 	}
 	v, err := r.where.eval(s)
-	return err == nil && v.b
+	return err == nil && v.b || s.dependsOnObject(err)
+}
+
+// dependsOnObject tells whether an evaluation has stopped at what is not known of
+// the object, where only some object need answer it.
+func (s *scope) dependsOnObject(err error) bool {
+	return s.rule.about == anySome && errors.Is(err, errNoField)
 }
 
 // denies: what cannot be evaluated denies. To deny reading without secrets
@@ -184,7 +213,7 @@ func (r *rule) denies(s *scope) bool {
 		return true
 	}
 	v, err := r.where.eval(s)
-	return err != nil || v.b
+	return (err != nil || v.b) && !s.dependsOnObject(err)
 }
 
 // everyone may list and read, without secrets, what shows them where they can
@@ -207,15 +236,28 @@ func byDefault(id *sallyport.Identity, r *RuleRequest) bool {
 	return false
 }
 
-// CheckRule tells whether the identity may use the verb on objects of the kind
-// as such. Rules whose where clause asks about the object do not count for
-// allowing; use CheckRuleOn. The error is a *sallyport.Problem of kind ErrDenied.
+// CheckRule tells whether the identity may use the verb on every object of the
+// kind. A rule whose where clause asks about the object does not allow that, and
+// denies it; use CheckRuleNamed. The error is a *sallyport.Problem of kind ErrDenied.
 func (p *Policy) CheckRule(id sallyport.Identity, kind, verb string) error {
-	return p.CheckRuleOn(id, RuleRequest{Kind: kind, Verb: verb})
+	return p.CheckRuleOn(id, RuleRequest{Kind: kind, Verb: verb, about: every})
 }
 
-// CheckRuleOn tells whether the identity may use the verb on one object. The
-// local administrator may do everything.
+// CheckRuleSome tells whether there may be an object of the kind on which the
+// identity may use the verb. Whoever asks it asks CheckRuleNamed before he acts.
+func (p *Policy) CheckRuleSome(id sallyport.Identity, kind, verb string) error {
+	return p.CheckRuleOn(id, RuleRequest{Kind: kind, Verb: verb, about: anySome})
+}
+
+// CheckRuleNamed tells whether the identity may use the verb on the object of that
+// name, of which no more is known: a where clause that asks more than its name, such
+// as its labels, does not allow, and denies.
+func (p *Policy) CheckRuleNamed(id sallyport.Identity, kind, verb, name string) error {
+	return p.CheckRuleOn(id, RuleRequest{Kind: kind, Verb: verb, Name: name, about: byName})
+}
+
+// CheckRuleOn tells whether the identity may use the verb on one object, of which
+// r has all that there is. The local administrator may do everything.
 func (p *Policy) CheckRuleOn(id sallyport.Identity, r RuleRequest) error {
 	if id.Kind == sallyport.KindLocalAdmin {
 		return nil

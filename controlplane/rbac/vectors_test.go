@@ -406,6 +406,41 @@ deny:
 	}
 }
 
+// TestRulesKnowing: a rule that asks what is not known of the object does not allow,
+// and denies; of the kind as such it may allow some object, and need not deny it.
+func TestRulesKnowing(t *testing.T) {
+	type answers struct{ every, some, named, other bool } // named: of the object "mine", without its labels
+	const all = `{resources: [token], verbs: ['*']}`
+	for _, tt := range []struct {
+		allow, deny string
+		want        answers
+	}{
+		{all, "", answers{true, true, true, true}},
+		{`{resources: [token], verbs: ['*'], where: 'resource.metadata.name == "mine"'}`, "", answers{false, true, true, false}},
+		{`{resources: [token], verbs: ['*'], where: '!equals(resource.metadata.name, "other")'}`, "", answers{false, true, true, false}},
+		{`{resources: [token], verbs: ['*'], where: 'resource.metadata.labels["team"] != "red"'}`, "", answers{false, true, false, false}},
+		{`{resources: [token], verbs: ['*'], where: 'contains(session.participants, "x")'}`, "", answers{false, true, false, false}},
+		{`{resources: [token], verbs: ['*'], where: 'resource.kind == "token"'}`, "", answers{true, true, true, true}},
+		{`{resources: [token], verbs: ['*'], where: 'user.metadata.name == "bob" && resource.metadata.name == "mine"'}`, "", answers{}},
+		{`{resources: [token], verbs: ['*'], where: 'user.metadata.name == "alice" || resource.metadata.name == "mine"'}`, "", answers{true, true, true, true}},
+		{all, `{resources: [token], verbs: ['*']}`, answers{}},
+		{all, `{resources: ['*'], verbs: [delete], where: 'resource.metadata.name == "other"'}`, answers{false, true, true, false}},
+		{all, `{resources: [token], verbs: [delete], where: 'resource.metadata.name != "mine"'}`, answers{false, true, true, false}},
+		{all, `{resources: [token], verbs: [delete], where: 'resource.metadata.labels["team"] == "red"'}`, answers{false, true, false, false}},
+		{all, `{resources: [token], verbs: [delete], where: 'user.metadata.name == "alice"'}`, answers{}},
+		{all, `{resources: [token], verbs: [delete], where: 'user.metadata.name == "bob" && resource.metadata.name == "mine"'}`, answers{true, true, true, true}},
+		{all, `{resources: [token], verbs: [read], where: 'resource.metadata.name == "mine"'}`, answers{true, true, true, true}},
+	} {
+		r := role(t, "r", "v7", "allow: {rules: ["+tt.allow+"]}\ndeny: {rules: ["+tt.deny+"]}")
+		p, id := NewPolicy([]*Role{r}, 1), user(r)
+		got := answers{p.CheckRule(id, "token", "delete") == nil, p.CheckRuleSome(id, "token", "delete") == nil,
+			p.CheckRuleNamed(id, "token", "delete", "mine") == nil, p.CheckRuleNamed(id, "token", "delete", "other") == nil}
+		if got != tt.want {
+			t.Errorf("allow %s, deny %s: %+v, want %+v", tt.allow, tt.deny, got, tt.want)
+		}
+	}
+}
+
 func TestPresets(t *testing.T) {
 	roles := Presets()
 	p := NewPolicy(roles, 1)
