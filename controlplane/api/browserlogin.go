@@ -307,14 +307,25 @@ func (b Browser) DecideDevice(ctx context.Context, cookie, userCode string, appr
 	return b.s.web.Decide(ctx, userCode, v.Session, approve)
 }
 
-// Launch makes the code by which the session reaches an application's origin.
-func (b Browser) Launch(ctx context.Context, cookie, app, challenge string) (code string, err error) {
-	v, err := b.visit(ctx, cookie)
+// Launch makes the code by which the session reaches an application's origin. It is
+// good from the network of an address alone; for another one than the visitor's he has to
+// have proved just now who he is.
+func (b Browser) Launch(ctx context.Context, cookie, app, challenge string, from netip.Addr) (code string, err error) {
+	may := b.visit
+	if !b.Here(ctx, from) {
+		may = b.approves
+	}
+	v, err := may(ctx, cookie)
 	if err != nil {
 		return "", err
 	}
 	if err := b.s.seesApp(ctx, v.id, app); err != nil {
 		return "", err
 	}
-	return b.s.web.PutCode(ctx, websession.Code{Purpose: websession.ForApp, User: v.User, Session: v.ID, Challenge: challenge, App: app})
+	return b.s.web.PutCode(ctx, websession.Code{Purpose: websession.ForApp, User: v.User, Session: v.ID, Challenge: challenge, App: app, From: sourceOf(from)})
+}
+
+// Here says that an address is of the visitor's network.
+func (b Browser) Here(ctx context.Context, addr netip.Addr) bool {
+	return sourceOf(addr) == sourceOf(callerOf(ctx).Addr.Addr())
 }

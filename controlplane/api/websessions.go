@@ -124,7 +124,7 @@ func (s hostService) RedeemAppCode(ctx context.Context, req *connect.Request[sal
 	if err := keyFault(ca.ParseTLSKey(m.GetTlsPublicKey())); err != nil {
 		return nil, err // before the code is used up
 	}
-	code, err := s.web.TakeCode(ctx, m.GetCode(), websession.Proof{Purpose: websession.ForApp, Verifier: m.GetVerifier(), App: m.GetApp()})
+	code, err := s.web.TakeCode(ctx, m.GetCode(), websession.Proof{Purpose: websession.ForApp, Verifier: m.GetVerifier(), App: m.GetApp(), From: sourceOf(w.visitor)})
 	if err != nil {
 		return nil, err
 	}

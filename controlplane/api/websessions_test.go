@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +32,9 @@ type surfer struct {
 
 const home = "192.0.2.44"
 
+// away is the address of somebody else.
+const away = "198.51.100.44"
+
 func (w *world) surfer(t testing.TB, roles ...string) *surfer {
 	t.Helper()
 	name := "web-" + uuid.NewString()[:8]
@@ -45,7 +49,7 @@ func (w *world) surfer(t testing.TB, roles ...string) *surfer {
 }
 
 func from(ctx context.Context, addr string) context.Context {
-	return WithCaller(ctx, Caller{Web: true, Addr: mustAddr(addr + ":4000")})
+	return WithCaller(ctx, Caller{Web: true, Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 4000)})
 }
 
 func (p *surfer) logIn(t testing.TB) (cookie string, ws websession.Session) {
@@ -77,7 +81,7 @@ func (w *world) appRole(t testing.TB) string {
 func (p *surfer) launched(t testing.TB, gw sallyportv1connect.HostServiceClient, cookie, app string, k keyPair) *sallyportv1.AppSessionResponse {
 	t.Helper()
 	verifier := strings.Repeat("v", 42) + "A"
-	code, err := p.w.server.Browser().Launch(p.ctx, cookie, app, websession.Challenge(verifier))
+	code, err := p.w.server.Browser().Launch(p.ctx, cookie, app, websession.Challenge(verifier), netip.MustParseAddr(home))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,6 +191,7 @@ func TestAppCode(t *testing.T) {
 		"another application": {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.App = other }, connect.CodeUnauthenticated},
 		"no application":      {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.App = "" }, connect.CodeUnauthenticated},
 		"another code":        {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.Code = wrong }, connect.CodeUnauthenticated},
+		"another address":     {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.ClientAddr = away }, connect.CodeUnauthenticated},
 		"no address":          {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.ClientAddr = "here" }, connect.CodeInvalidArgument},
 		"no key":              {func(m *sallyportv1.RedeemAppCodeRequest, _ string) { m.TlsPublicKey = nil }, connect.CodeInvalidArgument},
 		"logged out": {func(_ *sallyportv1.RedeemAppCodeRequest, cookie string) {
@@ -194,7 +199,7 @@ func TestAppCode(t *testing.T) {
 		}, connect.CodeUnauthenticated},
 	} {
 		cookie, _ := p.logIn(t)
-		code, err := w.server.Browser().Launch(p.ctx, cookie, app, websession.Challenge(verifier))
+		code, err := w.server.Browser().Launch(p.ctx, cookie, app, websession.Challenge(verifier), netip.MustParseAddr(home))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,15 +216,47 @@ func TestAppCode(t *testing.T) {
 		_, err = gw.RedeemAppCode(t.Context(), connect.NewRequest(&sallyportv1.RedeemAppCodeRequest{Code: code, Verifier: verifier, App: app, TlsPublicKey: k.tlsPub, ClientAddr: home}))
 		codeIs(t, name+", once more", err, connect.CodeUnauthenticated)
 	}
-	if _, err := w.server.Browser().Launch(p.ctx, "", app, websession.Challenge(verifier)); !errors.Is(err, sallyport.ErrUnauthorized) {
+	for name, c := range map[string]struct {
+		visitor, from, redeemed string
+		good                    bool
+	}{
+		"approved elsewhere":  {home, away, away, true},
+		"elsewhere, and home": {home, away, home, false},
+		"same network":        {"2001:db8:0:1::a", "2001:db8:0:1::b", "2001:db8:0:1::c", true},
+		"next network":        {"2001:db8:0:1::a", "2001:db8:0:1::a", "2001:db8:0:2::a", false},
+		"mapped":              {"::ffff:" + home, home, "::ffff:" + home, true},
+	} {
+		cookie, _ := p.logIn(t)
+		code, err := w.server.Browser().Launch(from(t.Context(), c.visitor), cookie, app, websession.Challenge(verifier), netip.MustParseAddr(c.from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = gw.RedeemAppCode(t.Context(), connect.NewRequest(&sallyportv1.RedeemAppCodeRequest{Code: code, Verifier: verifier, App: app, TlsPublicKey: k.tlsPub, ClientAddr: c.redeemed}))
+		if (err == nil) != c.good || err != nil && connect.CodeOf(err) != connect.CodeUnauthenticated {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	stale, _ := p.logIn(t)
+	late, err := w.serverOn(t.Context(), w.store, w.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.cfg.Now = func() time.Time { return time.Now().Add(freshness + time.Second) }
+	if _, err := late.Browser().Launch(p.ctx, stale, app, websession.Challenge(verifier), netip.MustParseAddr(home)); err != nil {
+		t.Errorf("at home, later: %v", err)
+	}
+	if _, err := late.Browser().Launch(p.ctx, stale, app, websession.Challenge(verifier), netip.MustParseAddr(away)); !errors.Is(err, sallyport.ErrDenied) {
+		t.Errorf("elsewhere, later: %v", err)
+	}
+	if _, err := w.server.Browser().Launch(p.ctx, "", app, websession.Challenge(verifier), netip.MustParseAddr(home)); !errors.Is(err, sallyport.ErrUnauthorized) {
 		t.Errorf("nobody: %v", err)
 	}
 	cookie, _ := p.logIn(t)
 	// What may not be seen does not exist.
-	_, hidden := w.server.Browser().Launch(p.ctx, cookie, "no-such-app", websession.Challenge(verifier))
+	_, hidden := w.server.Browser().Launch(p.ctx, cookie, "no-such-app", websession.Challenge(verifier), netip.MustParseAddr(home))
 	blind := w.surfer(t, w.role(t, "no-apps", "{}"))
 	theirs, _ := blind.logIn(t)
-	_, unseen := w.server.Browser().Launch(blind.ctx, theirs, app, websession.Challenge(verifier))
+	_, unseen := w.server.Browser().Launch(blind.ctx, theirs, app, websession.Challenge(verifier), netip.MustParseAddr(home))
 	if !errors.Is(hidden, sallyport.ErrNotFound) || fmt.Sprint(hidden) != fmt.Sprint(unseen) {
 		t.Errorf("no such application: %v; not to be seen: %v", hidden, unseen)
 	}

@@ -12,10 +12,11 @@ import (
 	"github.com/sallyport/sallyport/controlplane/websession"
 )
 
-// programView is what somebody approves.
+// programView is what somebody approves: a program, or a browser at an application.
 type programView struct {
-	Host      string
+	Host      string // or the application
 	Addr      string
+	Here      string // the visitor's address
 	Time      string
 	Elsewhere bool   // the request came from another address than the visitor's
 	Path      string // of the page, with what was asked
@@ -202,20 +203,82 @@ func navigates(r *http.Request) bool {
 //
 // It makes a code, so nothing but a page of a window leads here: what a browser asks
 // for by itself, an image or a frame of any page, does not.
+//
+// A script of the application can lead here too, with a verifier that it has elsewhere, and
+// take the code from the browser. So a code is good from one network: that of the visitor,
+// or another one that he has been shown, and has approved.
 func (s *site) launch(w http.ResponseWriter, r *http.Request, v visitor) {
 	if !navigates(r) {
 		s.refuse(w, sallyport.Denied("an application is opened as a page of its own", "open the application in a window"))
 		return
 	}
-	app, challenge := r.PathValue("app"), r.URL.Query().Get("challenge")
-	if !validLabel(app) || !websession.ValidCode(challenge) {
-		s.refuse(w, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the address of this page is not complete", Hint: "open the application again"})
+	l, ok := parseLaunch(r.PathValue("app"), r.URL.Query())
+	if !ok {
+		s.refuse(w, badLaunch())
 		return
 	}
-	code, err := s.Desk.Launch(r.Context(), v.cookie, app, challenge)
+	if !l.From.IsValid() {
+		l.From = s.Visitor(r)
+	}
+	if !s.Desk.Here(r.Context(), l.From) {
+		s.launchPage(w, r, v, l, nil)
+		return
+	}
+	to, err := s.launched(r, v, l)
 	if err != nil {
 		s.refuse(w, err)
 		return
 	}
-	http.Redirect(w, r, "https://"+s.appHost(r, app)+"/.sallyport/callback?code="+code, http.StatusSeeOther)
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}
+
+func badLaunch() error {
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the address of this page is not complete", Hint: "open the application again"}
+}
+
+func (s *site) launchPage(w http.ResponseWriter, r *http.Request, v visitor, l launch, fault *sallyport.Problem) {
+	page := s.view()
+	page.User = v.User
+	page.Program = &programView{Host: l.App, Addr: l.From.String(), Here: s.Visitor(r).String(), Path: l.path()}
+	s.ask(w, v, "launch.html", page, fault)
+}
+
+// launched is the address at the application's origin that begins its session.
+func (s *site) launched(r *http.Request, v visitor, l launch) (to string, err error) {
+	code, err := s.Desk.Launch(r.Context(), v.cookie, l.App, l.Challenge, l.From)
+	if err != nil {
+		return "", err
+	}
+	return "https://" + s.appHost(r, l.App) + "/.sallyport/callback?code=" + code, nil
+}
+
+// decideLaunch takes the visitor's word about a login from another address.
+func (s *site) decideLaunch(w http.ResponseWriter, r *http.Request, v visitor) {
+	to, err := url.ParseRequestURI(r.PostForm.Get("next"))
+	if err != nil || to.Path != launchPath+r.PathValue("app") {
+		s.refuse(w, badLaunch())
+		return
+	}
+	l, ok := parseLaunch(r.PathValue("app"), to.Query())
+	if !ok || !l.From.IsValid() {
+		s.refuse(w, badLaunch())
+		return
+	}
+	if r.PostForm.Get("decision") != "approve" {
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
+	}
+	if fault, err := s.proved(r, v); err != nil {
+		s.refuse(w, err)
+		return
+	} else if fault != nil {
+		s.launchPage(w, r, v, l, fault)
+		return
+	}
+	target, err := s.launched(r, v, l)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	s.goOn(w, target)
 }

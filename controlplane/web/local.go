@@ -1,6 +1,7 @@
 package web
 
 import (
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -38,12 +39,42 @@ func local(to string) string {
 			return p.path()
 		}
 	case strings.HasPrefix(u.Path, launchPath):
-		app, challenge := u.Path[len(launchPath):], q.Get("challenge")
-		if validLabel(app) && websession.ValidCode(challenge) {
-			return launchPath + app + "?challenge=" + challenge
+		if l, ok := parseLaunch(u.Path[len(launchPath):], q); ok {
+			return l.path()
 		}
 	}
 	return home
+}
+
+// launch is what a login at an application's origin asks for, as the address of the page
+// says.
+type launch struct {
+	App       string
+	Challenge string     // of the verifier that the gateway has left in the browser
+	From      netip.Addr // whence the gateway says that it was begun; zero when it does not
+}
+
+func parseLaunch(app string, q url.Values) (l launch, ok bool) {
+	if len(q["challenge"]) != 1 || len(q["from"]) > 1 {
+		return launch{}, false
+	}
+	l = launch{App: app, Challenge: q.Get("challenge")}
+	if from := q.Get("from"); from != "" {
+		addr, err := netip.ParseAddr(from)
+		if err != nil || addr.Zone() != "" {
+			return launch{}, false
+		}
+		l.From = addr.Unmap()
+	}
+	return l, validLabel(app) && websession.ValidCode(l.Challenge)
+}
+
+func (l launch) path() string {
+	q := url.Values{"challenge": {l.Challenge}}
+	if l.From.IsValid() {
+		q.Set("from", l.From.String())
+	}
+	return launchPath + l.App + "?" + q.Encode()
 }
 
 // validLabel takes names of applications: one label of a host name.

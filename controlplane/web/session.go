@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -38,7 +39,8 @@ type Desk interface {
 	ApproveProgram(ctx context.Context, cookie, challenge, keys string) (code string, err error)
 	Device(ctx context.Context, cookie, userCode string) (websession.Device, error)
 	DecideDevice(ctx context.Context, cookie, userCode string, approve bool) error
-	Launch(ctx context.Context, cookie, app, challenge string) (code string, err error)
+	Here(ctx context.Context, addr netip.Addr) bool
+	Launch(ctx context.Context, cookie, app, challenge string, from netip.Addr) (code string, err error)
 }
 
 // Method is a way to prove who one is. Each is a form of the login page.

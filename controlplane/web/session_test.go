@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -116,11 +117,13 @@ func (d *desk) DecideDevice(_ context.Context, _, code string, approve bool) err
 	return nil
 }
 
-func (d *desk) Launch(_ context.Context, _, app, challenge string) (string, error) {
+func (d *desk) Here(_ context.Context, addr netip.Addr) bool { return addr.String() == "192.0.2.1" }
+
+func (d *desk) Launch(_ context.Context, _, app, challenge string, from netip.Addr) (string, error) {
 	if app != "wiki" {
 		return "", &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no such application"}
 	}
-	d.note("launch %s %s", app, challenge[:2])
+	d.note("launch %s %s %v", app, challenge[:2], from)
 	return "CODE", nil
 }
 
@@ -376,6 +379,69 @@ func TestLaunch(t *testing.T) {
 	}
 }
 
+// TestLaunchElsewhere: a script of an application could lead its visitor here with a verifier
+// of its own, and take the code to another machine. Now a code is good at the address where
+// the visitor is, or at one that he has seen and approved.
+func TestLaunchElsewhere(t *testing.T) {
+	s := the().pages(t, login.Optional)
+	cookie := s.desk.begin("alice")
+	launch := "/web/launch/wiki?challenge=" + asked.Challenge
+	at := func(path string) (int, string, http.Header) {
+		return do(s, withCookie(httptest.NewRequest(http.MethodGet, "https://gw.example.com"+path, nil), cookie))
+	}
+	for _, here := range []string{launch, launch + "&from=192.0.2.1", launch + "&from=%3A%3Affff%3A192.0.2.1"} {
+		if code, page, h := at(here); code != 303 || !strings.Contains(h.Get("Location"), "code=CODE") {
+			t.Errorf("%s: %d %v\n%s", here, code, h, page)
+		}
+	}
+	elsewhere := launch + "&from=198.51.100.7"
+	code, page, h := at(elsewhere)
+	if code != 200 || h.Get("Location") != "" || !strings.Contains(page, "198.51.100.7") || !strings.Contains(page, "192.0.2.1") || strings.Contains(page, "CODE") {
+		t.Errorf("elsewhere: %d %v\n%s", code, h, page)
+	}
+	for _, bad := range []string{"&from=x", "&from=", "&from=198.51.100.7&from=192.0.2.1", "&from=fe80::1%25eth0", "&challenge=" + asked.Challenge} {
+		if code, _, h := at(launch + bad); bad != "&from=" && code != 400 || strings.Contains(h.Get("Location"), "198") {
+			t.Errorf("%s: %d %v", bad, code, h)
+		}
+	}
+	s.desk.asked = nil
+	post := func(path, next, decision string, more ...string) *http.Request {
+		return ownForm(path, append([]string{"next", next, "decision", decision}, more...)...)
+	}
+	foreign := post("/web/launch/wiki", elsewhere, "approve")
+	foreign.Header.Set("Sec-Fetch-Site", "same-site")
+	for name, tt := range map[string]struct {
+		q    *http.Request
+		want int
+	}{
+		"from another page":   {foreign, 403},
+		"refused":             {post("/web/launch/wiki", elsewhere, "refuse"), 303},
+		"nothing said":        {post("/web/launch/wiki", elsewhere, ""), 303},
+		"another application": {post("/web/launch/other", elsewhere, "approve"), 400},
+		"no address":          {post("/web/launch/wiki", launch, "approve"), 400},
+		"another page":        {post("/web/launch/wiki", asked.path(), "approve"), 400},
+		"not a place":         {post("/web/launch/wiki", "//evil.example", "approve"), 400},
+	} {
+		s.desk.fresh = true
+		if code, page, h := do(s, withCookie(tt.q, cookie)); code != tt.want || strings.Contains(page+h.Get("Location"), "CODE") {
+			t.Errorf("%s: %d %v\n%s", name, code, h, page)
+		}
+	}
+	s.desk.fresh = false
+	if code, page := as(s, cookie, post("/web/launch/wiki", elsewhere, "approve")); code != 403 || !strings.Contains(page, `type="password"`) || strings.Contains(page, "CODE") {
+		t.Errorf("stale: %d\n%s", code, page)
+	}
+	if len(s.desk.asked) != 0 {
+		t.Errorf("codes were made: %q", s.desk.asked)
+	}
+	if _, page := as(s, cookie, post("/web/launch/wiki", elsewhere, "approve", "password", password)); !strings.Contains(page, "https://wiki.gw.example.com/.sallyport/callback?code=CODE") {
+		t.Errorf("approved:\n%s", page)
+	}
+	if want := []string{"launch wiki " + asked.Challenge[:2] + " 198.51.100.7"}; !slices.Equal(s.desk.asked, want) {
+		t.Errorf("%q, want %q", s.desk.asked, want)
+	}
+}
+
 // TestEndSessions: one of the list, or all.
 func TestEndSessions(t *testing.T) {
 	s := the().pages(t, login.Optional)
@@ -400,8 +466,10 @@ func TestEndSessions(t *testing.T) {
 func TestLocal(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "/", "/": "/", "/device": "/device", "/device?user_code=X": "/device", asked.path(): asked.path(),
-		"/web/launch/wiki?challenge=" + asked.Challenge: "/web/launch/wiki?challenge=" + asked.Challenge,
-		"//evil.example/device":                         "/", "https://evil.example/device": "/", "/\\evil.example": "/", "/device/../x": "/", "javascript:alert(1)": "/", "/logout": "/",
+		"/web/launch/wiki?challenge=" + asked.Challenge:                      "/web/launch/wiki?challenge=" + asked.Challenge,
+		"/web/launch/wiki?from=2001:db8::1&x=1&challenge=" + asked.Challenge: "/web/launch/wiki?challenge=" + asked.Challenge + "&from=2001%3Adb8%3A%3A1",
+		"/web/launch/wiki?from=evil.example&challenge=" + asked.Challenge:    "/",
+		"//evil.example/device": "/", "https://evil.example/device": "/", "/\\evil.example": "/", "/device/../x": "/", "javascript:alert(1)": "/", "/logout": "/",
 		"/web/launch/a.b?challenge=" + asked.Challenge: "/", "/web/launch/wiki": "/", "/cli": "/", "/%2fevil.example": "/", "\t//evil.example": "/", "/device\r\nSet-Cookie: a=b": "/",
 		"/cli?" + strings.Repeat("a", maxLocal): "/",
 	} {

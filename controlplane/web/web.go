@@ -89,6 +89,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.HandleFunc("POST /device", s.own(s.visited(s.findDevice)))
 	mux.HandleFunc("POST /device/decide", s.own(s.visited(s.decideDevice)))
 	mux.HandleFunc("GET /web/launch/{app}", s.visited(s.launch))
+	mux.HandleFunc("POST /web/launch/{app}", s.own(s.visited(s.decideLaunch)))
 	mux.HandleFunc("GET /.well-known/jwks.json", s.keys)
 	mux.HandleFunc("GET /claim/{token}", s.offer)
 	mux.HandleFunc("POST /claim/{token}", s.claim)

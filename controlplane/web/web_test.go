@@ -511,7 +511,8 @@ func TestPages(t *testing.T) {
 	_, home := as(s, cookie, httptest.NewRequest(http.MethodGet, "https://gw.example.com/", nil))
 	_, cli := as(s, cookie, httptest.NewRequest(http.MethodGet, "https://gw.example.com"+asked.path(), nil))
 	_, typed := as(s, cookie, ownForm("/device", "user_code", "bcdf-ghjk"))
-	for file, page := range map[string]string{"claim": claim, "wrong": wrong, "done": done, "login": start, "problem": gone, "home": home, "cli": cli, "devicedecide": typed} {
+	_, launch := as(s, cookie, httptest.NewRequest(http.MethodGet, "https://gw.example.com/web/launch/wiki?from=198.51.100.7&challenge="+asked.Challenge, nil))
+	for file, page := range map[string]string{"launch": launch, "claim": claim, "wrong": wrong, "done": done, "login": start, "problem": gone, "home": home, "cli": cli, "devicedecide": typed} {
 		page = strings.ReplaceAll(strings.ReplaceAll(page, name, "NAME"), secret, "SECRET")
 		page = regexp.MustCompile(`base64,[^"]+`).ReplaceAllString(page, "base64,QR")
 		page = regexp.MustCompile(`(until|since|used|<dd>)( ?)\d[^.<,]+, \d\d:\d\d UTC`).ReplaceAllString(page, "${1}${2}THEN")

@@ -28,6 +28,7 @@ type Code struct {
 	Challenge string // of the verifier that must come with the code
 	Keys      string // for a program: KeysHash
 	App       string // for an application: its name
+	From      string // for an application: the network that the code has to come from
 }
 
 type codeRecord struct {
@@ -38,6 +39,7 @@ type codeRecord struct {
 	Challenge string    `json:"challenge"`
 	Keys      string    `json:"keys,omitempty"`
 	App       string    `json:"app,omitempty"`
+	From      string    `json:"from,omitempty"`
 	Expires   time.Time `json:"expires"`
 }
 
@@ -84,7 +86,7 @@ func (s *Sessions) putCode(ctx context.Context, c Code, lease *store.LeaseID) (s
 		return "", err
 	}
 	value, err := json.Marshal(codeRecord{Version: recordVersion, Purpose: c.Purpose, User: c.User, Session: c.Session, Challenge: c.Challenge,
-		Keys: c.Keys, App: c.App, Expires: ends})
+		Keys: c.Keys, App: c.App, From: c.From, Expires: ends})
 	if err != nil {
 		return "", err
 	}
@@ -109,6 +111,7 @@ type Proof struct {
 	Verifier string
 	Keys     string
 	App      string
+	From     string
 }
 
 // TakeCode uses a code up, right or wrong: of several who bring it one is
@@ -140,8 +143,8 @@ func (s *Sessions) TakeCode(ctx context.Context, code string, p Proof) (Code, er
 	}
 	now := s.now()
 	if !now.Before(rec.Expires) || rec.Expires.Sub(now) > CodeTTL || rec.Purpose != p.Purpose || !ValidCode(p.Verifier) || !same(rec.Challenge, Challenge(p.Verifier)) ||
-		!same(rec.Keys, p.Keys) || rec.App != p.App {
+		!same(rec.Keys, p.Keys) || rec.App != p.App || rec.From != p.From {
 		return Code{}, badCode()
 	}
-	return Code{Purpose: rec.Purpose, User: rec.User, Session: rec.Session, Challenge: rec.Challenge, Keys: rec.Keys, App: rec.App}, nil
+	return Code{Purpose: rec.Purpose, User: rec.User, Session: rec.Session, Challenge: rec.Challenge, Keys: rec.Keys, App: rec.App, From: rec.From}, nil
 }

@@ -316,7 +316,8 @@ func TestCodes(t *testing.T) {
 		"another purpose": {Proof{Purpose: ForApp, Verifier: verifier, Keys: "k"}, 0, false},
 		"other keys":      {Proof{Purpose: ForProgram, Verifier: verifier, Keys: "K"}, 0, false}, "an application": {Proof{Purpose: ForProgram, Verifier: verifier, Keys: "k", App: "wiki"}, 0, false},
 		"another verifier": {Proof{Purpose: ForProgram, Verifier: newCode(), Keys: "k"}, 0, false}, "the challenge": {Proof{Purpose: ForProgram, Verifier: Challenge(verifier), Keys: "k"}, 0, false},
-		"no verifier": {Proof{Purpose: ForProgram, Keys: "k"}, 0, false}, "a long verifier": {Proof{Purpose: ForProgram, Verifier: verifier + "A", Keys: "k"}, 0, false},
+		"another network": {Proof{Purpose: ForProgram, Verifier: verifier, Keys: "k", From: "192.0.2.1"}, 0, false},
+		"no verifier":     {Proof{Purpose: ForProgram, Keys: "k"}, 0, false}, "a long verifier": {Proof{Purpose: ForProgram, Verifier: verifier + "A", Keys: "k"}, 0, false},
 	} {
 		code, err := s.PutCode(t.Context(), Code{Purpose: ForProgram, User: user, Session: ws.ID, Challenge: Challenge(verifier), Keys: "k"})
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/sallyport/sallyport"
@@ -25,7 +26,8 @@ func (v *visit) begin(w http.ResponseWriter, r *http.Request) {
 	setCookie(w, loginCookie, verifier+"."+b64.EncodeToString([]byte(path)), loginTime)
 	sum := sha256.Sum256([]byte(verifier))
 	ours(w.Header())
-	w.Header().Set("Location", "https://"+v.clusterHost(r)+"/web/launch/"+v.app+"?challenge="+b64.EncodeToString(sum[:]))
+	q := url.Values{"challenge": {b64.EncodeToString(sum[:])}, "from": {v.client.Addr().String()}}
+	w.Header().Set("Location", "https://"+v.clusterHost(r)+"/web/launch/"+v.app+"?"+q.Encode())
 	w.WriteHeader(http.StatusFound)
 }
 
@@ -95,7 +97,7 @@ func (v *visit) notHere(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	show(w, http.StatusForbidden, page{Title: "This login is not good here",
-		Text: "It was begun in another browser, too long ago, or has been used. Nothing has changed.", Link: "Open the application"})
+		Text: "It was begun in another browser, at another address, too long ago, or has been used. Nothing has changed.", Link: "Open the application"})
 }
 
 // logout asks, and ends this browser's session at the application.

@@ -65,7 +65,8 @@ func testLogin(t *testing.T, dest string) {
 	}
 	verifier, _, _ := strings.Cut(login.Value, ".")
 	sum := sha256.Sum256([]byte(verifier))
-	if launch.Host != cluster+":8443" || launch.Path != "/web/launch/wiki" || launch.Query().Get("challenge") != b64.EncodeToString(sum[:]) || len(launch.Query()) != 1 {
+	if launch.Host != cluster+":8443" || launch.Path != "/web/launch/wiki" || launch.Query().Get("challenge") != b64.EncodeToString(sum[:]) ||
+		launch.Query().Get("from") != "127.0.0.1" || len(launch.Query()) != 2 {
 		t.Errorf("led to %s", launch)
 	}
 	if !login.HttpOnly || !login.Secure || login.SameSite != http.SameSiteLaxMode || login.Path != "/" || login.Domain != "" {
