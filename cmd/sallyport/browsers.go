@@ -117,7 +117,7 @@ func timeOf(t *timestamppb.Timestamp) time.Time {
 func onlyOwn(cluster string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
-		if strings.HasSuffix(host, "."+cluster) {
+		if strings.HasSuffix(strings.TrimSuffix(host, "."), "."+cluster) { // certificates know no dot at the end, so browsers share there too
 			http.Error(w, "this connection is not for the host that the request names", http.StatusMisdirectedRequest)
 			return
 		}

@@ -22,7 +22,7 @@ import (
 func TestA71_OnlyOwn(t *testing.T) {
 	h := onlyOwn("gw.test", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	for host, want := range map[string]int{"gw.test": 200, "gw.test:8443": 200, "127.0.0.1:8443": 200, "[::1]:8443": 200,
-		"wiki.gw.test": 421, "WIKI.GW.TEST:8443": 421, "a.b.gw.test": 421, "notgw.test": 200} {
+		"wiki.gw.test": 421, "WIKI.GW.TEST:8443": 421, "a.b.gw.test": 421, "wiki.gw.test.": 421, "wiki.gw.test.:8443": 421, "gw.test.": 200, "notgw.test": 200} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Host = host
 		w := httptest.NewRecorder()

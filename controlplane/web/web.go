@@ -124,6 +124,10 @@ func (s *site) headers(next http.Handler) http.Handler {
 		// sameOrigin believes of browsers without Sec-Fetch-Site.
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("X-Content-Type-Options", "nosniff")
+		// Applications are of the same site, so cookies come with what their pages ask for. Who has opened
+		// the window of a login does not hold it, and nothing of it can be part of another page.
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 		next.ServeHTTP(w, r)
 	})

@@ -411,7 +411,8 @@ func checkHeaders(t *testing.T, name string, h http.Header) {
 	if strings.Contains(csp, "unsafe") || strings.Contains(csp, "script-src") || strings.Contains(csp, "*") {
 		t.Errorf("%s: policy %q", name, csp)
 	}
-	for k, v := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff"} {
+	for k, v := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff",
+		"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin"} {
 		if h.Get(k) != v {
 			t.Errorf("%s: %s is %q", name, k, h.Get(k))
 		}

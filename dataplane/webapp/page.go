@@ -15,6 +15,8 @@ func ours(h http.Header) {
 	h.Set("Cross-Origin-Opener-Policy", "same-origin") // what opened the window does not see a code in its address
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
+	// Each login passes here. Of the application's own host alone: what is below it is not ours.
+	h.Set("Strict-Transport-Security", "max-age=31536000")
 }
 
 // tell answers in plain text: what, and the next step.

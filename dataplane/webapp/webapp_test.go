@@ -133,6 +133,9 @@ func TestA73_CodeElsewhere(t *testing.T) {
 			if got := resp.Header.Get("Cross-Origin-Opener-Policy"); got != "same-origin" {
 				t.Errorf("who opened the window may look into it: %q", got)
 			}
+			if got := resp.Header.Get("Strict-Transport-Security"); got != "max-age=31536000" {
+				t.Errorf("the next visit may begin without TLS: %q", got)
+			}
 			r.set(func() {
 				if _, left := r.codes[code]; left != tt.left {
 					t.Errorf("the code is still good: %v, want %v", left, tt.left)
