@@ -99,7 +99,7 @@ func (a *auditor) prepared(kind byte, body []byte) (pending, error) {
 	case proto.COM_STMT_PREPARE:
 		return a.prepare(body), nil
 	case proto.COM_STMT_EXECUTE:
-		return pending{answer: answerResults}, a.execute(body)
+		return a.execute(body)
 	case proto.COM_STMT_SEND_LONG_DATA:
 		return pending{}, a.longData(body)
 	case proto.COM_STMT_CLOSE:
@@ -132,29 +132,39 @@ func (a *auditor) prepare(text []byte) pending {
 	return pending{answer: answerPrepare, number: a.prepares}
 }
 
-func (a *auditor) execute(body []byte) error {
+func (a *auditor) execute(body []byte) (pending, error) {
+	p := pending{answer: answerResults}
 	c := cursor{rest: body}
 	id := c.uint32()
 	c.bytes(executeFixed - 4)
 	if c.short {
-		return malformedf("COM_STMT_EXECUTE that ends early")
+		return p, malformedf("COM_STMT_EXECUTE that ends early")
 	}
 	fields := map[string]any{}
+	var refused error
 	a.talk.statement(id, func(st *statement) {
 		if st == nil {
 			fields = unread(c.rest)
 			return
 		}
-		if v, ok := st.values(c.rest); ok {
+		turn := st.turn
+		v, ok, err := st.values(c.rest)
+		if refused = err; ok {
 			fields = v.Fields("parameters")
 		} else {
 			fields = unread(c.rest)
 		}
+		if st.turn > turn {
+			p.types, p.turn = st, st.turn
+		}
 		fields["statement_number"] = st.number
 		clear(st.long)
 	})
+	if refused != nil {
+		return p, refused
+	}
 	fields["statement_id"] = int64(id)
-	return a.plain("statements.execute", "TMY01I", fields)
+	return p, a.plain("statements.execute", "TMY01I", fields)
 }
 
 func (a *auditor) longData(body []byte) error {

@@ -17,6 +17,8 @@ type statement struct {
 	number int64 // of its PREPARE in the session, from 1
 	params int
 	types  []byte       // two for each parameter, of the last EXECUTE that had them
+	turn   int64        // how many EXECUTEs had types
+	taken  bool         // the server has read the last of them
 	long   map[int]bool // parameters whose values were sent before
 }
 
@@ -29,35 +31,69 @@ const statementsMost = 20_000
 const executeFixed = 9
 
 // values reads the parameters of a COM_STMT_EXECUTE (page "COM_STMT_EXECUTE"),
-// without its fixed part. It reports false when they cannot be read as that.
-func (st *statement) values(b []byte) (database.Values, bool) {
-	v := database.NewValues()
+// without its fixed part. It reports false when they cannot be read as that, and
+// an error when a server could read them as others.
+func (st *statement) values(b []byte) (v database.Values, ok bool, err error) {
+	v = database.NewValues()
 	if st.params == 0 {
-		return v, true
+		return v, true, nil
 	}
 	c := cursor{rest: b}
 	nulls := c.bytes((st.params + 7) / 8)
-	if c.byte() == 1 {
-		st.types = append([]byte(nil), c.bytes(2*st.params)...)
-	}
-	if c.short || len(st.types) != 2*st.params {
-		return v, false
+	null := func(i int) bool { return nulls[i/8]>>(i%8)&1 == 1 }
+	if err := st.readTypes(&c, null); err != nil || len(st.types) == 0 {
+		return v, false, err
 	}
 	for i := range st.params {
 		switch {
 		case st.long[i]:
 			v.Add([]byte("(sent before)"), false)
-		case nulls[i/8]>>(i%8)&1 == 1:
+		case null(i):
 			v.Add(nil, false)
 		default:
 			b, ok := c.value(st.types[2*i], st.types[2*i+1]&proto.PARAM_UNSIGNED != 0)
 			if !ok {
-				return v, false
+				return v, false, nil
 			}
 			v.Add(b, false)
 		}
 	}
-	return v, len(c.rest) == 0
+	return v, len(c.rest) == 0, nil
+}
+
+// readTypes reads the types of the parameters, which stay those of the statement
+// until others come. They are not known, and st.types is empty, unless the server
+// has read them too: it forgets, or never sees, those of an EXECUTE that it refuses.
+func (st *statement) readTypes(c *cursor, null func(i int) bool) error {
+	switch has := c.byte(); {
+	case has > 1:
+		return malformedf("COM_STMT_EXECUTE with %d where it says whether it has types", has)
+	case c.short, has == 0 && !st.taken:
+		st.types, st.taken = nil, false
+		return nil
+	case has == 0:
+		return nil
+	}
+	st.types, st.turn, st.taken = append([]byte(nil), c.bytes(2*st.params)...), st.turn+1, false
+	for i := range len(st.types) / 2 {
+		kind := st.types[2*i]
+		if !(readAlike(kind) || kind == proto.MYSQL_TYPE_NULL && null(i)) {
+			return malformedf("a parameter of type %d", kind)
+		}
+	}
+	return nil
+}
+
+// readAlike says that every server takes a value of a type for as many bytes as
+// value does. Of YEAR, INT24, BIT and GEOMETRY MariaDB takes none
+// (Type_handler::Item_param_set_param_func), and MySQL a string; other numbers
+// are of types that no client sends.
+func readAlike(kind byte) bool {
+	switch kind {
+	case proto.MYSQL_TYPE_INT24, proto.MYSQL_TYPE_YEAR, proto.MYSQL_TYPE_NULL, proto.MYSQL_TYPE_NEWDATE:
+		return false
+	}
+	return kind <= proto.MYSQL_TYPE_VARCHAR || kind >= proto.MYSQL_TYPE_JSON && kind <= proto.MYSQL_TYPE_STRING
 }
 
 // value reads one value in binary form (page "Binary Protocol Resultset",
@@ -65,13 +101,11 @@ func (st *statement) values(b []byte) (database.Values, bool) {
 func (c *cursor) value(kind byte, unsigned bool) ([]byte, bool) {
 	var text []byte
 	switch kind {
-	case proto.MYSQL_TYPE_NULL:
-		return nil, true
 	case proto.MYSQL_TYPE_TINY:
 		text = number(uint64(c.byte()), 8, unsigned)
-	case proto.MYSQL_TYPE_SHORT, proto.MYSQL_TYPE_YEAR:
+	case proto.MYSQL_TYPE_SHORT:
 		text = number(uint64(c.uint16()), 16, unsigned)
-	case proto.MYSQL_TYPE_LONG, proto.MYSQL_TYPE_INT24:
+	case proto.MYSQL_TYPE_LONG:
 		text = number(uint64(c.uint32()), 32, unsigned)
 	case proto.MYSQL_TYPE_LONGLONG:
 		text = number(c.uint64(), 64, unsigned)

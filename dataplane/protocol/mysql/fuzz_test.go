@@ -233,12 +233,12 @@ func FuzzParameters(f *testing.F) {
 	f.Add([]byte("\x01\x01\x0c\x00\x07\xe8\x07\x02\x1d\x0c\x00\x00"), uint16(1))
 	f.Fuzz(func(t *testing.T, body []byte, params uint16) {
 		st := statement{params: int(params)}
-		v, ok := st.values(body)
+		v, ok, _ := st.values(body)
 		if ok && params > 0 && v.Len() != int(params) {
 			t.Fatalf("%d of %d", v.Len(), params)
 		}
 		if ok && params > 0 {
-			if _, more := (&statement{params: int(params)}).values(append(bytes.Clone(body), 0)); more {
+			if _, more, _ := (&statement{params: int(params)}).values(append(bytes.Clone(body), 0)); more {
 				t.Fatal("a byte behind the end is not missed")
 			}
 		}

@@ -12,6 +12,9 @@ type pending struct {
 	answer answer
 	number int64    // of a PREPARE
 	files  [][]byte // that the text lets the server ask for
+
+	types *statement // of an EXECUTE that has types
+	turn  int64      // of these
 }
 
 // pendingMost commands may wait; the next one waits with them.
@@ -116,6 +119,15 @@ func (t *talk) prepared(p pending, id uint32, params int) {
 	defer t.mu.Unlock()
 	if len(t.statements) < statementsMost {
 		t.statements[id] = &statement{number: p.number, params: params}
+	}
+}
+
+// executed takes that the server has read the values of an EXECUTE.
+func (t *talk) executed(p pending) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.types.turn == p.turn {
+		p.types.taken = true
 	}
 }
 

@@ -47,6 +47,7 @@ type tracker struct {
 
 	next     func() (pending, bool)                        // the oldest command that is not answered
 	prepared func(p pending, statement uint32, params int) // a statement was
+	executed func(p pending)                               // an EXECUTE that has types was
 	file     func(p pending, name []byte, seq byte) error  // the server asks for a file
 
 	place     place
@@ -161,6 +162,9 @@ func (t *tracker) packet(prefix []byte, n int) error {
 	}
 	switch t.place {
 	case first:
+		if t.now.types != nil {
+			t.executed(t.now)
+		}
 		return t.first(prefix, n)
 	case columns:
 		t.left--
