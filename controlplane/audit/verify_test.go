@@ -175,6 +175,12 @@ func TestA99_EveryChangeIsFound(t *testing.T) {
 		m[headName] = headFile(headText(h.id, frameSeal, chain{before.seq, before.hash}), seal.payload)
 	})
 	try("another segment", func(m memory) { m[segmentName(2)] = m[segmentName(lastFirst(names))] })
+	try("a segment under another's number", func(m memory) {
+		first := lastFirst(names)
+		m[segmentName(first+1)] = m[segmentName(first)]
+		delete(m, segmentName(first))
+	})
+	try("a file that no log writes", func(m memory) { m["x"+segmentSuffix] = m[segmentName(lastFirst(names))] })
 	try("another key", func(m memory) {
 		for name := range m {
 			if name == headName {
@@ -296,6 +302,61 @@ func TestA99_RolledBack(t *testing.T) {
 	found, err := l.Search(t.Context(), Query{Names: []string{AuditRecovered}})
 	if err != nil || len(found) != 1 || !strings.Contains(string(found[0]), "which was signed") {
 		t.Errorf("opening a log that was cut: %s, %v", found, err)
+	}
+}
+
+// TestA99_Forks: a log that was taken back to a copy and written on is signed as the
+// first one was, line by line with the same numbers. Neither does it hold a head of
+// the first, nor can parts of the two be put together.
+func TestA99_Forks(t *testing.T) {
+	const segmentBytes, batches = 1500, 8
+	start := t.TempDir()
+	l := openLog(t, start, segmentBytes)
+	appendTo(t, l, "h/1", records(1, 2), 2)
+	l.Close()
+
+	var logs [2]memory
+	var heads [2]Head
+	for i, user := range []string{"alice", "carol"} {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(start)); err != nil {
+			t.Fatal(err)
+		}
+		l := openLog(t, dir, segmentBytes)
+		for b := range uint64(batches) {
+			r := records(3+2*b, 2)
+			for j := range r {
+				r[j].JSON = bytes.ReplaceAll(r[j].JSON, []byte("alice"), []byte(user))
+			}
+			appendTo(t, l, "h/1", r, 4+2*b)
+		}
+		within(t, "packing", func() bool {
+			raw, _ := filepath.Glob(filepath.Join(dir, "*"+segmentSuffix))
+			return len(raw) == 1
+		})
+		heads[i] = l.Head()
+		l.Close()
+		logs[i] = readDir(t, dir)
+		if _, err := verifyDisk(logs[i], check, heads[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := slices.Sorted(maps.Keys(logs[0]))
+	if last := lastFirst(names); heads[0].Sequence != heads[1].Sequence || last < 10 || logs[1][segmentName(last)] == nil {
+		t.Fatalf("heads %d and %d; the last segment begins at %d", heads[0].Sequence, heads[1].Sequence, last)
+	}
+
+	if _, err := verifyDisk(logs[1], check, heads[0]); err == nil {
+		t.Error("the fork is taken for a log that holds the first one's head")
+	}
+	mixed := maps.Clone(logs[0])
+	mixed[headName] = logs[1][headName]
+	if _, err := verifyDisk(mixed, check, Head{}); err == nil {
+		t.Error("the fork's head file is taken for the first log's")
+	}
+	mixed[segmentName(lastFirst(names))] = logs[1][segmentName(lastFirst(names))]
+	if _, err := verifyDisk(mixed, check, Head{}); err == nil {
+		t.Error("the fork's last segment is taken for the first log's")
 	}
 }
 
