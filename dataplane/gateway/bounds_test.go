@@ -315,6 +315,10 @@ func TestCrowd(t *testing.T) {
 		if _, b := enter(c, "192.0.2.2", true); b != outcomeAccepted {
 			t.Errorf("another source: %v", b)
 		}
+		c.leave(all[1], false, now) // it came to nothing
+		if _, b := enter(c, "192.0.2.1", true); b != outcomeSourceRate {
+			t.Errorf("after one was not good: %v", b)
+		}
 		c.leave(all[0], true, now) // it came to something
 		if _, b := enter(c, "192.0.2.1", true); b != outcomeAccepted {
 			t.Errorf("after one was good: %v", b)

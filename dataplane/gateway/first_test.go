@@ -281,6 +281,46 @@ func TestA48_Proxy(t *testing.T) {
 	})
 }
 
+// TestA48_ClientIsCounted: behind a trusted proxy it is the client that has a bound,
+// whether the header comes with the connection or later; the proxy has none.
+func TestA48_ClientIsCounted(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		const most = 2
+		for _, later := range []bool{false, true} {
+			r := newRig(t, loops, func(c *Config) {
+				c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+				c.Bounds = Bounds{Stage: patience, WaitingSource: most, SourceRate: 1e6}
+			})
+			var silent []net.Conn
+			for range most + 1 {
+				silent = append(silent, r.dial())
+			}
+			r.waiting(most + 1)
+			for i, conn := range silent {
+				if !later {
+					conn.Close()
+					r.waiting(most - i)
+					continue
+				}
+				_, err := conn.Write(proxyLine)
+				check(t, err)
+			}
+			if !later {
+				for range most + 1 {
+					r.say(proxyLine)
+				}
+			}
+			r.reaches(outcomeSourceFull, 1)
+			r.waiting(most)
+			r.say([]byte("PROXY TCP4 192.0.2.8 192.0.2.1 1 2\r\n"))
+			r.waiting(most + 1)
+			if n := r.count(outcomeSourceFull); n != 1 {
+				t.Errorf("%d were refused", n)
+			}
+		}
+	})
+}
+
 // TestDataHello: 62 bytes, in any pieces, go to the tunnels with the descriptor.
 func TestDataHello(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
