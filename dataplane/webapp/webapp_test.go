@@ -237,6 +237,30 @@ func TestA72_ForeignPages(t *testing.T) {
 	}
 }
 
+// TestA72_TwoWords: who says twice where a request comes from is not believed, and a
+// socket is no link, whatever else its request says.
+func TestA72_TwoWords(t *testing.T) {
+	link := http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}, "Sec-Fetch-Dest": {"document"}}
+	for name, tt := range map[string]struct {
+		change func(http.Header)
+		want   bool
+	}{
+		"link":           {func(http.Header) {}, false},
+		"two sites":      {func(h http.Header) { h["Sec-Fetch-Site"] = []string{"same-origin", "cross-site"} }, true},
+		"two modes":      {func(h http.Header) { h["Sec-Fetch-Mode"] = []string{"navigate", "cors"} }, true},
+		"two places":     {func(h http.Header) { h["Sec-Fetch-Dest"] = []string{"document", "image"} }, true},
+		"socket":         {func(h http.Header) { h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"} }, true},
+		"upgrade to h2c": {func(h http.Header) { h["Connection"] = []string{"keep-alive, upgrade"} }, true},
+		"two origins":    {func(h http.Header) { delete(h, "Sec-Fetch-Site"); h["Origin"] = []string{wiki, wiki} }, true},
+	} {
+		r := &http.Request{Method: http.MethodGet, Host: "wiki." + cluster, Header: link.Clone()}
+		tt.change(r.Header)
+		if got := foreign(r); got != tt.want {
+			t.Errorf("%s: foreign %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
 // TestA73_Headers: what an application says of other origins, or of ours, stays
 // behind; and so does what is ours of what a browser sends.
 func TestA73_Headers(t *testing.T) {

@@ -190,7 +190,7 @@ func TestA61_Misdirected(t *testing.T) {
 	for _, protocol := range []string{"http/1.1", "h2"} {
 		for host, want := range map[string]int{
 			appHost: 200, appHost + ":8443": 200, strings.ToUpper(appHost): 200,
-			"other.app.gw.test": 421, "web.gw.test": 421, "gw.test": 421, appHost + ".": 421, "127.0.0.1": 421, appHost + ":x": 421, "x@" + appHost: 421,
+			"other.app.gw.test": 421, "web.gw.test": 421, "gw.test": 421, appHost + ".": 421, "127.0.0.1": 421, appHost + ":x": 421, "x@" + appHost: 421, "x" + appHost: 421, "x." + appHost: 421,
 		} {
 			t.Run(protocol+" "+host, func(t *testing.T) {
 				before := got.count()
@@ -211,6 +211,29 @@ func TestA61_Misdirected(t *testing.T) {
 	}
 	if n := len(r.named("app.session.start")); n != 6 {
 		t.Errorf("%d sessions began, want one for each good request", n)
+	}
+}
+
+// TestInward: the application's own origin is written for the one that the client
+// sees, and for no other that begins like it.
+func TestInward(t *testing.T) {
+	const outer, inner = "web.gw.test", "http://10.0.0.1"
+	for in, want := range map[string]string{
+		"https://web.gw.test":            inner,
+		"https://WEB.gw.test/a?b":        inner + "/a?b",
+		"https://web.gw.test.evil.com/a": "https://web.gw.test.evil.com/a",
+		"https://web.gw.test:8443/a":     "https://web.gw.test:8443/a",
+		"http://web.gw.test/a":           "http://web.gw.test/a",
+	} {
+		h := http.Header{"Referer": {in}, "Origin": {in}}
+		inward(h, outer, inner)
+		origin := in
+		if in == "https://"+outer {
+			origin = inner
+		}
+		if h.Get("Referer") != want || h.Get("Origin") != origin {
+			t.Errorf("%s: referer %s, origin %s", in, h.Get("Referer"), h.Get("Origin"))
+		}
 	}
 }
 

@@ -78,6 +78,7 @@ func TestA123_Paths(t *testing.T) {
 		"/api/v1/namespaces/a/pods/b/log/c", "/api/v1/namespaces/a/pods?watch=true&watch=false", "/api/v1/namespaces/a/pods?watch=maybe",
 		"/api/v1/namespaces/a/pods?watch", "/api/v1/pods?a=%zz", "/api/v1/pods?a;watch=true",
 		"/api/v1/namespaces/" + strings.Repeat("a", 254) + "/pods", "/" + strings.Repeat("a/", 65), "/" + strings.Repeat("a", 5000),
+		strings.Repeat("/"+strings.Repeat("a", 200), maxPath/200+1), "/api/v1/pods?labelSelector=" + strings.Repeat("a", maxQuery),
 	} {
 		u, err := url.ParseRequestURI(target)
 		if err != nil {
@@ -139,11 +140,14 @@ func TestA121_Questions(t *testing.T) {
 		{"GET", "/api/v1", "get  / open"},
 		{"GET", "/apis/apps/v1", "get  / open"},
 		{"GET", "/openapi/v3/apis/apps/v1", "get  / open"},
+		{"GET", "/openapi/v2", "get  / open"},
+		{"GET", "/openapi/v4", "get  /"},
 		{"GET", "/version", "get  / open"},
 		{"POST", "/version", "create  /"},
 		{"GET", "/metrics", "get  /"},
 		{"GET", "/logs/x", "get  /"},
 		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "create selfsubjectaccessreviews / open"},
+		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews/a", "create selfsubjectaccessreviews /a"},
 		{"POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", "create subjectaccessreviews /"},
 	} {
 		var got []string
