@@ -43,6 +43,8 @@ func TestA110_Startup(t *testing.T) {
 		"no parameters":      {[]byte{0, 0, 0, 8, 0, 3, 0, 0}, stateProtocol},
 		"without an end":     {unended, stateProtocol},
 		"with a second list": {behind, stateProtocol},
+		"two users":          {startupBytes(protocol30, "user=alice", "user=bob"), stateProtocol},
+		"two databases":      {startupBytes(protocol30, "user=alice", "database=a", "database=b"), stateProtocol},
 		"SSLRequest in TLS":  {[]byte{0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f}, stateProtocol},
 		"GSSENC in TLS":      {[]byte{0, 0, 0, 8, 4, 0xd2, 0x16, 0x30}, stateProtocol},
 		"HTTP":               {[]byte("GET / HTTP/1.1\r\n\r\n"), stateProtocol},

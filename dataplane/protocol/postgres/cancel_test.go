@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"io"
 	"net"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/session"
 )
 
 // TestCancelByPsql is Ctrl-C in psql 15, which sends the request in clear.
@@ -129,10 +131,33 @@ func TestA110_CancelOfAnother(t *testing.T) {
 	if l.real.ProcessID == key.ProcessID || bytes.Equal(l.real.SecretKey, key.SecretKey) {
 		t.Error("the server's own numbers were told")
 	}
+	bob := l.sess.Identity
+	bob.Name = "bob"
+	r.server.CancelFor(bob, key.ProcessID, binary.BigEndian.Uint32(key.SecretKey))
+	l.cancels.Wait()
+	request := &cancelRequest{pid: key.ProcessID, key: key.SecretKey}
+	r.server.cancelAs(t.Context(), &session.Candidate{Identity: l.sess.Identity, Refusal: sallyport.Denied("locked", "")}, request)
 	until(t, db, 1, sleepers, name)
 
 	r.cancelInTLS("alice", cancelBytes(key))
 	conn.wantCancelled()
+}
+
+// TestA110_SameHolder: a name is one holder's within a cluster and a kind.
+func TestA110_SameHolder(t *testing.T) {
+	alice := sallyport.Identity{Kind: sallyport.KindUser, Cluster: "gw.test", Name: "alice"}
+	for what, change := range map[string]func(*sallyport.Identity){
+		"":                func(id *sallyport.Identity) { id.Roles, id.Fingerprint = []string{"access"}, "another certificate" },
+		"another name":    func(id *sallyport.Identity) { id.Name = "Alice" },
+		"another cluster": func(id *sallyport.Identity) { id.Cluster = "other.test" },
+		"another kind":    func(id *sallyport.Identity) { id.Kind = sallyport.KindLocalAdmin },
+	} {
+		id := alice
+		change(&id)
+		if sameHolder(alice, id) != (what == "") {
+			t.Errorf("%s: %v", what, sameHolder(alice, id))
+		}
+	}
 }
 
 func TestA110_CancelMalformed(t *testing.T) {
