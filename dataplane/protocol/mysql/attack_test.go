@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,6 +214,93 @@ func TestFullPacketOfAFile(t *testing.T) {
 	give(appendPacket(nil, 0, []byte("\x03select 1")))
 	if ended != 1 || len(seen) != 1 {
 		t.Errorf("ended %d times; commands %q", ended, seen)
+	}
+}
+
+// TestA111_LongCommands: the packets of a command are one, bounded together, and no
+// more commands pass at once than may wait for an answer.
+func TestA111_LongCommands(t *testing.T) {
+	const behind = 5
+	var seen []int
+	fresh := func() *splitter {
+		seen = nil
+		return &splitter{
+			limit: maxPayload + behind,
+			see:   func(b []byte) error { seen = append(seen, len(b)); return nil },
+			file:  func() (byte, bool) { return 0, false },
+		}
+	}
+	give := func(s *splitter, b []byte) (err error) {
+		for len(b) > 0 && err == nil {
+			n := copy(s.Space(), b)
+			b = b[n:]
+			_, err = s.take(n)
+		}
+		return err
+	}
+	full := append([]byte{0xff, 0xff, 0xff, 0, 3}, make([]byte, maxPayload-1)...)
+
+	s := fresh()
+	if err := give(s, slices.Concat(full, appendPacket(nil, 1, make([]byte, behind)))); err != nil || !slices.Equal(seen, []int{maxPayload + behind}) {
+		t.Errorf("two packets: commands of %d bytes, %v", seen, err)
+	}
+	s = fresh()
+	if err := give(s, slices.Concat(full, appendPacket(nil, 1, make([]byte, behind+1)))); err == nil || len(seen) > 0 {
+		t.Errorf("a byte too many: commands of %d bytes, %v", seen, err)
+	}
+
+	s = fresh()
+	ping := appendPacket(nil, 0, []byte{0x0e})
+	n := copy(s.Space(), bytes.Repeat(ping, takeMost+1))
+	if n < (takeMost+1)*len(ping) {
+		t.Fatalf("room for %d bytes", n)
+	}
+	pass, err := s.take(n)
+	if err != nil || len(pass) != takeMost*len(ping) || !s.more || len(seen) != takeMost {
+		t.Errorf("%d bytes of %d commands pass at once, more: %v, %v", len(pass), len(seen), s.more, err)
+	}
+	if pass, err := s.take(0); err != nil || len(pass) != len(ping) || s.more {
+		t.Errorf("then %d bytes, more: %v, %v", len(pass), s.more, err)
+	}
+}
+
+// TestA111_OnlyLoadLocal: a file is named by LOAD … LOCAL INFILE, and by nothing that
+// looks a little like it.
+func TestA111_OnlyLoadLocal(t *testing.T) {
+	for text, want := range map[string]int{
+		"load data local infile 'f' into table t":                         2,
+		"load xml concurrent local infile 'f' into table t":               2,
+		"load data infile 'local' into table t":                           0,
+		"load data x infile 'local' into table t":                         0,
+		"select data local infile 'f'":                                    0,
+		"select local infile 'f'":                                         0,
+		strings.Repeat("load data local infile 'f' into table t; ", 1000): 2 * filesMost,
+	} {
+		if got := filesOf([]byte(text)); len(got) != want {
+			t.Errorf("%.60s: %d spellings, want %d", text, len(got), want)
+		}
+	}
+}
+
+// TestA146_LoginToken: what a plugin sends in a login is bounded before it is read,
+// and counted on.
+func TestA146_LoginToken(t *testing.T) {
+	for name, row := range map[string]struct {
+		size int
+		seq  byte
+		ok   bool
+	}{
+		"nothing":       {0, 3, true},
+		"the most":      {tokenMax, 3, true},
+		"a byte beyond": {tokenMax + 1, 3, false},
+		"out of order":  {1, 2, false},
+	} {
+		in := bytes.NewReader(appendPacket(nil, row.seq, make([]byte, row.size)))
+		r := &response{seq: 2}
+		b, err := r.token(in)
+		if (err == nil) != row.ok || row.ok && len(b) != row.size || !row.ok && in.Len() != row.size {
+			t.Errorf("%s: %d bytes, %d left, %v", name, len(b), in.Len(), err)
+		}
 	}
 }
 

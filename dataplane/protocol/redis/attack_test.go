@@ -163,6 +163,7 @@ func TestA112_Commands(t *testing.T) {
 		"a zero before":          "*01\r\n$4\r\nPING\r\n",
 		"a blank":                "* 1\r\n$4\r\nPING\r\n",
 		"a line feed alone":      "*1\n$4\r\nPING\r\n",
+		"another byte for CR":    "*1x\n$4\r\nPING\r\n",
 		"another byte for LF":    "*1\rX$4\r\nPING\r\n" + strings.Repeat("x", headerMax),
 		"no end of an argument":  "*1\r\n$4\r\nPINGxx*3\r\n$4\r\nAUTH\r\n$3\r\nbob\r\n$1\r\nx\r\n",
 		"a negative argument":    "*1\r\n$-1\r\n",
