@@ -141,11 +141,33 @@ func (a *Agent) handle(ctx context.Context, c *session.Candidate, conn net.Conn)
 }
 
 // log notes why a stream ended. What clients do wrong is audited by the door
-// and no news to an operator.
+// and no news to an operator. That a database does not serve is: its clients are
+// told to look here. Other kinds have said so themselves.
 func (a *Agent) log(s *tunnel.Stream, err error) {
-	if err != nil {
-		a.Log.Debug("stream ended", "connection", fmt.Sprintf("%x", s.ConnectionID), "kind", s.Kind, "name", s.Name, "reason", err)
+	if err == nil {
+		return
 	}
+	why := []any{"connection", fmt.Sprintf("%x", s.ConnectionID), "kind", s.Kind, "name", s.Name, "reason", err}
+	if cause := unserved(err); cause != nil && s.Kind == string(sallyport.KindDatabase) {
+		a.Log.Warn("the database does not serve the agent", append(why, "cause", cause)...)
+		return
+	}
+	a.Log.Debug("stream ended", why...)
+}
+
+// unserved is what lies behind an error that is neither the client's doing nor
+// the end of the agent or of a session: nothing answered, or it did not take the
+// agent's certificate. It is nil for others.
+func unserved(err error) error {
+	p, ok := errors.AsType[*sallyport.Problem](err)
+	if !ok || p.Cause == nil || errors.Is(p.Cause, context.Canceled) {
+		return nil
+	}
+	alert, ok := errors.AsType[*net.OpError](p.Cause)
+	if p.Kind == sallyport.ErrUnavailable || ok && alert.Op == "remote error" { // as crypto/tls calls an alert of the other side
+		return p.Cause
+	}
+	return nil
 }
 
 func (a *Agent) service(r sallyport.Resource) *Service {
