@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,10 +90,20 @@ func (r *reloadReport) print(w io.Writer) error {
 		fmt.Fprintf(&b, "Certificates: %d changed.\n", r.Certificates)
 	}
 	if len(r.NeedsRestart) > 0 {
-		fmt.Fprintf(&b, "NOT in effect until the next start: %s.\n", strings.Join(r.NeedsRestart, ", "))
+		fmt.Fprintf(&b, "NOT in effect yet: %s.\n", r.waiting())
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// waiting names what the reload did not take, and by what it takes effect: an upgrade
+// cuts nothing, a restart does.
+func (r *reloadReport) waiting() string {
+	fields := strings.Join(r.NeedsRestart, ", ")
+	if slices.Contains(r.NeedsRestart, "roles") || slices.Contains(r.NeedsRestart, "data_dir") {
+		return fields + ", by a restart" // an upgrade is refused as long as these differ
+	}
+	return fields + ", by sallyport upgrade or a restart"
 }
 
 // dataDir is where the admin socket is: as told, or as the configuration says.

@@ -12,7 +12,7 @@ func (*demoCmd) Help() string {
 
 func (*reloadCmd) Help() string {
 	return usage.Examples("sallyport reload", "sallyport reload --config=/etc/sallyport.yaml",
-		"sallyport reload --format=json              # what has changed, and what needs a restart")
+		"sallyport reload --format=json              # what has changed, and what has no effect yet")
 }
 
 func (*statusCmd) Help() string { return usage.Examples("sallyport status") }

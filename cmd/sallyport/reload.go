@@ -28,7 +28,7 @@ type reloadReport struct {
 	Routes       *routeChanges `json:"routes,omitempty"` // without the role gateway nil
 	Certificates int           `json:"certificates"`     // that are others than before
 	Changed      []string      `json:"changed"`          // fields that took effect
-	NeedsRestart []string      `json:"needs_restart"`    // fields that did not, and will at the next start
+	NeedsRestart []string      `json:"needs_restart"`    // fields that did not, and will after an upgrade or a restart
 	Problem      string        `json:"problem,omitempty"`
 	Hint         string        `json:"hint,omitempty"`
 }
@@ -103,7 +103,7 @@ func (n *node) reloadAs(ctx context.Context, by string, free bool) (*reloadRepor
 		n.log.Info("reloaded", "by", by, "changed", strings.Join(report.Changed, ","), "certificates", report.Certificates,
 			"took", time.Since(report.Time).Round(time.Millisecond))
 		if len(report.NeedsRestart) > 0 {
-			n.log.Warn("changes that need a restart have no effect yet", "fields", strings.Join(report.NeedsRestart, ","))
+			n.log.Warn("changes that a reload does not take have no effect yet", "fields", report.waiting())
 		}
 	}
 	r.last.Store(report)

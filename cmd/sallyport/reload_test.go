@@ -226,6 +226,18 @@ func TestReload(t *testing.T) {
 	if !slices.Equal(report.NeedsRestart, restart) {
 		t.Errorf("needs a restart: %q", report.NeedsRestart)
 	}
+	// Who was told of a restart cut connections that an upgrade keeps.
+	for fields, want := range map[string]string{
+		"gateway.listen":       "NOT in effect yet: gateway.listen, by sallyport upgrade or a restart.\n",
+		"gateway.listen roles": "NOT in effect yet: gateway.listen, roles, by a restart.\n",
+		"data_dir":             "NOT in effect yet: data_dir, by a restart.\n",
+	} {
+		var out strings.Builder
+		r := reloadReport{NeedsRestart: strings.Fields(fields)}
+		if err := r.print(&out); err != nil || !strings.HasSuffix(out.String(), want) {
+			t.Errorf("%s: %q, %v", fields, &out, err)
+		}
+	}
 	if a, b, c := s.reaches("a.example.com"), s.reaches("b.example.com"), s.reaches("c.example.com"); a != "two" || b != "" || c != "two" {
 		t.Errorf("a is %q, b is %q, c is %q", a, b, c)
 	}

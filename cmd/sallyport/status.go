@@ -253,7 +253,7 @@ func (s *nodeStatus) print(w io.Writer) error {
 		case r.Problem != "":
 			row("Reload", "REFUSED at %s: %s", r.Time.Local().Format(time.DateTime), r.Problem)
 		case len(r.NeedsRestart) > 0:
-			row("Reload", "%s; these need a restart: %s", r.Time.Local().Format(time.DateTime), strings.Join(r.NeedsRestart, ", "))
+			row("Reload", "%s; not in effect yet: %s", r.Time.Local().Format(time.DateTime), r.waiting())
 		default:
 			row("Reload", "%s", r.Time.Local().Format(time.DateTime))
 		}

@@ -30,8 +30,8 @@ touched: connections that are there go on as they were, also those of a route th
 - ` + "`agent.ssh`, `agent.databases`, `agent.tcp`, `agent.apps`, `agent.kubernetes`, `agent.group`" + `: auth is told, and new sessions find what it has granted.
 - ` + "`log.level`, `upgrade.drain`" + `
 
-Everything else, such as ` + "`roles`, `data_dir` and `gateway.listen`" + `, needs a restart: the reload says which of these fields have changed
-and have no effect yet.
+Everything else, such as ` + "`gateway.listen`" + `, takes effect by ` + "`sallyport upgrade`" + `, which keeps connections, or by a restart; ` + "`roles` and `data_dir`" + ` by a
+restart alone. The reload says which of these fields have changed and have no effect yet.
 `
 
 // configuration is the page of all fields.
