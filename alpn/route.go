@@ -28,7 +28,7 @@ const (
 func (c Class) String() string {
 	return [...]string{
 		Refuse: "refuse", Web: "web", Auth: "auth", Join: "join", Tunnel: "tunnel", Gateway: "gateway",
-		Store: "store", Challenge: "acme", Resource: "resource", App: "app", Static: "static",
+		Store: "store", Challenge: "acme", Resource: "resource", App: "webapp", Static: "static",
 	}[c]
 }
 
