@@ -33,6 +33,8 @@ import (
 type farHost struct {
 	serve func(io.Reader, io.WriteCloser)
 
+	asks func(*ssh.Request, ssh.Channel) bool // answers requests in sessions, or leaves them to reachFar; may be nil
+
 	refuse  func(stderr io.Writer) // instead of serve
 	chatter int                    // bytes on standard error, before all else
 
@@ -122,6 +124,10 @@ func tryFar(t *testing.T, h *farHost) (*transfer, error) {
 				begin := sync.OnceFunc(func() { close(begun) })
 				defer begin()
 				for q := range requests {
+					if h.asks != nil && h.asks(q, ch) {
+						begin()
+						continue
+					}
 					_ = q.Reply(q.Type == "subsystem" || q.Type == "exec", nil)
 					begin()
 				}

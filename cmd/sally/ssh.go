@@ -324,7 +324,11 @@ func (p *program) hostKey(cred *credentials, node string) ssh.HostKeyCallback {
 
 // session runs the shell or the command.
 func (c *sshCmd) session(p *program, sc *ssh.Client) error {
-	s, err := sc.NewSession()
+	sessions := sc
+	if c.Subsystem {
+		sessions = &ssh.Client{Conn: subsystems{sc.Conn}}
+	}
+	s, err := sessions.NewSession()
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
 	}
@@ -349,12 +353,9 @@ func (c *sshCmd) session(p *program, sc *ssh.Client) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case c.Subsystem:
-		err = s.RequestSubsystem(c.Command[0])
-	case len(c.Command) == 0:
+	if len(c.Command) == 0 {
 		err = s.Shell()
-	default:
+	} else {
 		err = s.Start(strings.Join(c.Command, " "))
 	}
 	if err != nil {

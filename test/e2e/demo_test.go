@@ -287,6 +287,18 @@ func testFiles(t *testing.T, d *demo, p *person) {
 	}
 	p.refused(1, []string{"does not exist on the node"}, "sally", "scp", node+":"+there+"/nothing", here)
 	p.refused(1, []string{"is a directory"}, "sally", "scp", node+":"+there+"/sally", here)
+	// OpenSSH's sftp by "sally ssh -s", as it calls ssh.
+	link := filepath.Join(p.home, "ssh")
+	if err := os.Symlink(program(t, "sally"), link); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.try("put "+tree+"/a/large "+there+"/by-sftp\nget "+there+"/by-sftp "+here+"/by-sftp\n", "sftp", "-S", link, "-b", "-", node); r.code != 0 {
+		t.Errorf("sftp: %+v", r)
+	}
+	if got, err := os.ReadFile(filepath.Join(here, "by-sftp")); err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("sftp: %d bytes, %v", len(got), err)
+	}
+	p.refused(1, []string{`does not serve the subsystem "nothing"`}, "sally", "ssh", "-s", node, "nothing")
 	if r := p.try("GET / HTTP/1.0\r\n\r\n", "sally", "ssh", "-W", d.Proxy, node); !strings.HasPrefix(r.stdout, "HTTP/1.") {
 		t.Errorf("-W: %+v", r)
 	}
