@@ -123,8 +123,8 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// copy copies all sources to the target. What is left out of a directory has been
-// told by then.
+// copy copies all sources to the target. What is left out of several, or of a
+// directory, has been told by then.
 func (t *transfer) copy(a copying) (err error) {
 	if a.up {
 		err = t.upload(a.from, a.to)
@@ -151,7 +151,7 @@ type transfer struct {
 	requests *requests   // of files
 	release  func() bool // from here on the program's end does not close ssh
 
-	left int // files and directories, inside others, that were not copied
+	left int // files and directories, among others, that were not copied
 }
 
 const (
@@ -216,8 +216,16 @@ func (t *transfer) open() (*sftp.Client, error) {
 // errDistrust is a node that would have files written where nobody asked for them.
 var errDistrust = errors.New("the node is not to be trusted")
 
-// leave tells of an entry of a directory that was not copied, and why; the others are
-// copied, as with scp(1). What it returns ends the run: without a connection, by the
+// leaveOne is leave for one of so many sources: of a single one the error says it all.
+func (t *transfer) leaveOne(of int, err error) error {
+	if of == 1 {
+		return err
+	}
+	return t.leave(err)
+}
+
+// leave tells of a source, or an entry of a directory, that was not copied, and why; the
+// others are copied, as with scp(1). What it returns ends the run: without a connection, by the
 // person's will, and at a node that is up to something, there are no others.
 func (t *transfer) leave(err error) error {
 	if err == nil || t.files == nil || broken(err) || t.program.ctx.Err() != nil || errors.Is(err, errDistrust) {
@@ -253,7 +261,7 @@ func (t *transfer) upload(from []string, to string) error {
 		if into {
 			target = path.Join(to, filepath.Base(file))
 		}
-		if err := t.put(file, target); err != nil {
+		if err := t.leaveOne(len(from), t.put(file, target)); err != nil {
 			return err
 		}
 	}
@@ -390,30 +398,35 @@ func (t *transfer) download(from []string, to string) error {
 	var all []string
 	for _, pattern := range from {
 		found, err := t.glob(pattern)
-		if err != nil {
+		if err := t.leaveOne(len(from), err); err != nil {
 			return err
 		}
 		all = append(all, found...)
 	}
+	several := max(len(from), len(all))
 	info, err := os.Stat(to)
 	into := err == nil && info.IsDir()
-	if len(all) > 1 && !into {
+	if several > 1 && !into {
 		return problem(errInvalid, fmt.Sprintf("%s is not a directory", to), "")
 	}
 	for _, file := range all {
-		target := to
-		if into {
-			name := path.Base(file)
-			if !safeName(name) {
-				return problem(errInvalid, fmt.Sprintf("%q has no name to copy it to", file), "name the target")
-			}
-			target = filepath.Join(to, name)
-		}
-		if err := t.get(file, target); err != nil {
+		if err := t.leaveOne(several, t.getTop(file, to, into)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// getTop copies one source to the target, or into it.
+func (t *transfer) getTop(file, to string, into bool) error {
+	if !into {
+		return t.get(file, to)
+	}
+	name := path.Base(file)
+	if !safeName(name) {
+		return problem(errInvalid, fmt.Sprintf("%q has no name to copy it to", file), "name the target")
+	}
+	return t.get(file, filepath.Join(to, name))
 }
 
 // glob finds what a pattern means on the node. A file of that very name is meant

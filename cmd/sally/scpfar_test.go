@@ -358,6 +358,50 @@ func TestRestIsCopied(t *testing.T) {
 	}
 }
 
+// TestOtherSources: the first source that could not be copied kept all after it from
+// being copied.
+func TestOtherSources(t *testing.T) {
+	for _, up := range []bool{true, false} {
+		t.Run(fmt.Sprintf("up %v", up), func(t *testing.T) {
+			tr := reachFar(t, &farHost{serve: ownServer})
+			var said bytes.Buffer
+			tr.program.stderr = &said
+			from, to := t.TempDir(), t.TempDir()
+			at := func(name string) string { return filepath.Join(from, name) }
+			must(t, errors.Join(os.WriteFile(at("a"), []byte("a"), 0o600), os.Mkdir(at("dir"), 0o700), os.WriteFile(at("z"), []byte("z"), 0o600)))
+			err := tr.copy(copying{up: up, from: []string{at("missing"), at("missing?"), at("a"), at("dir"), at("z")}, to: to})
+			if !errors.Is(err, errInvalid) || tr.left != 3 {
+				t.Errorf("%v, %d left", err, tr.left)
+			}
+			for _, name := range []string{"missing: ", "missing?", "dir is a directory"} {
+				if !strings.Contains(said.String(), name) {
+					t.Errorf("said %q", said.String())
+				}
+			}
+			for _, name := range []string{"a", "z"} {
+				if b, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(b) != name {
+					t.Errorf("%s: %q, %v", name, b, err)
+				}
+			}
+			// Alone, it is the whole answer; and several need a directory, also when one is left.
+			said.Reset()
+			tr.left = 0
+			for _, tt := range []struct {
+				from []string
+				to   string
+				want string
+			}{{[]string{at("missing")}, to, "missing"}, {[]string{at("missing?"), at("a")}, filepath.Join(to, "new"), "is not a directory"}} {
+				if err := tr.copy(copying{up: up, from: tt.from, to: tt.to}); err == nil || !strings.Contains(err.Error(), tt.want) || exists(filepath.Join(to, "new")) {
+					t.Errorf("%q: %v", tt.from, err)
+				}
+			}
+			if up && said.Len() > 0 {
+				t.Errorf("said %q", said.String())
+			}
+		})
+	}
+}
+
 // liar is a node that names a file in a directory, two below what is copied, so that it
 // would be written elsewhere.
 type liar struct{}
