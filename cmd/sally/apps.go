@@ -12,6 +12,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 )
@@ -69,7 +70,7 @@ func (c *appsLsCmd) Run(p *program) error {
 		rows = append(rows, row)
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	}
 	header := []string{"Application", "Description", "Type", "Public Address", "Labels"}
 	if c.Verbose {
@@ -318,7 +319,7 @@ func (c *appsConfigCmd) Run(p *program) error {
 	one := map[string]string{"uri": out.URI, "ca": out.CA, "cert": out.Cert, "key": out.Key, "curl": out.Curl}
 	switch c.Format {
 	case "json", "yaml":
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	case "text":
 		for _, row := range [][2]string{{"Name", out.Name}, {"URI", out.URI}, {"CA", out.CA}, {"Cert", out.Cert}, {"Key", out.Key}} {
 			fmt.Fprintf(p.stdout, "%-11s%s\n", row[0]+":", row[1])

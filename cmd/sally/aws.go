@@ -16,6 +16,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/dataplane/dial"
@@ -113,7 +114,7 @@ func (c *proxyAWSCmd) print(p *program, a *awsAccess, port awsPort) error {
 		for _, kv := range port.env() {
 			values[kv[0]] = kv[1]
 		}
-		return encode(p.stdout, c.Format, values)
+		return output.Write(p.stdout, c.Format, values)
 	}
 	remark := map[string]string{"unix": "# ", "powershell": "# ", "command-prompt": "rem "}[c.Format]
 	fmt.Fprintf(p.stdout, "%sStarted AWS proxy on %s for %s as %s.\n%sPrograms with this environment use it:\n", remark, port.url, a.name, a.role, remark)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -65,7 +66,7 @@ func (c *dbLsCmd) Run(p *program) error {
 		return err
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, databasesJSON(list))
+		return output.Write(p.stdout, c.Format, databasesJSON(list))
 	}
 	f, err := p.selected()
 	if err != nil {

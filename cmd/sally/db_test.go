@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/libpq"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 )
 
 // someDatabase is one that the person may reach, as auth's answer would make it.
@@ -243,7 +244,7 @@ func TestDatabaseJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	if err := encode(&out, "json", j); err != nil {
+	if err := output.Write(&out, "json", j); err != nil {
 		t.Fatal(err)
 	}
 	var got struct {

@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/libpq"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 )
 
@@ -232,7 +233,7 @@ func (c *dbConfigCmd) Run(p *program) error {
 		if err != nil {
 			return err
 		}
-		return encode(p.stdout, c.Format, j)
+		return output.Write(p.stdout, c.Format, j)
 	case "cmd":
 		switch d.protocol {
 		case protocolMySQL:
@@ -283,7 +284,7 @@ func (c *dbEnvCmd) Run(p *program) error {
 		values[s.Key] = s.Value
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, values)
+		return output.Write(p.stdout, c.Format, values)
 	}
 	for _, name := range libpq.Steering() {
 		if _, ours := values[name]; !ours && os.Getenv(name) != "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 )
 
@@ -59,7 +60,7 @@ func (c *kubeLsCmd) Run(p *program) error {
 	}
 	switch {
 	case c.Format != "text":
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	case c.Quiet:
 		for _, row := range rows {
 			fmt.Fprintln(p.stdout, strings.TrimRight(strings.Join(row, " "), " "))
@@ -245,7 +246,7 @@ func (c *kubeCredentialsCmd) Run(p *program) error {
 		Expires: cred.Identity.NotAfter.Add(-early).UTC().Format(time.RFC3339), Cert: chain.String(),
 		Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 	}
-	return encode(p.stdout, "json", out)
+	return output.Write(p.stdout, "json", out)
 }
 
 // execVersion is the version that kubectl asks for.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
 	"github.com/sallyport/sallyport/controlplane/client"
@@ -70,7 +71,7 @@ func (c *lsCmd) Run(p *program) error {
 		}
 		return nil
 	case "json", "yaml":
-		return encode(p.stdout, c.Format, nodesJSON(list))
+		return output.Write(p.stdout, c.Format, nodesJSON(list))
 	}
 	header := []string{"Node Name", "Address", "Labels"}
 	if c.Verbose {
@@ -215,7 +216,7 @@ func (c *clustersCmd) Run(p *program) error {
 	}
 	switch {
 	case c.Format != "text":
-		return encode(p.stdout, c.Format, list)
+		return output.Write(p.stdout, c.Format, list)
 	case c.Quiet:
 		for _, r := range rows {
 			fmt.Fprintln(p.stdout, r[0], r[1], r[2])
@@ -264,7 +265,7 @@ func (c *tcpLsCmd) Run(p *program) error {
 		rows = append(rows, row)
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	}
 	header := []string{"Name", "Description", "Labels"}
 	if c.Verbose {
@@ -293,7 +294,7 @@ func (c *envCmd) Run(p *program) error {
 	}
 	values := map[string]string{"SALLY_PROXY": f.WebProxyAddr, "SALLY_CLUSTER": f.Cluster, "TELEPORT_PROXY": f.WebProxyAddr, "TELEPORT_CLUSTER": f.Cluster}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, values)
+		return output.Write(p.stdout, c.Format, values)
 	}
 	for _, n := range names {
 		fmt.Fprintf(p.stdout, "export %s=%s\n", n, shell.Word(values[n]))
@@ -325,7 +326,7 @@ func (c *versionCmd) Run(p *program) error {
 		}
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, v)
+		return output.Write(p.stdout, c.Format, v)
 	}
 	fmt.Fprintf(p.stdout, "Sallyport %s git:%s %s\n", v.Version, v.Gitref, v.Runtime)
 	if v.ProxyVersion != "" {

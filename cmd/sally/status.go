@@ -1,20 +1,17 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/profile"
 	"github.com/sallyport/sallyport/identity"
 )
@@ -60,7 +57,7 @@ func (c *statusCmd) Run(p *program) error {
 		return profile.ErrNotLoggedIn
 	}
 	if c.Format != "text" {
-		err = encode(p.stdout, c.Format, statusJSON{Active: active, Profiles: append([]profileStatus{}, others...), Environment: environment()})
+		err = output.Write(p.stdout, c.Format, statusJSON{Active: active, Profiles: append([]profileStatus{}, others...), Environment: environment()})
 	} else {
 		c.text(p, active, others)
 	}
@@ -184,19 +181,4 @@ func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
 		s.CriticalOptions = cert.CriticalOptions
 	}
 	return s, nil
-}
-
-// encode writes v as JSON or YAML.
-func encode(w io.Writer, format string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	if format == "yaml" {
-		if b, err = yaml.JSONToYAML(b); err != nil {
-			return err
-		}
-	}
-	_, err = fmt.Fprintln(w, strings.TrimRight(string(b), "\n"))
-	return err
 }

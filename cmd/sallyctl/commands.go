@@ -9,11 +9,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
@@ -59,7 +59,7 @@ func (c *statusCmd) Run(p *program) error {
 		s.Authorities = append(s.Authorities, authorityStatus{a.GetKind(), a.GetNotAfter().AsTime(), a.GetRotation()})
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, s)
+		return output.Write(p.stdout, c.Format, s)
 	}
 	row := func(name, value string) { fmt.Fprintf(p.stdout, "%-16s%s\n", name, value) }
 	row("Cluster", s.Cluster)
@@ -125,7 +125,7 @@ type linkJSON struct {
 
 func printLink(p *program, format, fact, url string, expires *timestamppb.Timestamp) error {
 	if format != "text" {
-		return encode(p.stdout, format, linkJSON{url, expires.AsTime()})
+		return output.Write(p.stdout, format, linkJSON{url, expires.AsTime()})
 	}
 	_, err := fmt.Fprintf(p.stdout, "%s\nShare this link; it works once, until %s:\n%s\n", fact, expires.AsTime().Local().Format(time.DateTime), url)
 	return err
@@ -162,7 +162,7 @@ func (c *usersLsCmd) Run(p *program) error {
 		rows = append(rows, []string{fail.Clean(u.GetName()), strings.Join(u.GetRoles(), ","), map[bool]string{true: "yes", false: "no"}[u.GetClaimed()]})
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	}
 	return table.Write(p.stdout, 0, []string{"User", "Roles", "Claimed"}, rows)
 }
@@ -258,7 +258,7 @@ func (c *tokensAddCmd) Run(p *program) error {
 	}
 	t := tokenJSON{m.GetSecret(), m.GetToken().GetName(), m.GetToken().GetRoles(), m.GetToken().GetExpires().AsTime(), m.GetCaPins(), m.GetGateway()}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, t)
+		return output.Write(p.stdout, c.Format, t)
 	}
 	_, err = fmt.Fprint(p.stdout, t.joining())
 	return err
@@ -308,7 +308,7 @@ func (c *tokensLsCmd) Run(p *program) error {
 		rows = append(rows, []string{t.GetName(), strings.Join(t.GetRoles(), ","), t.GetExpires().AsTime().Local().Format(time.DateTime)})
 	}
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	}
 	return table.Write(p.stdout, 0, []string{"Token", "Type", "Expires"}, rows)
 }
@@ -353,12 +353,12 @@ func (c *getCmd) Run(p *program) error {
 		for _, d := range docs {
 			raw = append(raw, json.RawMessage(d))
 		}
-		return encode(p.stdout, "json", raw)
+		return output.Write(p.stdout, "json", raw)
 	case "text":
 		return printNames(p, docs)
 	}
 	for i, d := range docs {
-		b, err := yaml.JSONToYAML([]byte(d))
+		b, err := output.YAML([]byte(d))
 		if err != nil {
 			return err
 		}

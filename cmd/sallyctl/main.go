@@ -4,21 +4,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/goccy/go-yaml"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
 
@@ -119,21 +117,6 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	return g, usage.Explain(err)
 }
 
-// encode writes v as JSON or YAML.
-func encode(w io.Writer, format string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	if format == "yaml" {
-		if b, err = yaml.JSONToYAML(b); err != nil {
-			return err
-		}
-	}
-	_, err = fmt.Fprintln(w, strings.TrimRight(string(b), "\n"))
-	return err
-}
-
 type versionCmd struct{ format }
 
 type versionJSON struct {
@@ -144,7 +127,7 @@ type versionJSON struct {
 // Run prints the version of this program.
 func (c *versionCmd) Run(p *program) error {
 	if c.Format != "text" {
-		return encode(p.stdout, c.Format, versionJSON{version, runtime.Version()})
+		return output.Write(p.stdout, c.Format, versionJSON{version, runtime.Version()})
 	}
 	_, err := fmt.Fprintf(p.stdout, "Sallyport %s %s\n", version, runtime.Version())
 	return err

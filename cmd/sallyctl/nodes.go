@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/table"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
@@ -49,7 +50,7 @@ func (c *nodesLsCmd) Run(p *program) error {
 		for _, a := range m.GetAgents() {
 			out = append(out, c.json(a))
 		}
-		return encode(p.stdout, c.Format, out)
+		return output.Write(p.stdout, c.Format, out)
 	}
 	var rows [][]string
 	for _, a := range m.GetAgents() {

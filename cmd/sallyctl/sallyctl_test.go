@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/goccy/go-yaml"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sallyport/sallyport"
@@ -233,17 +232,6 @@ func TestSingular(t *testing.T) {
 		if got := singular(in); got != want {
 			t.Errorf("%s: %s", in, got)
 		}
-	}
-}
-
-func TestEncode(t *testing.T) {
-	var b strings.Builder
-	if err := encode(&b, "yaml", map[string]any{"a": []string{"x"}}); err != nil {
-		t.Fatal(err)
-	}
-	var back map[string][]string
-	if err := yaml.Unmarshal([]byte(b.String()), &back); err != nil || back["a"][0] != "x" {
-		t.Errorf("%q: %v", b.String(), err)
 	}
 }
 

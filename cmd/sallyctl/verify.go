@@ -15,6 +15,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/ca/signed"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
@@ -63,7 +64,7 @@ func (c *auditVerifyCmd) Run(p *program) error {
 		v.Faults = append(v.Faults, fmt.Sprintf("%+v", f))
 	}
 	if c.Format != "text" {
-		if err := encode(p.stdout, c.Format, v); err != nil {
+		if err := output.Write(p.stdout, c.Format, v); err != nil {
 			return err
 		}
 		return fault

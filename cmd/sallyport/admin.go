@@ -15,9 +15,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
 )
@@ -63,7 +62,7 @@ func (c *reloadCmd) Run(p *program) error {
 		return err
 	}
 	if c.Format != "text" {
-		if err := printAs(p.stdout, c.Format, &report); err != nil {
+		if err := output.Write(p.stdout, c.Format, &report); err != nil {
 			return err
 		}
 	}
@@ -188,17 +187,4 @@ func askAdmin(ctx context.Context, dir string, q question, answer any) error {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("the sallyport that runs answers %s: %s", resp.Status, strings.TrimSpace(string(text)))}
 	}
 	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(answer)
-}
-
-// printAs writes a value for programs.
-func printAs(w io.Writer, format string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err == nil && format == "yaml" {
-		b, err = yaml.JSONToYAML(b)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(w, strings.TrimRight(string(b), "\n"))
-	return err
 }

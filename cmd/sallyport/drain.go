@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 	"github.com/sallyport/sallyport/controlplane/api"
 )
@@ -242,7 +243,7 @@ func (c *drainCmd) Run(p *program) error {
 		return err
 	}
 	if c.Format != "text" {
-		if err := printAs(p.stdout, c.Format, &report); err != nil {
+		if err := output.Write(p.stdout, c.Format, &report); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
 	"github.com/sallyport/sallyport/controlplane/client"
@@ -95,7 +96,7 @@ func (c *startCmd) check(p *program) error {
 	}
 	if c.Format != "text" {
 		own := ownVersion()
-		return printAs(p.stdout, c.Format, checkReport{DataDir: cfg.DataDir, Roles: cfg.Roles, Program: &own})
+		return output.Write(p.stdout, c.Format, checkReport{DataDir: cfg.DataDir, Roles: cfg.Roles, Program: &own})
 	}
 	_, err = fmt.Fprintln(p.stdout, "The configuration is good.")
 	return err

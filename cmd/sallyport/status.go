@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/controlplane/client"
 )
 
@@ -228,7 +229,7 @@ func (c *statusCmd) Run(p *program) error {
 	if c.Format == "text" {
 		return s.print(p.stdout)
 	}
-	return printAs(p.stdout, c.Format, &s)
+	return output.Write(p.stdout, c.Format, &s)
 }
 
 // routesShown is how many routes fit before a person.

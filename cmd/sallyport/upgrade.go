@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/supervise"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 	"github.com/sallyport/sallyport/controlplane/api"
@@ -404,7 +405,7 @@ func (c *upgradeCmd) Run(p *program) error {
 		return err
 	}
 	if c.Format != "text" {
-		if err := printAs(p.stdout, c.Format, report); err != nil {
+		if err := output.Write(p.stdout, c.Format, report); err != nil {
 			return err
 		}
 	}

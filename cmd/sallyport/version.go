@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 	"github.com/sallyport/sallyport/dataplane/handover"
 )
@@ -41,7 +42,7 @@ func ownVersion() versionReport {
 // Run prints the version.
 func (c versionCmd) Run(p *program) error {
 	if c.Format != "text" {
-		return printAs(p.stdout, c.Format, ownVersion())
+		return output.Write(p.stdout, c.Format, ownVersion())
 	}
 	_, err := fmt.Fprintf(p.stdout, "Sallyport %s %s\n", version, runtime.Version())
 	return err
