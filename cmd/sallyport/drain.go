@@ -123,6 +123,11 @@ func (r *gatewayRole) sendAway(after, spread time.Duration) {
 	if r.hub != nil {
 		r.hub.Drain(after, spread)
 	}
+	r.shutPort()
+}
+
+// shutPort accepts nobody any more. What runs goes on.
+func (r *gatewayRole) shutPort() {
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = r.gateway.Drain(over) // closes the port, and does not wait

@@ -84,6 +84,7 @@ func TestTakeOver(t *testing.T) {
 // served is a running gateway of static routes, with its file.
 type served struct {
 	*node
+	stop func()
 	t    *testing.T
 	file string
 	addr string
@@ -113,6 +114,7 @@ func serve(t *testing.T, text string) *served {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
 	done := make(chan error, 1)
 	go func() { done <- s.run(ctx) }()
 	t.Cleanup(func() {

@@ -546,6 +546,7 @@ func (n *node) run(ctx context.Context) error {
 			n.tell(n.keeping.manager.Stopping())
 		}
 		n.upgrades.end()
+		n.shutPort()
 		if c := n.canary.Load(); c != nil {
 			<-c.done // it ends with ctx
 		}

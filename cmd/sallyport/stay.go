@@ -123,6 +123,14 @@ func (n *node) leaveRemnants() {
 	}
 }
 
+// shutPort lets nobody begin here what would be cut in a moment: a balancer, or the
+// next start, has him. What runs goes on.
+func (n *node) shutPort() {
+	if g := n.shownGateway.Load(); g != nil && !n.upgrades.isHanded() {
+		g.shutPort()
+	}
+}
+
 // endRemnants ends the old processes with the service, and waits for them: who
 // started it kills what is left. The roles of this process still serve: the ends of
 // the others' sessions go to its audit spools.

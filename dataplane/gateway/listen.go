@@ -150,7 +150,9 @@ func (w *lane) start() error {
 	return nil
 }
 
-// unlisten closes the listening sockets after taking what is queued at them.
+// unlisten ends the listening sockets after taking what is queued at them: also for
+// an old process that has not let go of them yet, where clients would wait for
+// nobody.
 func (w *lane) unlisten() {
 	for _, l := range w.listeners {
 		l.drain()
@@ -261,6 +263,9 @@ func (l *listener) drain() {
 		if !l.one() {
 			break
 		}
+	}
+	if l.fd >= 0 {
+		_ = relay.EndListen(l.fd) // it is closed in any case
 	}
 	l.close()
 }
