@@ -5,22 +5,74 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/sallyport/sallyport"
 )
 
-// decode reads one document. The YAML library is not ours: what it panics about
-// is bad input too.
+// decode reads one document, nil when there is none. The YAML library is not ours:
+// what it panics about is bad input too.
 func decode(text string, v *any) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = errors.New("this is not YAML that can be read here: leave out tags (!) and aliases (*)")
 		}
 	}()
-	return yaml.Unmarshal([]byte(text), v)
+	file, err := parser.ParseBytes([]byte(text), 0)
+	if err != nil {
+		return err
+	}
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		if err := yaml.NodeToValue(asWritten(doc.Body), v); err != nil || *v != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// asWritten makes text of every number without quotes, and of True and its like: a
+// label's value 1.10 is not 1.1, and 0123 is not 83. Whoever wants a number, or a
+// condition, reads it from the text. What has another tag than !!str is what that says.
+func asWritten(n ast.Node) ast.Node {
+	switch v := n.(type) {
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+		return ast.String(n.GetToken())
+	case *ast.BoolNode:
+		if v.Token.Value != strconv.FormatBool(v.Value) {
+			return ast.String(v.Token)
+		}
+	case *ast.SequenceNode:
+		for i := range v.Values {
+			v.Values[i] = asWritten(v.Values[i])
+		}
+	case *ast.MappingNode:
+		for _, kv := range v.Values {
+			asWritten(kv)
+		}
+	case *ast.MappingValueNode:
+		if key, ok := asWritten(v.Key).(ast.MapKeyNode); ok {
+			v.Key = key
+		}
+		v.Value = asWritten(v.Value)
+	case *ast.MappingKeyNode:
+		v.Value = asWritten(v.Value)
+	case *ast.AnchorNode:
+		v.Value = asWritten(v.Value)
+	case *ast.TagNode:
+		if token.ReservedTagKeyword(v.Start.Value) == token.StringTag {
+			v.Value = asWritten(v.Value)
+		}
+	}
+	return n
 }
 
 // document is one of a stream, as JSON, and the line at which it begins.

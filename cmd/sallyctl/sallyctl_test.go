@@ -137,6 +137,42 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
+// TestDocumentsAsWritten: numbers without quotes reached auth as other numbers, and a
+// role that denied the release 1.10 denied 1.1.
+func TestDocumentsAsWritten(t *testing.T) {
+	for in, want := range map[string]string{
+		"release: 1.10":                 `{"release":"1.10"}`,
+		"zip: 0123":                     `{"zip":"0123"}`,
+		"hex: 0x1F":                     `{"hex":"0x1F"}`,
+		"octal: 0o17":                   `{"octal":"0o17"}`,
+		"binary: 0b11":                  `{"binary":"0b11"}`,
+		"large: 1_000":                  `{"large":"1_000"}`,
+		"commit: 12e4567":               `{"commit":"12e4567"}`,
+		"small: 1e3":                    `{"small":"1e3"}`,
+		"signed: [+1, -0.0]":            `{"signed":["+1","-0.0"]}`,
+		"half: .5":                      `{"half":".5"}`,
+		"end: .inf":                     `{"end":".inf"}`,
+		"none: .NaN":                    `{"none":".NaN"}`,
+		"long: 12345678901234567890123": `{"long":"12345678901234567890123"}`,
+		"1.10: {2.0: 007}":              `{"1.10":{"2.0":"007"}}`,
+		"on: True":                      `{"on":"True"}`,
+		"on: true":                      `{"on":true}`,
+		"off: [false, null, ~]":         `{"off":[false,null,null]}`,
+		"text: '1.10'":                  `{"text":"1.10"}`,
+		"a: &x 1.10\nb: *x":             `{"a":"1.10","b":"1.10"}`,
+		"a: &x {v: 1.10}\nb:\n  <<: *x": `{"a":{"v":"1.10"},"b":{"v":"1.10"}}`,
+		"a: !!str 1.10":                 `{"a":"1.10"}`,
+		"a: !!int 12":                   `{"a":12}`,
+		"when: 2026-01-02":              `{"when":"2026-01-02"}`,
+		`{"json": 1.10}`:                `{"json":"1.10"}`,
+	} {
+		docs, err := documents([]byte(in + "\n"))
+		if err != nil || len(docs) != 1 || docs[0].json != want {
+			t.Errorf("%s: %+v, %v, want %s", in, docs, err, want)
+		}
+	}
+}
+
 // TestDocumentSays: auth is sent JSON on one line, and named places in that as if
 // they were places in the file.
 func TestDocumentSays(t *testing.T) {

@@ -86,7 +86,7 @@ func readConfig(data []byte, cluster string) (*config, error) {
 		return nil, s.found
 	}
 	var c config
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+	if err := yaml.NodeToValue(root, &c, yaml.Strict()); err != nil {
 		return nil, faults{syntax(err)}
 	}
 	var f faults
@@ -133,7 +133,7 @@ func document(file *ast.File, data []byte) (ast.Node, *fault) {
 }
 
 // shape compares a document with the structs, so that every fault has its
-// place and words of its own.
+// place and words of its own, and makes text of what is to be text.
 type shape struct{ found faults }
 
 func (s *shape) add(n ast.Node, path, fact string) {
@@ -171,6 +171,10 @@ func (s *shape) walk(n ast.Node, t reflect.Type, path string) {
 		s.fields(n, t, path)
 	case t.Kind() == reflect.Map:
 		for _, v := range s.mapping(n, path) {
+			if key, ok := asWritten(v.Key, t.Key()).(ast.MapKeyNode); ok {
+				v.Key = key
+			}
+			v.Value = asWritten(v.Value, t.Elem())
 			s.walk(v.Value, t.Elem(), below(path, v.Key.String()))
 		}
 	case t.Kind() == reflect.Slice:
@@ -178,6 +182,19 @@ func (s *shape) walk(n ast.Node, t reflect.Type, path string) {
 	default:
 		s.scalar(n, t, path)
 	}
+}
+
+// asWritten makes text of a number or condition without quotes that stands where text
+// is wanted: a label's value 1.10 is not 1.1, and 0123 is not 83. A role that denies
+// what is written would not see it.
+func asWritten(n ast.Node, t reflect.Type) ast.Node {
+	switch n.(type) {
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode, *ast.BoolNode:
+		if t.Kind() == reflect.String {
+			return ast.String(n.GetToken())
+		}
+	}
+	return n
 }
 
 func below(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
@@ -197,6 +214,7 @@ func (s *shape) fields(n ast.Node, t reflect.Type, path string) {
 			s.add(v.Key, path, unknown(name, t))
 			continue
 		}
+		v.Value = asWritten(v.Value, f.Type)
 		s.walk(v.Value, f.Type, below(path, name))
 	}
 }
@@ -233,7 +251,8 @@ func (s *shape) list(n ast.Node, t reflect.Type, path string) {
 			s.add(v, fmt.Sprintf("%s[%d]", path, i), "nothing stands here")
 			continue
 		}
-		s.walk(v, t, fmt.Sprintf("%s[%d]", path, i))
+		seq.Values[i] = asWritten(v, t)
+		s.walk(seq.Values[i], t, fmt.Sprintf("%s[%d]", path, i))
 	}
 }
 

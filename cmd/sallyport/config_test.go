@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -63,6 +64,19 @@ metrics: {socket: admin.sock, listen: "127.0.0.1:9443"}
 log: {level: debug, format: json}
 upgrade: {drain: 1h}
 `
+
+// TestConfigAsWritten: labels without quotes became other labels, and a role that denied
+// the release 1.10 did not see it.
+func TestConfigAsWritten(t *testing.T) {
+	c, err := parseConfig([]byte(strings.Replace(good, "labels: {env: prod}, tls", "labels: {release: 1.10, zip: 0123, hex: 0x1F, large: 1_000, commit: 12e4567, \"on\": True, no: false, end: .inf, word: a, quoted: '1.10', 1.10: 2.0}, tls", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"release": "1.10", "zip": "0123", "hex": "0x1F", "large": "1_000", "commit": "12e4567", "on": "True", "no": "false", "end": ".inf", "word": "a", "quoted": "1.10", "1.10": "2.0"}
+	if got := c.Agent.Databases[0].Labels; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
 
 func TestParseConfig(t *testing.T) {
 	c, err := parseConfig([]byte(good))

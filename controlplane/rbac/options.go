@@ -224,6 +224,7 @@ func (d *decoder) count(n *node, key string) int64 {
 		d.fail(n.get(key), "%s is a whole number, not %q", key, clean(text))
 		return 0
 	}
+	n.get(key).literal = strconv.FormatInt(v, 10) // also when it came in quotes
 	return v
 }
 

@@ -436,3 +436,14 @@ func FuzzParseRole(f *testing.F) {
 		}
 	})
 }
+
+// TestQuotedOptions: a number in quotes, as sallyctl sends it, is kept as a number.
+func TestQuotedOptions(t *testing.T) {
+	r, _, err := ParseRole([]byte(`{"kind":"role","version":"v7","metadata":{"name":"q"},"spec":{"options":{"max_sessions":"010","forward_agent":"True"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := NewPolicy([]*Role{r}, 1).Options(user(r)); !strings.Contains(string(r.JSON()), `"max_sessions":10`) || o.MaxSessions != 10 || !o.ForwardAgent {
+		t.Errorf("%s, %+v", r.JSON(), o)
+	}
+}
