@@ -34,6 +34,12 @@
 //	a role's labels and principals all match                     allow
 //	otherwise                                                    deny
 //
+// What cannot be evaluated never allows and always denies. That holds for a template
+// too, of which one value of a trait cannot be made: {{email.local(external.mails)}}
+// with a value that is no address makes no login to allow, and under deny it denies
+// every login. Teleport leaves such a value out on both sides; then whoever can add
+// one to a trait takes the others' denial away.
+//
 // Invariant: adding a deny or a restriction to a role never lets anybody do
 // more than before.
 package rbac

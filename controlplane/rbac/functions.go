@@ -12,7 +12,8 @@ import (
 )
 
 // Errors of an evaluation. A condition that cannot be evaluated never allows
-// and always denies.
+// and always denies. A template that cannot be, because of one value of its trait
+// (email.local of what is no address), makes no value to allow, and any to deny.
 var (
 	errNotString = errors.New("a list stands where a string is needed")
 	errNoField   = errors.New("the object has no such field")

@@ -135,7 +135,7 @@ func (d *decoder) kubePattern(n *node, key, missing string) labelValue {
 	if text == "" {
 		text = missing
 	}
-	t, err := parseTemplate(text)
+	t, err := d.template(parseTemplate(text))
 	v := labelValue{template: t}
 	if err == nil && t.inner == nil {
 		v.fixed, err = compilePattern(text)

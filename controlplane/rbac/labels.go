@@ -70,7 +70,10 @@ func (k *labelKey) match(s *scope, c *patterns) bool {
 	key := k.key.text
 	if k.key.inner != nil {
 		key = "" // of several values the first is the key
-		k.key.expand(s, func(v string) bool { key = v; return false })
+		ok := k.key.expand(s, func(v string) bool { key = v; return false })
+		if !ok && k.key.denies {
+			return true
+		}
 	}
 	value, ok := s.labels[key]
 	if !ok || key == "" {
@@ -88,12 +91,12 @@ func (v *labelValue) match(s *scope, c *patterns, value string) bool {
 		return v.matchInner(value)
 	}
 	found := false
-	v.template.expand(s, func(x string) bool {
+	ok := v.template.expand(s, func(x string) bool {
 		p := c.get(x)
 		found = p.match(value)
 		return !found
 	})
-	return found
+	return found || !ok && v.template.denies
 }
 
 // matchInner tests what stands between the literal prefix and suffix.

@@ -120,6 +120,7 @@ type decoder struct {
 	role     *Role
 	warnings []Warning
 	err      error
+	denies   bool // inside of spec.deny
 }
 
 // maxRemarks bounds warnings and flaws: more would not be read.
@@ -324,6 +325,7 @@ func (d *decoder) strings(n *node, key string) []*node {
 // side decodes allow or deny.
 func (d *decoder) side(n *node, path string, c *conditions) {
 	d.conditionNames(n, path)
+	d.denies = c == &d.role.deny
 	c.here = true
 	if n.get("namespaces") != nil {
 		c.here = slices.ContainsFunc(d.strings(n, "namespaces"), func(ns *node) bool {
@@ -414,10 +416,16 @@ func (d *decoder) requireJoin(e entry, field string) {
 	}
 }
 
+// template notes the side on which a template stands.
+func (d *decoder) template(t template, err error) (template, error) {
+	t.denies = d.denies
+	return t, err
+}
+
 func (d *decoder) templates(n *node, key string) []template {
 	var out []template
 	for _, item := range d.strings(n, key) {
-		t, err := parseTemplate(item.text)
+		t, err := d.template(parseTemplate(item.text))
 		if err != nil {
 			d.fail(item, "%s: %v", key, err)
 			return nil
@@ -464,14 +472,14 @@ func (d *decoder) labelKey(m *node, e entry, field string, s *selector) {
 		s.every = true
 		return
 	}
-	key, err := parseTemplate(e.key)
+	key, err := d.template(parseTemplate(e.key))
 	if err != nil {
 		d.fail(&node{line: e.line, column: e.column}, "%s: %v", field, err)
 		return
 	}
 	k := labelKey{key: key}
 	for _, v := range values {
-		t, err := parseBraces(v.text)
+		t, err := d.template(parseBraces(v.text))
 		lv := labelValue{template: t}
 		if err == nil && t.inner == nil {
 			lv.fixed, err = compilePattern(v.text)

@@ -25,6 +25,7 @@ type template struct {
 	prefix, suffix string
 	inner          *term // nil: literal
 	trait          string
+	denies         bool // stands in a role's deny side: an expression that fails makes any value
 }
 
 // errMatcher is told where a value is needed and regexp.match was written.
@@ -123,15 +124,15 @@ func matcher(re *regexp.Regexp, negate bool) term {
 }
 
 // expand calls yield with each value until it returns false. An expression
-// that fails makes no value.
-func (t *template) expand(s *scope, yield func(string) bool) {
+// that fails makes no value, and ok is false.
+func (t *template) expand(s *scope, yield func(string) bool) (ok bool) {
 	if t.inner == nil {
 		yield(t.text)
-		return
+		return true
 	}
 	r, err := t.inner.eval(s)
 	if err != nil {
-		return
+		return false
 	}
 	for _, v := range r.values(t.inner.typ) {
 		if v == "" || len(v)+len(t.prefix)+len(t.suffix) > maxResult {
@@ -141,9 +142,10 @@ func (t *template) expand(s *scope, yield func(string) bool) {
 			v = t.prefix + v + t.suffix
 		}
 		if !yield(v) {
-			return
+			break
 		}
 	}
+	return true
 }
 
 // literal is what stands in a template beside its expression.
@@ -154,15 +156,15 @@ func (t *template) literal() string {
 	return t.prefix + t.suffix
 }
 
-// contains tells whether v is one of the values.
+// contains tells whether v is one of the values, or may be.
 func (t *template) contains(s *scope, v string) bool {
 	if t.inner == nil {
 		return t.text == v
 	}
 	found := false
-	t.expand(s, func(x string) bool {
+	ok := t.expand(s, func(x string) bool {
 		found = x == v
 		return !found
 	})
-	return found
+	return found || !ok && t.denies
 }

@@ -406,6 +406,71 @@ deny:
 	}
 }
 
+// TestDenyOfWhatFails: a deny whose template failed for one value of the trait denied
+// nothing of the others.
+func TestDenyOfWhatFails(t *testing.T) {
+	const local = "'{{email.local(external.mails)}}'"
+	cloud := sallyport.Resource{Kind: sallyport.KindApp, Name: "cloud", Protocol: sallyport.ProtocolAWS, Labels: labels{"env": "prod"}}
+	kube := func(words string) func(*Policy, sallyport.Identity) bool {
+		return func(p *Policy, id sallyport.Identity) bool {
+			d := ask(p, id, kubeCluster(labels{"env": "prod"}), "")
+			return d.Allowed && kubeAsk(d.Kube, words).Allowed
+		}
+	}
+	for _, tt := range []struct {
+		deny string
+		does func(*Policy, sallyport.Identity) bool
+	}{
+		{"logins: [" + local + "]", func(p *Policy, id sallyport.Identity) bool { return ask(p, id, nodeWith(nil), "root").Allowed }},
+		{"logins: [" + local + "]", func(p *Policy, id sallyport.Identity) bool { return len(p.Logins(id)) > 0 }},
+		{"logins: [" + local + "]", func(p *Policy, id sallyport.Identity) bool { return len(p.Principals(id, nodeWith(nil)).Logins) > 0 }},
+		{"db_users: [" + local + "]", func(p *Policy, id sallyport.Identity) bool { return ask(p, id, database(nil), "root/shop").Allowed }},
+		{"db_names: [" + local + "]", func(p *Policy, id sallyport.Identity) bool { return ask(p, id, database(nil), "app/root").Allowed }},
+		{"aws_role_arns: [" + local + "]", func(p *Policy, id sallyport.Identity) bool {
+			return p.Decide(sallyport.AccessRequest{Identity: id, Resource: cloud, AWSRole: "root"}).Allowed
+		}},
+		{"node_labels: {owner: " + local + "}", func(p *Policy, id sallyport.Identity) bool {
+			return ask(p, id, nodeWith(labels{"owner": "root"}), "root").Allowed
+		}},
+		{"node_labels: {" + local + ": x}", func(p *Policy, id sallyport.Identity) bool {
+			return ask(p, id, nodeWith(labels{"root": "x"}), "root").Allowed
+		}},
+		{"kubernetes_groups: [" + local + "]", func(p *Policy, id sallyport.Identity) bool {
+			d := ask(p, id, kubeCluster(nil), "")
+			return d.Allowed && len(kubeAsk(d.Kube, "get /pods dev/a").Groups) > 0
+		}},
+		{"kubernetes_resources: [{kind: pod, namespace: " + local + ", name: '*', verbs: ['*']}]", kube("get /pods root/a")},
+		{"kubernetes_resources: [{kind: pod, namespace: '*', name: " + local + ", verbs: ['*']}]", kube("get /pods dev/root")},
+	} {
+		r := role(t, "r", "v7", "allow: {logins: [root], node_labels: {'*': '*'}, db_labels: {'*': '*'}, db_users: [root, app], db_names: [root, shop], app_labels: {'*': '*'}, aws_role_arns: [root], "+
+			"kubernetes_labels: {'*': '*'}, kubernetes_groups: [root]}\ndeny: {"+tt.deny+"}")
+		p, id := NewPolicy([]*Role{r}, 1), user(r)
+		for _, mails := range []struct {
+			of   []string
+			does bool
+		}{{nil, true}, {[]string{"alice@example.com"}, true}, {[]string{"root@example.com"}, false}, {[]string{"root@example.com", "oops"}, false}, {[]string{"oops"}, false}} {
+			id.Traits = map[string][]string{"mails": mails.of}
+			if got := tt.does(p, id); got != mails.does {
+				t.Errorf("deny %s of %q: is let through %v", tt.deny, mails.of, got)
+			}
+		}
+	}
+	// A label that the resource does not have is not denied by a value of it.
+	r := role(t, "r", "v7", "allow: {logins: [root], node_labels: {'*': '*'}}\ndeny: {node_labels: {owner: "+local+"}}")
+	id := user(r)
+	id.Traits = map[string][]string{"mails": {"oops"}}
+	if !ask(NewPolicy([]*Role{r}, 1), id, nodeWith(nil), "root").Allowed {
+		t.Error("a node without the label is denied")
+	}
+	// And nothing is allowed by what fails.
+	r = role(t, "r", "v7", "allow: {logins: ["+local+"], node_labels: {'*': '*'}}")
+	id = user(r)
+	id.Traits = map[string][]string{"mails": {"root@example.com", "oops"}}
+	if ask(NewPolicy([]*Role{r}, 1), id, nodeWith(nil), "root").Allowed {
+		t.Error("a login is allowed by a template that fails")
+	}
+}
+
 // TestRulesKnowing: a rule that asks what is not known of the object does not allow,
 // and denies; of the kind as such it may allow some object, and need not deny it.
 func TestRulesKnowing(t *testing.T) {
