@@ -96,11 +96,18 @@ func principals(list []string) ([]string, error) {
 		return nil, fmt.Errorf("%d principals, at most %d allowed", len(list), maxPrincipals)
 	}
 	for _, p := range list {
-		if p == "" || len(p) > maxPrincipal || !utf8.ValidString(p) || strings.ContainsFunc(p, notInPrincipal) {
+		if !ValidPrincipal(p) {
 			return nil, fmt.Errorf("principal %q: not a login", p)
 		}
 	}
 	return append([]string(nil), list...), nil
+}
+
+// ValidPrincipal says whether a certificate may have p among its principals. What
+// makes principals of roles and traits leaves out what this refuses: one of them
+// would spoil the certificate.
+func ValidPrincipal(p string) bool {
+	return p != "" && len(p) <= maxPrincipal && utf8.ValidString(p) && !strings.ContainsFunc(p, notInPrincipal)
 }
 
 func notInPrincipal(r rune) bool {

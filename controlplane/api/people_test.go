@@ -44,6 +44,40 @@ func (w *world) login(t testing.TB, gateway *tls.Certificate, from string, req *
 	return resp.Msg, nil
 }
 
+// TestLoginOddTrait: a value of a trait that no certificate can name kept its user from
+// logging in at all.
+func TestLoginOddTrait(t *testing.T) {
+	w := the()
+	_, gateway := w.host(t, sallyport.KindGateway)
+	role := w.role(t, "odd-trait", `{"logins":["{{email.local(external.mails)}}"],"node_labels":{"*":"*"}}`)
+	for mail, want := range map[string]string{"o'brien@example.com": "", "o!brien@example.com": "", "obrien@example.com": "obrien"} {
+		name := "odd-" + uuid.NewString()[:8]
+		link, err := w.users.CreateUser(t.Context(), login.User{Name: name, Roles: []string{role}, Traits: map[string][]string{"mails": {mail}}}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.users.Claim(t.Context(), login.Claim{Token: link.Token, Password: password}); err != nil {
+			t.Fatal(err)
+		}
+		k := newKeyPair(t)
+		resp, err := w.login(t, gateway, "192.0.2.21:7", &sallyportv1.LoginRequest{User: name, Password: password, TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub})
+		if err != nil {
+			t.Errorf("%s: %v", mail, err)
+			continue
+		}
+		id, err := identity.FromX509(parse(t, resp.GetTlsCertificate()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == "" {
+			want = noLogin + name
+		}
+		if !slices.Equal(id.Principals, []string{want}) {
+			t.Errorf("%s: principals %q, want %s", mail, id.Principals, want)
+		}
+	}
+}
+
 // TestLogin goes from password to certificate, and records it.
 func TestLogin(t *testing.T) {
 	w := the()

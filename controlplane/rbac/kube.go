@@ -293,9 +293,12 @@ func (g *kubeGrant) principals(by []*Role, list func(*conditions) []template) []
 	return out[:min(len(out), maxPrincipals)]
 }
 
+// maxKubePrincipal bounds a user's or group's name, in bytes.
+const maxKubePrincipal = 255
+
 // validKubePrincipal: it becomes the value of a header.
 func validKubePrincipal(v string) bool {
-	return v != "" && v != masters && len(v) <= maxLogin && strings.TrimSpace(v) == v &&
+	return v != "" && v != masters && len(v) <= maxKubePrincipal && strings.TrimSpace(v) == v &&
 		!strings.ContainsFunc(v, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar })
 }
 

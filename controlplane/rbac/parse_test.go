@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/identity"
 )
 
 func TestParseErrors(t *testing.T) {
@@ -313,7 +314,7 @@ func TestPinnedAddress(t *testing.T) {
 func TestA84_Logins(t *testing.T) {
 	r := role(t, "a", "v7", "allow: {logins: ['{{internal.logins}}'], node_labels: {'*': '*'}}")
 	p := NewPolicy([]*Role{r}, 1)
-	bad := []string{"", "-oProxyCommand=x", "a b", "a,b", "a:b", "a/b", "*", "ro?t", "a\nb", "a\x00", "a\u0085", strings.Repeat("a", 300)}
+	bad := []string{"", "-oProxyCommand=x", "a b", "a,b", "a:b", "a/b", "*", "ro?t", "a\nb", "a\x00", "a\u0085", "o'brien", `a"b`, "a!b", "a\u2003b", "a\u00a0b", "a\xffb", "a\ufffdb", strings.Repeat("a", 300)}
 	id := user(r)
 	id.Traits["logins"] = append([]string{"root", "user@example.com", "DOM\\user", "été"}, bad...)
 	if got := fmt.Sprint(p.Principals(id, nodeWith(nil)).Logins); got != `[DOM\user root user@example.com été]` {
@@ -322,6 +323,11 @@ func TestA84_Logins(t *testing.T) {
 	for _, l := range bad {
 		if d := ask(p, id, nodeWith(nil), l); d.Allowed {
 			t.Errorf("login %q is allowed", l)
+		}
+	}
+	for _, l := range p.Logins(id) {
+		if !identity.ValidPrincipal(l) {
+			t.Errorf("no certificate can name %q", l)
 		}
 	}
 }

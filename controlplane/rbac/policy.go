@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/identity"
 )
 
 // Policy is one view of all roles. It never changes and may be used by many
@@ -342,18 +343,10 @@ func (q *question) nameMatches(r *Role) bool {
 	return !q.askName || q.DBName != "" && q.includes(r.allow.dbNames, q.DBName, true)
 }
 
-// maxLogin is the longest login that Linux takes (LOGIN_NAME_MAX).
-const maxLogin = 255
-
-// validLogin refuses what could be read as something else: an option, a list,
-// a path, a pattern, a second line.
+// validLogin refuses what could be read as something else (an option, a list,
+// a path, a pattern, a second line), and all that a certificate cannot name.
 func validLogin(login string) bool {
-	if login == "" || len(login) > maxLogin || login[0] == '-' {
-		return false
-	}
-	return !strings.ContainsFunc(login, func(r rune) bool {
-		return r <= ' ' || r == 0x7f || r >= 0x80 && r <= 0x9f || r == 0xfffd || strings.ContainsRune(":/,*?", r)
-	})
+	return identity.ValidPrincipal(login) && login[0] != '-' && !strings.ContainsAny(login, ":\ufffd")
 }
 
 // forbidden returns why an action is not allowed in a session that is.
