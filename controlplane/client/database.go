@@ -166,17 +166,20 @@ func (d *databaseCertificates) issue(ctx context.Context, key databaseUser) (*tl
 	return cert, d.store(key, cert)
 }
 
-// store keeps a certificate. When there are too many, those that have ended
-// make room.
+// store keeps a certificate. When there are too many, those that have ended make
+// room, and then the oldest of a user whom the snapshot does not name: one person
+// who may be anybody in a database must not take it from the others. Without room
+// the certificate is good, and not kept.
 func (d *databaseCertificates) store(key databaseUser, cert *tls.Certificate) error {
+	var named map[databaseUser]bool
+	if d.full(key) {
+		named, _ = d.named()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, held := d.certs[key]; !held && len(d.certs) >= maxDatabaseCertificates {
-		if err := d.dropEndedLocked(); err != nil {
+	if d.fullLocked(key) {
+		if room, err := d.makeRoomLocked(named); err != nil || !room {
 			return err
-		}
-		if len(d.certs) >= maxDatabaseCertificates {
-			return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "this agent holds certificates for too many database users"}
 		}
 	}
 	if err := d.host.files.writeJSON(d.path(key), databaseRecord{key.database, key.user, cert.Certificate[0]}); err != nil {
@@ -185,6 +188,43 @@ func (d *databaseCertificates) store(key databaseUser, cert *tls.Certificate) er
 	d.certs[key] = cert
 	delete(d.due, key)
 	return nil
+}
+
+func (d *databaseCertificates) full(key databaseUser) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fullLocked(key)
+}
+
+// fullLocked says that there is no room for the user's certificate, and none held
+// that it would replace.
+func (d *databaseCertificates) fullLocked(key databaseUser) bool {
+	_, held := d.certs[key]
+	return !held && len(d.certs) >= maxDatabaseCertificates
+}
+
+// makeRoomLocked drops what has ended, or else the oldest that is not among the named.
+// Without named, which is when others have filled the store meanwhile, it drops no
+// more.
+func (d *databaseCertificates) makeRoomLocked(named map[databaseUser]bool) (room bool, err error) {
+	if err := d.dropEndedLocked(); err != nil || len(d.certs) < maxDatabaseCertificates {
+		return err == nil, err
+	}
+	var oldest databaseUser
+	for key, c := range d.certs {
+		if !named[key] && (!room || c.Leaf.NotBefore.Before(d.certs[oldest].Leaf.NotBefore)) {
+			oldest, room = key, named != nil
+		}
+	}
+	if !room {
+		return false, nil
+	}
+	if err := d.host.files.remove(d.path(oldest)); err != nil {
+		return false, err
+	}
+	delete(d.certs, oldest)
+	delete(d.due, oldest)
+	return true, nil
 }
 
 func (d *databaseCertificates) dropEndedLocked() error {
@@ -267,7 +307,20 @@ func (d *databaseCertificates) keepOnce(ctx context.Context) error {
 // worthKeeping are the users that the snapshot names, and those used lately, of
 // databases that this agent serves.
 func (d *databaseCertificates) worthKeeping() map[databaseUser]bool {
-	served, out := map[string]bool{}, map[databaseUser]bool{}
+	out, served := d.named()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key := range d.due {
+		if served[key.database] {
+			out[key] = true
+		}
+	}
+	return out
+}
+
+// named are the users that the snapshot names, of databases that this agent serves.
+func (d *databaseCertificates) named() (out map[databaseUser]bool, served map[string]bool) {
+	out, served = map[databaseUser]bool{}, map[string]bool{}
 	trust, _ := d.host.keeper.Trust()
 	for _, r := range d.host.Resources() {
 		if r.Kind != sallyport.KindDatabase {
@@ -281,14 +334,7 @@ func (d *databaseCertificates) worthKeeping() map[databaseUser]bool {
 			out[databaseUser{r.Name, user}] = true
 		}
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for key := range d.due {
-		if served[key.database] {
-			out[key] = true
-		}
-	}
-	return out
+	return out, served
 }
 
 func halfLife(c *x509.Certificate) time.Time {

@@ -219,10 +219,62 @@ func TestDatabaseBound(t *testing.T) {
 	if err := h.database.store(databaseUser{db, "room"}, held); err != nil {
 		t.Errorf("with an ended one: %v", err)
 	}
-	if err := h.database.store(databaseUser{db, "none"}, held); !errors.Is(err, sallyport.ErrExhausted) {
-		t.Errorf("full: %v", err)
+	if err := h.database.store(databaseUser{db, "next"}, held); err != nil || h.database.held(databaseUser{db, "next"}) == nil || len(h.database.certs) != maxDatabaseCertificates {
+		t.Errorf("full: %v, %d certificates", err, len(h.database.certs))
+	}
+	if err := h.database.store(databaseUser{db, "held"}, held); err != nil {
+		t.Errorf("one that was held: %v", err)
 	}
 	if err := h.database.store(databaseUser{db, "held"}, held); err != nil {
 		t.Errorf("one that is held: %v", err)
+	}
+}
+
+// TestDatabaseFull: one person who may be anybody in a database filled the store, and
+// then nobody else got a certificate for as long as those lived.
+func TestDatabaseFull(t *testing.T) {
+	w := the()
+	h, db := w.database(t)
+	run(t, h)
+	heard(t, h)
+	w.put(t, "role", "reads-"+db, `{"allow":{"db_labels":{"only":"`+db+`"},"db_users":["reader"],"db_names":["*"]}}`)
+	if _, err := w.users.CreateUser(t.Context(), login.User{Name: "u-" + db, Roles: []string{"reads-" + db}}, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.users.DeleteUser(context.Background(), "u-"+db) })
+	reader := databaseUser{db, "reader"}
+	until(t, "prefetch", func() <-chan struct{} { return tick(t) }, func() bool { return h.database.held(reader) != nil })
+	w.agedDatabase(t, h, reader, time.Hour) // the oldest of all, and named
+	w.agedDatabase(t, h, databaseUser{db, "old"}, time.Minute)
+	seed, err := h.DatabaseCertificate(t.Context(), db, "seed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.database.mu.Lock()
+	for i := 0; len(h.database.certs) < maxDatabaseCertificates; i++ {
+		h.database.certs[databaseUser{db, fmt.Sprint("made-up-", i)}] = seed
+	}
+	h.database.mu.Unlock()
+	if _, err := h.DatabaseCertificate(t.Context(), db, "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if h.database.held(databaseUser{db, "alice"}) == nil || h.database.held(databaseUser{db, "old"}) != nil || h.database.held(reader) == nil {
+		t.Errorf("alice %v, old %v, reader %v", h.database.held(databaseUser{db, "alice"}) != nil, h.database.held(databaseUser{db, "old"}) != nil, h.database.held(reader) != nil)
+	}
+	if _, err := os.Stat(h.database.path(databaseUser{db, "old"})); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file of what was dropped: %v", err)
+	}
+	// With nobody to drop the certificate is given and not kept.
+	h.database.mu.Lock()
+	room, err := h.database.makeRoomLocked(func() map[databaseUser]bool {
+		all := map[databaseUser]bool{}
+		for key := range h.database.certs {
+			all[key] = true
+		}
+		return all
+	}())
+	h.database.mu.Unlock()
+	if room || err != nil {
+		t.Errorf("all named: %v %v", room, err)
 	}
 }
