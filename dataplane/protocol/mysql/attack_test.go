@@ -141,7 +141,7 @@ func TestA111_FileThatNobodyNamed(t *testing.T) {
 // TestA111_FileIsNoCommand: what a client sends as a file is not read as
 // commands, what comes behind it is, and its packets count on.
 func TestA111_FileIsNoCommand(t *testing.T) {
-	got := make(chan string, 8)
+	got := make(chan string, 32) // also of the connections that end a session's thread
 	h := &hostile{t: t, script: func(conn net.Conn) {
 		readPacket(conn, 4096)
 		conn.Write(appendPacket(nil, 1, []byte("\xfbf")))

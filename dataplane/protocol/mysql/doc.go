@@ -46,9 +46,9 @@
 // COM_CHANGE_USER, which would be another user than was authorized; replication;
 // commands that no release knows; sequences of packets that do not count on;
 // commands that are too long to be recorded; parameters of types that servers
-// read each in its own way; a server's request for a file of
-// the client that no LOAD DATA LOCAL of the client has named; compression and
-// query attributes, which are not offered.
+// read each in its own way; a server's request for a file of the client that no
+// LOAD DATA LOCAL of the client has named; compression and query attributes, which
+// are not offered.
 //
 // References are to the MySQL documentation, "Client/Server Protocol", and to the
 // MariaDB knowledge base where it differs.

@@ -191,11 +191,12 @@ func (r *relay) dismiss(why *refusal) error {
 	defer hard.Stop()
 	r.Server.SetWriteDeadline(database.Past())
 	until := r.StopUp()
-	if r.talk.busy() {
-		r.live.killLater(r.db.thread)
-	}
 	r.Client.SetWriteDeadline(until)
 	r.StopDown()
+	// Of a batch, or a procedure, more may run behind results that have come.
+	if r.talk.busy() || r.track.place != idle {
+		r.live.killLater(r.db.thread)
+	}
 	if !r.finish(time.Now().Add(r.Farewell / 4)) {
 		return why
 	}

@@ -514,6 +514,46 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestLockWithinABatch: what stands behind a result that has begun, in a text of
+// several statements or in a procedure, went on after a lock.
+func TestLockWithinABatch(t *testing.T) {
+	for name, text := range map[string]string{
+		"batch":     "select 1; do sleep(600) /* batch me */; insert into batch values (1)",
+		"procedure": "call batched()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, other := newRig(t), newRig(t)
+			conn := other.mustConnect("alice")
+			for _, s := range []string{"create or replace table batch(i int)", "drop procedure if exists batched",
+				"create procedure batched() begin select 1; do sleep(600) /* batch me */; insert into batch values (1); end"} {
+				if _, err := conn.Execute(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			watcher := other.mustConnect("bob")
+			const running = "select count(*) from information_schema.processlist where info like '%sleep(600)%' and state like '%sleep%' and id <> connection_id()"
+			c := r.dialRaw()
+			c.login("alice", proto.CLIENT_MULTI_STATEMENTS|proto.CLIENT_MULTI_RESULTS)
+			c.command(proto.COM_QUERY, text)
+			c.receive()
+			until(t, watcher, 1, running)
+			r.gate.Lock()
+			if _, text := c.fatal(); !strings.Contains(text, "is locked") {
+				t.Error(text)
+			}
+			until(t, watcher, 0, running)
+			r.Result()
+			res, err := conn.Execute("select count(*) from batch")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n, _ := res.GetInt(0, 0); n != 0 {
+				t.Error("the rest has run")
+			}
+		})
+	}
+}
+
 // TestServerKills: what the server says when it ends a session reaches the client.
 func TestServerKills(t *testing.T) {
 	r := newRig(t)
