@@ -186,6 +186,43 @@ func TestA111_FileIsNoCommand(t *testing.T) {
 	}
 }
 
+// TestFileThatTheServerEnds: a server that answers before the end of the file that
+// it asked for could take what the client said next, as its file, for a command
+// that nobody has seen.
+func TestFileThatTheServerEnds(t *testing.T) {
+	got := make(chan string, 8)
+	h := &hostile{t: t, script: func(conn net.Conn) {
+		defer close(got)
+		readPacket(conn, 4096)
+		conn.Write(appendPacket(nil, 1, []byte("\xfb/tmp/named")))
+		conn.Write(appendPacket(nil, 2, errPacket(1205, "HY000", "gave up")))
+		for {
+			p, _, err := readPacket(conn, 4096)
+			if err != nil {
+				return
+			}
+			got <- string(p)
+		}
+	}}
+	r := newRig(t, func(r *rig) { r.server.Target = database.Target{Address: h.start()} })
+	c := r.dialRaw()
+	c.login("alice", proto.CLIENT_LOCAL_FILES)
+	c.command(proto.COM_QUERY, "load data local infile '/tmp/named' into table t")
+	if p, _ := c.receive(); p[0] != 0xfb {
+		t.Fatalf("%q", p)
+	}
+	if code, text := c.fatal(); code != 1835 || !strings.Contains(text, "before the end of the file") {
+		t.Errorf("%d %s", code, text)
+	}
+	c.Write(appendPacket(nil, 2, []byte("\x03drop table unrecorded")))
+	for p := range got {
+		t.Errorf("the server got %q", p)
+	}
+	if err := r.Result(); !errors.Is(err, sallyport.ErrInvalid) {
+		t.Error(err)
+	}
+}
+
 // TestFullPacketOfAFile: the empty packet behind a full one continues it, and is
 // not the file's end.
 func TestFullPacketOfAFile(t *testing.T) {

@@ -140,6 +140,7 @@ func track(stream []byte, answers []byte, deprecate bool, piece int) tracked {
 		},
 		prepared: func(pending, uint32, int) { out.prepared++ },
 		file:     func(_ pending, name []byte, _ byte) error { out.files = append(out.files, string(name)); return nil },
+		asking:   func() bool { return false },
 	}
 	var held []byte
 	for len(stream) > 0 && !out.failed {

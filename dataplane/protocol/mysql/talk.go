@@ -107,6 +107,12 @@ func (t *talk) file() (seq byte, is bool) {
 	return t.fileSeq, t.asked
 }
 
+// asking says that the server has asked for a file that has not ended.
+func (t *talk) asking() bool {
+	_, is := t.file()
+	return is
+}
+
 func (t *talk) fileEnded() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

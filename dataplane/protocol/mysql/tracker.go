@@ -49,6 +49,7 @@ type tracker struct {
 	prepared func(p pending, statement uint32, params int) // a statement was
 	executed func(p pending)                               // an EXECUTE that has types was
 	file     func(p pending, name []byte, seq byte) error  // the server asks for a file
+	asking   func() bool                                   // the client has not sent all of it
 
 	place     place
 	now       pending
@@ -58,6 +59,7 @@ type tracker struct {
 	seq       byte // of the last packet that began; 0 before the first of an answer
 	errors    int64
 	failed    bool // the last packet was an ERR
+	asked     bool // the last packet was a request for a file
 }
 
 // whole says that the stream stands between two packets, so that an ERR of ours
@@ -109,6 +111,11 @@ func (t *tracker) begin(b []byte, n int) (hold bool, err error) {
 		t.seq = seq
 		return false, nil
 	}
+	// What the client sends passes as the file's, until that ends.
+	if t.asked && t.asking() {
+		return false, fmt.Errorf("a packet before the end of the file that it asked for")
+	}
+	t.asked = false
 	if t.place == idle {
 		if err := t.start(prefix); err != nil {
 			return false, err
@@ -124,7 +131,7 @@ func (t *tracker) begin(b []byte, n int) (hold bool, err error) {
 		if err := t.file(t.now, b[headerSize+1:headerSize+n], seq+1); err != nil {
 			return false, err
 		}
-		t.seq = seq
+		t.seq, t.asked = seq, true
 		return false, nil
 	}
 	err = t.packet(prefix, n)
