@@ -2,29 +2,65 @@ package mysql
 
 import (
 	"bytes"
+	"slices"
 )
 
 // filesMost is how many files one text may name; more are not looked for.
 const filesMost = 64
 
+// reading is a way in which a server reads a text: whether strings in either sort
+// of quotes have escapes by backslash (SQL modes NO_BACKSLASH_ESCAPES and, for
+// names in double quotes, ANSI_QUOTES).
+type reading struct{ single, double bool }
+
+// loaded is the name in a LOAD, with its quotes, and where it begins.
+type loaded struct {
+	at  int
+	str []byte
+}
+
 // filesOf returns the files that a text's LOAD DATA LOCAL INFILE and LOAD XML
 // LOCAL INFILE name: each in the ways in which a server can read its string. It
-// finds no file that is not there; a text in which it finds none that is there
-// only loses its request (doc.go).
+// finds no file that is not there in each of these, since what is code in one may
+// be a value in another; a text in which it finds none that is there only loses
+// its request (doc.go).
 func filesOf(text []byte) [][]byte {
 	if !containsFold(text, "infile") || !containsFold(text, "local") {
 		return nil
 	}
+	escaped := loadsOf(text, reading{single: true, double: true})
+	plain := loadsOf(text, reading{})
+	names := loadsOf(text, reading{single: true})
 	var out [][]byte
-	s := scanner{rest: text}
+	for _, e := range escaped {
+		p, ok := loadAt(plain, e.at)
+		if _, too := loadAt(names, e.at); ok && too {
+			out = append(out, unquoted(e.str, true), unquoted(p.str, false))
+		}
+	}
+	return out
+}
+
+func loadAt(l []loaded, at int) (loaded, bool) {
+	i := slices.IndexFunc(l, func(f loaded) bool { return f.at == at })
+	if i < 0 {
+		return loaded{}, false
+	}
+	return l[i], true
+}
+
+// loadsOf finds the names in one way of reading, in the text's order.
+func loadsOf(text []byte, as reading) []loaded {
+	var out []loaded
+	s := scanner{rest: text, as: as}
 	var last [4]string // words before this one, newest last
-	for len(out) < 2*filesMost {
+	for len(out) < filesMost {
 		word, str, ok := s.next()
 		if !ok {
 			return out
 		}
 		if str != nil && last[3] == "INFILE" && isLoadLocal(last[:3]) {
-			out = append(out, unquoted(str, true), unquoted(str, false))
+			out = append(out, loaded{at: len(text) - len(s.rest) - len(str), str: str})
 		}
 		copy(last[:], last[1:])
 		last[3] = word
@@ -48,7 +84,10 @@ func isLoadLocal(w []string) bool {
 }
 
 // scanner cuts a statement's text into words, strings and signs.
-type scanner struct{ rest []byte }
+type scanner struct {
+	rest []byte
+	as   reading
+}
 
 // next returns a word in upper case, or a string with its quotes. A sign is the
 // word "" without a string.
@@ -59,7 +98,7 @@ func (s *scanner) next() (word string, str []byte, ok bool) {
 	}
 	switch c := s.rest[0]; {
 	case c == '\'' || c == '"' || c == '`':
-		n := quoted(s.rest)
+		n := quoted(s.rest, c == '\'' && s.as.single || c == '"' && s.as.double)
 		str, s.rest = s.rest[:n], s.rest[n:]
 		if c == '`' || n < 2 || str[n-1] != c {
 			return "", nil, true
@@ -115,12 +154,13 @@ func (s *scanner) skipPast(end string) {
 	s.rest = s.rest[i+len(end):]
 }
 
-// quoted is the length of the string that b begins with, its quotes included.
-func quoted(b []byte) int {
+// quoted is the length of the string that b begins with, its quotes included, with
+// or without escapes by backslash.
+func quoted(b []byte, escapes bool) int {
 	q := b[0]
 	for i := 1; i < len(b); i++ {
 		switch {
-		case b[i] == '\\' && q != '`':
+		case b[i] == '\\' && escapes:
 			i++
 		case b[i] == q && i+1 < len(b) && b[i+1] == q:
 			i++
