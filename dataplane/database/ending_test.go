@@ -63,7 +63,7 @@ func TestDismiss(t *testing.T) {
 	})
 }
 
-// TestTraffic: what moves counts, and ends idleness.
+// TestTraffic: what moves counts, and what the client says ends idleness.
 func TestTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m Traffic
@@ -71,8 +71,8 @@ func TestTraffic(t *testing.T) {
 		for range 3 {
 			time.Sleep(time.Hour)
 			m.Received(2)
-			m.Sent(5)
 			time.Sleep(time.Minute)
+			m.Sent(5)
 			if d := m.IdleFor(); d != time.Minute {
 				t.Errorf("idle for %s", d)
 			}

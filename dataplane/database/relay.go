@@ -24,7 +24,7 @@ type Relay struct {
 
 	Farewell time.Duration // for what is on its way when a session ends
 	Linger   time.Duration // for the server after the client has ended its half
-	Longest  time.Duration // without a byte; 0: for ever
+	Longest  time.Duration // without a byte of the client's; 0: for ever
 	Stopping func()        // lets go what PassUp waits for beside the two connections; nil: nothing
 
 	Traffic

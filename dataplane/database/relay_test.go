@@ -54,6 +54,16 @@ func (e *echoes) Refused(err error) error     { e.tell("refused"); return err }
 func (e *echoes) Ended(cause error) error     { e.tell("ended"); return cause }
 func (e *echoes) ServerEnded(err error) error { e.tell("gone"); return err }
 
+// speak writes a byte ten times, until it cannot.
+func speak(conn net.Conn, every time.Duration) {
+	for range 10 {
+		time.Sleep(every)
+		if _, err := io.WriteString(conn, "."); err != nil {
+			return
+		}
+	}
+}
+
 // TestRelay: each way to end is told by the protocol, in its time, and leaves
 // nothing that runs.
 func TestRelay(t *testing.T) {
@@ -74,11 +84,14 @@ func TestRelay(t *testing.T) {
 			p, ok := errors.AsType[*sallyport.Problem](err)
 			return ok && errors.Is(p, sallyport.ErrDenied)
 		}},
+		// An answer that does not end kept a session alive without input.
+		"idleness within an answer": {nil, func(_, server net.Conn, _ context.CancelCauseFunc) { go speak(server, longest*2/5) }, "..ended", longest, func(err error) bool { return errors.Is(err, sallyport.ErrDenied) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client, clientFar := net.Pipe()
 				server, serverFar := net.Pipe()
+				defer time.Sleep(longest) // for who speaks to notice
 				defer client.Close()
 				defer server.Close()
 				e := &echoes{bad: tt.bad}
