@@ -263,7 +263,7 @@ func TestA113_NothingHides(t *testing.T) {
 	run("select '" + strings.Repeat("x", 301<<10) + "'")
 	after := texts()[before:]
 	last := after[len(after)-1].Fields
-	if len(after) != 5 || last["db_query_truncated"] != true || len(last["db_query_sha256"].(string)) != 64 {
+	if len(after) != 7 || last["db_query_truncated"] != true || len(last["db_query_sha256"].(string)) != 64 {
 		t.Errorf("%d events, last truncated %v", len(after), last["db_query_truncated"])
 	}
 
