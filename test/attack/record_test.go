@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"slices"
@@ -126,17 +127,18 @@ func TestStatementsInTheLog(t *testing.T) {
 // not take the event's other fields with them.
 func TestValuesInTheLog(t *testing.T) {
 	name := database.Printable(bytes.Repeat([]byte{0}, 1<<20))
-	check := func(values [][]byte, binary func(i int) bool) {
+	check := func(values [][]byte, inBinary func(i int) bool) {
 		t.Helper()
 		v := database.NewValues()
 		for i, b := range values {
-			v.Add(b, binary(i))
+			v.Add(b, inBinary(i))
 		}
 		f := v.Fields("parameters")
 		f["statement_name"], f["portal_name"] = name, name
 		f = logged(t, sallyport.Event{Name: "db.session.postgres.statements.bind", Code: "TPG01I", Fields: f})
 		list := f["parameters"].([]any)
 		cut := len(list) < len(values)
+		sums, _ := f["sha256_parameters"].([]any)
 		for i, text := range list {
 			got := []byte(text.(string))
 			if holds(f["base64_parameters"], i+1) {
@@ -145,7 +147,20 @@ func TestValuesInTheLog(t *testing.T) {
 			if values[i] == nil != holds(f["null_parameters"], i+1) || !bytes.HasPrefix(values[i], got) {
 				t.Fatalf("value %d of %d bytes is %d others in the log", i+1, len(values[i]), len(got))
 			}
-			cut = cut || len(got) < len(values[i])
+			partly := len(got) < len(values[i])
+			if partly != holds(f["cut_parameters"], i+1) || partly && (len(sums) == 0 || sums[0] != sumOf(values[i])) {
+				t.Fatalf("value %d is cut: %v; in the log %v and %v", i+1, partly, f["cut_parameters"], sums)
+			}
+			if partly {
+				cut, sums = true, sums[1:]
+			}
+		}
+		var rest any
+		if len(list) < len(values) {
+			rest = sumOf(lengthsAnd(values[len(list):]))
+		}
+		if rest != f["rest_sha256_parameters"] || len(sums) > 0 {
+			t.Fatalf("the rest is %v in the log, not %v; %d sums too many", f["rest_sha256_parameters"], rest, len(sums))
 		}
 		if cut != (f["parameters_truncated"] == true) || cut && f["parameters_count"] != int64(len(values)) {
 			t.Fatalf("cut: %v, and the log says %v of %v", cut, f["parameters_truncated"], f["parameters_count"])
@@ -180,6 +195,19 @@ func TestValuesInTheLog(t *testing.T) {
 		}
 		check(values, func(i int) bool { return i%5 == 0 })
 	}
+}
+
+// lengthsAnd are values as their hash has them.
+func lengthsAnd(values [][]byte) []byte {
+	var b []byte
+	for _, v := range values {
+		size := int64(len(v))
+		if v == nil {
+			size = -1
+		}
+		b = append(binary.BigEndian.AppendUint64(b, uint64(size)), v...)
+	}
+	return b
 }
 
 // holds says that a list of positions has one.

@@ -1,8 +1,10 @@
 package mysql
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math"
 	"strconv"
@@ -185,6 +187,8 @@ const rawMax = 4 << 10
 func unread(b []byte) map[string]any {
 	f := map[string]any{"parameters_raw": base64.StdEncoding.EncodeToString(b[:min(len(b), rawMax)])}
 	if len(b) > rawMax {
+		sum := sha256.Sum256(b)
+		f["parameters_sha256"] = hex.EncodeToString(sum[:])
 		f["parameters_truncated"] = true
 		f["parameters_size"] = int64(len(b))
 	}

@@ -2,7 +2,9 @@ package mysql
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -175,5 +177,18 @@ func TestTypesThatTheServerRefused(t *testing.T) {
 		"e|f|g|h", "i|j|k|l", "m|n|o|p", "raw \x00\x00\x01q\x01r\x01s\x01t"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestUnreadParametersAreCut: of those that are not recorded whole there is a hash.
+func TestUnreadParametersAreCut(t *testing.T) {
+	b := bytes.Repeat([]byte("x"), rawMax)
+	if f := unread(b); len(f) != 1 {
+		t.Errorf("%v", f)
+	}
+	b = append(b, 'y')
+	sum := sha256.Sum256(b)
+	if f := unread(b); f["parameters_sha256"] != hex.EncodeToString(sum[:]) || f["parameters_size"] != int64(rawMax+1) || f["parameters_truncated"] != true {
+		t.Errorf("%v", f)
 	}
 }
