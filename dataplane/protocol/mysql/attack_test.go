@@ -400,6 +400,7 @@ func TestA111_Packets(t *testing.T) {
 		"too long":             {[]byte{0xff, 0xff, 0xff, 0, 3}, 1153},
 		"EXECUTE short":        {appendPacket(nil, 0, []byte("\x17\x01\x00\x00")), 1835},
 		"CLOSE long":           {appendPacket(nil, 0, []byte("\x19\x01\x00\x00\x00\x00")), 1835},
+		"SET OPTION short":     {appendPacket(nil, 0, []byte("\x1b\x00")), 1835},
 		"LONG DATA short":      {appendPacket(nil, 0, []byte("\x18\x01\x00\x00\x00\x00")), 1835},
 		"compressed":           {[]byte{20, 0, 0, 0, 0, 0, 0, 0x78, 0x9c, 0x4b}, 0},
 	} {

@@ -65,11 +65,14 @@ func (a *auditor) command(kind byte, body []byte) (pending, error) {
 		return pending{}, nil
 	case proto.COM_QUERY:
 		return a.query(body), nil
-	case proto.COM_PING, proto.COM_STATISTICS, proto.COM_SET_OPTION:
+	case proto.COM_PING, proto.COM_STATISTICS:
 		return one, nil
+	case proto.COM_SET_OPTION:
+		return one, a.setOption(body)
 	case proto.COM_RESET_CONNECTION:
 		a.talk.reset()
-		return one, nil
+		one.resets = true
+		return one, a.plain("reset_connection", "TMY16I", nil)
 	case proto.COM_INIT_DB:
 		return one, a.schema("init_db", "TMY07I", body)
 	case proto.COM_CREATE_DB:
@@ -270,6 +273,16 @@ func (a *auditor) fieldList(body []byte) error {
 		return malformedf("COM_FIELD_LIST that ends early")
 	}
 	return a.plain("field_list", "TMY14I", map[string]any{"table": database.Printable(table), "wildcard": database.Printable(c.rest)})
+}
+
+// setOption is whether a text may be of several statements.
+func (a *auditor) setOption(body []byte) error {
+	c := cursor{rest: body}
+	what := c.uint16()
+	if c.short {
+		return malformedf("COM_SET_OPTION that ends early")
+	}
+	return a.plain("set_option", "TMY15I", map[string]any{"option": int64(what)})
 }
 
 // refused records what ended the session.

@@ -180,6 +180,34 @@ func TestTypesThatTheServerRefused(t *testing.T) {
 	}
 }
 
+// TestReset: what changes how later texts are read is recorded, and a statement of
+// before is none, also one whose PREPARE was answered after the reset was sent.
+func TestReset(t *testing.T) {
+	r := newRig(t)
+	c := r.dialRaw()
+	c.login("alice", proto.CLIENT_DEPRECATE_EOF)
+	c.command(proto.COM_SET_OPTION, "\x00\x00")
+	c.receive()
+	if e := r.gate.Await(t, "db.session.mysql.set_option", 1); e.Code != "TMY15I" || e.Fields["option"] != int64(0) || e.Fields["db_user"] != "alice" {
+		t.Errorf("%+v", e)
+	}
+	prepare := appendPacket(nil, 0, []byte("\x16select ?"))
+	c.send(append(prepare, appendPacket(nil, 0, []byte{proto.COM_RESET_CONNECTION})...))
+	p, _ := c.receive()
+	for range 3 { // a parameter, a column, OK
+		c.receive()
+	}
+	if _, ok := c.execute(string(p[1:5]), "\x00\x01\xfd\x00\x01x"); ok {
+		t.Error("a statement of before is executed")
+	}
+	if e := r.gate.Await(t, "db.session.mysql.reset_connection", 1); e.Code != "TMY16I" {
+		t.Errorf("%+v", e)
+	}
+	if e := r.gate.Await(t, "db.session.mysql.statements.execute", 1); e.Fields["statement_number"] != nil || e.Fields["parameters_raw"] == nil {
+		t.Errorf("taken for a statement that is alive: %v", e.Fields)
+	}
+}
+
 // TestUnreadParametersAreCut: of those that are not recorded whole there is a hash.
 func TestUnreadParametersAreCut(t *testing.T) {
 	b := bytes.Repeat([]byte("x"), rawMax)

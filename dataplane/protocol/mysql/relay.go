@@ -46,7 +46,7 @@ func newRelay(l *live, db *backend) *relay {
 		split: splitter{limit: l.bounds.Command, Buffer: database.Buffer{Rooms: &l.server.rooms}, file: t.file, ended: t.fileEnded},
 		track: tracker{
 			deprecateEOF: l.first.caps&proto.CLIENT_DEPRECATE_EOF != 0,
-			next:         t.pop, prepared: t.prepared, executed: t.executed, file: t.ask, asking: t.asking,
+			next:         t.pop, prepared: t.prepared, accepted: t.accepted, file: t.ask, asking: t.asking,
 		},
 	}
 }

@@ -15,6 +15,8 @@ type pending struct {
 
 	types *statement // of an EXECUTE that has types
 	turn  int64      // of these
+
+	resets bool // ends all statements
 }
 
 // pendingMost commands may wait; the next one waits with them.
@@ -128,11 +130,15 @@ func (t *talk) prepared(p pending, id uint32, params int) {
 	}
 }
 
-// executed takes that the server has read the values of an EXECUTE.
-func (t *talk) executed(p pending) {
+// accepted takes that the server has answered without an error: it has read the
+// values of an EXECUTE, or has ended the statements that it had made meanwhile too.
+func (t *talk) accepted(p pending) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p.types.turn == p.turn {
+	if p.resets {
+		clear(t.statements)
+	}
+	if p.types != nil && p.types.turn == p.turn {
 		p.types.taken = true
 	}
 }

@@ -47,7 +47,7 @@ type tracker struct {
 
 	next     func() (pending, bool)                        // the oldest command that is not answered
 	prepared func(p pending, statement uint32, params int) // a statement was
-	executed func(p pending)                               // an EXECUTE that has types was
+	accepted func(p pending)                               // an EXECUTE that has types was, or a reset
 	file     func(p pending, name []byte, seq byte) error  // the server asks for a file
 	asking   func() bool                                   // the client has not sent all of it
 
@@ -169,8 +169,8 @@ func (t *tracker) packet(prefix []byte, n int) error {
 	}
 	switch t.place {
 	case first:
-		if t.now.types != nil {
-			t.executed(t.now)
+		if t.now.types != nil || t.now.resets {
+			t.accepted(t.now)
 		}
 		return t.first(prefix, n)
 	case columns:
