@@ -264,6 +264,39 @@ func TestA34_Conflicts(t *testing.T) {
 	}
 }
 
+// TestA33_Reused: nothing of the hello before is in the one that is read now: a
+// gateway reads all clients' with one Hello.
+func TestA33_Reused(t *testing.T) {
+	table, err := NewTable("gw.test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hellos := [][]byte{
+		records(handHello(sniExtension("orders.db.gw.test"), alpnExtension("sallyport-db/1")), 1<<14),
+		records(handHello(sniExtension("gw.test"), alpnExtension("sallyport-tunnel/1")), 1<<14),
+		records(handHello(sniExtension("gw.test")), 1<<14),
+		records(handHello(sniExtension("127.0.0.1")), 1<<14),
+		records(handHello(alpnExtension("h2")), 1<<14),
+		records(handHello(), 100),
+	}
+	for i, first := range hellos {
+		for j, second := range hellos {
+			var used, fresh Hello
+			for _, read := range []struct {
+				h *Hello
+				b []byte
+			}{{&used, first}, {&used, second}, {&fresh, second}} {
+				if need, err := read.h.Parse(read.b); need != 0 || err != nil {
+					t.Fatal(need, err)
+				}
+			}
+			if got, want := show(table.Route(&used)), show(table.Route(&fresh)); got != want || !same(&used, &fresh) {
+				t.Errorf("hello %d after %d: %s, want %s", j, i, got, want)
+			}
+		}
+	}
+}
+
 // TestRouteRepeats: a route that says a thing twice conflicts with nobody.
 func TestRouteRepeats(t *testing.T) {
 	table, err := NewTable("", []Match{
