@@ -93,13 +93,25 @@ type allowance struct {
 
 const burst = 20
 
-func (a *allowance) take(now time.Time) bool {
+// whole says that nothing of the burst is spent.
+func (a *allowance) whole(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.recoverLocked(now)
+	return a.spent == 0
+}
+
+func (a *allowance) recoverLocked(now time.Time) {
 	if back := int(now.Sub(a.last) / time.Second); back > 0 {
 		a.spent = max(0, a.spent-back)
 		a.last = now
 	}
+}
+
+func (a *allowance) take(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.recoverLocked(now)
 	if a.spent >= burst {
 		return false
 	}

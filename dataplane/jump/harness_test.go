@@ -182,8 +182,13 @@ func (g *gate) listen() {
 		if n := g.server.Open(); n != 0 {
 			g.t.Errorf("%d connections are open at the end", n)
 		}
-		if g.server.all != 0 || len(g.server.users) != 0 {
-			g.t.Errorf("places left: %d, %v", g.server.all, g.server.users)
+		if g.server.all != 0 {
+			g.t.Errorf("places left: %d", g.server.all)
+		}
+		for name, u := range g.server.users {
+			if u.connections != 0 || u.channels != 0 || u.refusals.whole(time.Now()) {
+				g.t.Errorf("%s: %d connections and %d channels are left", name, u.connections, u.channels)
+			}
 		}
 	})
 }

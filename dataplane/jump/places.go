@@ -2,7 +2,9 @@ package jump
 
 import (
 	"fmt"
+	"maps"
 	"sync"
+	"time"
 
 	"github.com/sallyport/sallyport"
 )
@@ -28,6 +30,7 @@ func (s *Server) enter(id sallyport.Identity) (*place, *sallyport.Problem) {
 	if s.users == nil {
 		s.users = make(map[string]*usage)
 	}
+	s.sweepLocked(time.Now())
 	u := s.users[id.Name]
 	if u == nil {
 		u = &usage{}
@@ -53,10 +56,20 @@ func (p *place) leave() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.all--
-		if p.user.connections--; p.user.connections == 0 {
+		if p.user.connections--; p.user.connections == 0 && p.user.refusals.whole(time.Now()) {
 			delete(s.users, p.identity.Name)
 		}
 	})
+}
+
+// sweepLocked forgets users who have left, once they may have as many refusals
+// written down again as anybody.
+func (s *Server) sweepLocked(now time.Time) {
+	if now.Sub(s.swept) < burst*time.Second {
+		return
+	}
+	s.swept = now
+	maps.DeleteFunc(s.users, func(_ string, u *usage) bool { return u.connections == 0 && u.refusals.whole(now) })
 }
 
 // openOne counts a channel as open until both of its ends are closed: each may

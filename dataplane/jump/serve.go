@@ -60,7 +60,8 @@ type Server struct {
 
 	mu    sync.Mutex
 	open  map[*connection]struct{} // guarded by mu
-	users map[string]*usage        // those with a connection; guarded by mu
+	users map[string]*usage        // those with a connection, or refusals not long ago; guarded by mu
+	swept time.Time                // when users was last looked through; guarded by mu
 	all   int                      // connections; guarded by mu
 	left  bool                     // another process has the port; guarded by mu
 }
