@@ -77,3 +77,19 @@ func TestParametersAreBounded(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// TestPrintable: what a hostile client names is bounded in the log.
+func TestPrintable(t *testing.T) {
+	for _, tt := range []struct {
+		name []byte
+		want string
+	}{
+		{nil, ""}, {[]byte("stmt_1"), "stmt_1"}, {[]byte("\xff"), `\xff`},
+		{bytes.Repeat([]byte("n"), oneParameter), strings.Repeat("n", oneParameter)},
+		{bytes.Repeat([]byte{0xff}, 1<<20), strings.Repeat(`\xff`, oneParameter) + "…"},
+	} {
+		if got := Printable(tt.name); got != tt.want {
+			t.Errorf("%d bytes: %d bytes", len(tt.name), len(got))
+		}
+	}
+}

@@ -22,6 +22,17 @@ func baseFields(service, uri, user, database string) map[string]any {
 	}
 }
 
+// fields adds the parameters that go to the server with the start: some change what
+// statements mean, such as options=-c role=… and -c search_path=….
+func (s *startup) fields(f map[string]any) map[string]any {
+	v := database.NewValues()
+	for _, p := range s.params {
+		v.Add([]byte(p.name+"="+p.value), false)
+	}
+	maps.Copy(f, v.Fields("startup_parameters"))
+	return f
+}
+
 // auditor records a client's messages, each before it passes to the server.
 type auditor struct {
 	emit       func(sallyport.Event)

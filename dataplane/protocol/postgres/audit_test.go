@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/database/dbtest"
+	"github.com/sallyport/sallyport/dataplane/session"
 )
 
 // Bounds of package database.
@@ -94,11 +96,37 @@ func TestTextInParts(t *testing.T) {
 	}
 }
 
-func TestNamesAreBounded(t *testing.T) {
-	got := recorded(t, 1, msgExecute, append(bytes.Repeat([]byte{0xff}, 10_000-9), 0, 0, 0, 0, 0))
-	name := got[0].Fields["portal_name"].(string)
-	if len(name) > 4*oneParameter+4 || !strings.HasPrefix(name, `\xff`) {
-		t.Errorf("%d bytes", len(name))
+// TestNamesThatServersCut: two names of which the server keeps the same part must
+// not pass: what the log says of one could be the other.
+func TestNamesThatServersCut(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"": true, strings.Repeat("n", 63): true, strings.Repeat("n", 64): false,
+		strings.Repeat("n", 11) + "\xc3\xa4\xc3\xb6": true, strings.Repeat("n", 15) + "\xe4": false, // 15 bytes, and 16
+	} {
+		for _, m := range []pgproto3.FrontendMessage{
+			&pgproto3.Parse{Name: name, Query: "select 1"}, &pgproto3.Bind{PreparedStatement: name}, &pgproto3.Bind{DestinationPortal: name},
+			&pgproto3.Execute{Portal: name}, &pgproto3.Close{ObjectType: 'S', Name: name}, &pgproto3.Close{ObjectType: 'P', Name: name},
+		} {
+			var recorded []sallyport.Event
+			a := auditor{emit: func(e sallyport.Event) { recorded = append(recorded, e) }, base: map[string]any{}, statement: 1 << 20}
+			b := must(m.Encode(nil))
+			err := a.see(b[0], b[headerSize:])
+			if ok != (err == nil) || ok != (len(recorded) == 1) {
+				t.Errorf("%T with a name of %d bytes: %v, %d events", m, len(name), err, len(recorded))
+			}
+		}
+	}
+}
+
+// TestStartupParameters: what a client sets with the start is in its event.
+func TestStartupParameters(t *testing.T) {
+	server := &Server{}
+	s := &startup{user: "alice", database: "orders", params: []param{{"options", "-c role=postgres"}, {"application_name", "psql"}}}
+	use := server.use(&session.Candidate{}, s)
+	for _, e := range []sallyport.Event{use.Start, use.Denied} {
+		if got := e.Fields["startup_parameters"]; !reflect.DeepEqual(got, []string{"options=-c role=postgres", "application_name=psql"}) {
+			t.Errorf("%s: %v", e.Code, got)
+		}
 	}
 }
 

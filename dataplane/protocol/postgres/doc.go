@@ -21,6 +21,10 @@
 //
 // # What is recorded
 //
+// The start has what the client sends to the server with it beside user and
+// database, as startup_parameters: a list of name=value, in the form of Bind's
+// parameters.
+//
 // A simple query is db.session.query with its exact text in db_query. A text
 // longer than 64 KiB is spread over several events, in order, numbered by
 // db_query_part from 1 and with the whole length in db_query_size. A text
@@ -38,8 +42,10 @@
 //
 // # What is not passed on
 //
-// Names of more than 63 bytes, which older servers cut and so take for another
-// name than the one that was authorized; replication; bytes that are not a
+// Names of more than 63 bytes, be it of users, databases, statements or portals
+// (15 for the last two where they are not ASCII), which servers cut and so take for
+// another name than the one that was authorized or recorded; what is recorded while
+// the audit log takes no more events; replication; bytes that are not a
 // message of the protocol; messages that are too long to be recorded.
 //
 // References are to the PostgreSQL documentation, chapter "Frontend/Backend

@@ -166,8 +166,8 @@ func (s *Server) use(c *session.Candidate, first *startup) session.Use {
 		DBUser: first.user,
 		DBName: first.database,
 		Action: sallyport.ActionConnect,
-		Start:  sallyport.Event{Name: "db.session.start", Code: "TDB00I", Success: &yes, Fields: fields()},
-		Denied: sallyport.Event{Name: "db.session.start", Code: "TDB00W", Success: &no, Fields: fields()},
+		Start:  sallyport.Event{Name: "db.session.start", Code: "TDB00I", Success: &yes, Fields: first.fields(fields())},
+		Denied: sallyport.Event{Name: "db.session.start", Code: "TDB00W", Success: &no, Fields: first.fields(fields())},
 		End:    sallyport.Event{Name: "db.session.end", Code: "TDB01I", Fields: fields()},
 	}
 }

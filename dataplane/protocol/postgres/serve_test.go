@@ -53,6 +53,7 @@ func TestPsql(t *testing.T) {
 	start, end := r.gate.All()[0], r.gate.All()[2]
 	wantFields := map[string]any{
 		"db_service": "orders", "db_protocol": "postgres", "db_uri": r.server.Target.Address, "db_user": "alice", "db_name": "orders",
+		"startup_parameters": []string{"application_name=psql-test"},
 	}
 	if d := cmp.Diff(wantFields, start.Fields); d != "" {
 		t.Error(d)

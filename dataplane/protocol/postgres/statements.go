@@ -2,7 +2,10 @@ package postgres
 
 import (
 	"encoding/binary"
+	"fmt"
+	"unicode/utf8"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/database"
 )
 
@@ -15,6 +18,7 @@ import (
 type cursor struct {
 	rest  []byte
 	short bool
+	other bool // a name was met that the server may take for another one
 }
 
 func (c *cursor) bytes(n int) []byte {
@@ -54,6 +58,23 @@ func (c *cursor) text() []byte {
 	return text
 }
 
+// name reads the name of a statement or a portal. Servers keep the first 63 bytes
+// of one, so that longer ones are the same to them and not to whoever reads the log
+// (FetchPreparedStatement looks in a table with keys of NAMEDATALEN bytes), and they
+// convert before they cut: a character of one byte may become one of four.
+func (c *cursor) name() []byte {
+	name := c.text()
+	most := nameMax
+	for _, b := range name {
+		if b >= utf8.RuneSelf {
+			most = nameMax / utf8.UTFMax
+			break
+		}
+	}
+	c.other = c.other || len(name) > most
+	return name
+}
+
 // value reads a length and as many bytes: never nil, but for NULL (-1).
 func (c *cursor) value() []byte {
 	n := int32(c.uint32())
@@ -71,6 +92,10 @@ func (c *cursor) end(message string) error {
 	if len(c.rest) > 0 {
 		return malformedf("%s with %d bytes behind its end", message, len(c.rest))
 	}
+	if c.other {
+		return refuse(stateProtocol, sallyport.ErrInvalid, fmt.Sprintf("%s with a name of more than %d bytes, or of %d with others than ASCII's", message, nameMax, nameMax/utf8.UTFMax),
+			"name statements and portals shorter")
+	}
 	return nil
 }
 
@@ -84,7 +109,7 @@ type parseMessage struct{ statement, query []byte }
 
 func decodeParse(body []byte) (parseMessage, error) {
 	c := cursor{rest: body}
-	m := parseMessage{statement: c.text(), query: c.text()}
+	m := parseMessage{statement: c.name(), query: c.text()}
 	c.bytes(4 * c.uint16()) // the parameters' types
 	return m, c.end("Parse")
 }
@@ -96,7 +121,7 @@ type bindMessage struct {
 
 func decodeBind(body []byte) (bindMessage, error) {
 	c := cursor{rest: body}
-	m := bindMessage{portal: c.text(), statement: c.text()}
+	m := bindMessage{portal: c.name(), statement: c.name()}
 	m.params = c.values()
 	c.bytes(2 * c.uint16()) // the results' formats
 	return m, c.end("Bind")
@@ -134,7 +159,7 @@ func isBinary(formats []byte, i int) bool {
 
 func decodeExecute(body []byte) (portal []byte, err error) {
 	c := cursor{rest: body}
-	portal = c.text()
+	portal = c.name()
 	c.uint32() // most rows
 	return portal, c.end("Execute")
 }
@@ -144,7 +169,7 @@ func decodeClose(body []byte) (what byte, name []byte, err error) {
 	if b := c.bytes(1); b != nil {
 		what = b[0]
 	}
-	name = c.text()
+	name = c.name()
 	if err := c.end("Close"); err != nil {
 		return 0, nil, err
 	}
