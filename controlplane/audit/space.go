@@ -17,36 +17,48 @@ func Ends(name string) bool {
 }
 
 // admit refuses events for which there is no room. The ends of sessions that
-// run have a reserve, so that what has begun is told to its end.
-func (s *Spool) admit(size int64, name string) error {
+// run have a reserve, so that what has begun is told to its end. used is what the
+// spool takes with this one.
+func (s *Spool) admit(size int64, name string) (used int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lock == nil { // another process may own the directory
-		return s.refusal(ErrClosed)
+		return 0, s.refusal(ErrClosed)
 	}
 	ends := Ends(name)
 	if s.starved {
 		s.feedLocked()
 		if s.starved && !ends {
-			return fullProblem(nil)
+			return 0, fullProblem(nil)
 		}
 	}
 	limit := s.c.MaxBytes
 	if ends {
 		limit += endReserve
 	}
-	if s.bytes()+size > limit {
+	used = s.bytes() + size
+	if used > limit {
 		if !s.full {
 			s.full = true
 			s.sayStoppedLocked("the spool is full")
 		}
-		return fullProblem(fmt.Errorf("%d bytes are spooled; %d are the most", s.bytes(), s.c.MaxBytes))
+		return 0, fullProblem(fmt.Errorf("%d bytes are spooled; %d are the most", used-size, s.c.MaxBytes))
 	}
 	if s.full && !ends {
 		s.full = false
 		s.sayResumedLocked()
 	}
-	return nil
+	return used, nil
+}
+
+// pause is how long who made an event of so many bytes should wait before he goes on.
+func (s *Spool) pause(used int64, size int) time.Duration {
+	half := s.c.MaxBytes / 2
+	if used <= half {
+		return 0
+	}
+	filled := float64(used-half) / float64(s.c.MaxBytes-half)
+	return time.Duration(float64(longestPause) * filled * float64(size) / MaxEvent)
 }
 
 // bytes is what the spool takes on the disk and will take.

@@ -36,6 +36,15 @@ const (
 	endReserve      = 1 << 20 // beyond MaxBytes, for the ends of sessions that run
 	nextBytes       = 1 << 20 // of events in one answer of Next
 
+	// behindPatience is how long an event waits for a disk that does not keep up.
+	behindPatience = 10 * time.Second
+
+	// longestPause is that of the largest event when it fills the spool. Pauses grow
+	// with an event's size, and from half a spool on with what is in it. Sessions do
+	// one thing after the other: with this, a hundred of them that do nothing but
+	// make events stay below what auth takes.
+	longestPause = time.Second
+
 	ackName     = "acknowledged"
 	idName      = "spool-id"
 	ballastName = "ballast"
@@ -366,9 +375,13 @@ func complete(e sallyport.Event, host string) sallyport.Event {
 // error is a *sallyport.Problem of kind ErrExhausted or ErrUnavailable, and of
 // ErrClosed when the spool has been closed.
 func (s *Spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
-	c, err := s.Begin(Line{e.Name, s.encode(e)}, durable)
-	if err != nil || !durable {
+	c, err := s.Take(ctx, Line{e.Name, s.encode(e)}, durable)
+	switch {
+	case err != nil:
 		return err
+	case !durable:
+		c.Pause(ctx)
+		return nil
 	}
 	select {
 	case <-c.Done():
@@ -392,19 +405,75 @@ func LineOf(e sallyport.Event, host string) Line { return Line{e.Name, Encode(co
 type Commit struct {
 	spool *Spool
 	wait  *waiter
+	pause time.Duration
 }
 
-// Begin takes a line without waiting for its commit. Lines are in the spool in
+// Take takes a line as Begin does, but while the disk is behind it waits, until ctx
+// is done and for behindPatience at most.
+func (s *Spool) Take(ctx context.Context, l Line, durable bool) (Commit, error) {
+	c, err := s.Begin(l, durable)
+	if errors.Is(err, errBehind) {
+		return s.takeBehind(ctx, l, durable)
+	}
+	return c, err
+}
+
+// takeBehind tries until the disk has caught up.
+func (s *Spool) takeBehind(ctx context.Context, l Line, durable bool) (c Commit, err error) {
+	ctx, cancel := context.WithTimeout(ctx, behindPatience)
+	defer cancel()
+	for {
+		s.j.mu.Lock()
+		changed := s.j.changed
+		s.j.mu.Unlock()
+		if c, err = s.Begin(l, durable); !errors.Is(err, errBehind) {
+			return c, err
+		}
+		retry := time.NewTimer(retryDelay) // a disk that fails changes nothing, and says so
+		select {
+		case <-changed:
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return c, err
+		}
+		retry.Stop()
+	}
+}
+
+// Pause waits when the spool is more than half full, longer the fuller it is, for
+// longestPause at most and until ctx is done, unless the line is an end. So who does
+// much in little time is slowed down while there still is room for what he does.
+func (c Commit) Pause(ctx context.Context) {
+	if c.pause <= 0 {
+		return
+	}
+	timer := time.NewTimer(c.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// Begin takes a line without waiting for anything. Lines are in the spool in
 // the order in which they were taken. The Commit can be asked only with durable.
 func (s *Spool) Begin(l Line, durable bool) (Commit, error) {
-	if err := s.admit(int64(len(l.JSON)+frameSize), l.Name); err != nil {
+	used, err := s.admit(int64(len(l.JSON)+frameSize), l.Name)
+	if err != nil {
 		return Commit{}, err
 	}
+	most := maxPending
 	c := Commit{spool: s}
+	if Ends(l.Name) {
+		most += endReserve
+	} else {
+		c.pause = s.pause(used, len(l.JSON))
+	}
 	if durable {
 		c.wait = &waiter{done: make(chan struct{})}
 	}
-	if err := s.j.submit([]entry{{typ: frameEvent, payload: l.JSON, wait: c.wait, patient: Ends(l.Name)}}, maxPending); err != nil {
+	if err := s.j.submit([]entry{{typ: frameEvent, payload: l.JSON, wait: c.wait, patient: Ends(l.Name)}}, most); err != nil {
 		return Commit{}, s.refusal(err)
 	}
 	return c, nil

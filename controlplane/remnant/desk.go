@@ -129,7 +129,7 @@ func (s *Spool) receive(ctx context.Context, own *audit.Spool, conn *net.UnixCon
 	s.enter(d)
 	defer s.leave(d)
 	s.work.Go(d.write)
-	err := s.read(in, d)
+	err := s.read(ctx, in, d)
 	close(d.answers)
 	<-d.gone
 	s.c.Log.Debug("remnant's connection ended", "pid", d.remnant.PID, "error", err)
@@ -174,7 +174,7 @@ func (s *Spool) leave(d *desk) {
 }
 
 // read takes events until the connection or the ownership ends.
-func (s *Spool) read(in *bufio.Reader, d *desk) error {
+func (s *Spool) read(ctx context.Context, in *bufio.Reader, d *desk) error {
 	for {
 		var m handoverv1.FromRemnant
 		if err := get(in, &m); err != nil {
@@ -186,7 +186,7 @@ func (s *Spool) read(in *bufio.Reader, d *desk) error {
 			d.remnant.Sessions = Sessions{m.State.GetKinds(), m.State.GetUsers()}
 			s.deskMu.Unlock()
 		case *handoverv1.FromRemnant_Event:
-			a := d.take(m.Event)
+			a := d.take(ctx, m.Event)
 			if errors.Is(a.refused, audit.ErrClosed) {
 				return a.refused // not taken: it comes again
 			}
@@ -199,16 +199,16 @@ func (s *Spool) read(in *bufio.Reader, d *desk) error {
 	}
 }
 
-// take gives one event to the spool. What is no event would end the chain's use
-// at auth, so it is looked at.
-func (d *desk) take(e *handoverv1.RemnantEvent) answer {
+// take gives one event to the spool, once the disk has caught up. What is no event
+// would end the chain's use at auth, so it is looked at.
+func (d *desk) take(ctx context.Context, e *handoverv1.RemnantEvent) answer {
 	a := answer{number: e.GetNumber(), waits: e.GetDurable()}
 	decoded, err := audit.Decode(e.GetJson())
 	if err != nil {
 		a.refused = err
 		return a
 	}
-	a.commit, a.refused = d.spool.Begin(audit.Line{Name: decoded.Name, JSON: e.GetJson()}, e.GetDurable())
+	a.commit, a.refused = d.spool.Take(ctx, audit.Line{Name: decoded.Name, JSON: e.GetJson()}, e.GetDurable())
 	return a
 }
 

@@ -110,19 +110,33 @@ func New(c Config) *Spool {
 // Emit takes an event; see audit.Spool. It meets session.Sink.
 func (s *Spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
 	line := audit.LineOf(e, s.c.Host)
+	var patience <-chan time.Time // with a full queue
 	for {
 		if own := s.own.Load(); own != nil {
-			c, err := own.Begin(line, durable)
-			if err == nil && durable {
+			c, err := own.Take(ctx, line, durable)
+			switch {
+			case err == nil && durable:
 				err = s.await(ctx, c)
+			case err == nil:
+				c.Pause(ctx)
 			}
 			if !errors.Is(err, audit.ErrClosed) {
 				return err
 			}
 		}
 		it, again, err := s.put(line, durable)
-		if again {
-			continue
+		if again != nil {
+			if patience == nil {
+				timer := time.NewTimer(s.c.Patience)
+				defer timer.Stop()
+				patience = timer.C
+			}
+			select {
+			case <-again:
+				continue
+			case <-patience:
+			case <-ctx.Done():
+			}
 		}
 		if err != nil || !durable {
 			return err
@@ -166,12 +180,13 @@ func nobody() error {
 		Hint: "look at the sallyport that was started last"}
 }
 
-// put queues an event. again says that the spool is here after all.
-func (s *Spool) put(line audit.Line, durable bool) (it *item, again bool, err error) {
+// put queues an event. When again is not nil, try again when it is closed: the
+// spool is here after all, or the queue was full, and err says so.
+func (s *Spool) put(line audit.Line, durable bool) (it *item, again <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.own.Load() != nil {
-		return nil, true, nil
+		return nil, atOnce, nil
 	}
 	ends, size := audit.Ends(line.Name), len(line.JSON)
 	unserved := !s.since.IsZero() && time.Since(s.since) > s.c.Patience
@@ -181,11 +196,11 @@ func (s *Spool) put(line audit.Line, durable bool) (it *item, again bool, err er
 	}
 	switch {
 	case s.closed:
-		return nil, false, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: audit.ErrClosed, Fact: "audit spool is closed"}
+		return nil, nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: audit.ErrClosed, Fact: "audit spool is closed"}
 	case unserved && !ends:
-		return nil, false, nobody()
+		return nil, nil, nobody()
 	case s.bytes+size > limit:
-		return nil, false, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "audit spool is too slow: new sessions are refused"}
+		return nil, s.moved, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "audit spool is too slow: new sessions are refused"}
 	}
 	s.number++
 	it = &item{line: line, durable: durable, number: s.number, done: make(chan struct{})}
@@ -193,10 +208,17 @@ func (s *Spool) put(line audit.Line, durable bool) (it *item, again bool, err er
 	s.bytes += size
 	nudge(s.wake)
 	if unserved && durable {
-		return nil, false, nobody() // it stays for the next owner; nobody waits
+		return nil, nil, nobody() // it stays for the next owner; nobody waits
 	}
-	return it, false, nil
+	return it, nil, nil
 }
+
+// atOnce is closed.
+var atOnce = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 func nudge(c chan struct{}) {
 	select {
@@ -225,6 +247,10 @@ func (s *Spool) takeBack(it *item) {
 
 func (s *Spool) shrunkLocked(it *item) {
 	s.bytes -= len(it.line.JSON)
+	s.movedLocked()
+}
+
+func (s *Spool) movedLocked() {
 	close(s.moved)
 	s.moved = make(chan struct{})
 }
@@ -264,6 +290,7 @@ func (s *Spool) open(ctx context.Context) error {
 	}
 	s.queue, s.sent, s.bytes, s.since = nil, 0, 0, time.Time{}
 	s.own.Store(own)
+	s.movedLocked()
 	return nil
 }
 
@@ -427,6 +454,7 @@ func (s *Spool) Close(ctx context.Context) error {
 	s.closed = true
 	left := s.queue
 	s.queue, s.bytes = nil, 0
+	s.movedLocked()
 	s.mu.Unlock()
 	for _, it := range left {
 		it.answer(nobody())

@@ -444,8 +444,10 @@ func TestQueueBounds(t *testing.T) {
 	large.Fields["text"] = string(make([]byte, 40<<10))
 	var err error
 	n := 0
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
 	for ; err == nil && n < 10000; n++ {
-		err = s.Emit(t.Context(), large, false)
+		err = s.Emit(impatient, large, false)
 	}
 	if !errors.Is(err, sallyport.ErrExhausted) {
 		t.Errorf("after %d events: %v", n, err)
@@ -453,8 +455,18 @@ func TestQueueBounds(t *testing.T) {
 	if s.Status().Bytes > maxQueue {
 		t.Errorf("%d bytes wait", s.Status().Bytes)
 	}
+	patient := make(chan error, 1) // its event goes in when there is room
+	go func() { patient <- s.Emit(t.Context(), large, false) }()
+	select {
+	case err := <-patient:
+		t.Errorf("went into a full queue: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
 	if err := s.Return(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if err := <-patient; err != nil {
+		t.Error(err)
 	}
 	shut(t, s)
 }

@@ -77,13 +77,26 @@ func (l *live) auditEnd(fields map[string]any) {
 	}
 }
 
-// emit meets Session.Emit. There is no bound on the time: a spool that need not
-// make an event durable waits for nothing, and a timer for each statement of a
-// database would cost more than its event.
+// emit meets Session.Emit. There is no bound on the time but the sink's own, until
+// the session ends: a timer for each statement of a database would cost more than
+// its event.
 func (l *live) emit(e sallyport.Event) {
-	if err := l.door.Events.Emit(context.WithoutCancel(l.session.Context), l.complete(e, nil), false); err != nil {
-		l.door.Log.Error("event is not in the audit log", "event", e.Name, "session", l.session.ID, "error", err)
+	ctx := l.session.Context
+	if ctx.Err() != nil { // what ended it, and what it still did
+		var cancel context.CancelFunc
+		ctx, cancel = auditContext(ctx)
+		defer cancel()
 	}
+	err := l.door.Events.Emit(ctx, l.complete(e, nil), false)
+	if err == nil {
+		return
+	}
+	l.door.Log.Error("event is not in the audit log", "event", e.Name, "session", l.session.ID, "error", err)
+	if e.Name == "resize" { // it tells how to show a session, not what was done
+		return
+	}
+	l.stop(&sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err,
+		Fact: "the session ended: the audit log takes no more events", Hint: "tell your administrator"})
 }
 
 // complete adds the session's common fields.

@@ -673,3 +673,31 @@ func BenchmarkHandshake(b *testing.B) {
 		<-done
 	}
 }
+
+// TestUnrecordedEnds: a session of which something cannot be written down ends,
+// but not for the size of its terminal. Its end is told all the same when it can be.
+func TestUnrecordedEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, err := w.candidate(user("alice")).Open(t.Context(), use())
+		if err != nil {
+			t.Fatal(err)
+		}
+		full := &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "full"}
+		w.spool.fail(full)
+		s.Emit(sallyport.Event{Name: "resize", Code: "T2002I"})
+		if s.Context.Err() != nil {
+			t.Errorf("ended by a resize: %v", context.Cause(s.Context))
+		}
+		s.Emit(sallyport.Event{Name: "app.session.request", Code: "T2009I"})
+		why := context.Cause(s.Context)
+		if !errors.Is(why, full) || why.Error() != "the session ended: the audit log takes no more events" {
+			t.Errorf("%v", why)
+		}
+		w.spool.fail(nil)
+		s.End(nil)
+		if got, want := w.spool.codes(), []string{"T2007I", "T3006I", "T2011I"}; !slices.Equal(got, want) {
+			t.Errorf("audited %v, want %v", got, want)
+		}
+	})
+}

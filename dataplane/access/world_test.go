@@ -156,7 +156,7 @@ func (d *decider) set(f func(sallyport.AccessRequest) sallyport.Decision) {
 // spool keeps events in memory.
 type spool struct {
 	mu     sync.Mutex
-	err    error // of durable ones
+	err    error // of all of them
 	events []sallyport.Event
 	loose  map[string]bool // UIDs of events that did not wait
 	disk   chan struct{}   // durable ones wait until it is closed; nil: they do not
@@ -179,6 +179,12 @@ func (s *spool) Emit(_ context.Context, e sallyport.Event, durable bool) error {
 	}
 	s.events = append(s.events, e)
 	return nil
+}
+
+func (s *spool) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
 }
 
 func (s *spool) named(name string) (out []sallyport.Event) {

@@ -29,7 +29,8 @@ type Relay struct {
 
 	Traffic
 
-	up, down chan error // one value each, when it has ended; nil when that was taken
+	ctx      context.Context // Run's; nil before
+	up, down chan error      // one value each, when it has ended; nil when that was taken
 }
 
 // Passing is a protocol's part in a session. An error that is a *Lost says which
@@ -49,6 +50,7 @@ type Passing interface {
 // returns.
 func (r *Relay) Run(ctx context.Context, p Passing) error {
 	r.Begin()
+	r.ctx = ctx
 	r.up, r.down = make(chan error, 1), make(chan error, 1)
 	go pass(p.PassUp, r.up)
 	go pass(p.PassDown, r.down)
@@ -86,6 +88,21 @@ func (r *Relay) Run(ctx context.Context, p Passing) error {
 			return nil
 		}
 	}
+}
+
+// Forward writes to the server what PassUp has read, unless the session is over:
+// what was just read may then have no event.
+func (r *Relay) Forward(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if r.ctx != nil && r.ctx.Err() != nil {
+		return LostServer(context.Cause(r.ctx))
+	}
+	if _, err := r.Server.Write(b); err != nil {
+		return LostServer(err)
+	}
+	return nil
 }
 
 func pass(direction func() error, ended chan<- error) { ended <- direction() }

@@ -16,6 +16,7 @@ import (
 type echoes struct {
 	Relay
 	bad     error // of PassUp, in place of all messages
+	see     func(message []byte)
 	stopped int
 }
 
@@ -37,7 +38,20 @@ func (e *echoes) PassUp() error {
 	if e.bad != nil {
 		return e.bad
 	}
-	return e.copy(e.Server, e.Client, LostServer, LostClient, e.Received)
+	if e.see == nil {
+		return e.copy(e.Server, e.Client, LostServer, LostClient, e.Received)
+	}
+	b := make([]byte, 64)
+	for {
+		n, err := e.Client.Read(b)
+		if err != nil {
+			return LostClient(err)
+		}
+		e.see(b[:n])
+		if err := e.Forward(b[:n]); err != nil {
+			return err
+		}
+	}
 }
 
 func (e *echoes) PassDown() error {
@@ -62,6 +76,44 @@ func speak(conn net.Conn, every time.Duration) {
 			return
 		}
 	}
+}
+
+// TestUnrecorded: what ended the session while it was recorded does not pass, and
+// the client reads why.
+func TestUnrecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, front := net.Pipe()
+		back, server := net.Pipe()
+		ctx, end := context.WithCancelCause(t.Context())
+		full := errors.New("full")
+		e := &echoes{Relay: Relay{Client: front, Server: back, Farewell: time.Second, Linger: time.Second}}
+		e.see = func(message []byte) {
+			if string(message) == "secret" {
+				end(full)
+			}
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- e.Run(ctx, e) }()
+		passed := make(chan []byte, 1)
+		go func() {
+			b, _ := io.ReadAll(server)
+			passed <- b
+		}()
+		for _, message := range []string{"known", "secret"} {
+			if _, err := io.WriteString(client, message); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if b, err := io.ReadAll(client); err != nil || string(b) != "ended" {
+			t.Errorf("the client read %q, %v", b, err)
+		}
+		if b := <-passed; string(b) != "known" {
+			t.Errorf("the server has read %q", b)
+		}
+		if err := <-ended; err != full {
+			t.Error(err)
+		}
+	})
 }
 
 // TestRelay: each way to end is told by the protocol, in its time, and leaves

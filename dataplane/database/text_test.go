@@ -85,8 +85,9 @@ func TestPrintable(t *testing.T) {
 		want string
 	}{
 		{nil, ""}, {[]byte("stmt_1"), "stmt_1"}, {[]byte("\xff"), `\xff`},
-		{bytes.Repeat([]byte("n"), oneParameter), strings.Repeat("n", oneParameter)},
-		{bytes.Repeat([]byte{0xff}, 1<<20), strings.Repeat(`\xff`, oneParameter) + "…"},
+		{bytes.Repeat([]byte("n"), oneName), strings.Repeat("n", oneName)},
+		{bytes.Repeat([]byte("n"), oneName+1), strings.Repeat("n", oneName) + "…"},
+		{bytes.Repeat([]byte{0xff}, 1<<20), strings.Repeat(`\xff`, oneName/5) + "…"}, // a backslash is two in an event's line
 	} {
 		if got := Printable(tt.name); got != tt.want {
 			t.Errorf("%d bytes: %d bytes", len(tt.name), len(got))

@@ -84,7 +84,7 @@ type Use struct {
 }
 
 // Sink takes events. Emit returns once the event is in the spool, without waiting
-// for a disk; with durable it returns after the spool's fsync, and an error means
+// for a disk that keeps up, or with the reason why it is not; with durable it returns after the spool's fsync, and an error means
 // that it is not there.
 type Sink interface {
 	Emit(ctx context.Context, e sallyport.Event, durable bool) error
@@ -115,7 +115,9 @@ type Session struct {
 	// for other kinds. It is asked for each request and costs little.
 	Kube func() (sallyport.KubeGrant, *sallyport.Problem)
 
-	// Emit adds the session's common fields and spools the event.
+	// Emit adds the session's common fields and spools the event. When that cannot
+	// be, Context is done when it returns: what the event was to tell of is not to
+	// be, where it has not been yet.
 	Emit func(e sallyport.Event)
 
 	// Cancel makes Context done with this cause, which the user is told; the

@@ -65,10 +65,8 @@ func (r *relay) copyUp(audit *auditor) error {
 				}
 				return err
 			}
-			if len(pass) > 0 {
-				if _, err := r.Server.Write(pass); err != nil {
-					return database.LostServer(err)
-				}
+			if err := r.Forward(pass); err != nil {
+				return err
 			}
 			if audit.terminated {
 				return database.LostClient(io.EOF)

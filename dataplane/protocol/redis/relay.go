@@ -67,7 +67,7 @@ func (r *relay) PassUp() error {
 }
 
 func (r *relay) copyUp(audit *auditor) error {
-	if err := r.toServer(r.ahead); err != nil {
+	if err := r.Forward(r.ahead); err != nil {
 		return err
 	}
 	for {
@@ -91,7 +91,7 @@ func (r *relay) passUp(audit *auditor) error {
 	pass := func() error {
 		b := r.split.buf[from:to]
 		from, to = 0, 0
-		return r.toServer(b)
+		return r.Forward(b)
 	}
 	for {
 		c, err := r.split.next()
@@ -116,7 +116,7 @@ func (r *relay) passUp(audit *auditor) error {
 			if from, to = c.from, c.to; instead != nil {
 				from, to = 0, 0
 			}
-			if err := r.toServer(instead); err != nil {
+			if err := r.Forward(instead); err != nil {
 				return err
 			}
 		}
@@ -129,19 +129,9 @@ func (r *relay) passUp(audit *auditor) error {
 		if err != nil {
 			return err
 		}
-		return r.toServer(b)
+		return r.Forward(b)
 	}
-	return r.toServer(r.split.part())
-}
-
-func (r *relay) toServer(b []byte) error {
-	if len(b) == 0 {
-		return nil
-	}
-	if _, err := r.Server.Write(b); err != nil {
-		return database.LostServer(err)
-	}
-	return nil
+	return r.Forward(r.split.part())
 }
 
 // PassDown passes the server's bytes on as they come.
