@@ -26,7 +26,7 @@
 // parameters.
 //
 // A simple query is db.session.query with its exact text in db_query. A text
-// longer than 64 KiB is spread over several events, in order, numbered by
+// that the log writes as more than 48 KiB is spread over several events, in order, numbered by
 // db_query_part from 1 and with the whole length in db_query_size. A text
 // longer than Bounds.Statement is cut there; the last event then says so in
 // db_query_truncated, and all of them carry db_query_sha256, over the whole
@@ -36,7 +36,7 @@
 //
 // Bind has its parameters, by position: those in binary format, or not UTF-8,
 // are base64 and their positions are in base64_parameters; NULLs are empty and
-// in null_parameters. At most 4 KiB of one and 64 KiB of all are kept;
+// in null_parameters. At most 4 KiB of one and 48 KiB of all, as the log writes them, are kept;
 // parameters_truncated says when more were sent. A function call has
 // its arguments in the same form.
 //
