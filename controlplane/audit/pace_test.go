@@ -75,9 +75,8 @@ func TestSpoolPaces(t *testing.T) {
 			t.Errorf("the session has ended; paused %v", took)
 		}
 	})
-	full := openSpool(t, SpoolConfig{Dir: t.TempDir(), MaxBytes: 64 << 10})
-	defer full.Close()
 	for name, paced := range map[string]bool{"x": true, "session.end": false} {
+		full := openSpool(t, SpoolConfig{Dir: t.TempDir(), MaxBytes: 64 << 10})
 		var c Commit
 		for c.pause == 0 {
 			var err error
@@ -88,5 +87,6 @@ func TestSpoolPaces(t *testing.T) {
 		if (c.pause > 0) != paced {
 			t.Errorf("%s: a pause of %v", name, c.pause)
 		}
+		full.Close()
 	}
 }

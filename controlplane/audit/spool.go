@@ -40,9 +40,10 @@ const (
 	behindPatience = 10 * time.Second
 
 	// longestPause is that of the largest event when it fills the spool. Pauses grow
-	// with an event's size, and from half a spool on with what is in it. Sessions do
-	// one thing after the other: with this, a hundred of them that do nothing but
-	// make events stay below what auth takes.
+	// with an event's size, and from half a spool on with what is in it. Who does one
+	// thing after the other, as with a database, then fills a spool with 64 KiB a
+	// second at most; a connection of an application or of Kubernetes does a hundred
+	// at once, with small events.
 	longestPause = time.Second
 
 	ackName     = "acknowledged"

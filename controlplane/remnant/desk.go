@@ -187,6 +187,9 @@ func (s *Spool) read(ctx context.Context, in *bufio.Reader, d *desk) error {
 			s.deskMu.Unlock()
 		case *handoverv1.FromRemnant_Event:
 			a := d.take(ctx, m.Event)
+			if a.refused != nil && ctx.Err() != nil { // it had waited for the disk
+				return a.refused // not taken: it comes again
+			}
 			if errors.Is(a.refused, audit.ErrClosed) {
 				return a.refused // not taken: it comes again
 			}

@@ -230,11 +230,23 @@ func (s *Spool) answered(t *handoverv1.EventTaken) error {
 	s.shrunkLocked(it)
 	s.mu.Unlock()
 	err := refusalOf(t.GetRefused())
+	s.refused(it, err)
 	if err != nil && !it.durable {
 		s.c.Log.Error("event is not in the audit log", "event", it.line.Name, "error", err)
 	}
 	it.answer(err)
 	return nil
+}
+
+// refused remembers why an event that nobody waits for was not taken: its session
+// cannot be told any more, but what comes next can.
+func (s *Spool) refused(it *item, err error) {
+	if it.durable {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = refusal{err, time.Now()}
 }
 
 func refusalOf(r *handoverv1.EventRefused) error {

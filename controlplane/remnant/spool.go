@@ -70,6 +70,7 @@ type Spool struct {
 	bytes  int
 	number uint64
 	since  time.Time // since when nobody takes events; zero: somebody does
+	refuse refusal   // the owner's last
 	closed bool
 	moved  chan struct{} // closed and replaced when the queue gets shorter
 
@@ -125,6 +126,9 @@ func (s *Spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error
 			}
 		}
 		it, again, err := s.put(line, durable)
+		if again != nil && err == nil {
+			continue
+		}
 		if again != nil {
 			if patience == nil {
 				timer := time.NewTimer(s.c.Patience)
@@ -199,6 +203,8 @@ func (s *Spool) put(line audit.Line, durable bool) (it *item, again <-chan struc
 		return nil, nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: audit.ErrClosed, Fact: "audit spool is closed"}
 	case unserved && !ends:
 		return nil, nil, nobody()
+	case s.refuse.err != nil && !ends && time.Since(s.refuse.at) < refusalHolds:
+		return nil, nil, s.refuse.err
 	case s.bytes+size > limit:
 		return nil, s.moved, &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "audit spool is too slow: new sessions are refused"}
 	}
@@ -212,6 +218,16 @@ func (s *Spool) put(line audit.Line, durable bool) (it *item, again <-chan struc
 	}
 	return it, nil, nil
 }
+
+// refusal is why the owner did not take an event that nobody waited for. Events
+// that nobody waits for are refused the same for a while, since to be asked again is
+// the only way to learn that there is room.
+type refusal struct {
+	err error
+	at  time.Time
+}
+
+const refusalHolds = time.Second
 
 // atOnce is closed.
 var atOnce = func() chan struct{} {
@@ -278,7 +294,7 @@ func (s *Spool) open(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, it := range s.queue {
-		c, err := own.Begin(it.line, it.durable)
+		c, err := own.Take(ctx, it.line, it.durable) // what waited may be more than the disk is given at once
 		if err == nil && it.durable {
 			s.settling.Go(func() { it.settle(c) })
 			continue

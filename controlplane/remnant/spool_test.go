@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -431,6 +432,26 @@ func TestFull(t *testing.T) {
 		return
 	}
 	t.Error("a spool of 64 KiB took 4,096 events")
+}
+
+// TestFullIsLearnt: the owner's refusal of an event that nobody waits for reaches
+// the next one, whose session can still be ended.
+func TestFullIsLearnt(t *testing.T) {
+	h := newHouse(t)
+	h.bytes = 64 << 10
+	a := start(t, h.config())
+	b := move(t, a, h.config())
+	defer shut(t, b)
+	defer shut(t, a)
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); runtime.Gosched() {
+		if err := a.Emit(t.Context(), event("x", 1), false); err == nil {
+			continue
+		} else if !errors.Is(err, sallyport.ErrExhausted) {
+			t.Errorf("%v", err)
+		}
+		return
+	}
+	t.Error("a spool of 64 KiB took events for a minute")
 }
 
 // TestQueueBounds: what waits in memory is bounded.

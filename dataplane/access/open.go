@@ -348,7 +348,7 @@ func (l *live) end(fields map[string]any) {
 		why := context.Cause(l.session.Context) // nil: the protocol's own end
 		l.leave(&sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the session has ended"})
 		if why != nil {
-			l.emit(disconnectEvent(why.Error()))
+			l.auditDisconnect(why.Error())
 		}
 		l.auditEnd(fields)
 	})

@@ -695,9 +695,13 @@ func TestUnrecordedEnds(t *testing.T) {
 			t.Errorf("%v", why)
 		}
 		w.spool.fail(nil)
+		s.Emit(sallyport.Event{Name: "app.session.request", Code: "T2009I"})
 		s.End(nil)
-		if got, want := w.spool.codes(), []string{"T2007I", "T3006I", "T2011I"}; !slices.Equal(got, want) {
+		if got, want := w.spool.codes(), []string{"T2007I", "T2009I", "T3006I", "T2011I"}; !slices.Equal(got, want) {
 			t.Errorf("audited %v, want %v", got, want)
+		}
+		if !slices.Equal(w.spool.late, []string{"T2009I"}) {
+			t.Errorf("without a wait: %v, want what came after the end alone", w.spool.late)
 		}
 	})
 }

@@ -156,13 +156,14 @@ func (d *decider) set(f func(sallyport.AccessRequest) sallyport.Decision) {
 // spool keeps events in memory.
 type spool struct {
 	mu     sync.Mutex
-	err    error // of all of them
+	err    error    // of all of them
+	late   []string // codes of those that may not wait
 	events []sallyport.Event
 	loose  map[string]bool // UIDs of events that did not wait
 	disk   chan struct{}   // durable ones wait until it is closed; nil: they do not
 }
 
-func (s *spool) Emit(_ context.Context, e sallyport.Event, durable bool) error {
+func (s *spool) Emit(ctx context.Context, e sallyport.Event, durable bool) error {
 	if durable && s.disk != nil {
 		<-s.disk
 	}
@@ -170,6 +171,9 @@ func (s *spool) Emit(_ context.Context, e sallyport.Event, durable bool) error {
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return s.err
+	}
+	if ctx.Err() != nil {
+		s.late = append(s.late, e.Code)
 	}
 	if !durable {
 		if s.loose == nil {

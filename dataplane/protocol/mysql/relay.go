@@ -190,9 +190,13 @@ func (r *relay) dismiss(why *refusal) error {
 	r.Server.SetWriteDeadline(database.Past())
 	until := r.StopUp()
 	r.Client.SetWriteDeadline(until)
+	runs := r.talk.busy()
+	if runs { // at once: a client that does not read would hold up what follows
+		r.live.killLater(r.db.thread)
+	}
 	r.StopDown()
 	// Of a batch, or a procedure, more may run behind results that have come.
-	if r.talk.busy() || r.track.place != idle {
+	if !runs && (r.talk.busy() || r.track.place != idle) {
 		r.live.killLater(r.db.thread)
 	}
 	if !r.finish(time.Now().Add(r.Farewell / 4)) {

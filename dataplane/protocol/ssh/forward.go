@@ -188,6 +188,9 @@ type passage struct {
 // extended data or anything behind its end, is cut off.
 func (c *connection) carry(near ssh.Channel, requests <-chan *ssh.Request, far net.Conn, p passage) {
 	c.forwarded(p, "T3003I", nil)
+	if c.session.Context.Err() != nil { // nothing passes that is not written down
+		abort(far)
+	}
 	cut := context.AfterFunc(c.life, func() { abort(far) })
 	defer cut()
 	var sent, received int64
