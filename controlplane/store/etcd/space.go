@@ -210,8 +210,32 @@ func (s *Store) reclaim(began time.Time, most int64) bool {
 // freedKey is beside all records.
 const freedKey = "sallyport-space"
 
-// countFree makes the database's size in use what it is. Pages that a commit frees
-// are counted by the next one, which there is only when there is something to commit.
+// Counting what is free is tried countTries times, countPause apart.
+const (
+	countTries = 10
+	countPause = 10 * time.Millisecond
+)
+
+// counted is etcd's status when the database's size in use is what it is, or when it
+// is not below most after all. A commit that finds somebody reading what is older,
+// be it that etcd has not yet let go of what it read itself (batchTxBuffered.unsafeCommit
+// does so in a goroutine), leaves pages that are free for a later one.
+func (s *Store) counted(ctx context.Context, most int64) (st *clientv3.StatusResponse, err error) {
+	for try := 1; ; try++ {
+		s.countFree(ctx)
+		if st, err = s.client.Status(ctx, ""); err != nil || st.DbSizeInUse < most || try == countTries {
+			return st, err
+		}
+		select {
+		case <-time.After(countPause):
+		case <-ctx.Done():
+			return st, ctx.Err()
+		}
+	}
+}
+
+// countFree has the pages counted that the last commit has freed. The next one does
+// that, which there is only when there is something to commit.
 func (s *Store) countFree(ctx context.Context) {
 	s.space.commit()
 	if _, err := s.client.Put(ctx, freedKey, ""); err != nil { // beyond the reserve only deletions pass
@@ -232,8 +256,7 @@ func (s *Store) makeRoom(ctx context.Context, most int64) (size int64, err error
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return 0, err
 	}
-	s.countFree(ctx)
-	st, err := s.client.Status(ctx, "")
+	st, err := s.counted(ctx, most)
 	if err != nil {
 		return 0, err
 	}
