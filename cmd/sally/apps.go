@@ -315,8 +315,8 @@ func (c *appsConfigCmd) Run(p *program) error {
 	if err := p.appFiles(a); err != nil {
 		return err
 	}
-	out := appConfigJSON{a.name, a.uri(), a.ca, a.cert, a.key, a.curl(substituted)}
-	one := map[string]string{"uri": out.URI, "ca": out.CA, "cert": out.Cert, "key": out.Key, "curl": out.Curl}
+	out := appConfigJSON{a.name, a.uri(), a.ca, a.cert, a.key, a.curl(shell.Word)}
+	one := map[string]string{"uri": out.URI, "ca": out.CA, "cert": out.Cert, "key": out.Key, "curl": a.curl(substituted)}
 	switch c.Format {
 	case "json", "yaml":
 		return output.Write(p.stdout, c.Format, out)

@@ -193,6 +193,9 @@ func asWritten(n ast.Node, t reflect.Type) ast.Node {
 		if t.Kind() == reflect.String {
 			return ast.String(n.GetToken())
 		}
+	case *ast.AnchorNode:
+		v := n.(*ast.AnchorNode)
+		v.Value = asWritten(v.Value, t)
 	}
 	return n
 }

@@ -68,11 +68,11 @@ upgrade: {drain: 1h}
 // TestConfigAsWritten: labels without quotes became other labels, and a role that denied
 // the release 1.10 did not see it.
 func TestConfigAsWritten(t *testing.T) {
-	c, err := parseConfig([]byte(strings.Replace(good, "labels: {env: prod}, tls", "labels: {release: 1.10, zip: 0123, hex: 0x1F, large: 1_000, commit: 12e4567, \"on\": True, no: false, end: .inf, word: a, quoted: '1.10', 1.10: 2.0}, tls", 1)))
+	c, err := parseConfig([]byte(strings.Replace(good, "labels: {env: prod}, tls", "labels: {release: 1.10, zip: 0123, hex: 0x1F, large: 1_000, commit: 12e4567, \"on\": True, no: false, end: .inf, word: a, quoted: '1.10', 1.10: 2.0, named: &r 1.20, same: *r}, tls", 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"release": "1.10", "zip": "0123", "hex": "0x1F", "large": "1_000", "commit": "12e4567", "on": "True", "no": "false", "end": ".inf", "word": "a", "quoted": "1.10", "1.10": "2.0"}
+	want := map[string]string{"release": "1.10", "zip": "0123", "hex": "0x1F", "large": "1_000", "commit": "12e4567", "on": "True", "no": "false", "end": ".inf", "word": "a", "quoted": "1.10", "1.10": "2.0", "named": "1.20", "same": "1.20"}
 	if got := c.Agent.Databases[0].Labels; !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

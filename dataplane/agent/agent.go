@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -157,10 +158,15 @@ func (a *Agent) log(s *tunnel.Stream, err error) {
 
 // unserved is what lies behind an error that is neither the client's doing nor
 // the end of the agent or of a session: nothing answered, or it did not take the
-// agent's certificate. It is nil for others.
+// agent's certificate. It is nil for others, among them what our own side cannot do
+// (a full spool, auth away: a cause that is a Problem itself) and a server that ends a
+// session as it may.
 func unserved(err error) error {
 	p, ok := errors.AsType[*sallyport.Problem](err)
-	if !ok || p.Cause == nil || errors.Is(p.Cause, context.Canceled) {
+	if !ok || p.Cause == nil || errors.Is(p.Cause, context.Canceled) || errors.Is(p.Cause, io.EOF) {
+		return nil
+	}
+	if _, ours := errors.AsType[*sallyport.Problem](p.Cause); ours {
 		return nil
 	}
 	alert, ok := errors.AsType[*net.OpError](p.Cause)

@@ -1,6 +1,7 @@
 package dial
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -58,6 +59,8 @@ type LocalProxy struct {
 
 	MaxConnections int          // 0: DefaultMaxConnections
 	Log            *slog.Logger // nil: none
+
+	linger time.Duration // for tests; 0: lingerTime
 }
 
 // Listen opens a port on the loopback: "127.0.0.1:5432", "127.0.0.1:0", or
@@ -203,7 +206,7 @@ func (p *LocalProxy) tell(local net.Conn, err error) {
 	if _, err := local.Write(refused(fact, hint)); err == nil && closeWrite(local) == nil {
 		// Until the program closes: what it has said meanwhile, or says now, would
 		// have it told of a broken connection and not why. It is for nobody.
-		local.SetDeadline(time.Now().Add(lingerTime))
+		local.SetDeadline(time.Now().Add(cmp.Or(p.linger, lingerTime)))
 		io.Copy(io.Discard, local)
 	}
 }

@@ -335,7 +335,7 @@ func TestReasonIsHeard(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() {
-				done <- (&LocalProxy{Listener: l, Redis: true, Dial: func(context.Context) (net.Conn, error) {
+				done <- (&LocalProxy{Listener: l, Redis: true, linger: patience, Dial: func(context.Context) (net.Conn, error) {
 					return nil, sallyport.Denied("not you", "")
 				}}).Serve(ctx)
 			}()

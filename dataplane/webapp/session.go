@@ -255,8 +255,12 @@ func (s *session) good(ctx context.Context, from netip.Addr) error {
 	}
 	leave, err := s.place(ctx, from)
 	if err != nil {
+		forgotten := s.ctx.Err() != nil         // for another, or ended, while it waited
 		s.server.sessions.drop(s, errForgotten) // who else waits begins anew
 		s.settle(q, errForgotten)
+		if forgotten && ctx.Err() == nil {
+			return context.Cause(s.ctx)
+		}
 		return err
 	}
 	go s.answer(q, from, leave)

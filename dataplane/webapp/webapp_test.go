@@ -977,11 +977,7 @@ func TestManySilent(t *testing.T) {
 	}
 	r.set(func() { r.silent = true })
 	r.now.Add(int64(silentLatest + time.Minute))
-	began := time.Now()
-	eventually(t, "all sessions have ended", func() bool { return len(r.server.sessions.list()) == 0 })
-	if took := time.Since(began); took > askTimeout+5*lookEvery {
-		t.Errorf("after %v", took)
-	}
+	eventually(t, "all sessions have ended", func() bool { return len(r.server.sessions.list()) == 0 }) // one after the other they would take longer than it waits
 }
 
 // TestLogout ends what runs at once.
