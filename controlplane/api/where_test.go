@@ -268,3 +268,33 @@ func TestA42_WhereHosts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestA42_Own: everybody may read his own user and the roles that he has, and of
+// others nothing; a deny is stronger.
+func TestA42_Own(t *testing.T) {
+	w := the()
+	other, _ := w.user(t, nil, "editor")
+	role := w.ruled(t, "", "")
+	name, cert := w.user(t, nil, role)
+	get := func(c sallyportv1connect.AdminServiceClient, kind, name string) error {
+		_, err := c.GetDocuments(t.Context(), connect.NewRequest(&sallyportv1.GetDocumentsRequest{Kind: kind, Name: name}))
+		return err
+	}
+	c := w.asAdmin(t, cert)
+	for kind, own := range map[string]string{"user": name, "role": role} {
+		if err := get(c, kind, own); err != nil {
+			t.Errorf("his own %s: %v", kind, err)
+		}
+	}
+	codeIs(t, "another user", get(c, "user", other), connect.CodePermissionDenied)
+	codeIs(t, "a role that he has not", get(c, "role", "editor"), connect.CodePermissionDenied)
+	_, err := c.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Overwrite: true,
+		Document: fmt.Sprintf(`{"kind":"user","version":"v2","metadata":{"name":%q},"spec":{"roles":["editor"]}}`, name)}))
+	codeIs(t, "roles for himself", err, connect.CodePermissionDenied)
+
+	denied := w.ruled(t, "", `{"resources":["user","role"],"verbs":["read"]}`)
+	name, cert = w.user(t, nil, denied)
+	c = w.asAdmin(t, cert)
+	codeIs(t, "his own user, denied", get(c, "user", name), connect.CodePermissionDenied)
+	codeIs(t, "his own role, denied", get(c, "role", denied), connect.CodePermissionDenied)
+}
