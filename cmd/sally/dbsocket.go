@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 
 	"github.com/sallyport/sallyport"
@@ -23,20 +24,24 @@ const maxSocketPath = 100
 type clientSocket struct {
 	net.Listener
 	dir, path string
+	held      chan os.Signal // what would have ended this program before remove
 }
 
 // listenForClient makes a socket of that name, in a fresh directory; remove takes both
 // away again. Where the directory of temporary files has a long path another one is
 // taken: clients are given the whole path, and it must fit.
 func listenForClient(name string) (*clientSocket, error) {
+	held := holdSignals()
 	var why []error
 	for _, parent := range []string{os.TempDir(), "/tmp"} {
 		s, err := listenIn(parent, name)
 		if err == nil {
+			s.held = held
 			return s, nil
 		}
 		why = append(why, err)
 	}
+	signal.Stop(held)
 	return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: errors.Join(why...), Fact: "no socket for the client can be made: " + why[len(why)-1].Error(),
 		Hint: "set TMPDIR to a directory of yours with a short path, or use sally proxy db"}
 }
@@ -58,12 +63,13 @@ func listenIn(parent, name string) (*clientSocket, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	return &clientSocket{l, dir, path}, nil
+	return &clientSocket{Listener: l, dir: dir, path: path}, nil
 }
 
 func (s *clientSocket) remove() {
 	s.Close()           // as the proxy that served it has done
 	os.RemoveAll(s.dir) // what stays is empty, and leads nowhere
+	signal.Stop(s.held)
 }
 
 // runOn runs a client of the user's, and the proxy that it comes by as long as that.

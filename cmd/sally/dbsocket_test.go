@@ -9,11 +9,29 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/test/executable"
 )
+
+// TestSocketOutlivesSignals: the second SIGHUP of a terminal that closes, and Ctrl-\, left
+// the directory behind.
+func TestSocketOutlivesSignals(t *testing.T) {
+	s, err := listenForClient("orders")
+	must(t, err)
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGTERM} {
+		must(t, syscall.Kill(os.Getpid(), sig))
+		if got := <-s.held; got != sig {
+			t.Errorf("%v is held, not %v", got, sig)
+		}
+	}
+	s.remove()
+	if _, err := os.Stat(s.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", s.dir, err)
+	}
+}
 
 // TestListenForClient: while the client of "db connect" ran, any user of the machine
 // could come by its port and be the user.

@@ -35,6 +35,18 @@ func onTerm(f func()) (stop func()) {
 	return sync.OnceFunc(func() { close(over) })
 }
 
+// holdSignals keeps what ends a program from this one until signal.Stop: what it has
+// made is removed first. A terminal that closes sends SIGHUP twice, by its shell and by
+// the system, and Ctrl-\ is for a client that has the terminal too.
+func holdSignals() (held chan os.Signal) {
+	held = make(chan os.Signal, 1)
+	signal.Notify(held, syscall.SIGTERM, syscall.SIGQUIT)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(held, syscall.SIGHUP)
+	}
+	return held
+}
+
 // runClient runs a program of the user's. Ctrl-C is for it, since it has the
 // terminal too: it may end a statement and nothing more. SIGTERM is passed on, and
 // SIGHUP unless it is ignored (nohup(1)): it decides when to end, and what was made
