@@ -188,13 +188,12 @@ func (s *shape) walk(n ast.Node, t reflect.Type, path string) {
 // is wanted: a label's value 1.10 is not 1.1, and 0123 is not 83. A role that denies
 // what is written would not see it.
 func asWritten(n ast.Node, t reflect.Type) ast.Node {
-	switch n.(type) {
+	switch v := n.(type) {
 	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode, *ast.BoolNode:
 		if t.Kind() == reflect.String {
 			return ast.String(n.GetToken())
 		}
 	case *ast.AnchorNode:
-		v := n.(*ast.AnchorNode)
 		v.Value = asWritten(v.Value, t)
 	}
 	return n

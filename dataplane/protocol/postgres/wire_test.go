@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -356,6 +357,7 @@ func FuzzStatements(f *testing.F) {
 		f.Add(at[0], at[5:n])
 		at = at[n:]
 	}
+	f.Add(byte(msgParse), []byte(strings.Repeat("n", 64)+"\x00select 1\x00\x00\x00"))
 	f.Add(byte(msgFunctionCall), []byte("\x00\x00\x00\x01\x00\x01\x00\x01\x00\x00\xff\xea"))
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		switch kind {
@@ -366,18 +368,18 @@ func FuzzStatements(f *testing.F) {
 		case msgParse:
 			ours, err := decodeParse(body)
 			var m pgproto3.Parse
-			same(t, &m, body, err, func() bool { return m.Name == string(ours.statement) && m.Query == string(ours.query) })
+			same(t, &m, body, err, func() bool { return m.Name == string(ours.statement) && m.Query == string(ours.query) }, &m.Name)
 		case msgBind:
 			ours, err := decodeBind(body)
 			var m pgproto3.Bind
 			same(t, &m, body, err, func() bool {
 				return m.DestinationPortal == string(ours.portal) && m.PreparedStatement == string(ours.statement) &&
 					len(m.Parameters) == ours.params.Len() && nulls(m.Parameters, ours.params)
-			})
+			}, &m.DestinationPortal, &m.PreparedStatement)
 		case msgExecute:
 			ours, err := decodeExecute(body)
 			var m pgproto3.Execute
-			same(t, &m, body, err, func() bool { return m.Portal == string(ours) })
+			same(t, &m, body, err, func() bool { return m.Portal == string(ours) }, &m.Portal)
 		case msgClose:
 			what, ours, err := decodeClose(body)
 			if len(body) > 0 && body[0] != 'S' && body[0] != 'P' {
@@ -387,7 +389,7 @@ func FuzzStatements(f *testing.F) {
 				return
 			}
 			var m pgproto3.Close
-			same(t, &m, body, err, func() bool { return m.ObjectType == what && m.Name == string(ours) })
+			same(t, &m, body, err, func() bool { return m.ObjectType == what && m.Name == string(ours) }, &m.Name)
 		case msgFunctionCall:
 			ours, err := decodeFunctionCall(body)
 			if err == nil && foreignFormat(body) {
@@ -401,10 +403,18 @@ func FuzzStatements(f *testing.F) {
 	})
 }
 
-// same says that pgproto3 reads the same, whenever it or we read all of it.
-func same(t *testing.T, m pgproto3.FrontendMessage, body []byte, err error, equal func() bool) {
+// same says that pgproto3 reads the same, whenever it or we read all of it, and that
+// what it reads as names passes when a server keeps all of them.
+func same(t *testing.T, m pgproto3.FrontendMessage, body []byte, err error, equal func() bool, names ...*string) {
 	t.Helper()
 	theirs := m.Decode(body)
+	cut := theirs == nil && slices.ContainsFunc(names, func(name *string) bool {
+		plain := strings.IndexFunc(*name, func(r rune) bool { return r > unicode.MaxASCII }) < 0
+		return len(*name) > 63 || !plain && len(*name) > 15
+	})
+	if cut && err == nil {
+		t.Fatalf("a name passes that a server cuts: %+v", m)
+	}
 	if err == nil {
 		if theirs != nil {
 			t.Fatalf("pgproto3: %v", theirs)
@@ -414,7 +424,7 @@ func same(t *testing.T, m pgproto3.FrontendMessage, body []byte, err error, equa
 		}
 		return
 	}
-	if theirs != nil {
+	if theirs != nil || cut {
 		return
 	}
 	if b, e := m.Encode(nil); e == nil && bytes.Equal(b[5:], body) {
