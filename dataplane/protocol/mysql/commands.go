@@ -12,7 +12,6 @@ import (
 	proto "github.com/go-mysql-org/go-mysql/mysql"
 
 	"github.com/sallyport/sallyport/dataplane/database"
-	"github.com/sallyport/sallyport/eventtext"
 )
 
 // statement is what is known of a prepared statement.
@@ -181,9 +180,9 @@ func duration(b []byte) []byte {
 	return out
 }
 
-// rawMax is how much of parameters that cannot be read is recorded: in base64, what
-// one event holds, so that only their form is lost.
-const rawMax = eventtext.MaxEvent * 3 / 4 * 3 / 4
+// rawMax is how much of parameters that cannot be read is recorded: in base64, the
+// 48 KiB that one event holds of others, so that only their form is lost.
+const rawMax = 36 << 10
 
 // unread are the fields for parameters that could not be read.
 func unread(b []byte) map[string]any {
