@@ -219,9 +219,9 @@ func (s *Spool) put(line audit.Line, durable bool) (it *item, again <-chan struc
 	return it, nil, nil
 }
 
-// refusal is why the owner did not take an event that nobody waited for. Events
-// that nobody waits for are refused the same for a while, since to be asked again is
-// the only way to learn that there is room.
+// refusal is why the owner did not take an event that nobody waited for. For
+// refusalHolds all events but ends are refused for the same reason; then one goes to
+// the owner again, since only he knows when there is room.
 type refusal struct {
 	err error
 	at  time.Time
