@@ -95,11 +95,11 @@ func (l *live) emit(e sallyport.Event) {
 	switch {
 	case err == nil:
 		return
-	case ended: // there may be thousands
+	case ended && l.lost.Swap(true): // there may be thousands: the first is told
 		l.door.Log.Debug("event is not in the audit log", "event", e.Name, "session", l.session.ID, "error", err)
 		return
 	}
-	l.door.Log.Error("event is not in the audit log", "event", e.Name, "session", l.session.ID, "error", err)
+	l.door.Log.Error("event is not in the audit log", "event", e.Name, "session", l.session.ID, "after_its_end", ended, "error", err)
 	if e.Name == "resize" { // it tells how to show a session, not what was done
 		return
 	}

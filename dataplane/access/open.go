@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -196,6 +197,7 @@ type live struct {
 	once   sync.Once
 	over   chan struct{} // closed when End begins
 	gone   chan struct{} // closed when watch has returned
+	lost   atomic.Bool   // an event after the end, and it was told
 }
 
 func (d *Door) newLive(c *session.Candidate, use session.Use, o sallyport.Options, v *visit) *live {
