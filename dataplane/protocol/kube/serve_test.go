@@ -231,11 +231,13 @@ func (p *paged) list(w http.ResponseWriter, hr *http.Request) {
 
 // TestWatch: events come as they happen, and a lock ends the watch.
 func TestWatch(t *testing.T) {
-	next := make(chan string)
+	watches := make(chan chan string, 1) // each watch has its own events: the one before may not have heard yet that it ended
 	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
 		if hr.URL.Query().Get("watch") != "true" {
 			t.Errorf("asked for %s", hr.URL)
 		}
+		next := make(chan string)
+		watches <- next
 		w.Header().Set("Content-Type", "application/json")
 		w.(http.Flusher).Flush()
 		for {
@@ -257,7 +259,7 @@ func TestWatch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lines := bufio.NewReader(res.Body)
+			next, lines := <-watches, bufio.NewReader(res.Body)
 			for i := range 3 {
 				if keep != nil {
 					next <- `{"type":"ADDED","object":` + podB + `}`
