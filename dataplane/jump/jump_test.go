@@ -48,34 +48,19 @@ func TestJump(t *testing.T) {
 }
 
 // TestA02_NowhereElse: every type of channel and request but the one is refused,
-// and of that one every destination that is no node; nothing is dialed for it.
+// and nothing is dialed for it.
 func TestA02_NowhereElse(t *testing.T) {
 	g := newGate(t, nil)
 	began := time.Now()
 	c := g.dial()
-	refused := func(what string, err error, wants ...string) {
-		t.Helper()
-		var open *ssh.OpenChannelError
-		if !errors.As(err, &open) {
-			t.Fatalf("%s: %v, not a refusal", what, err)
-		}
-		for _, want := range wants {
-			if !strings.Contains(open.Message, want) {
-				t.Errorf("%s: %q does not say %q", what, open.Message, want)
-			}
-		}
-	}
 	for _, r := range append(channelRules(), channelRule{rule: rule{name: "own@example.com", fact: unknownType}}) {
 		if r.serve != nil {
 			continue
 		}
 		for _, payload := range [][]byte{nil, ssh.Marshal(directTCP{Host: "web1", Port: 22})} {
 			_, _, err := c.OpenChannel(r.name, payload)
-			refused(r.name, err, r.fact)
+			wantRefused(t, r.name, err, r.fact)
 		}
-	}
-	if _, err := c.NewSession(); err == nil || !strings.Contains(err.Error(), "ssh -J "+cluster+" LOGIN@NODE."+cluster) {
-		t.Errorf("a shell: %v", err)
 	}
 	for _, r := range append(globalRules(), globalRule{rule: rule{name: "own@example.com"}}) {
 		ok, _, err := c.SendRequest(r.name, true, ssh.Marshal(struct {
@@ -86,31 +71,11 @@ func TestA02_NowhereElse(t *testing.T) {
 			t.Errorf("%s: %v, %v", r.name, ok, err)
 		}
 	}
-	for _, to := range []struct {
-		host string
-		port uint32
-	}{
-		{"127.0.0.1", 22}, {"::1", 22}, {"10.0.0.1", 3022}, {"169.254.169.254", 80}, {"web1", 80}, {"web1", 443}, {"web1", 65536 + 22}, {"web1", 1<<32 - 1},
-		{"web1.db." + cluster, 22}, {"a.web1." + cluster, 22}, {"web1.other.example.com", 22}, {"web1." + cluster + ".other", 22}, {cluster, 22}, {"." + cluster, 22},
-		{"web1\x00", 22}, {"web1\x00." + cluster, 22}, {"web1 -oProxyCommand=x", 22}, {"`id`", 22}, {"$(id)", 22}, {"-oProxyCommand=x", 22}, {"\u212Aube", 22}, {"../web1", 22}, {"web1/", 22}, {"/var/run/x", 22},
-		{strings.Repeat("a", 64), 22}, {strings.Repeat("a.", 127) + "a", 22}, {"web1\x1b[2J", 22},
-	} {
-		_, err := c.to(to.host, to.port)
-		refused(to.host, err, "the jump server of "+cluster+" leads to its nodes only")
-		if strings.ContainsAny(err.Error(), "\x00\x1b\r\n") {
-			t.Errorf("%q comes back as it was", to.host)
-		}
-	}
 	for _, payload := range [][]byte{nil, {0}, {0xff, 0xff, 0xff, 0xff}, ssh.Marshal(directTCP{Port: 22}), ssh.Marshal(directTCP{Host: strings.Repeat("a", 256), Port: 22}), append(ssh.Marshal(directTCP{Host: "web1", Port: 22}), 0)} {
 		_, _, err := c.OpenChannel("direct-tcpip", payload)
-		refused("malformed", err, "malformed")
+		wantRefused(t, "malformed", err, "malformed")
 	}
-	if g.mu.Lock(); len(g.reached) > 0 {
-		t.Errorf("reached %q", g.reached)
-	}
-	g.mu.Unlock()
-	_, err := c.to("nobody", 22)
-	refused("nobody", err, "node nobody: unknown, or no agent")
+	g.wantReached(nil)
 	n, took := len(g.named("port", "T3003E")), time.Since(began)
 	if n == 0 || n > burst+1+int(took/time.Second) { // one more each second
 		t.Errorf("%d refusals in the log, in %v", n, took)
@@ -119,6 +84,77 @@ func TestA02_NowhereElse(t *testing.T) {
 		t.Errorf("after all of that: %v", err)
 	} else {
 		ch.Close()
+	}
+}
+
+// TestA11_NoFiles: there is nothing at the gateway to run, to copy from or to copy
+// to: a session, which shells, commands, scp and sftp need, is not opened.
+func TestA11_NoFiles(t *testing.T) {
+	g := newGate(t, nil)
+	c := g.dial()
+	if _, err := c.NewSession(); err == nil || !strings.Contains(err.Error(), "ssh -J "+cluster+" LOGIN@NODE."+cluster) {
+		t.Errorf("a session: %v", err)
+	}
+	for _, name := range []string{"session", "sftp", "subsystem", "direct-streamlocal@openssh.com"} {
+		_, _, err := c.OpenChannel(name, nil)
+		wantRefused(t, name, err)
+	}
+	g.wantReached(nil)
+}
+
+// TestA12_RegisteredOnly: of destinations those that are a node's name and its
+// port are sought among the agents; nothing else is, whatever it may lead to, and
+// no address is dialed.
+func TestA12_RegisteredOnly(t *testing.T) {
+	g := newGate(t, nil)
+	c := g.dial()
+	for _, to := range []struct {
+		host string
+		port uint32
+	}{
+		{"127.0.0.1", 22}, {"127.1", 22}, {"::1", 22}, {"[::1]", 22}, {"::ffff:127.0.0.1", 22}, {"0.0.0.0", 22}, {"::", 22}, {"10.0.0.1", 3022},
+		{"169.254.169.254", 80}, {"169.254.169.254", 22}, {"fe80::1%lo", 22}, {"fd00:ec2::254", 80}, {"localhost", 443}, {"metadata.google.internal", 22}, {"web1", 80}, {"web1", 443}, {"web1", 65536 + 22}, {"web1", 1<<32 - 1},
+		{"web1.db." + cluster, 22}, {"a.web1." + cluster, 22}, {"web1.other.example.com", 22}, {"web1." + cluster + ".other", 22}, {cluster, 22}, {cluster, 443}, {"." + cluster, 22},
+		{"web1\x00", 22}, {"web1\x00." + cluster, 22}, {"web1 -oProxyCommand=x", 22}, {"`id`", 22}, {"$(id)", 22}, {"-oProxyCommand=x", 22}, {"\u212Aube", 22}, {"../web1", 22}, {"web1/", 22}, {"/var/run/x", 22},
+		{strings.Repeat("a", 64), 22}, {strings.Repeat("a.", 127) + "a", 22}, {"web1\x1b[2J", 22},
+	} {
+		_, err := c.to(to.host, to.port)
+		wantRefused(t, to.host, err, "the jump server of "+cluster+" leads to its nodes only")
+		if strings.ContainsAny(err.Error(), "\x00\x1b\r\n") {
+			t.Errorf("%q comes back as it was", to.host)
+		}
+	}
+	g.wantReached(nil)
+	var sought []string
+	for _, name := range []string{"nobody", "localhost", "2130706433", "0x7f000001"} { // names like any
+		_, err := c.to(name, 22)
+		wantRefused(t, name, err, "node "+name+": unknown, or no agent")
+		sought = append(sought, name+" from 127.0.0.1")
+	}
+	g.wantReached(sought)
+}
+
+// wantRefused fails unless err is a refusal to open a channel that says all of wants.
+func wantRefused(t *testing.T, what string, err error, wants ...string) {
+	t.Helper()
+	var open *ssh.OpenChannelError
+	if !errors.As(err, &open) {
+		t.Fatalf("%s: %v, not a refusal", what, err)
+	}
+	for _, want := range wants {
+		if !strings.Contains(open.Message, want) {
+			t.Errorf("%s: %q does not say %q", what, open.Message, want)
+		}
+	}
+}
+
+// wantReached fails unless these nodes have been sought, as "node from address".
+func (g *gate) wantReached(want []string) {
+	g.t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !slices.Equal(g.reached, want) {
+		g.t.Errorf("reached %q, want %q", g.reached, want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -372,4 +374,107 @@ func TestInnerStrangersAreCheap(t *testing.T) {
 			t.Errorf("%v, %v; want a welcome", m, err)
 		}
 	})
+}
+
+// TestA74_Frames: what is no frame of RFC 6455, section 5, or none that may stand
+// there, ends the WebSocket by the code for it or at once, and nothing is kept for
+// the length that it tells.
+func TestA74_Frames(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		g, a, addr := strangersWorld(t, loops, patience)
+		hello, _ := a.hello()
+		key := []byte{1, 2, 3, 4}
+		masked := func(head []byte, payload []byte) []byte {
+			b := append(append([]byte(nil), head...), key...)
+			for i, c := range payload {
+				b = append(b, c^key[i%4])
+			}
+			return b
+		}
+		long := func(first byte, length uint64) []byte {
+			return binary.BigEndian.AppendUint64([]byte{first, 0x80 | 127}, length)
+		}
+		size := byte(len(hello))
+		const cutOff = websocket.StatusCode(0) // section 7.1.7 lets a server choose
+		for name, f := range map[string]struct {
+			bytes []byte
+			code  websocket.StatusCode
+		}{
+			"without a mask":           {append([]byte{0x82, size}, hello...), cutOff},
+			"first reserved bit":       {masked([]byte{0x82 | 0x40, 0x80 | size}, hello), websocket.StatusProtocolError},
+			"second reserved bit":      {masked([]byte{0x82 | 0x20, 0x80 | size}, hello), websocket.StatusProtocolError},
+			"third reserved bit":       {masked([]byte{0x82 | 0x10, 0x80 | size}, hello), websocket.StatusProtocolError},
+			"unknown data frame":       {masked([]byte{0x83, 0x80 | size}, hello), websocket.StatusProtocolError},
+			"unknown control frame":    {masked([]byte{0x8b, 0x80}, nil), websocket.StatusProtocolError},
+			"a ping in pieces":         {masked([]byte{0x09, 0x80 | 4}, hello[:4]), websocket.StatusProtocolError},
+			"a ping of 126 bytes":      {masked([]byte{0x89, 0x80 | 126, 0, 126}, make([]byte, 126)), websocket.StatusProtocolError},
+			"a ping of 2^62 bytes":     {masked(long(0x89, 1<<62), nil), websocket.StatusProtocolError},
+			"a piece of nothing":       {masked([]byte{0x80, 0x80 | size}, hello), websocket.StatusProtocolError},
+			"a message within another": {append(masked([]byte{0x02, 0x80 | 4}, hello[:4]), masked([]byte{0x82, 0x80 | size - 4}, hello[4:])...), websocket.StatusProtocolError},
+			"2^63 bytes":               {masked(long(0x82, 1<<63), hello), cutOff},
+			"-1 bytes":                 {masked(long(0x82, 1<<64-1), hello), cutOff},
+			"a close of one byte":      {masked([]byte{0x88, 0x80 | 1}, []byte{3}), websocket.StatusProtocolError},
+			"a close by no code":       {masked([]byte{0x88, 0x80 | 2}, []byte{0xff, 0xff}), websocket.StatusProtocolError},
+		} {
+			c := rawUpgrade(t, addr)
+			_, err := c.Write(f.bytes)
+			check0(t, err)
+			if got := closeCode(t, c); got != f.code {
+				t.Errorf("%s: closed by %d, want %d", name, got, f.code)
+			}
+			c.Close()
+		}
+		// A length of the largest that is one costs what comes, not what it says.
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		for range 64 {
+			c := rawUpgrade(t, addr)
+			defer c.Close()
+			_, err := c.Write(masked(long(0x82, 1<<63-1), []byte(Magic)))
+			check0(t, err)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 {
+			t.Errorf("64 claims of 2^63-1 bytes: %d MiB", grown>>20)
+		}
+		if s := g.hub.Status(); s.Counters["parked"] != 0 {
+			t.Errorf("counters: %v", s.Counters)
+		}
+	})
+}
+
+// rawUpgrade makes a WebSocket of which the test writes the frames.
+func rawUpgrade(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	check0(t, err)
+	t.Cleanup(func() { c.Close() })
+	check0(t, c.SetDeadline(time.Now().Add(patience)))
+	_, err = io.WriteString(c, "GET "+UpgradePath+" HTTP/1.1\r\nHost: "+addr+"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+	check0(t, err)
+	// Nothing comes behind the head before something is sent.
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	check0(t, err)
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("the upgrade: %s", resp.Status)
+	}
+	return c
+}
+
+// closeCode is that of the close frame that comes next, 0 when the end does.
+func closeCode(t *testing.T, c net.Conn) websocket.StatusCode {
+	t.Helper()
+	b := make([]byte, 4)
+	n, err := io.ReadFull(c, b)
+	switch {
+	case err != nil && n == 0 && !errors.Is(err, os.ErrDeadlineExceeded):
+		return 0
+	case err != nil || b[0] != 0x88 || b[1] < 2:
+		t.Errorf("read % x, %v; want a close frame or the end", b[:n], err)
+		return -1
+	}
+	return websocket.StatusCode(binary.BigEndian.Uint16(b[2:]))
 }

@@ -150,3 +150,33 @@ func TestA71_Frames(t *testing.T) {
 		}
 	}
 }
+
+// TestA38_Paths: a path comes to the agent as the browser wrote it; one that
+// begins with ours in any spelling that this server reads so goes nowhere.
+func TestA38_Paths(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	host := "wiki." + cluster
+	ask := func(path string) int {
+		return r.framed([]field{{":method", "GET"}, {":scheme", "https"}, {":authority", host}, {":path", path},
+			{"sec-fetch-site", "same-origin"}, {"cookie", sessionCookie + "=" + session}}, true)
+	}
+	for _, path := range []string{
+		"/", "//", "//evil.example.com/a", "/a//b", "/a/./b", "/a/../b", "/../../etc/passwd", "/a%2fb", "/%2e%2e/b", "/%2f%2fevil", "/%252e%252e/b",
+		"/a%00b", "/a%0d%0ab", "/a;x=1/../b", "/..;/b", "/a%c0%afb", "/?", "/a?b=/../c&d=%zz;e", "/A", "/%41",
+		"//.sallyport/callback", "/./.sallyport/callback", "/a/../.sallyport/callback", "/.Sallyport/logout", "/.sallyport.",
+	} {
+		before := len(r.arrived())
+		status := ask(path)
+		got := r.arrived()[before:]
+		if status != http.StatusOK || len(got) != 1 || got[0] != "wiki GET "+path {
+			t.Errorf("%s: %d, arrived %q", path, status, got)
+		}
+	}
+	for _, path := range []string{"/.sallyport", "/.sallyport/", "/.sallyport/x", "/%2esallyport/x", "/.%73allyport/x", "/.sallyport%2fx", "/.sallyport%2Fcallback/..;", "/.sallyport//callback", "/.sallyport/../a", "/.sallyport/logout/"} {
+		before := len(r.arrived())
+		if status := ask(path); status != http.StatusNotFound || len(r.arrived()) != before {
+			t.Errorf("%s: %d, arrived %q", path, status, r.arrived()[before:])
+		}
+	}
+}
