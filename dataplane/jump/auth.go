@@ -63,7 +63,7 @@ func (h *handshake) run() (*accepted, error) {
 	if err := h.conn.SetDeadline(h.started.Add(h.server.handshakeTimeout())); err != nil {
 		return nil, err
 	}
-	conn, channels, requests, err := ssh.NewServerConn(h.conn, config)
+	conn, channels, requests, err := ssh.NewServerConn(sshauth.FromClient(h.conn), config)
 	if err != nil {
 		h.release()
 		return nil, err

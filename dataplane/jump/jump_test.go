@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -551,5 +552,26 @@ func TestEndToEnd(t *testing.T) {
 	defer c.Close()
 	if _, err := c.NewSession(); err == nil || !strings.Contains(err.Error(), "reached root") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestA10_ProxyHeader: what comes before a client's version is not passed over, but
+// ends the connection: all that the server has said is its own version.
+func TestA10_ProxyHeader(t *testing.T) {
+	g := newGate(t, nil)
+	c, err := net.Dial("tcp", g.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(deadline)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "PROXY TCP4 192.0.2.1 192.0.2.2 1 22\r\nSSH-2.0-x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(c) // its end may be a reset: there are bytes that nobody has read
+	if _, more, _ := strings.Cut(string(b), "\n"); more != "" || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%q, %v", b, err)
 	}
 }
