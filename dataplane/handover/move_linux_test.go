@@ -232,8 +232,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestGenerations: the newest one that both read is agreed on.
-func TestGenerations(t *testing.T) {
+// TestF11_Generations: the newest one that both read is agreed on.
+func TestF11_Generations(t *testing.T) {
 	for _, c := range []struct{ old, new handover.Program }{
 		{handover.Program{Oldest: 1, Newest: 3}, handover.Program{Oldest: 2, Newest: 5}},
 		{handover.Program{Oldest: 2, Newest: 5}, handover.Program{Oldest: 1, Newest: 3}}, // a downgrade

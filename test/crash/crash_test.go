@@ -25,10 +25,10 @@ var (
 	seed    = flag.Uint64("seed", 0, "what decides who is killed and when; 0: chance")
 )
 
-// TestKilledAtRandom kills auth, gateway and agent again and again while they
+// TestF3_KilledAtRandom kills auth, gateway and agent again and again while they
 // are used, and starts them as they were. What was acknowledged is there in the
 // end, and everything comes back by itself.
-func TestKilledAtRandom(t *testing.T) {
+func TestF3_KilledAtRandom(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}

@@ -177,8 +177,8 @@ func TestRefusedUpgrades(t *testing.T) {
 	g.finished()
 }
 
-// TestBrokenStarts: a new process that comes to grief once it has been started.
-func TestBrokenStarts(t *testing.T) {
+// TestF10_BrokenStarts: a new process that comes to grief once it has been started.
+func TestF10_BrokenStarts(t *testing.T) {
 	g := startTried(t)
 	for _, tc := range []struct{ name, script string }{
 		{"exits", "exit 1"},

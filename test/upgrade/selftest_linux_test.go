@@ -11,9 +11,9 @@ import (
 	"github.com/sallyport/sallyport/test/executable"
 )
 
-// TestSelftest: the self-test that users run says what it saw, and its exit code
+// TestF9_Selftest: the self-test that users run says what it saw, and its exit code
 // says whether that was good.
-func TestSelftest(t *testing.T) {
+func TestF9_Selftest(t *testing.T) {
 	run := func(more ...string) (map[string]any, string, int) {
 		t.Helper()
 		args := append([]string{"selftest", "upgrade", "--connections=200", "--busy=20", "--rate=50", "--upgrades=2", "--json"}, more...)
