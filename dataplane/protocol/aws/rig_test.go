@@ -1,6 +1,7 @@
 package aws
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -261,6 +262,27 @@ func tcpPair(t testing.TB) (near, far net.Conn) {
 		t.Fatal(err)
 	}
 	return near, far
+}
+
+// keep makes a client whose requests go one after another on one connection, which
+// net/http's own gives up when a busy machine keeps it from being ready for a moment.
+func (r *rig) keep() *http.Client {
+	conn := r.dial()
+	conn.SetDeadline(time.Now().Add(patience))
+	return &http.Client{Transport: &kept{conn: conn, in: bufio.NewReader(conn)}}
+}
+
+// kept is an http.RoundTripper for one request at a time.
+type kept struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (k *kept) RoundTrip(q *http.Request) (*http.Response, error) {
+	if err := q.Write(k.conn); err != nil {
+		return nil, err
+	}
+	return http.ReadResponse(k.in, q)
 }
 
 func (r *rig) client() *http.Client {

@@ -1,7 +1,6 @@
 package aws
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -21,7 +20,7 @@ import (
 // the requests.
 func TestRole(t *testing.T) {
 	r := newRig(t)
-	c := r.client()
+	c := r.keep()
 	for range 3 {
 		q := asked(t, "dynamodb", "eu-west-1", reader, `{"Limit":1}`)
 		q.Header.Set(sigv4.TargetHeader, "DynamoDB_20120810.ListTables")
@@ -212,7 +211,7 @@ func TestNoRole(t *testing.T) {
 // TestRoleOfConnection: a session is for one role.
 func TestRoleOfConnection(t *testing.T) {
 	r := newRig(t)
-	c := r.client()
+	c := r.keep()
 	r.do(c, asked(t, "dynamodb", "eu-west-1", reader, "{}"))
 	if resp, body := r.do(c, asked(t, "dynamodb", "eu-west-1", local, "{}")); resp.StatusCode != 403 || !strings.Contains(body, "another role") {
 		t.Errorf("%s %q", resp.Status, body)
@@ -527,28 +526,13 @@ func TestRefusedWithin(t *testing.T) {
 		func(q *http.Request) { q.Header.Set(RoleHeader, reader) },
 		func(q *http.Request) { q.Method, q.ContentLength = strings.Repeat("M", 20<<10), -1 },
 	} {
-		conn := r.dial() // both by one: net/http may use another
-		conn.SetDeadline(time.Now().Add(patience))
-		br := bufio.NewReader(conn)
-		do := func(q *http.Request) *http.Response {
-			if err := q.Write(conn); err != nil {
-				t.Fatal(err)
-			}
-			resp, err := http.ReadResponse(br, q)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _ = io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-			return resp
-		}
-		do(asked(t, "s3", "eu-west-1", local, ""))
+		c := r.keep()
+		r.do(c, asked(t, "s3", "eu-west-1", local, ""))
 		q := asked(t, "s3", "eu-west-1", local, "{}")
 		change(q)
-		if resp := do(q); resp.StatusCode != 400 && resp.StatusCode != 403 {
+		if resp, _ := r.do(c, q); resp.StatusCode != 400 && resp.StatusCode != 403 {
 			t.Errorf("%s", resp.Status)
 		}
-		conn.Close()
 	}
 	r.over()
 	events := r.named("app.session.request")
