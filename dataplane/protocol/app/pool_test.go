@@ -85,7 +85,7 @@ func TestBound(t *testing.T) {
 		}
 		seen[addr] = true
 	}
-	c := r.client("http/1.1")
+	c := r.keep()
 	ask := func(credentials string) string {
 		_, body := r.get(c, "/", func(q *http.Request) {
 			if credentials != "" {

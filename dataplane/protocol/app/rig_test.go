@@ -181,6 +181,26 @@ func (r *rig) as(cert tls.Certificate) *rig {
 	return other
 }
 
+// keep makes a client whose requests go one after another on one connection, which
+// net/http's own gives up when a busy machine keeps it from being ready for a moment.
+func (r *rig) keep() *http.Client {
+	conn := r.dial()
+	return &http.Client{Transport: &kept{conn: conn, in: bufio.NewReader(conn)}}
+}
+
+// kept is an http.RoundTripper for one request at a time.
+type kept struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (k *kept) RoundTrip(q *http.Request) (*http.Response, error) {
+	if err := q.Write(k.conn); err != nil {
+		return nil, err
+	}
+	return http.ReadResponse(k.in, q)
+}
+
 // client makes requests over connections of its own.
 func (r *rig) client(protocol string) *http.Client {
 	var p http.Protocols
