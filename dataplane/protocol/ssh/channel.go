@@ -325,14 +325,18 @@ func (ch *channel) pump(to *stream, from *os.File) {
 // pumpTerminal carries the terminal to the client: until its end while the
 // program runs, and for what is left of it afterwards.
 func (ch *channel) pumpTerminal() {
-	tty, buf, drained := ch.tty.master, make([]byte, chunk), 0
+	tty, buf, drained, drain := ch.tty.master, make([]byte, chunk), 0, ch.conn.server.drainTime()
 	for {
 		exited := ch.program.isDone()
 		if exited {
 			// An error means that the terminal is closed, which Read says.
-			_ = tty.SetReadDeadline(time.Now().Add(drainIdle))
+			_ = tty.SetReadDeadline(time.Now().Add(drain))
 		}
 		n, err := tty.Read(buf)
+		if exited && errors.Is(err, os.ErrDeadlineExceeded) {
+			// Perhaps before it has looked: on a busy machine the time is over soon.
+			n, err = ch.tty.readWaiting(buf)
+		}
 		if n > 0 {
 			ch.conn.touch()
 			if _, werr := ch.out.Write(buf[:n]); werr != nil {
@@ -358,7 +362,7 @@ func (ch *channel) finish(outputs *sync.WaitGroup) {
 	<-ch.program.done
 	if ch.tty != nil {
 		// Wakes pumpTerminal, which then reads what is left.
-		_ = ch.tty.master.SetReadDeadline(time.Now().Add(drainIdle))
+		_ = ch.tty.master.SetReadDeadline(time.Now().Add(ch.conn.server.drainTime()))
 	}
 	if ch.command != "" && !ch.subsystem {
 		ch.executed(ch.program.state, nil)

@@ -60,11 +60,12 @@ type Server struct {
 	parent     parent       // of all programs
 	forwarding atomic.Int64 // forwarded connections of all clients
 
-	// etc stands for /etc in tests, places for those of fileServers, and tell for
-	// tellTimeout.
+	// etc stands for /etc in tests, places for those of fileServers, tell for
+	// tellTimeout, and drain for drainIdle.
 	etc    string
 	places []string
 	tell   time.Duration
+	drain  time.Duration
 }
 
 func (s *Server) handshakeTimeout() time.Duration { return orElse(s.HandshakeTimeout, 10*time.Second) }
@@ -77,6 +78,7 @@ func (s *Server) maxListeners() int               { return orElse(s.MaxListeners
 func (s *Server) keepAlive() time.Duration        { return orElse(s.KeepAlive, time.Minute) }
 func (s *Server) killGrace() time.Duration        { return orElse(s.KillGrace, 2*time.Second) }
 func (s *Server) tellTime() time.Duration         { return orElse(s.tell, tellTimeout) }
+func (s *Server) drainTime() time.Duration        { return orElse(s.drain, drainIdle) }
 func (s *Server) accounts() accounts              { return accounts{etc: s.etc} }
 
 func (s *Server) log() *slog.Logger {

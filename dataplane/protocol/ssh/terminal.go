@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"io"
 	"os"
 	"os/user"
 	"strconv"
@@ -110,7 +111,27 @@ func (t *terminal) foreground() int {
 	return group
 }
 
-// control runs an ioctl without taking the file out of the poller.
+// readWaiting reads what waits in the terminal, also when the master's read deadline
+// has passed. Without anything it returns os.ErrDeadlineExceeded, and EIO when nobody
+// has the terminal open.
+func (t *terminal) readWaiting(b []byte) (n int, err error) {
+	err = t.control(func(fd int) (fault error) {
+		n, fault = unix.Read(fd, b)
+		return fault
+	})
+	switch {
+	case err == unix.EAGAIN:
+		return 0, os.ErrDeadlineExceeded
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// control runs an ioctl, or a read that does not wait, without taking the file out of
+// the poller.
 func (t *terminal) control(ioctl func(fd int) error) error {
 	raw, err := t.master.SyscallConn()
 	if err != nil {
