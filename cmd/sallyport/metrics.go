@@ -51,6 +51,8 @@ func meters() []meter {
 		{"sallyport_gateway_lease_wait_seconds", "histogram", none, "From asking for an agent's data connection to having one."},
 		{"sallyport_gateway_canary_share", "gauge", none, "Share of new connections that a canary gets; 0 without one. What it counts is in the other metrics, too."},
 		{"sallyport_gateway_static_routes", "gauge", none, "Static routes that are configured."},
+		{"sallyport_gateway_static_servers", "gauge", none, "Servers of static routes, by their different addresses."},
+		{"sallyport_gateway_server_down", "gauge", []string{"server", "reason"}, "1 for each server of static routes to which the last client's connection failed, or whose name is not resolved."},
 
 		{"sallyport_route_connections_total", "counter", []string{"route", "result"}, "Connections by route and what came of them."},
 		{"sallyport_route_relays", "gauge", route, "Relays that run."},
@@ -220,6 +222,15 @@ func (p page) gateway(g gateway.Snapshot) {
 	p.timings("sallyport_gateway_connect_seconds", g.Connect)
 	p.timings("sallyport_gateway_lease_wait_seconds", g.Lease)
 	p.put("sallyport_gateway_static_routes", float64(g.Static))
+	p.put("sallyport_gateway_static_servers", float64(g.Servers))
+	for _, s := range g.Down {
+		if !s.Failed.IsZero() {
+			p.put("sallyport_gateway_server_down", 1, s.Address, "unreachable")
+		}
+		if s.Unresolved {
+			p.put("sallyport_gateway_server_down", 1, s.Address, "unresolved")
+		}
+	}
 	for _, r := range g.Routes {
 		p.counts("sallyport_route_connections_total", r.Results, r.Name)
 		p.put("sallyport_route_relays", float64(r.Relays), r.Name)

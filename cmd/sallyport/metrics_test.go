@@ -54,6 +54,7 @@ func snapshotOfNothing() gateway.Snapshot {
 	defer g.Close()
 	s := g.Snapshot()
 	s.Routes = []gateway.RouteSnapshot{{Name: "a.example.com h2", Results: map[string]uint64{"relayed": 1, "served": 0, "unreachable": 0, "refused": 0, "ended_early": 0}}}
+	s.Down = []gateway.DownServer{{Address: "10.0.0.1:443", Failed: time.Unix(1, 0)}, {Address: "db.example.com:443", Failed: time.Unix(1, 0), Unresolved: true}}
 	return s
 }
 
@@ -172,6 +173,8 @@ func metricsPage(t *testing.T) string {
 
 - ` + "`sallyport_gateway_refused_total`" + ` by ` + "`reason`" + `: ` + "`source_full`, `source_rate`, `gateway_full`" + ` are ` + "`gateway.limits`" + ` at work, ` + "`no_upstream`" + `
   is a static route whose servers do not answer, ` + "`unrecognized_name`" + ` mostly strangers.
+- ` + "`sallyport_gateway_server_down`" + `: a server of a static route. Nobody asks it but clients, so that it is told from the first that did not reach it to the
+  first that does, and one that nobody was sent to is not told.
 - ` + "`rate(sallyport_route_connections_total{result=\"unreachable\"}[5m])`" + `: which route it is.
 - ` + "`sallyport_gateway_connections_total{outcome=\"descriptors_exhausted\"}`" + ` above 0: raise the limit of open files (` + "`LimitNOFILE=`" + `; a limit
   below 16,384 is logged at the start);
@@ -213,7 +216,7 @@ func TestMetricsServed(t *testing.T) {
 		for _, want := range []string{
 			`sallyport_route_connections_total{result="relayed",route="a.example.com"} 1`, `sallyport_route_connections_total{result="unreachable",route="b.example.com"} 1`,
 			`sallyport_gateway_refused_total{reason="unrecognized_name"} 1`, `sallyport_gateway_refused_total{reason="no_upstream"} 1`,
-			"sallyport_gateway_static_routes 2", "sallyport_gateway_first_byte_seconds_count 1", "sallyport_reload_success 1", `sallyport_loop_up{loop="0"} 1`, "go_goroutines ",
+			"sallyport_gateway_static_routes 2", "sallyport_gateway_static_servers 2", `sallyport_gateway_server_down{reason="unreachable",server="127.0.0.1:1"} 1`, "sallyport_gateway_first_byte_seconds_count 1", "sallyport_reload_success 1", `sallyport_loop_up{loop="0"} 1`, "go_goroutines ",
 		} {
 			if !strings.Contains(text, "\n"+want) {
 				t.Errorf("%s does not say %s", where, want)

@@ -57,6 +57,8 @@ type gatewayStatus struct {
 	Waiting  int           `json:"waiting"`
 	HalfOpen int           `json:"half_open"`
 	Routes   []routeStatus `json:"routes"` // that have had connections
+	Servers  int           `json:"servers"`
+	Down     []downServer  `json:"servers_down"` // as far as clients have found out
 
 	LeasesWaiting int `json:"leases_waiting"`
 
@@ -74,6 +76,24 @@ type routeStatus struct {
 	BytesIn  uint64            `json:"bytes_in"`
 	BytesOut uint64            `json:"bytes_out"`
 	Results  map[string]uint64 `json:"results"`
+}
+
+// downServer is gateway.DownServer for programs.
+type downServer struct {
+	Address    string     `json:"address"`
+	Failed     *time.Time `json:"last_failed,omitempty"` // nil: what it was asked went well
+	Unresolved bool       `json:"unresolved"`
+}
+
+func (d downServer) line() string {
+	var why []string
+	if d.Unresolved {
+		why = append(why, "its name is not resolved")
+	}
+	if d.Failed != nil {
+		why = append(why, "the last connection failed, at "+d.Failed.Local().Format(time.DateTime))
+	}
+	return d.Address + ": " + strings.Join(why, "; ")
 }
 
 type tunnelStatus struct {
@@ -140,9 +160,16 @@ func (a *auth) status() *authStatus {
 
 func (r *gatewayRole) status() *gatewayStatus {
 	g := r.gateway.Snapshot()
-	s := &gatewayStatus{Relays: g.Relays, Waiting: g.Waiting, BytesIn: g.BytesIn, BytesOut: g.BytesOut, Outcomes: g.Outcomes, Routes: []routeStatus{}, Tunnels: []tunnelStatus{}}
+	s := &gatewayStatus{Relays: g.Relays, Waiting: g.Waiting, BytesIn: g.BytesIn, BytesOut: g.BytesOut, Outcomes: g.Outcomes, Routes: []routeStatus{}, Tunnels: []tunnelStatus{}, Servers: g.Servers, Down: []downServer{}}
 	for _, route := range g.Routes {
 		s.Routes = append(s.Routes, routeStatus(route))
+	}
+	for _, at := range g.Down {
+		d := downServer{Address: at.Address, Unresolved: at.Unresolved}
+		if !at.Failed.IsZero() {
+			d.Failed = &at.Failed
+		}
+		s.Down = append(s.Down, d)
 	}
 	for _, a := range r.gateway.Addrs() {
 		s.Listen = append(s.Listen, a.String())
@@ -273,6 +300,13 @@ func (s *nodeStatus) print(w io.Writer) error {
 				break
 			}
 			row("  route", "%s: %s, %d relayed, %d unreachable, %d refused", r.Name, counted(r.Relays, "relay"), r.Results["relayed"], r.Results["unreachable"], r.Results["refused"])
+		}
+		for i, d := range g.Down {
+			if i == routesShown {
+				row("  servers", "%d more DOWN; --format=json has all", len(g.Down)-i)
+				break
+			}
+			row("  server", "DOWN: %s", d.line())
 		}
 		for _, t := range g.Tunnels {
 			row("  tunnel", "agent %s: %s, %s, %d parked, round trip %d us", t.Agent, counted(t.Resources, "resource"), counted(t.Streams, "stream"), t.Parked, t.RTTMicros)

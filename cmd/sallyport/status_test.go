@@ -73,3 +73,30 @@ func TestStatusRefusal(t *testing.T) {
 		t.Errorf("%v: %s", err, &out)
 	}
 }
+
+// TestStatusServersDown: a person sees which servers of static routes are not well,
+// and why.
+func TestStatusServersDown(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	s := nodeStatus{Gateway: &gatewayStatus{Down: []downServer{{Address: "10.0.0.1:443", Failed: &at}, {Address: "db:443", Unresolved: true}, {Address: "x:443", Failed: &at, Unresolved: true}}}}
+	var out strings.Builder
+	if err := s.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"  server          DOWN: 10.0.0.1:443: the last connection failed, at 2026-01-02 03:04:05\n",
+		"  server          DOWN: db:443: its name is not resolved\n",
+		"  server          DOWN: x:443: its name is not resolved; the last connection failed, at 2026-01-02 03:04:05\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
+	}
+	for range 2 * routesShown {
+		s.Gateway.Down = append(s.Gateway.Down, downServer{Address: "y:443", Unresolved: true})
+	}
+	out.Reset()
+	if err := s.print(&out); err != nil || !strings.Contains(out.String(), "23 more DOWN") {
+		t.Errorf("%v\n%s", err, &out)
+	}
+}

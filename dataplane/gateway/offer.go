@@ -151,6 +151,7 @@ func (c *conn) progress(r relay.Readiness) {
 			return
 		}
 		c.stage = offering
+		c.choice.at.met()
 		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
 		c.loop.Arm(c, c.bounds.Stage)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -335,6 +336,50 @@ func TestDeadServerRests(t *testing.T) {
 		if n := r.count(outcomeConnectFailed); n == 0 || n > 5 {
 			t.Errorf("%d of 20 clients in turn met the dead server", n)
 		}
+	})
+}
+
+// TestServersDown: which server is not well can be seen, from the first client that
+// did not reach it to the first that does.
+func TestServersDown(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		good, late := named(t, ca, "good"), filepath.Join(t.TempDir(), "late.sock")
+		r := newRig(t, loops, func(c *Config) {
+			c.Static = []StaticRoute{to("a.example.com", "unix:"+late, good), to("b.example.com", "unix:"+late), to("c.example.com", good, "nobody.invalid:1")}
+		})
+		down := func() (out []string) {
+			for _, d := range r.Snapshot().Down {
+				out = append(out, fmt.Sprintf("%s: failed %v, unresolved %v", strings.TrimPrefix(d.Address, "unix:"+filepath.Dir(late)), !d.Failed.IsZero(), d.Unresolved))
+			}
+			return out
+		}
+		wants := func(when string, want ...string) {
+			t.Helper()
+			if got := down(); !slices.Equal(got, want) {
+				t.Errorf("%s: %q, want %q", when, got, want)
+			}
+		}
+		const nobody = "nobody.invalid:1: failed false, unresolved true"
+		eventually(t, "the name is looked up", func() bool { return len(down()) > 0 })
+		wants("at first", nobody)
+		if n := r.Snapshot().Servers; n != 3 {
+			t.Errorf("%d servers", n)
+		}
+		before := time.Now().Add(-time.Second)
+		r.meets(ca, "a.example.com", "good").Close() // the turn is the other's
+		r.meets(ca, "a.example.com", "good").Close()
+		wants("after a client", nobody, "/late.sock: failed true, unresolved false")
+		if at := r.Snapshot().Down[1].Failed; at.Before(before) || at.After(time.Now()) {
+			t.Errorf("failed at %v, now it is %v", at, time.Now())
+		}
+		l, err := net.Listen("unix", late)
+		check(t, err)
+		defer l.Close()
+		wants("before anybody has asked", nobody, "/late.sock: failed true, unresolved false")
+		r.say(helloBytes(t, ca.client("b.example.com")))
+		eventually(t, "it is well", func() bool { return len(down()) == 1 })
+		wants("after all", nobody)
 	})
 }
 

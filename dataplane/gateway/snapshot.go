@@ -24,6 +24,8 @@ type Snapshot struct {
 	Refusals map[string]uint64 // those of Outcomes that say that a connection came to nothing
 	Routes   []RouteSnapshot   // that have had connections, by name
 	Static   int               // static routes that are configured
+	Servers  int               // of static routes, by their different addresses
+	Down     []DownServer      // those of Servers that are not well, by address
 
 	FirstByte Timings // from accept to the far end's first byte
 	Lease     Timings // from asking for an agent's data connection to having it
@@ -38,6 +40,16 @@ type RouteSnapshot struct {
 	BytesIn  uint64
 	BytesOut uint64
 	Results  map[string]uint64 // all names are there
+}
+
+// DownServer is a static routes' server to which the last connection failed, or
+// whose name could not be resolved the last time. A server of several addresses is
+// one. Nobody looks but clients: it stays here until one of them has come through,
+// and who was never asked for it is not here.
+type DownServer struct {
+	Address    string    // as configured
+	Failed     time.Time // the last connection; zero when that went well
+	Unresolved bool
 }
 
 // Timings is a histogram.
@@ -81,8 +93,24 @@ func (g *Gateway) Snapshot() Snapshot {
 	for _, class := range []alpn.Class{alpn.Auth, alpn.Join} {
 		s.ToAuth += int(g.classes.other[class].relays.Load())
 	}
-	s.Routes, s.Static = g.accounts(), g.current.Load().named()
+	now := g.current.Load()
+	s.Routes, s.Static, s.Servers, s.Down = g.accounts(), now.named(), len(now.servers), now.down()
 	return s
+}
+
+// down are the servers that are not well, by address.
+func (s *settings) down() (out []DownServer) {
+	for _, at := range s.servers {
+		d := DownServer{Address: at.address, Unresolved: at.lost.Load()}
+		if until := at.rests.Load(); at.down.Load() && until != nil {
+			d.Failed = until.Add(-restFor)
+		}
+		if d.Unresolved || !d.Failed.IsZero() {
+			out = append(out, d)
+		}
+	}
+	slices.SortFunc(out, func(a, b DownServer) int { return cmp.Compare(a.Address, b.Address) })
+	return out
 }
 
 // named is the number of static routes that have names: the silent clients' has none.

@@ -44,6 +44,7 @@ type server struct {
 	addrs   atomic.Pointer[[]netip.AddrPort]
 	lost    atomic.Bool               // its name could not be resolved the last time
 	rests   atomic.Pointer[time.Time] // until when it is tried last; nil for never
+	down    atomic.Bool               // the last connection to it failed
 }
 
 // restFor is how long a server that could not be connected to is tried only when
@@ -54,6 +55,15 @@ const restFor = 10 * time.Second
 func (s *server) rest(now time.Time) {
 	until := now.Add(restFor)
 	s.rests.Store(&until)
+	s.down.Store(true)
+}
+
+// met notes a connection. Whether the server rests is left as it is: another one of
+// its addresses may have failed.
+func (s *server) met() {
+	if s.down.Load() { // it is everybody's: not written to without need
+		s.down.Store(false)
+	}
 }
 
 func (s *server) restsAt(now time.Time) bool {
