@@ -82,6 +82,7 @@ func (c *configureCmd) check() error {
 			k.add("", "--route=%s is not NAME=HOST:PORT", r)
 		}
 	}
+	c.unused(k)
 	for _, text := range append([]string{c.DataDir, c.Auth, c.Gateway, c.CAPin, c.Token}, c.Route...) {
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
 			k.add("", "%q holds control characters", text)
@@ -91,6 +92,32 @@ func (c *configureCmd) check() error {
 		return unmade(k.found)
 	}
 	return nil
+}
+
+// unused finds flags that the roles have no use for: a file without what was asked
+// for would look like one with it.
+func (c *configureCmd) unused(k *checker) {
+	joins := !c.has(roleAuth) && (c.has(roleAgent) || c.has(roleGateway) && !c.routesAlone())
+	for _, f := range []struct {
+		flag, value string
+		used        bool
+		what        string
+	}{
+		{"auth", c.Auth, c.has(roleGateway) && !c.has(roleAuth), "is for a gateway without the role auth"},
+		{"gateway", c.Gateway, c.has(roleAgent) && !c.has(roleGateway), "is for an agent without the role gateway"},
+		{"ca-pin", c.CAPin, joins, "is for a host that joins the cluster of another one"},
+		{"token-file", c.Token, joins, "is for a host that joins the cluster of another one"},
+		{"route", strings.Join(c.Route, " "), c.has(roleGateway), "is for a gateway"},
+	} {
+		if f.value != "" && !f.used {
+			k.add("", "--%s %s, and --roles is %s", f.flag, f.what, strings.Join(c.Roles, ","))
+		}
+	}
+}
+
+// routesAlone says that the gateway has no cluster.
+func (c *configureCmd) routesAlone() bool {
+	return len(c.Route) > 0 && c.Auth == "" && !c.has(roleAuth)
 }
 
 // unmade tells what is wrong with the flags: the lines of a file that was not
@@ -159,7 +186,7 @@ auth:
 
 func (c *configureCmd) gateway(b *strings.Builder) {
 	b.WriteString("\ngateway:\n  listen: [\":443\"]\n  # public_address: gw.example.com:443      # when clients use another port than listen's\n")
-	alone := len(c.Route) > 0 && c.Auth == "" && !c.has(roleAuth)
+	alone := c.routesAlone()
 	if !c.has(roleAuth) && !alone {
 		fmt.Fprintf(b, "  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n", orText(c.Auth, "auth.example.com:3025"), orText(c.Token, "/etc/sallyport.token"), orText(c.CAPin, examplePin))
 	}

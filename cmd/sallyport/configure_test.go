@@ -24,11 +24,22 @@ func TestConfigureParses(t *testing.T) {
 				roles = append(roles, r)
 			}
 		}
-		for _, c := range []configureCmd{
-			{Roles: roles, DataDir: defaultData},
-			{Roles: roles, DataDir: defaultData, Route: []string{"a.example.com=10.0.0.1:443,10.0.0.2:443", "*=unix:/x"}},
-			{Roles: roles, DataDir: `/x y/"z": #1`, Cluster: "gw.example.com", Auth: "auth.internal:3025", Gateway: "gw.example.com:443", CAPin: somePin, Token: `/etc/to ken`},
-		} {
+		is := func(r string) bool { return slices.Contains(roles, r) }
+		routes := configureCmd{Roles: roles, DataDir: defaultData}
+		if is(roleGateway) {
+			routes.Route = []string{"a.example.com=10.0.0.1:443,10.0.0.2:443", "*=unix:/x"}
+		}
+		full := configureCmd{Roles: roles, DataDir: `/x y/"z": #1`, Cluster: "gw.example.com"}
+		if !is(roleAuth) {
+			full.CAPin, full.Token = somePin, `/etc/to ken`
+		}
+		if is(roleGateway) && !is(roleAuth) {
+			full.Auth = "auth.internal:3025"
+		}
+		if is(roleAgent) && !is(roleGateway) {
+			full.Gateway = "gw.example.com:443"
+		}
+		for _, c := range []configureCmd{{Roles: roles, DataDir: defaultData}, routes, full} {
 			if err := c.check(); err != nil {
 				t.Fatalf("%v: %v", roles, err)
 			}
@@ -91,6 +102,14 @@ func TestConfigureRefuses(t *testing.T) {
 		{Roles: []string{"gateway"}, Route: []string{"a.example.com=b"}},
 		{Roles: []string{"gateway"}, Route: []string{"a..b=b:1"}},
 		{Roles: []string{"gateway"}, Route: []string{"a=b:1", "A=b:1"}},
+		{Roles: []string{"auth", "gateway", "agent"}, Gateway: "gw.example.com:443"},
+		{Roles: []string{"auth", "gateway", "agent"}, Auth: "auth.example.com:3025"},
+		{Roles: []string{"auth", "gateway", "agent"}, CAPin: somePin},
+		{Roles: []string{"auth", "gateway", "agent"}, Token: "/t"},
+		{Roles: []string{"gateway"}, Gateway: "gw.example.com:443"},
+		{Roles: []string{"gateway"}, Route: []string{"a=b:1"}, Token: "/t"},
+		{Roles: []string{"agent"}, Auth: "auth.example.com:3025"},
+		{Roles: []string{"agent"}, Route: []string{"a=b:1"}},
 	} {
 		err := c.Run(&program{})
 		if !errors.Is(err, sallyport.ErrInvalid) || !strings.HasPrefix(err.Error(), "these flags make no configuration: ") {

@@ -107,6 +107,17 @@ func (k *keeping) present() error {
 	return nil
 }
 
+// over says that the main process ends and no other one follows: its file goes, as
+// far as it is this process's still, and may be removed.
+func (k *keeping) over() {
+	if k.pidFile == "" {
+		return
+	}
+	if text, err := os.ReadFile(k.pidFile); err == nil && string(text) == formatPID(os.Getpid()) {
+		_ = os.Remove(k.pidFile) // in a directory of somebody else's it stays
+	}
+}
+
 // writePID replaces the file, or writes into it where only that is allowed.
 func writePID(path string, pid int) error {
 	text := []byte(formatPID(pid))

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -48,6 +50,17 @@ func TestPIDFile(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "4712\n" {
 		t.Errorf("%q, %v", b, err)
+	}
+	k.over() // another one's stays
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	if err := k.present(); err != nil {
+		t.Fatal(err)
+	}
+	k.over()
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

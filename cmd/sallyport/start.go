@@ -543,6 +543,7 @@ func (n *node) run(ctx context.Context) error {
 		}
 		n.stopping.Store(true)
 		if !n.upgrades.isHanded() {
+			n.log.Info("stopping")
 			n.tell(n.keeping.manager.Stopping())
 		}
 		n.upgrades.end()
@@ -598,6 +599,9 @@ func (n *node) close() {
 	n.closeSockets()
 	if n.auth != nil {
 		n.auth.close()
+	}
+	if !n.upgrades.isHanded() && !n.heirOnly {
+		n.keeping.over()
 	}
 	if n.lock != nil {
 		n.lock.Close()
