@@ -357,8 +357,8 @@ func (h *Hub) streamUp(t *tunnel, id []byte) {
 	if l == nil {
 		return // ended meanwhile
 	}
-	l.up.Store(true)
 	h.settle(l, true)
+	l.up.Store(true) // who sees it finds its source known
 	h.counters.add("stream_up")
 }
 
