@@ -62,6 +62,10 @@ type AgentConfig struct {
 	MaxStreams int // streams at once; 16,384
 
 	Log *slog.Logger // nil for none
+
+	// answerWait is how long the answer to a data hello may take; nil for
+	// answerLimit. Tests know which carriers are answered, if late.
+	answerWait func(Carrier) time.Duration
 }
 
 // Stream is one client's stream at the agent. The gateway has read the
@@ -163,6 +167,9 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	}
 	if cfg.Gate == nil {
 		cfg.Gate = new(Gate)
+	}
+	if cfg.answerWait == nil {
+		cfg.answerWait = func(Carrier) time.Duration { return answerLimit }
 	}
 	def(&cfg.MaxPool, DefaultMaxPool)
 	def(&cfg.MaxStreams, 16384)

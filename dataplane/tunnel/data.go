@@ -89,9 +89,9 @@ func (l *link) dialData() (conn net.Conn, at Binding, err error) {
 	return nil, at, err
 }
 
-// sayHello says who the connection belongs to, and hears the answer when it is
-// to find out whether it arrived.
-func (l *link) sayHello(conn net.Conn, hello DataHello) error {
+// sayHello says who the connection belongs to, and hears the answer, for which it
+// waits for so long, when it is to find out whether it arrived.
+func (l *link) sayHello(conn net.Conn, hello DataHello, wait time.Duration) error {
 	if tc, ok := conn.(*net.TCPConn); ok {
 		_ = tc.SetKeepAliveConfig(keepAliveConfig())
 	}
@@ -103,7 +103,7 @@ func (l *link) sayHello(conn net.Conn, hello DataHello) error {
 	if !hello.Answer {
 		return nil
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(answerLimit))
+	_ = conn.SetReadDeadline(time.Now().Add(wait))
 	var b [AnswerSize]byte
 	if _, err := io.ReadFull(conn, b[:]); err != nil {
 		return fmt.Errorf("answer: %w", err)

@@ -66,7 +66,7 @@ func TestA31_AnswerIsChecked(t *testing.T) {
 		near, far := net.Pipe()
 		l := &link{keys: keys{agent: testKey, gateway: testKey}}
 		said := make(chan error)
-		go func() { said <- l.sayHello(near, hello) }()
+		go func() { said <- l.sayHello(near, hello, patience) }()
 		b := make([]byte, HelloSize)
 		_, err := io.ReadFull(far, b)
 		check0(t, err)

@@ -278,7 +278,7 @@ func (l *link) openBy(by Carrier, answer bool) (conn net.Conn, at Binding, err e
 	at = Binding{Tunnel: l.tunnel, Counter: l.counter.Add(1)}
 	stop := context.AfterFunc(l.parked, func() { conn.Close() })
 	defer stop()
-	if err = l.sayHello(conn, DataHello{at.Tunnel, at.Counter, answer}); err != nil {
+	if err = l.sayHello(conn, DataHello{at.Tunnel, at.Counter, answer}, l.agent.answerWait(by)); err != nil {
 		conn.Close()
 		return nil, at, err
 	}

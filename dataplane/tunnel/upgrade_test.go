@@ -242,6 +242,7 @@ func TestProxy(t *testing.T) {
 		u := &url.URL{Scheme: "http", Host: proxy, User: url.UserPassword("office", "secret")}
 		startAgent(t, ca, []string{"gw.example:443"}, func(c *AgentConfig) {
 			c.Proxy = func(string) (*url.URL, error) { return u, nil }
+			c.answerWait = func(Carrier) time.Duration { return patience }
 		})
 		g.come(t)
 		g.warm(t)
