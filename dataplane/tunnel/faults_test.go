@@ -51,6 +51,7 @@ func TestF13_NothingPasses(t *testing.T) {
 		if s := g.hub.Status(); s.Parked != 0 || s.HalfOpen != 0 {
 			t.Errorf("of a dead agent: %d parked, %d half-open", s.Parked, s.HalfOpen)
 		}
+		g.hub.bounds.DeadAfter = patience // of the next tunnel: nothing is lost any more, however busy the machine
 		m.cutNow()
 		m.lost.Store(false)
 		eventually(t, "back", func() bool { return g.hub.Live("tcp", "echo") && g.hub.Status().Parked >= 4 })
