@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"testing"
+	"time"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -13,7 +14,7 @@ func TestGreetings(t *testing.T) {
 	loops, err := relay.New(1)
 	check0(t, err)
 	t.Cleanup(func() { loops[0].Close() })
-	g := startGateway(t, newAuthority(t), loops, nil)
+	g := startGateway(t, newAuthority(t), loops, func(c *HubConfig) { c.Bounds.HelloWait = time.Hour }) // all are held until the end
 	cert := g.ca.issue(t, sallyport.KindAgent, agentID)
 	full := func() int { return int(g.hub.Status().Counters["greeting_full"]) }
 	held := func() greeted {
