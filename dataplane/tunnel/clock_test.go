@@ -6,9 +6,13 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/sallyport/sallyport"
 	tunnelv1 "github.com/sallyport/sallyport/wire/sallyport/tunnel/v1"
@@ -180,3 +184,127 @@ func backAfter(t *testing.T, away time.Duration, hangs bool) time.Duration {
 	<-done
 	return back
 }
+
+// fallsSilent has a hub serve a stranger, who does what say does and then nothing
+// more: he is closed when the time for a hello is over, and not before.
+func fallsSilent(t *testing.T, name string, serve func(t *testing.T, h *Hub, here net.Conn), say func(t *testing.T, there net.Conn) (closed func())) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub(HubConfig{GatewayID: gatewayID, Cluster: testCluster, Verify: verifyAssigned})
+		here, there := net.Pipe()
+		defer there.Close()
+		served := make(chan struct{})
+		began := time.Now()
+		go func() { defer close(served); serve(t, h, here) }()
+		say(t, there)()
+		if d := time.Since(began); d < h.bounds.HelloWait || d > h.bounds.HelloWait+lastWords {
+			t.Errorf("%s: closed after %v, want %v", name, d, h.bounds.HelloWait)
+		}
+		there.Close()
+		<-served
+		if s := h.Status(); s.Carried != 0 || s.Parked != 0 || s.HalfOpen != 0 || h.greeted.Load() != 0 {
+			t.Errorf("%s: held: %+v", name, s)
+		}
+	})
+}
+
+// TestA32_HalfControl: who falls silent on a control connection, before TLS or in
+// it, at every byte of a hello, is closed within the bound for hellos.
+func TestA32_HalfControl(t *testing.T) {
+	ca := newAuthority(t)
+	server, client := ca.server(ca.issue(t, sallyport.KindGateway, gatewayID)), ca.client(ca.issue(t, sallyport.KindAgent, agentID))
+	hello := AppendDataHello(nil, DataHello{Tunnel: testID, Counter: 1}, testKey)
+	for name, c := range map[string]struct {
+		inside bool // TLS
+		say    []byte
+		told   bool // a word
+	}{
+		"nothing": {}, "one byte": {say: []byte{tlsHandshake}}, "a record's head": {say: []byte{tlsHandshake, 3, 1, 2, 0, 1}},
+		"nothing inside TLS": {inside: true}, "half a length": {inside: true, say: []byte{0, 0}},
+		"a byte of a control message": {inside: true, say: []byte{0, 0, 0, 9, 1}, told: true},
+		"the magic":                   {inside: true, say: hello[:4]}, "a data hello minus its last byte": {inside: true, say: hello[:HelloSize-1]},
+	} {
+		fallsSilent(t, name, func(t *testing.T, h *Hub, here net.Conn) {
+			if err := h.Serve(t.Context(), tls.Server(here, server)); err == nil {
+				t.Errorf("%s: no error", name)
+			}
+		}, func(t *testing.T, conn net.Conn) func() {
+			if c.inside {
+				tc := tls.Client(conn, client)
+				check0(t, tc.Handshake())
+				conn = tc
+			}
+			_, err := conn.Write(c.say)
+			check0(t, err)
+			return func() {
+				if c.told {
+					if m, err := ReadControl(conn); m.GetGoodbye() == nil {
+						t.Errorf("%s: %v, %v; want a goodbye", name, m, err)
+					}
+				}
+				wantClosed(t, conn)
+			}
+		})
+	}
+}
+
+// TestA32_AfterUpgrade: who falls silent behind the answer 101 is closed within the
+// bound for hellos, at every byte of one.
+func TestA32_AfterUpgrade(t *testing.T) {
+	ca := newAuthority(t)
+	control := ca.server(ca.issue(t, sallyport.KindGateway, gatewayID))
+	hello := AppendDataHello(nil, DataHello{Tunnel: testID, Counter: 1}, testKey)
+	for name, first := range map[string][]byte{
+		"nothing": nil, "one byte": hello[:1], "the magic": hello[:4], "a hello minus its last byte": hello[:HelloSize-1],
+		"one byte of TLS": {tlsHandshake}, "a record's head": {tlsHandshake, 3, 1, 2, 0},
+	} {
+		fallsSilent(t, name, func(t *testing.T, h *Hub, here net.Conn) {
+			l := &pipeListener{conns: make(chan net.Conn, 1), done: make(chan struct{})}
+			l.conns <- here
+			handler, over := h.Upgrade(control), make(chan struct{})
+			server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer close(over)
+				handler.ServeHTTP(w, r)
+			})}
+			go func() { <-over; server.Close() }()
+			_ = server.Serve(l)
+		}, func(t *testing.T, conn net.Conn) func() {
+			c, _, err := websocket.Dial(t.Context(), "ws://gw.test"+UpgradePath, &websocket.DialOptions{
+				HTTPClient: &http.Client{Transport: &http.Transport{
+					DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+				}},
+			})
+			check0(t, err)
+			if len(first) > 0 {
+				check0(t, c.Write(t.Context(), websocket.MessageBinary, first))
+			}
+			return func() {
+				wantSocketClosed(t, name, c)
+				c.CloseNow()
+			}
+		})
+	}
+}
+
+// pipeListener accepts what it is given.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }

@@ -14,7 +14,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -66,41 +65,6 @@ func wantSocketClosed(t *testing.T, name string, c *websocket.Conn) {
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("%s: read %q, %v; want the end", name, b, err)
 	}
-}
-
-// TestA32_AfterUpgrade: who falls silent behind the answer 101, or inside TLS,
-// is closed within the bound for hellos, at every byte of one.
-func TestA32_AfterUpgrade(t *testing.T) {
-	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
-		g, a, addr := strangersWorld(t, loops, handshakeRoom)
-		hello, _ := a.hello()
-		var all sync.WaitGroup // they fall silent together: each takes the whole bound
-		for name, first := range map[string][]byte{
-			"nothing": nil, "one byte": hello[:1], "the magic": hello[:4], "a hello minus its last byte": hello[:HelloSize-1],
-			"one byte of TLS": {tlsHandshake}, "a record's head": {tlsHandshake, 3, 1, 2, 0},
-		} {
-			c, _, err := upgrade(t, addr, nil, websocket.CompressionDisabled)
-			check0(t, err)
-			if len(first) > 0 {
-				check0(t, c.Write(t.Context(), websocket.MessageBinary, first))
-			}
-			all.Go(func() { wantSocketClosed(t, name, c) })
-		}
-		for name, first := range map[string][]byte{"nothing": nil, "the magic": hello[:4], "a hello minus its last byte": hello[:HelloSize-1], "half a length": {0, 0}} {
-			c := dialControl(t, g, g.ca.issue(t, sallyport.KindAgent, agent2ID))
-			_, err := c.Write(first)
-			check0(t, err)
-			check0(t, c.SetReadDeadline(time.Now().Add(patience)))
-			all.Go(func() {
-				defer c.Close()
-				if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("inside TLS, %s: read %d bytes, %v; want the end", name, n, err)
-				}
-			})
-		}
-		all.Wait()
-		wantNothingHeld(t, g)
-	})
 }
 
 func wantNothingHeld(t *testing.T, g *gateway) {
