@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -193,6 +194,7 @@ func TestSecondAttempt(t *testing.T) {
 		wantClosed(t, c)
 		c.Close()
 		o.lease.Ended()
+		eventually(t, "the other one has gone", func() bool { return g.hub.Status().Parked == 0 })
 		third := a.park(g)
 		r.Attempt = 1
 		again := g.lease(t, r)
@@ -220,10 +222,13 @@ func TestDeadEntryIsSkipped(t *testing.T) {
 		a := byHand(t, g, agentID, assigned(1, "tcp/echo"))
 		g.come(t)
 		good, bad := a.park(g), a.park(g)
+		newest := g.hub.tunnel(a.tunnel).pool.shelves[0].newest
 		w := make(waiter, 1)
 		loops[0].Post(func() {
 			bad.Close() // noticed by the loop only after this function
-			time.Sleep(5 * time.Millisecond)
+			for end := time.Now().Add(patience); peek(newest.fd) == "" && time.Now().Before(end); {
+				runtime.Gosched() // the end is on its way
+			}
 			g.hub.Lease(loops[0], request0("tcp", "echo"), w)
 		})
 		o := receive(t, w)
