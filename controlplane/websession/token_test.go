@@ -47,14 +47,14 @@ func FuzzTokens(f *testing.F) {
 	})
 }
 
-// TestUserCodes: every letter comes, none of the others, and no code twice.
+// TestUserCodes: every letter comes, none of the others, and codes do not repeat. There
+// are 20^8 of them, so that once in 2,000 times two of 5,000 are the same, and once in
+// ten million times two pairs.
 func TestUserCodes(t *testing.T) {
+	const codes = 5000
 	seen, letters := map[string]bool{}, map[rune]int{}
-	for range 5000 {
+	for range codes {
 		c := newUserCode()
-		if seen[c] {
-			t.Errorf("%s twice", c)
-		}
 		seen[c] = true
 		for _, r := range c {
 			letters[r]++
@@ -64,6 +64,9 @@ func TestUserCodes(t *testing.T) {
 		if n := letters[r]; n < 1700 || n > 2300 { // 2,000 expected, standard deviation 44
 			t.Errorf("%c comes %d times", r, n)
 		}
+	}
+	if repeated := codes - len(seen); repeated > 2 {
+		t.Errorf("%d of %d codes came before", repeated, codes)
 	}
 	if len(letters) != len(userCodeLetters) {
 		t.Errorf("letters %v", letters)
