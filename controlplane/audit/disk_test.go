@@ -14,7 +14,7 @@ type faultyDisk struct {
 	disk
 	mu        sync.Mutex
 	space     int64 // bytes that files may still grow by; negative: no limit
-	syncErr   error // of the next Sync of a segment
+	syncErr   error // of each Sync of a segment; nil: none
 	syncs     int   // of segments
 	writes    int
 	failWrite int // the number of the write that fails, half of it done; 0: none
@@ -122,7 +122,6 @@ func (f *faultyFile) Sync() error {
 	if f.segment {
 		f.d.syncs++
 		if err := f.d.syncErr; err != nil {
-			f.d.syncErr = nil
 			f.d.mu.Unlock()
 			return err
 		}

@@ -96,6 +96,7 @@ func TestF8_LogFailedSync(t *testing.T) {
 	if got, err := l.Append(t.Context(), "h/1", records(4, 1)); got != 3 || !errors.Is(err, sallyport.ErrUnavailable) {
 		t.Fatalf("after a failed fsync: %d, %v", got, err)
 	}
+	d.set(func() { d.syncErr = nil })
 	ship(t, l, 6)
 	wantEvents(t, l, 6)
 	l.Close()
@@ -177,7 +178,7 @@ func logUntilKilled(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Printf("acked %d\n", n)
+		fmt.Printf("acked %d %s\n", n, filler)
 	}
 }
 

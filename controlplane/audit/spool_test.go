@@ -421,6 +421,7 @@ func TestF8_FailedSync(t *testing.T) {
 	if err := s.Emit(t.Context(), event("refused", nil), true); !errors.Is(err, sallyport.ErrUnavailable) {
 		t.Errorf("before the disk is good again: %v", err)
 	}
+	d.set(func() { d.syncErr = nil })
 	within(t, "recovery", func() bool { return s.Emit(t.Context(), event("again", nil), true) == nil })
 	want := "first audit.stopped audit.resumed again"
 	if got := names(t, drain(t, s, 0)); got != want {
@@ -623,6 +624,10 @@ func TestF6_KillSpool(t *testing.T) {
 	}
 }
 
+// filler makes lines long: a process that nobody reads from soon waits at its pipe,
+// and does not go on until the spool is full.
+var filler = strings.Repeat("x", 1000)
+
 func spoolUntilKilled(t *testing.T, dir string) {
 	s, err := OpenSpool(SpoolConfig{Dir: dir, Host: testHost, MaxBytes: 512 << 10, Ballast: 4 << 10})
 	if err != nil {
@@ -639,7 +644,7 @@ func spoolUntilKilled(t *testing.T, dir string) {
 					return
 				}
 				mu.Lock()
-				fmt.Printf("acked %d\n", n)
+				fmt.Printf("acked %d %s\n", n, filler)
 				mu.Unlock()
 			}
 		})
