@@ -69,8 +69,19 @@ type world struct {
 	stop func()
 }
 
-// the returns the world; the first test makes it, TestMain ends it.
-var the = sync.OnceValue(func() *world {
+// the returns the world; the first test makes it, TestMain ends it. In each test
+// strangers begin anew: by their hashes sources share places in the quotas, and what
+// one test's flood has used up another's one try, which is to be recorded, would lack.
+func the() *world {
+	w := theOnly()
+	q := &w.server.quotas
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.slots, q.total = nil, quota{}
+	return w
+}
+
+var theOnly = sync.OnceValue(func() *world {
 	w, err := newWorld()
 	if err != nil {
 		panic(err)
