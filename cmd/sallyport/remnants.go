@@ -50,7 +50,7 @@ func openRemnant(dataDir string, r remnantReport) (_ *remnantFile, err error) {
 			err = errors.Join(err, os.Remove(f.Name()), f.Close())
 		}
 	}()
-	if err := lockNow(f); err != nil {
+	if err := lockNow(f, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
 	out := &remnantFile{f}
@@ -109,7 +109,7 @@ func readRemnant(path string) (r remnantReport, alive bool) {
 		return r, false
 	}
 	defer f.Close()
-	if lockNow(f) == nil {
+	if lockNow(f, unix.LOCK_SH) == nil { // shared: readers do not take each other for the process
 		_ = os.Remove(path) // another reader may have been quicker
 		return r, false
 	}
@@ -117,13 +117,14 @@ func readRemnant(path string) (r remnantReport, alive bool) {
 	return r, err == nil && json.Unmarshal(b, &r) == nil
 }
 
-// lockNow takes a lock that ends with the process, or fails at once.
-func lockNow(f *os.File) error {
+// lockNow takes a lock that ends with the process, or fails at once. how is
+// unix.LOCK_EX or unix.LOCK_SH.
+func lockNow(f *os.File, how int) error {
 	c, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var inner error
-	err = c.Control(func(fd uintptr) { inner = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) })
+	err = c.Control(func(fd uintptr) { inner = unix.Flock(int(fd), how|unix.LOCK_NB) })
 	return errors.Join(err, inner)
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestRemnants: who lives is listed, with the newest that it said; who has died
@@ -53,5 +55,25 @@ func TestRemnants(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, remnantsDir)); err != nil || len(entries) != 0 {
 		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+// TestReadersAreNotTheProcess: of two readers of a dead process's record one took the
+// other's lock for the process's, and had it for alive.
+func TestReadersAreNotTheProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "1.json")
+	if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := lockNow(other, unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	if _, alive := readRemnant(path); alive {
+		t.Error("a reader was taken for the process")
 	}
 }
