@@ -67,6 +67,7 @@ type canary struct {
 	gone   chan struct{} // closed when it has ended the talk
 	exited chan struct{} // closed when the process has been reaped
 	died   error         // how; to be read after exited
+	place  *remnantFile  // its record, without the lock, which is its own
 
 	room     atomic.Int64                            // connections that it may still get
 	returned chan *handoverv1.CanaryReturned         // answers
@@ -82,6 +83,7 @@ type canary struct {
 	settled bool           // no order is heard any more
 	relays  map[string]int // by route, as it has said
 	shown   int            // relays in all, as the gateway counts them
+	apart   bool           // what it still has is its own, and not the gateway's to count
 }
 
 // canaryOrder is what an operator wants of a canary.
@@ -210,6 +212,7 @@ func (c *canary) start(role *gatewayRole) error {
 	defer cancel()
 	if err := c.meet(ctx, role); err != nil {
 		c.kill()
+		c.node.watched.Store(0)
 		return err
 	}
 	return nil
@@ -219,8 +222,12 @@ func (c *canary) meet(ctx context.Context, role *gatewayRole) error {
 	if err := failpoint.Hit("canary.old.meet"); err != nil {
 		return err
 	}
-	m := &handoverv1.CanaryStart{Cluster: role.config.Cluster, Tunnels: c.leases != nil, Version: version}
-	if err := c.say(ctx, handoverv1.CanaryKind_CANARY_KIND_START, m); err != nil {
+	place, err := c.enroll()
+	if err != nil {
+		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "the canary cannot be put on record: " + err.Error(), Hint: "see to " + c.node.cfg.DataDir + ", and try again"}
+	}
+	defer place.file.Close() // then the lock is the canary's alone, and ends with it
+	if err := c.introduce(ctx, role, place); err != nil {
 		return err
 	}
 	select {
@@ -229,12 +236,36 @@ func (c *canary) meet(ctx context.Context, role *gatewayRole) error {
 			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the canary could not begin: " + failed.GetReason(), Hint: orText(failed.GetHint(), "nothing was changed: the process goes on")}
 		}
 		c.setRoom(0)
-		return nil
+		c.place, err = remnantOf(c.node.cfg.DataDir, c.pid())
+		return err
 	case <-c.gone:
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the canary has ended before it began: " + c.obituary(), Hint: "nothing was changed: the process goes on"}
 	case <-ctx.Done():
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("the canary was not ready within %v", readyWithin), Hint: "nothing was changed: the process goes on"}
 	}
+}
+
+// enroll puts the canary on record: whatever becomes of this process, and however
+// the canary hangs, whoever is the main process finds it there.
+func (c *canary) enroll() (*remnantFile, error) {
+	c.node.watched.Store(int64(c.pid()))
+	return openRemnant(c.node.cfg.DataDir, remnantReport{PID: c.pid(), Version: c.version, Since: c.started, Until: c.started.Add(c.watch + c.node.drainTime()), Canary: true})
+}
+
+// introduce is the first that the canary hears: what is not in its configuration,
+// and the file of its record.
+func (c *canary) introduce(ctx context.Context, role *gatewayRole, place *remnantFile) error {
+	r, err := canaryRecord(handoverv1.CanaryKind_CANARY_KIND_START, &handoverv1.CanaryStart{Cluster: role.config.Cluster, Tunnels: c.leases != nil, Version: version})
+	if err != nil {
+		return err
+	}
+	fd, err := dup(place.file)
+	if err != nil {
+		return err
+	}
+	r.FDs = []int{fd}
+	defer closeFDs(r.FDs)
+	return c.talk.Send(ctx, r)
 }
 
 func (c *canary) pid() int { return c.proc.Process.Pid }
@@ -401,19 +432,27 @@ func (c *canary) count(m *handoverv1.CanaryReport) {
 	g := gateway.GuestReport{Outcomes: m.GetOutcomes(), BytesIn: m.GetBytesIn(), BytesOut: m.GetBytesOut()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := int(min(m.GetRelays(), 1<<30))
-	g.Relays, c.shown = now-c.shown, now
+	if !c.apart {
+		now := int(min(m.GetRelays(), 1<<30))
+		g.Relays, c.shown = now-c.shown, now
+	}
 	for _, r := range m.GetRoutes() {
-		g.Routes = append(g.Routes, gateway.RouteSnapshot{Name: r.GetName(), Relays: int(r.GetRelays()), BytesIn: r.GetBytesIn(), BytesOut: r.GetBytesOut(), Results: r.GetResults()})
-		c.relays[r.GetName()] += int(r.GetRelays())
+		d := gateway.RouteSnapshot{Name: r.GetName(), BytesIn: r.GetBytesIn(), BytesOut: r.GetBytesOut(), Results: r.GetResults()}
+		if !c.apart {
+			d.Relays = int(r.GetRelays())
+			c.relays[d.Name] += d.Relays
+		}
+		g.Routes = append(g.Routes, d)
 	}
 	c.gateway.CountGuest(g)
 }
 
-// forget takes the gauges of a canary that is gone back.
+// forget takes the gauges of a canary back that is gone, or goes on by itself. It
+// may be called twice.
 func (c *canary) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.apart = true
 	g := gateway.GuestReport{Relays: -c.shown}
 	c.shown = 0
 	for name, n := range c.relays {
@@ -451,6 +490,7 @@ type decision struct {
 func (c *canary) run(ctx context.Context) {
 	defer c.node.upgrades.caller.Done()
 	defer close(c.done)
+	defer c.letLoose()
 	d := c.watched(ctx)
 	c.coming.Store(true)
 	c.gateway.Tried()
@@ -474,7 +514,7 @@ func (c *canary) run(ctx context.Context) {
 		case status.Lost > 0:
 			r.Hint = fmt.Sprintf("with it ended what it had, %s or so; the old process's own go on", counted(status.Lost, "connection"))
 		case left > 0:
-			r.Hint = fmt.Sprintf("%s did not come back and stay with process %d, which may hang: kill it to end them", counted(left, "connection"), c.pid())
+			r.Hint = fmt.Sprintf("%s did not come back and stay with process %d, which sallyport status shows; it ends with the last of them, after upgrade.drain, or with the service", counted(left, "connection"), c.pid())
 		}
 		n.log.Warn("the canary has gone back", "by", d.by, "reason", orText(d.problem, "asked to"), "left", left, "lost", status.Lost)
 		n.remember(r)
@@ -644,10 +684,10 @@ func (c *canary) lost() int {
 }
 
 // leave ends the process. One that has connections left serves them out by
-// itself; with the service everything ends.
+// itself (canary_left.go); with the service everything ends.
 func (c *canary) leave(ctx context.Context, left int) {
 	if left > 0 && ctx.Err() == nil {
-		c.talk.Finish()
+		c.letGo(left)
 		return
 	}
 	within, cancel := context.WithTimeout(context.Background(), time.Second)

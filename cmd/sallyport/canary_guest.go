@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -67,6 +68,7 @@ type guest struct {
 	loops   []relay.Loop
 	gateway *gateway.Gateway
 	leases  *gateway.Borrower // nil without tunnels
+	place   *remnantFile      // its record, whose lock tells that it lives; nil until it has been given it
 
 	reporting sync.Mutex       // guards told, and keeps reports in their order
 	told      gateway.Snapshot // in the last report
@@ -99,7 +101,7 @@ func (g *guest) open(file string) (err error) {
 	if err != nil {
 		return fmt.Errorf("the old process: %w", err)
 	}
-	closeFDs(r.FDs)
+	g.keep(r.FDs)
 	start := &handoverv1.CanaryStart{}
 	if r.Kind != uint32(handoverv1.CanaryKind_CANARY_KIND_START) {
 		return fmt.Errorf("the old process begins with a record of kind %d", r.Kind)
@@ -135,6 +137,16 @@ func (g *guest) open(file string) (err error) {
 	return g.say(handoverv1.CanaryKind_CANARY_KIND_READY, &handoverv1.CanaryReady{Version: version})
 }
 
+// keep takes over the file of its record, which came with the first word.
+func (g *guest) keep(fds []int) {
+	if len(fds) != 1 {
+		closeFDs(fds) // of a version that keeps no record of canaries
+		return
+	}
+	g.place = &remnantFile{os.NewFile(uintptr(fds[0]), "record")}
+}
+
+// close ends everything but its record, which ends with the process.
 func (g *guest) close() {
 	if g.gateway != nil {
 		g.gateway.Close()
@@ -142,6 +154,7 @@ func (g *guest) close() {
 	for _, l := range g.loops {
 		l.Close()
 	}
+	runtime.KeepAlive(g.place)
 }
 
 // run serves until the old process ends the talk.
@@ -164,7 +177,7 @@ func (g *guest) run(asked context.Context) error {
 	if errors.Is(err, errCanaryEnds) || asked.Err() != nil {
 		return nil
 	}
-	g.log.Error("the process that has started this canary is gone; what it has goes on", "reason", err)
+	g.log.Error("this canary is on its own; what it has goes on", "reason", err)
 	return g.serveOut(asked)
 }
 
@@ -294,10 +307,11 @@ func (g *guest) reportLocked() (out []*handoverv1.CanaryReport) {
 }
 
 // serveOut stays for the connections that are left when the old process has
-// died: until they end, for upgrade.drain at most, or until a signal.
+// died, or asks for none any more: until they end, for upgrade.drain at most, or
+// until a signal.
 func (g *guest) serveOut(asked context.Context) error {
 	since := time.Now()
-	report := remnantReport{PID: os.Getpid(), Version: version, Since: since, Until: since.Add(g.cfg.Upgrade.drain())}
+	report := remnantReport{PID: os.Getpid(), Version: version, Since: since, Until: since.Add(g.cfg.Upgrade.drain()), Canary: true}
 	hold := func() int {
 		s := g.gateway.Snapshot()
 		report.Holds = map[string]int{"relays": s.Relays}
@@ -306,9 +320,14 @@ func (g *guest) serveOut(asked context.Context) error {
 	if hold() == 0 {
 		return nil
 	}
-	r, err := openRemnant(g.cfg.DataDir, report)
-	if err == nil {
-		defer r.close(g.cfg.DataDir)
+	var err error
+	if g.place == nil {
+		g.place, err = openRemnant(g.cfg.DataDir, report)
+	} else {
+		err = g.place.say(report)
+	}
+	if err != nil {
+		g.log.Warn("sallyport status does not show what this canary has", "error", err)
 	}
 	limit := time.NewTimer(time.Until(report.Until))
 	defer limit.Stop()
@@ -323,9 +342,9 @@ func (g *guest) serveOut(asked context.Context) error {
 		case <-asked.Done():
 			return nil
 		}
-		if r != nil && time.Since(said) > remnantRefresh {
+		if g.place != nil && time.Since(said) > remnantRefresh {
 			said = time.Now()
-			_ = r.say(report)
+			_ = g.place.say(report) // it was said once that this fails
 		}
 	}
 	return nil

@@ -44,6 +44,7 @@ type drainReport struct {
 	Waiting  int            `json:"waiting"`  // clients of the gateway
 	Ends     map[string]int `json:"ends"`     // connections that end at the gateway and are at work, by what they are
 	Sessions map[string]int `json:"sessions"` // of the agent, by what they are
+	Canaries int            `json:"canaries"` // connections that did not come back from canaries
 	Problem  string         `json:"problem,omitempty"`
 	Hint     string         `json:"hint,omitempty"`
 }
@@ -162,7 +163,8 @@ func (n *node) leftIn(r *drainReport) bool {
 	if a := n.shownAgent.Load(); a != nil {
 		r.Sessions = a.left()
 	}
-	return r.Relays+r.Waiting+len(r.Ends)+len(r.Sessions) > 0
+	r.Canaries = keptBy(n.leftCanaries())
+	return r.Relays+r.Waiting+len(r.Ends)+len(r.Sessions)+r.Canaries > 0
 }
 
 // rest is what is left, for a person: "2 relays and 1 node session are".
@@ -176,6 +178,7 @@ func (r *drainReport) rest() string {
 	}
 	add(r.Relays, "relays")
 	add(r.Waiting, "waiting connections")
+	add(r.Canaries, "connections of canaries")
 	for _, some := range []map[string]int{r.Ends, r.Sessions} {
 		for _, what := range slices.Sorted(maps.Keys(some)) {
 			add(some[what], what)

@@ -16,18 +16,21 @@ import (
 
 const (
 	remnantsDir    = "remnants"
-	remnantsMost   = 64   // that are shown
+	remnantsMost   = 64   // that status shows
 	remnantRecord  = 2048 // bytes: one write, which a reader sees whole or not at all
 	remnantRefresh = 2 * time.Second
 )
 
-// remnantReport is what an old process says of itself while it still has work.
+// remnantReport is what an old process says of itself while it still has work, and
+// a canary from its start on.
 type remnantReport struct {
 	PID     int            `json:"pid"`
 	Version string         `json:"version"`
-	Since   time.Time      `json:"since"` // when it handed over
+	Since   time.Time      `json:"since"` // when it handed over, or a canary began, or was left
 	Until   time.Time      `json:"until"` // when it ends at the latest
 	Holds   map[string]int `json:"holds"` // by what it is
+
+	Canary bool `json:"canary,omitempty"` // what it holds did not come back from it
 }
 
 // remnantFile is this process's place among those that have handed over. Its file is
@@ -82,8 +85,14 @@ func (r *remnantFile) close(dataDir string) error {
 	return errors.Join(ignoreMissing(os.Remove(remnantPath(filepath.Join(dataDir, remnantsDir), os.Getpid()))), r.file.Close())
 }
 
-// readRemnants lists the old processes that live, oldest first. Files of those
-// that have died are removed.
+// remnantOf opens the file of another process, without its lock.
+func remnantOf(dataDir string, pid int) (*remnantFile, error) {
+	f, err := os.OpenFile(remnantPath(filepath.Join(dataDir, remnantsDir), pid), os.O_WRONLY, 0)
+	return &remnantFile{f}, err
+}
+
+// readRemnants lists the old processes and the canaries that live, oldest first.
+// Files of those that have died are removed.
 func readRemnants(dataDir string) []remnantReport {
 	dir := filepath.Join(dataDir, remnantsDir)
 	entries, err := os.ReadDir(dir)
@@ -92,7 +101,7 @@ func readRemnants(dataDir string) []remnantReport {
 	}
 	var out []remnantReport
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ".json" || len(out) == remnantsMost {
+		if filepath.Ext(e.Name()) != ".json" {
 			continue
 		}
 		if r, ok := readRemnant(filepath.Join(dir, e.Name())); ok {
@@ -115,6 +124,27 @@ func readRemnant(path string) (r remnantReport, alive bool) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, remnantRecord))
 	return r, err == nil && json.Unmarshal(b, &r) == nil
+}
+
+// signal sends one to the canary of this report, and to nobody else: the file has
+// its lock for as long as the canary lives, and not only its number. An error is
+// that of the kernel; a canary that is gone needs no signal.
+func (r remnantReport) signal(dataDir string, s os.Signal) error {
+	if r.PID <= 1 || r.PID == os.Getpid() {
+		return fmt.Errorf("a record of process %d, which is no canary", r.PID)
+	}
+	p, err := os.FindProcess(r.PID) // a pidfd, where there are such: from here on it is this process or none
+	if err != nil {
+		return err
+	}
+	defer p.Release()
+	if now, alive := readRemnant(remnantPath(filepath.Join(dataDir, remnantsDir), r.PID)); !alive || !now.Canary || now.PID != r.PID {
+		return nil
+	}
+	if err := p.Signal(s); !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
 }
 
 // lockNow takes a lock that ends with the process, or fails at once. how is

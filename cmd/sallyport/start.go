@@ -198,6 +198,7 @@ type node struct {
 
 	upgrades upgrader
 	canary   atomic.Pointer[canary] // nil for none
+	watched  atomic.Int64           // its process, from before it is on record until it was left; 0 for none
 	renew    <-chan os.Signal       // asks for an upgrade; nil: never
 	next     keeping                // the new process's, while an upgrade runs
 	keeping  keeping
@@ -563,6 +564,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.upgradeOn(roles, n.renew) })
 	g.Go(func() error { return n.afterwards(roles) })
 	g.Go(func() error { return n.reassure(roles) })
+	g.Go(func() error { return n.endLateOn(roles) })
 	g.Go(func() error {
 		select {
 		case err := <-n.started:

@@ -33,7 +33,7 @@ type nodeStatus struct {
 	Agent      *agentStatus   `json:"agent,omitempty"`
 
 	Upgrades []upgradeReport `json:"upgrades"` // the last ones of this data directory, oldest first
-	Remnants []remnantReport `json:"remnants"` // old processes that still have work
+	Remnants []remnantReport `json:"remnants"` // old processes that still have work, and canaries that kept some
 	Canary   *canaryStatus   `json:"canary,omitempty"`
 }
 
@@ -223,7 +223,8 @@ func (n *node) serveStatus(api http.Handler) http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		s := n.status()
-		s.Upgrades, s.Remnants = append([]upgradeReport{}, readHistory(n.cfg.DataDir)...), append([]remnantReport{}, readRemnants(n.cfg.DataDir)...)
+		s.Upgrades, s.Remnants = append([]upgradeReport{}, readHistory(n.cfg.DataDir)...), append([]remnantReport{}, n.remnants()...)
+		s.Remnants = s.Remnants[:min(len(s.Remnants), remnantsMost)]
 		json.NewEncoder(w).Encode(s)
 	})
 	mux.Handle("GET /metrics", metricsHandler(n))
@@ -345,6 +346,11 @@ func (s *nodeStatus) printUpgrades(row func(name, format string, args ...any)) {
 	}
 	now := time.Now()
 	for _, r := range s.Remnants {
+		if r.Canary {
+			row("Canary left", "%d, version %s, on its own for %s, has %s, at most until %s", r.PID, r.Version, age(now.Sub(r.Since)),
+				orText(strings.Join(countsOf(r.Holds), ", "), "connections"), r.Until.Local().Format(time.DateTime))
+			continue
+		}
 		row("Old process", "%d, version %s, handed over %s ago, has %s, at most until %s", r.PID, r.Version, age(now.Sub(r.Since)),
 			orText(strings.Join(countsOf(r.Holds), ", "), "connections that end now"), r.Until.Local().Format(time.DateTime))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -131,15 +132,35 @@ func (n *node) shutPort() {
 	}
 }
 
-// endRemnants ends the old processes with the service, and waits for them: who
-// started it kills what is left. The roles of this process still serve: the ends of
-// the others' sessions go to its audit spools.
+// endRemnants ends the old processes with the service, and canaries that were left,
+// and waits for them: who started it kills what is left of the former, and this
+// process canaries, of which nobody else knows. The roles of this process still
+// serve: the ends of the others' sessions go to its audit spools.
 func (n *node) endRemnants() {
-	if n.keeping.leash == nil || n.upgrades.isHanded() {
+	if n.upgrades.isHanded() {
 		return
 	}
-	n.tell(n.keeping.leash.drop())
-	for deadline := time.Now().Add(remnantsEnd); len(readRemnants(n.cfg.DataDir)) > 0 && time.Now().Before(deadline); {
-		time.Sleep(stayTick)
+	left := n.leftCanaries
+	if n.keeping.leash != nil {
+		n.tell(n.keeping.leash.drop())
+		left = n.remnants
 	}
+	n.signalCanaries(syscall.SIGTERM)
+	if endWithin(remnantsEnd, left) {
+		return
+	}
+	n.signalCanaries(syscall.SIGKILL)
+	if !endWithin(remnantsEnd, n.leftCanaries) {
+		n.log.Error("canaries were killed, and have not ended", "left", len(n.leftCanaries()))
+	}
+}
+
+// endWithin waits until none of them is left, and says whether that came.
+func endWithin(limit time.Duration, left func() []remnantReport) bool {
+	for deadline := time.Now().Add(limit); len(left()) > 0; time.Sleep(stayTick) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
 }

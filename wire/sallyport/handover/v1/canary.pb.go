@@ -31,7 +31,7 @@ type CanaryKind int32
 
 const (
 	CanaryKind_CANARY_KIND_UNSPECIFIED  CanaryKind = 0
-	CanaryKind_CANARY_KIND_START        CanaryKind = 1  // old -> canary: CanaryStart, first
+	CanaryKind_CANARY_KIND_START        CanaryKind = 1  // old -> canary: CanaryStart, first, with the descriptor of its record
 	CanaryKind_CANARY_KIND_READY        CanaryKind = 2  // canary -> old: CanaryReady; send connections
 	CanaryKind_CANARY_KIND_FAILED       CanaryKind = 3  // canary -> old: CanaryFailed; it ends
 	CanaryKind_CANARY_KIND_CONNECTION   CanaryKind = 4  // both ways: CanaryConnection
