@@ -172,12 +172,13 @@ func (g *gatewayProcess) await(what string, holds func() bool) {
 // belongings is what a process holds of the system.
 type belongings struct {
 	sockets, pipes, others int // descriptors
+	connections            int // sockets of TCP that do not listen
 	threads                int
 	memory                 int // KiB resident
 }
 
 func (b belongings) String() string {
-	return fmt.Sprintf("%d sockets, %d pipe ends, %d other descriptors, %d threads, %d KiB", b.sockets, b.pipes, b.others, b.threads, b.memory)
+	return fmt.Sprintf("%d sockets, %d of them connections, %d pipe ends, %d other descriptors, %d threads, %d KiB", b.sockets, b.connections, b.pipes, b.others, b.threads, b.memory)
 }
 
 func (g *gatewayProcess) belongings() (b belongings) {
@@ -186,6 +187,7 @@ func (g *gatewayProcess) belongings() (b belongings) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
+	waiting := g.waiting()
 	for _, e := range entries {
 		switch to, err := os.Readlink(proc + "fd/" + e.Name()); {
 		case errors.Is(err, fs.ErrNotExist): // it was closed since it was listed
@@ -193,6 +195,9 @@ func (g *gatewayProcess) belongings() (b belongings) {
 			g.t.Fatal(err)
 		case strings.HasPrefix(to, "socket:"):
 			b.sockets++
+			if !waiting[to] {
+				b.connections++
+			}
 		case strings.HasPrefix(to, "pipe:"):
 			b.pipes++
 		default:
@@ -205,6 +210,33 @@ func (g *gatewayProcess) belongings() (b belongings) {
 	}
 	b.memory, b.threads = statusField(string(status), "VmRSS:"), statusField(string(status), "Threads:")
 	return b
+}
+
+// waiting are the sockets on which connections arrive, and those of this machine
+// alone, as the links of their descriptors have them: proc_pid_net(5). A connection
+// that was reset is in no table; it is one until its descriptor is closed.
+func (g *gatewayProcess) waiting() map[string]bool {
+	g.t.Helper()
+	const listening, state, inode = "0A", 3, 9
+	out := map[string]bool{}
+	for _, table := range []string{"tcp", "tcp6", "unix"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", g.cmd.Process.Pid, table))
+		if errors.Is(err, fs.ErrNotExist) { // no IPv6 here
+			continue
+		}
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			switch f := strings.Fields(line); {
+			case table == "unix" && len(f) > 6:
+				out["socket:["+f[6]+"]"] = true
+			case table != "unix" && len(f) > inode && f[state] == listening:
+				out["socket:["+f[inode]+"]"] = true
+			}
+		}
+	}
+	return out
 }
 
 func statusField(status, name string) int {
