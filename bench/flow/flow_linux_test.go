@@ -126,18 +126,18 @@ func TestConnectCountsWhatIsCut(t *testing.T) {
 			if err != nil {
 				return
 			}
-			switch n % 3 {
+			switch n % 3 { // two are cut before one gets through: a window may end behind any
 			case 0:
-				conn.Write([]byte{1})
-			case 1:
 				conn.Write([]byte{alertRecord}) // a refusal is no answer
+			case 2:
+				conn.Write([]byte{1})
 			}
 			conn.Close()
 		}
 	}()
 	j := Job{Kind: Connect, Conns: 4, Window: 100 * time.Millisecond, To: Backends{One: l.Addr().String()}}
 	r, err := Run(t.Context(), j, &still{})
-	if err != nil || r.Failed < int(r.Units) || r.Units == 0 {
+	if err != nil || r.Failed < 2*int(r.Units) || r.Units == 0 {
 		t.Errorf("%d cut, %v got through: %v", r.Failed, r.Units, err)
 	}
 }
