@@ -215,10 +215,7 @@ func (d *demo) lock(t testing.TB, h *holder) {
 		}
 		defer conn.Close()
 		told, err := postgresError(conn, "reader", "demo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return told != ""
+		return err == nil && told != "" // one that was just being let in may be cut
 	})
 	t.Logf("the agent knew of the lock after %s", time.Since(began).Round(time.Millisecond)) // the bar is a second
 }

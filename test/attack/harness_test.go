@@ -233,8 +233,9 @@ type status struct {
 		Outcomes map[string]uint64 `json:"outcomes"`
 		Tunnel   map[string]uint64 `json:"tunnel_outcomes"`
 		Tunnels  []struct {
-			Parked  int `json:"parked"`
-			Streams int `json:"streams"`
+			Agent   string `json:"agent"`
+			Parked  int    `json:"parked"`
+			Streams int    `json:"streams"`
 		} `json:"tunnels"`
 	} `json:"gateway"`
 	Agent struct {
@@ -242,6 +243,14 @@ type status struct {
 		Streams  int               `json:"streams"`
 		Refused  map[string]uint64 `json:"refused"`
 	} `json:"agent"`
+}
+
+// parked are the connections in the pools of all tunnels.
+func (s status) parked() (n int) {
+	for _, tu := range s.Gateway.Tunnels {
+		n += tu.Parked
+	}
+	return n
 }
 
 func (d *demo) status(t testing.TB) status {
@@ -267,16 +276,16 @@ type figures struct{ descriptors, goroutines int }
 
 func (d *demo) figures(t testing.TB) figures {
 	t.Helper()
-	s := d.status(t)
-	parked := 0
-	for _, tu := range s.Gateway.Tunnels {
-		parked += tu.Parked
+	for {
+		s := d.status(t)
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parked := s.parked(); parked == d.status(t).parked() { // else the pool has changed between the two
+			return figures{len(fds) - 2*parked, s.Goroutines - parked} // both ends are here; one goroutine waits at the agent's
+		}
 	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return figures{len(fds) - 2*parked, s.Goroutines - parked} // both ends are here; one goroutine waits at the agent's
 }
 
 // leavesNothing checks at the test's end that descriptors and goroutines are

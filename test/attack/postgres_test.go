@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -59,24 +58,42 @@ func TestA110_CancelOfAnother(t *testing.T) {
 	pid, key := victim.PID(), victim.SecretKey()
 	ctx, stop := context.WithTimeout(context.Background(), 4*callWait)
 	defer stop()
-	running := func() bool {
-		rows, err := watcher.Exec(ctx, "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'").ReadAll()
+	ask := func(query string) string {
+		t.Helper()
+		rows, err := watcher.Exec(ctx, query).ReadAll()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(rows[0].Rows[0][0]) == "1"
+		return string(rows[0].Rows[0][0])
 	}
-	// sleep runs a query, and says whether it was cancelled.
-	sleep := func(seconds int, meanwhile func()) (cancelled bool) {
+	running := func() bool {
+		return ask("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like 'select pg_advisory_xact_lock%'") == "1"
+	}
+	// waits runs a query that waits for the watcher's lock, and says whether it was
+	// cancelled. One that is not to be is let go after a time in which a cancellation
+	// that has got through would have come.
+	waits := func(toBe bool, meanwhile func()) (cancelled bool) {
 		t.Helper()
+		ask("select pg_advisory_lock(110)")
 		done := make(chan error, 1)
 		go func() {
-			_, err := victim.Exec(ctx, fmt.Sprintf("select pg_sleep(%d)", seconds)).ReadAll()
+			_, err := victim.Exec(ctx, "select pg_advisory_xact_lock(110)").ReadAll()
 			done <- err
 		}()
 		await(t, "the query runs", callWait, running)
 		meanwhile()
-		err := <-done
+		var letGo <-chan time.Time
+		if !toBe {
+			letGo = time.After(3 * time.Second)
+		}
+		var err error
+		select {
+		case err = <-done:
+			ask("select pg_advisory_unlock(110)")
+		case <-letGo:
+			ask("select pg_advisory_unlock(110)")
+			err = <-done
+		}
 		if err != nil && !strings.Contains(err.Error(), "57014") {
 			t.Errorf("the query: %v", err)
 		}
@@ -95,13 +112,13 @@ func TestA110_CancelOfAnother(t *testing.T) {
 	}
 	wrong := append([]byte(nil), key...)
 	wrong[3] ^= 1
-	if sleep(3, func() { send(mallory, cancelRequest(pid, key)) }) {
+	if waits(false, func() { send(mallory, cancelRequest(pid, key)) }) {
 		t.Error("another user cancelled the query, inside TLS")
 	}
-	if sleep(3, func() { send(admin, cancelRequest(pid, wrong)) }) {
+	if waits(false, func() { send(admin, cancelRequest(pid, wrong)) }) {
 		t.Error("a wrong key cancelled the query")
 	}
-	if sleep(3, func() {
+	if waits(false, func() {
 		for i := range 100 {
 			conn := d.dialFrom(t, "127.10.0.1")
 			wrong[2] = byte(i) ^ key[2] | 1
@@ -111,7 +128,7 @@ func TestA110_CancelOfAnother(t *testing.T) {
 	}) {
 		t.Error("guessing cancelled the query")
 	}
-	if !sleep(25, func() { send(admin, cancelRequest(pid, key)) }) {
+	if !waits(true, func() { send(admin, cancelRequest(pid, key)) }) {
 		t.Error("the query's own user could not cancel it")
 	}
 }

@@ -76,8 +76,35 @@ func announced(t testing.TB, h *client.Host, of *holder, resources ...*sallyport
 // control is a control connection spoken by hand.
 type control struct {
 	conn   *tls.Conn
+	agent  string
 	tunnel tunnel.ID
 	key    tunnel.Key // for data hellos
+}
+
+// keepTalking lets a control connection live for as long as the test: the gateway
+// gives an agent up that says nothing for five seconds.
+func (c *control) keepTalking(t testing.TB) {
+	t.Helper()
+	c.conn.SetDeadline(time.Time{}) // it ends with the test
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := uint64(1); ; n++ {
+			b, err := tunnel.AppendControl(nil, &tunnelv1.Control{Message: &tunnelv1.Control_Ping{Ping: &tunnelv1.Ping{Sequence: n}}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := c.conn.Write(b); err != nil {
+				return // it was closed
+			}
+			time.Sleep(250 * time.Millisecond)
+		}
+	}()
+	t.Cleanup(func() {
+		c.conn.Close()
+		<-ended
+	})
 }
 
 func (d *demo) control(t testing.TB, h *holder, hello *tunnelv1.Hello) (*control, *tunnelv1.Control) {
@@ -104,13 +131,14 @@ func (d *demo) control(t testing.TB, h *holder, hello *tunnelv1.Hello) (*control
 	if w == nil {
 		return nil, m
 	}
-	c := &control{conn: tc, tunnel: tunnel.ID(w.GetTunnelId())}
+	c := &control{conn: tc, agent: hello.GetAgentId(), tunnel: tunnel.ID(w.GetTunnelId())}
 	cs := tc.ConnectionState()
 	secret, err := cs.ExportKeyingMaterial("EXPORTER-sallyport-tunnel", append([]byte{1, 1}, c.tunnel[:]...), 32)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.key = tunnel.Key(secret)
+	c.keepTalking(t)
 	return c, m
 }
 
@@ -123,13 +151,22 @@ func (d *demo) hello(t testing.TB, b []byte) net.Conn {
 	return conn
 }
 
-// parked sends a data hello, and wants the gateway to keep the connection.
-func (d *demo) parked(t testing.TB, b []byte) net.Conn {
+// parked sends a data hello of a tunnel, and waits until the gateway keeps the
+// connection: what is sent after that meets a gateway that knows of it.
+func (d *demo) parked(t testing.TB, of *control, b []byte) net.Conn {
 	t.Helper()
-	conn := d.hello(t, b)
-	if got, took, err := untilClosed(conn, time.Second); err == nil {
-		t.Fatalf("a good hello is refused after %s: %q", took, got)
+	count := func() int {
+		for _, tu := range d.status(t).Gateway.Tunnels {
+			if tu.Agent == of.agent {
+				return tu.Parked
+			}
+		}
+		t.Fatal("the tunnel has ended")
+		return 0
 	}
+	before := count()
+	conn := d.hello(t, b)
+	await(t, "a good hello is parked", callWait, func() bool { return count() > before })
 	return conn
 }
 
@@ -161,7 +198,7 @@ func TestA31_Data(t *testing.T) {
 		return tunnel.AppendDataHello(nil, tunnel.DataHello{Tunnel: id, Counter: counter}, k)
 	}
 	good := hello(one.tunnel, 1, one.key)
-	d.parked(t, good)
+	d.parked(t, one, good)
 	flipped := bytes.Clone(hello(one.tunnel, 2, one.key))
 	flipped[61] ^= 1
 	counter := bytes.Clone(hello(one.tunnel, 3, one.key))
@@ -175,7 +212,7 @@ func TestA31_Data(t *testing.T) {
 	} {
 		d.refused(t, name, bad)
 	}
-	conn := d.parked(t, hello(one.tunnel, 5000, one.key))
+	conn := d.parked(t, one, hello(one.tunnel, 5000, one.key))
 	d.refused(t, "from far behind the window", hello(one.tunnel, 3000, one.key))
 	conn.Write([]byte{1})
 	if _, _, err := untilClosed(conn, callWait); err != nil {
