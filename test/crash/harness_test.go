@@ -167,6 +167,9 @@ type cluster struct {
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
+	if _, err := binary(); err != nil { // before there are ports: it may take longer than they are kept
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "sp") // short, for Unix sockets
 	if err != nil {
 		t.Fatal(err)

@@ -61,9 +61,10 @@ func (c *cluster) changesUntilKilled(b *book, i int) int {
 	c.t.Helper()
 	admin, done := c.admin()
 	defer done()
-	const most = 500 // calls, without that the point is reached
+	const most = 500 // calls that it answers, without that the point is reached
 	all := makers(admin)
-	for range most {
+	deadline := time.Now().Add(patience) // for its start
+	for answered := 0; answered < most && time.Now().Before(deadline); {
 		m := all[i%len(all)]
 		name := fmt.Sprintf("point-%s-%d", m.kind, i)
 		i++
@@ -72,10 +73,11 @@ func (c *cluster) changesUntilKilled(b *book, i int) int {
 			if killed(c.proc["auth"]) {
 				return i
 			}
-			rest(context.Background()) // it is starting
+			rest(context.Background()) // it is starting, or has just been killed
 			continue
 		}
 		b.set(m.kind, name, made)
+		answered, deadline = answered+1, time.Now().Add(patience)
 	}
 	c.t.Errorf("auth was not killed")
 	c.proc["auth"].kill()

@@ -15,6 +15,7 @@ import (
 // once, does not come back by the certificate that it still has, and leaves its
 // name to the next; a gateway that is removed carries nothing any more.
 func TestHostRemoved(t *testing.T) {
+	const atOnce = 30 * time.Second // on a busy machine: else all would go on until the certificates end
 	p := newPerson(t)
 	c := startCluster(t, p, func(*cluster) string { return "  ssh: {enabled: true}\n" }, func(c *cluster) string { return c.gateway })
 	c.user(p, "ann")
@@ -28,10 +29,10 @@ func TestHostRemoved(t *testing.T) {
 	if !strings.Contains(out, "agent "+old) || !strings.Contains(out, "Free names: node/"+node) {
 		t.Errorf("said %q", out)
 	}
-	if took := session.end(t); took > 10*time.Second {
+	if took := session.end(t); took > atOnce {
 		t.Errorf("the session went on for %s", took)
 	}
-	await(t, "the gateway has ended its tunnel", 10*time.Second, func() bool { return len(c.tunnels(p).Tunnels) == 0 })
+	await(t, "the gateway has ended its tunnel", atOnce, func() bool { return len(c.tunnels(p).Tunnels) == 0 })
 	p.refused(1, []string{"ERROR"}, "sally", "ssh", login(t)+"@"+node, "true")
 	if out := c.admin(p, "nodes", "ls", "--all", "-f", "json"); strings.Contains(out, old) {
 		t.Errorf("still listed: %s", out)
@@ -62,7 +63,7 @@ func TestHostRemoved(t *testing.T) {
 
 	gateway := c.host(p, "gateway")
 	c.admin(p, "nodes", "rm", "--force", gateway)
-	await(t, "no agent keeps a tunnel to a gateway that was removed", 10*time.Second, func() bool { return len(c.tunnels(p).Tunnels) == 0 })
+	await(t, "no agent keeps a tunnel to a gateway that was removed", atOnce, func() bool { return len(c.tunnels(p).Tunnels) == 0 })
 	file := c.write("password", clusterPassword+"\n")
 	if r := p.try("", "sally", "login", "--force", "--proxy="+c.gateway, "--ca-pin="+c.pin, "--user=ann", "--password-file="+file); r.code == 0 {
 		t.Error("a gateway that was removed lets people in")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,8 +35,11 @@ const (
 	clusterPassword = "a long enough password" // of its users
 )
 
+// freePort returns an address for a program that is started soon. What takes longer
+// than the port is kept is done before: the programs are built.
 func freePort(t testing.TB) string {
 	t.Helper()
+	program(t, "sallyport")
 	address, err := port.Reserve()
 	if err != nil {
 		t.Fatal(err)
@@ -230,11 +234,12 @@ type recorded struct {
 	mu       sync.Mutex
 	out, in  bytes.Buffer // from the dialer, and to it
 	finished sync.WaitGroup
+	done     chan struct{} // both directions have ended
 }
 
-func record(t testing.TB, listen, target string) *recorder {
+func record(t testing.TB, target string) *recorder {
 	t.Helper()
-	l, err := net.Listen("tcp", listen)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +264,8 @@ func (r *recorder) carry(from net.Conn) {
 		return
 	}
 	defer to.Close()
-	rec := &recorded{}
+	rec := &recorded{done: make(chan struct{})}
+	defer close(rec.done)
 	r.mu.Lock()
 	r.conns = append(r.conns, rec)
 	r.mu.Unlock()
@@ -294,10 +300,24 @@ func (rec *recorded) bytes() (out, in []byte) {
 	return bytes.Clone(rec.out.Bytes()), bytes.Clone(rec.in.Bytes())
 }
 
-func (r *recorder) all() []*recorded {
+// find returns the last connection of a kind, once it has ended: who has heard all
+// of it at one end may be ahead of what passes here.
+func (r *recorder) find(t *testing.T, what string, is func(out, in []byte) bool) *recorded {
+	t.Helper()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]*recorded(nil), r.conns...)
+	all := slices.Clone(r.conns)
+	r.mu.Unlock()
+	slices.Reverse(all)
+	i := slices.IndexFunc(all, func(rec *recorded) bool { return is(rec.bytes()) })
+	if i < 0 {
+		t.Fatalf("%s was not recorded", what)
+	}
+	select {
+	case <-all[i].done:
+	case <-time.After(upWait):
+		t.Fatalf("%s does not end", what)
+	}
+	return all[i]
 }
 
 // TestGatewayEndsNothing compares what a client sends to the gateway with what
@@ -305,7 +325,6 @@ func (r *recorder) all() []*recorded {
 // in both directions. The agent listens on no port.
 func TestGatewayEndsNothing(t *testing.T) {
 	p := newPerson(t)
-	tunnel := freePort(t)
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -327,14 +346,14 @@ func TestGatewayEndsNothing(t *testing.T) {
 	c := startCluster(t, p, func(c *cluster) string {
 		return fmt.Sprintf("  tcp: [{name: echo, address: %q}]\n", echo.Addr())
 	}, func(c *cluster) string {
-		toAgent = record(t, tunnel, c.gateway)
-		return tunnel
+		toAgent = record(t, c.gateway)
+		return toAgent.listener.Addr().String()
 	})
 	c.user(p, "ann")
 	c.online(p, "tcp")
 
 	// The client's side is recorded too: sally goes by the recorder's port.
-	toGateway := record(t, "127.0.0.1:0", c.gateway)
+	toGateway := record(t, c.gateway)
 	moved := newPerson(t)
 	p.moveTo(moved, toGateway.listener.Addr().String())
 	secret := "in nobody's sight " + strings.Repeat("0123456789", 5000)
@@ -342,39 +361,29 @@ func TestGatewayEndsNothing(t *testing.T) {
 		t.Fatalf("echo: %d bytes, exit %d: %s", len(r.stdout), r.code, r.stderr)
 	}
 
-	var sent, got []byte // what the client sent and got, of the resource's connection
-	for _, rec := range toGateway.all() {
-		if out, in := rec.bytes(); bytes.Contains(out, []byte("echo.tcp."+clusterName)) {
-			sent, got = out, in
-		}
-	}
+	client := toGateway.find(t, "the client's TLS", func(out, _ []byte) bool {
+		return bytes.Contains(out, []byte("echo.tcp."+clusterName))
+	})
+	sent, got := client.bytes() // what the client sent and got
 	if len(sent) < len(secret) || sent[0] != 0x16 || sent[1] != 0x03 {
 		t.Fatalf("the client's TLS was not recorded: %d bytes", len(sent))
 	}
-	found := false
-	for _, rec := range toAgent.all() {
-		out, in := rec.bytes()
-		if !bytes.HasPrefix(out, []byte("SLYP")) || !bytes.Contains(in, sent[:64]) {
-			continue
-		}
-		found = true
-		at := bytes.Index(in, sent[:64])
-		if at > 1024 {
-			t.Errorf("%d bytes before the client's hello: more than an open frame", at)
-		}
-		if !bytes.Equal(in[at:], sent) {
-			t.Errorf("the agent got %d bytes, the client sent %d", len(in)-at, len(sent))
-		}
-		const hello = 62
-		if !bytes.Equal(out[hello:], got) {
-			t.Errorf("the agent sent %d bytes, the client got %d", len(out)-hello, len(got))
-		}
-		if bytes.Contains(in, []byte(secret[:32])) || bytes.Contains(out, []byte(secret[:32])) {
-			t.Error("the payload is in clear")
-		}
+	out, in := toAgent.find(t, "a data connection with the client's hello", func(out, in []byte) bool {
+		return bytes.HasPrefix(out, []byte("SLYP")) && bytes.Contains(in, sent[:64])
+	}).bytes()
+	at := bytes.Index(in, sent[:64])
+	if at > 1024 {
+		t.Errorf("%d bytes before the client's hello: more than an open frame", at)
 	}
-	if !found {
-		t.Error("no data connection carried the client's hello")
+	if !bytes.Equal(in[at:], sent) {
+		t.Errorf("the agent got %d bytes, the client sent %d", len(in)-at, len(sent))
+	}
+	const hello = 62
+	if !bytes.Equal(out[hello:], got) {
+		t.Errorf("the agent sent %d bytes, the client got %d", len(out)-hello, len(got))
+	}
+	if bytes.Contains(in, []byte(secret[:32])) || bytes.Contains(out, []byte(secret[:32])) {
+		t.Error("the payload is in clear")
 	}
 	if ports := listening(t, c.proc["agent"].cmd.Process.Pid); len(ports) != 0 {
 		t.Errorf("the agent listens: %v", ports)

@@ -117,8 +117,11 @@ func write(t testing.TB, path, text string) string {
 	return path
 }
 
+// freePort returns an address for a program that is started soon. What takes longer
+// than the port is kept is done before: the programs are built.
 func freePort(t testing.TB) string {
 	t.Helper()
+	program(t, "sallyport")
 	address, err := port.Reserve()
 	if err != nil {
 		t.Fatal(err)
