@@ -85,7 +85,12 @@ type proc struct {
 	done chan struct{}
 }
 
-const startWait = 90 * time.Second
+// startWait is for all of it, on a machine that has much else to do; one answer may
+// take askWait.
+const (
+	startWait = 5 * time.Minute
+	askWait   = 30 * time.Second
+)
 
 // Start brings a cluster up in dir, which must be empty; files are applied to
 // kwok's configuration and manifests to the API server.
@@ -288,9 +293,13 @@ func (c *Cluster) startKwok(ctx context.Context, documents string) error {
 func (c *Cluster) await(ctx context.Context, target string, p *proc) error {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // is it there: no more is asked
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 2 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: askWait}
 	for {
-		resp, err := client.Get(target)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
 		if err == nil {
 			io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()

@@ -252,6 +252,10 @@ func (s *Server) Stop() {
 	})
 }
 
+// insist is how long the server may take to obey a signal before it gets a harder
+// one; the machine may be busy.
+const insist = 30 * time.Second
+
 func (s *Server) end(sig syscall.Signal) {
 	for _, sig := range []syscall.Signal{sig, syscall.SIGQUIT, syscall.SIGKILL} {
 		select {
@@ -263,9 +267,10 @@ func (s *Server) end(sig syscall.Signal) {
 		select {
 		case <-s.done:
 			return
-		case <-time.After(10 * time.Second):
+		case <-time.After(insist):
 		}
 	}
+	<-s.done
 }
 
 func (s *Server) remove() {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -42,14 +44,18 @@ func TestStartFails(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
 	if os.Getuid() == 0 { // the server is another user and must get there
-		os.Chmod(dir, 0o755)
+		for _, d := range []string{dir, filepath.Dir(dir)} {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	_, err := postgres.Start("", postgres.Options{Settings: []string{"no_such_setting = 1"}})
 	if errors.Is(err, postgres.ErrMissing) {
 		peers.Missing(t, "postgres")
 	}
-	if err == nil {
-		t.Fatal("no error")
+	if err == nil || !strings.Contains(err.Error(), "no_such_setting") {
+		t.Fatalf("it does not say why: %v", err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left %v", left)
