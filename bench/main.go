@@ -51,7 +51,7 @@ type options struct {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()
 	if isRole(os.Args) {
 		if err := play(ctx, os.Args[1:]); err != nil {
@@ -82,6 +82,17 @@ func main() {
 		fmt.Fprintln(os.Stderr, "ERROR: "+err.Error())
 		os.Exit(1)
 	}
+}
+
+// endings are the signals at which a run ends in order: what it has set on this
+// machine is put back, and what it has started is stopped. A terminal that is closed
+// is one of them, but for who asked that it be none (nohup).
+func endings() []os.Signal {
+	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		all = append(all, syscall.SIGHUP)
+	}
+	return all
 }
 
 // bench measures, unless only the report is wanted, and writes the report. A

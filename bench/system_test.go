@@ -2,8 +2,11 @@ package main
 
 import (
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -37,6 +40,21 @@ func TestPrepareSystem(t *testing.T) {
 		if b, _ := os.ReadFile(filepath.Join(root, w[0])); string(b) != "1 2" {
 			t.Errorf("%s is left as %q", w[0], b)
 		}
+	}
+}
+
+// TestEndings: a terminal that was closed ended a run at once, and the machine kept
+// the run's settings.
+func TestEndings(t *testing.T) {
+	if !signal.Ignored(syscall.SIGHUP) {
+		if !slices.Contains(endings(), os.Signal(syscall.SIGHUP)) {
+			t.Error("a run does not end in order when its terminal is closed")
+		}
+		signal.Ignore(syscall.SIGHUP)
+		defer signal.Reset(syscall.SIGHUP)
+	}
+	if slices.Contains(endings(), os.Signal(syscall.SIGHUP)) {
+		t.Error("a run under nohup ends with its terminal")
 	}
 }
 
