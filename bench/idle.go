@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -54,8 +55,9 @@ func (w *world) idleSSHD(ctx context.Context, z sizes) (Sample, error) {
 	return idle(ctx, w.straight(), z, func() (memory, error) { return memoryWithChildren(w.sshd.process.pid(), "sshd") })
 }
 
-// memoryWithChildren is a process's memory with that of its descendants of the
-// same name: the shells and what runs in them are not counted.
+// memoryWithChildren is a process's memory with that of its descendants whose names
+// begin like its own: the shells and what runs in them are not counted. From OpenSSH
+// 9.8 on a connection's process is sshd-session.
 func memoryWithChildren(pid int, name string) (memory, error) {
 	sum, err := memoryOf(pid)
 	if err != nil {
@@ -66,7 +68,7 @@ func memoryWithChildren(pid int, name string) (memory, error) {
 		return sum, err
 	}
 	for _, s := range below {
-		if s.comm != name {
+		if !strings.HasPrefix(s.comm, name) {
 			continue
 		}
 		m, err := memoryOf(s.pid)
