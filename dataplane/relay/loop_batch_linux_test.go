@@ -283,6 +283,9 @@ func TestBatchedRelays(t *testing.T) {
 		peers[i].peer.CloseWrite()
 		peers[i+1].peer.CloseWrite()
 	}
+	for _, p := range peers {
+		awaitReadable(t, p.fd) // the end is there
+	}
 	h.Release()
 	for range many {
 		if e := wait(t, ended, "the end of a relay"); e.why != EndedClosed {

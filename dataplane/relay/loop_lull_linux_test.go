@@ -119,6 +119,7 @@ func TestSpinPolls(t *testing.T) {
 		if _, err := io.WriteString(r.left, "ping"); err != nil {
 			t.Error(err)
 		}
+		awaitReadable(t, int(r.relay.a.fd))
 		if !r.relay.a.poll() || l.stores.turn.answer != &r.relay.b {
 			t.Errorf("after a message to b: %+v", l.stores.turn)
 		}
@@ -126,6 +127,7 @@ func TestSpinPolls(t *testing.T) {
 		if _, err := io.WriteString(r.right, "pong"); err != nil {
 			t.Error(err)
 		}
+		awaitReadable(t, int(r.relay.b.fd))
 		n := l.spin(&r.relay.b)
 		if did := l.stores.turn; !did.polled || did.copied != 1 || did.answer != &r.relay.a {
 			t.Errorf("%d events and %+v of an answer", n, did)
@@ -160,6 +162,7 @@ func TestSpinFindsEnd(t *testing.T) {
 				if err := c.end(r.right); err != nil {
 					t.Error(err)
 				}
+				awaitReadable(t, int(r.relay.b.fd))
 				n := l.spin(&r.relay.b)
 				if !l.stores.turn.polled {
 					t.Error("no round follows")
@@ -193,6 +196,7 @@ func TestPollLeaves(t *testing.T) {
 				if _, err := io.WriteString(r.left, "x"); err != nil {
 					t.Error(err)
 				}
+				awaitReadable(t, int(r.relay.a.fd))
 				c.end(r.relay)
 				if r.relay.a.poll() {
 					t.Error("it was read from")

@@ -51,7 +51,7 @@ func noLeak(t *testing.T) {
 	k.peer.Close()
 	fds := openDescriptors(t)
 	t.Cleanup(func() {
-		deadline := time.Now().Add(patience / 4)
+		deadline := time.Now().Add(patience)
 		for openDescriptors(t) > fds {
 			if time.Now().After(deadline) {
 				t.Errorf("%d descriptors open at the end, %d at the start", openDescriptors(t), fds)
