@@ -866,11 +866,15 @@ func TestAuthSilent(t *testing.T) {
 	r.set(func() { r.silent = true })
 	r.now.Add(int64(30 * time.Second))
 	for range 3 {
-		began := time.Now()
-		if resp, body := r.ask(c, "GET", wiki+"/", with(session)); resp.StatusCode != http.StatusOK {
-			t.Errorf("with a good certificate: %s %q", resp.Status, body)
+		took := askTimeout
+		for tries := 0; tries < 5 && took > askTimeout/2; tries++ { // the machine may do something else meanwhile
+			began := time.Now()
+			if resp, body := r.ask(c, "GET", wiki+"/", with(session)); resp.StatusCode != http.StatusOK {
+				t.Errorf("with a good certificate: %s %q", resp.Status, body)
+			}
+			took = time.Since(began)
 		}
-		if took := time.Since(began); took > askTimeout/2 {
+		if took > askTimeout/2 {
 			t.Errorf("a request waited for %v", took)
 		}
 	}
