@@ -43,6 +43,7 @@ func startEndToEnd(t *testing.T, loops []relay.Loop) *rig {
 func newHub(loops []relay.Loop) *tunnel.Hub {
 	return tunnel.NewHub(tunnel.HubConfig{
 		GatewayID: e2eGateway, Cluster: cluster, Loops: loops,
+		Bounds: tunnel.Bounds{LeaseWait: patience, DeadAfter: patience}, // however busy the machine
 		Verify: func([]byte, string) (tunnel.Assignment, error) {
 			return tunnel.Assignment{Revision: 1, Resources: []sallyport.Resource{{Kind: sallyport.KindDatabase, Name: "orders"}}}, nil
 		},
