@@ -122,10 +122,7 @@ func TestSilentProxied(t *testing.T) {
 			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 			silently(c, true, b.Addr().String())
 		})
-		release := stop(loops) // so that its line is there when the connection is accepted
-		proxied := r.say(proxyLine)
-		release()
-		greeted(t, proxied)
+		greeted(t, r.saysAtOnce(loops, proxyLine))
 		if got := <-from; got != "192.0.2.7:4711" {
 			t.Errorf("the server was told %s", got)
 		}
