@@ -160,7 +160,7 @@ func TestEndedEarly(t *testing.T) {
 // who says at once what he wants is served meanwhile.
 func TestA140_Flood(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
-		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{WaitingSource: 8, SourceRate: 1e6} })
+		r := newRig(t, loops, func(c *Config) { c.Bounds.WaitingSource = 8 })
 		var silent []net.Conn
 		for range 8 {
 			silent = append(silent, r.dial())
@@ -206,7 +206,7 @@ func TestA140_Flood(t *testing.T) {
 // TestA141_HalfHellos: the place of one that goes is free for the next.
 func TestA141_HalfHellos(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
-		r := newRig(t, loops, func(c *Config) { c.Bounds = Bounds{WaitingSource: 4, SourceRate: 1e6} })
+		r := newRig(t, loops, func(c *Config) { c.Bounds.WaitingSource = 4 })
 		for range 20 {
 			var all []net.Conn
 			for range 4 {

@@ -1021,7 +1021,7 @@ func TestMoveStreams(t *testing.T) {
 func TestMoveIdle(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
 		w := newWays(t, loops)
-		w.cfg.Idle = 50 * time.Millisecond
+		w.cfg.Idle, w.cfg.Bounds.Stage = 50*time.Millisecond, DefaultStage // the server says nothing for as long
 		w.moves(newLoops(t, relay.NewDefault, 2), nil)
 		client := w.say(w.static)
 		far, err := w.backend.Accept()

@@ -149,7 +149,7 @@ func TestReloadBounds(t *testing.T) {
 		first, second := r.dial(), r.dial()
 		r.waiting(2)
 		trusted := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-		_, err := r.Reload(t.Context(), Settings{Bounds: Bounds{WaitingSource: 2, SourceRate: 1e6}})
+		_, err := r.Reload(t.Context(), Settings{Bounds: Bounds{Stage: patience, WaitingSource: 2, SourceRate: 1e6}})
 		check(t, err)
 		closes(t, r.dial())
 		r.reaches(outcomeSourceFull, 1)
@@ -591,5 +591,6 @@ func TestStaticCounts(t *testing.T) {
 		check(t, err)
 		eventually(t, "it counts", func() bool { return refused() == uint64(i+1) })
 		client.Close()
+		r.waiting(0) // or it would be taken for the next one
 	}
 }

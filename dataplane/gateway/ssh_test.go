@@ -19,7 +19,7 @@ func TestSSH(t *testing.T) {
 		got := make(chan Stranger)
 		next := make(chan struct{})
 		r := newRig(t, loops, func(c *Config) {
-			c.Bounds = Bounds{WaitingSource: 2, SourceRate: 1e6}
+			c.Bounds.WaitingSource = 2
 			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 			c.SSH = func(ctx context.Context, conn Stranger) {
 				got <- conn

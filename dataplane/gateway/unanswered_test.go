@@ -76,6 +76,7 @@ func TestServerThatTakesItsTime(t *testing.T) {
 			_, _ = conn.Write(got)
 		})
 		r := newRig(t, loops, func(c *Config) {
+			c.Bounds.Stage = DefaultStage // the server takes more
 			c.Static = []StaticRoute{{Match: alpn.Match{SNI: []string{"shop.example.com"}}, Upstreams: []string{b.Addr().String()}}}
 		})
 		conn := r.say(hello)
