@@ -167,31 +167,14 @@ func TestCanaryPoints(t *testing.T) {
 	g.finished()
 }
 
-// TestCanaryOldPoints: the old process fails at each of its steps, one after the
-// other, or is slow there.
+// TestCanaryOldPoints: the old process fails at each of its steps, or is slow there.
+// Each case has a process of its own: one canary comes to several of the points.
 func TestCanaryOldPoints(t *testing.T) {
 	t.Parallel() // it waits more than it works
-	var plan []string
 	cases := casesOf(t, []string{"canary.old."}, map[string]string{"canary.old.start": "error", "canary.old.meet": "error", "canary.old.pass": "error", "canary.old.return": "error"})
 	cases = slices.DeleteFunc(cases, func(c canaryCase) bool { return c.way == "panic" })
 	for _, c := range cases {
-		if c.way == "error" {
-			plan = append(plan, c.plan())
-		}
-	}
-	g := startTriedAt(t, 0, "SALLYPORT_FAILPOINTS="+strings.Join(plan, ";"))
-	for _, c := range cases {
-		if c.way == "error" {
-			t.Run(c.point, func(t *testing.T) {
-				defer g.in(t)()
-				g.tries(c)
-			})
-		}
-	}
-	g.finished()
-	slow := slices.DeleteFunc(slices.Clone(cases), func(c canaryCase) bool { return c.way != "sleep" })
-	for _, c := range slow {
-		t.Run(c.point+"=sleep", func(t *testing.T) {
+		t.Run(c.point+"="+c.way, func(t *testing.T) {
 			g := startTriedAt(t, 0, "SALLYPORT_FAILPOINTS="+c.plan())
 			g.tries(c)
 			g.finished()
