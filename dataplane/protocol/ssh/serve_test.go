@@ -245,6 +245,8 @@ func TestTerminal(t *testing.T) {
 	if err := s.WindowChange(40, 132); err != nil {
 		t.Fatal(err)
 	}
+	// What is typed is another stream, which may overtake it.
+	eventually(t, "the resize event", func() bool { return len(h.gate.named("resize")) == 1 })
 	if _, err := io.WriteString(in, "typed\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +271,6 @@ func TestTerminal(t *testing.T) {
 	if lines[7] != "40 132" || lines[8] != "typed" {
 		t.Errorf("after the change: %q", lines[7:])
 	}
-	eventually(t, "the resize event", func() bool { return len(h.gate.named("resize")) == 1 })
 	if e := h.gate.named("resize")[0]; e.Code != "T2002I" || e.Fields["size"] != "132:40" {
 		t.Errorf("resize event %+v", e)
 	}
