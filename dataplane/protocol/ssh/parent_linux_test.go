@@ -40,7 +40,7 @@ func TestThreadsEnd(t *testing.T) {
 		p = startAs(t, &from, "exec sleep 300")
 	})
 	defer p.hangUp()
-	for end := time.Now().Add(20 * time.Second); !errors.Is(unix.Tgkill(os.Getpid(), tid, 0), unix.ESRCH); {
+	for end := time.Now().Add(deadline); !errors.Is(unix.Tgkill(os.Getpid(), tid, 0), unix.ESRCH); {
 		if time.Now().After(end) {
 			t.Fatal("the thread did not end")
 		}
@@ -148,7 +148,7 @@ func TestF1_KilledAgent(t *testing.T) {
 	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		n, err := unix.Poll(poll, 30_000)
+		n, err := unix.Poll(poll, int(deadline.Milliseconds()))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
