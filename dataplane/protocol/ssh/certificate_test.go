@@ -320,6 +320,7 @@ func ecdsaKey(curve elliptic.Curve) func(*testing.T) ssh.Signer {
 
 func certCases(login string) []certCase {
 	now := uint64(time.Now().Unix())
+	const soon = 60 * 60 // seconds: all cases are tried before, also on a busy machine
 	other := func(d *differential) ssh.Signer { return d.foreign }
 	options := func(kv ...string) func(*ssh.Certificate) {
 		return func(c *ssh.Certificate) {
@@ -379,14 +380,14 @@ func certCases(login string) []certCase {
 		// Time.
 		{name: "expired", change: times(now-100, now-1)},
 		{name: "expires now", change: times(now-100, now)},
-		{name: "not yet valid", change: times(now+1000, now+2000)},
-		{name: "before after", change: times(now+100, now-100)},
+		{name: "not yet valid", change: times(now+soon, now+2*soon)},
+		{name: "before after", change: times(now+soon, now-100)},
 		{name: "zero to zero", change: times(0, 0)},
-		{name: "from the beginning", want: true, change: times(0, now+100)},
+		{name: "from the beginning", want: true, change: times(0, now+soon)},
 		{name: "forever", change: times(0, ssh.CertTimeInfinity)},
 		{name: "forever by ssh-keygen", keygen: []string{"-n", login, "-V", "always:forever"}},
 		{name: "almost forever", change: times(0, ssh.CertTimeInfinity-1)},
-		{name: "sign bit in after", change: times(1<<63, now+100)},
+		{name: "sign bit in after", change: times(1<<63, now+soon)},
 		{name: "sign bit in before", change: times(0, 1<<63)},
 		{name: "expired by ssh-keygen", keygen: []string{"-n", login, "-V", "-2h:-1h"}},
 
