@@ -56,7 +56,7 @@ func newGate(t testing.TB, change func(*gate)) *gate {
 		Cluster: cluster, GatewayID: "0d1e5f57-4c58-4a33-9d6d-1f5b7f5b0001", Events: g,
 		HostSigner: func() (ssh.Signer, error) { return host, nil },
 		UserCAs:    func() ([][]byte, error) { return [][]byte{g.userCA.PublicKey().Marshal()}, nil },
-		Admit:      g.admit, Changed: g.change, Reach: g.reach,
+		Admit:      g.admit, Changed: g.change, Reach: g.reach, HandshakeTimeout: deadline,
 	}
 	if change != nil {
 		change(g)
