@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/sallyport/sallyport/dataplane/session"
 )
@@ -17,7 +16,6 @@ import (
 const (
 	aheadMost   = 8
 	aheadWasted = 10 // in a row
-	aheadWait   = 3 * time.Second
 )
 
 // ahead counts connections that are made before a client is known, and keeps the
@@ -88,7 +86,7 @@ func (s *Server) meet(ctx context.Context, c *session.Candidate) *met {
 	m := &met{ahead: &s.ahead}
 	if c.Refusal == nil && s.ahead.take() {
 		m.taken = true
-		ctx, cancel := context.WithTimeout(ctx, aheadWait)
+		ctx, cancel := context.WithTimeout(ctx, s.Bounds.withDefaults().Ahead)
 		defer cancel()
 		if conn, g, err := s.reach(ctx); err == nil {
 			m.conn, m.greeting = conn, g

@@ -101,7 +101,7 @@ func newRig(t testing.TB, change ...func(*rig)) *rig {
 		Certificate: func(_ context.Context, _, user string) (*tls.Certificate, error) {
 			return new(dbtest.DBCA.Pair(user)), nil
 		},
-		Bounds: Bounds{Farewell: unhurried},
+		Bounds: Bounds{Ahead: patience, Startup: patience, Farewell: unhurried},
 	}
 	r.Door = &dbtest.Door{Protocol: "mysql", ALPN: "sallyport-db/1", Gate: r.gate, Serve: r.server.Serve}
 	for _, f := range change {

@@ -42,6 +42,7 @@ type Server struct {
 
 // Bounds limit what one client can use. A zero field means the default.
 type Bounds struct {
+	Ahead     time.Duration // from the dial to the server's greeting, which the client waits for; 3 s
 	Startup   time.Duration // for the client's login; 10 s
 	Connect   time.Duration // from the dial to the server's OK; 15 s
 	Linger    time.Duration // for the server after the client has ended its half; 30 s
@@ -51,6 +52,7 @@ type Bounds struct {
 }
 
 func (b Bounds) withDefaults() Bounds {
+	set(&b.Ahead, 3*time.Second)
 	set(&b.Startup, 10*time.Second)
 	set(&b.Connect, 15*time.Second)
 	set(&b.Linger, 30*time.Second)
