@@ -222,6 +222,7 @@ func TestFileThatTheServerEnds(t *testing.T) {
 	for p := range got {
 		t.Errorf("the server got %q", p)
 	}
+	c.Close()
 	if err := r.Result(); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Error(err)
 	}

@@ -506,6 +506,7 @@ func TestLock(t *testing.T) {
 		t.Fatal("still there")
 	}
 	until(t, watcher, 0, running)
+	conn.Close()
 	if err := r.Result(); !errors.Is(err, sallyport.ErrDenied) {
 		t.Error(err)
 	}
@@ -542,6 +543,7 @@ func TestLockWithinABatch(t *testing.T) {
 				t.Error(text)
 			}
 			until(t, watcher, 0, running)
+			c.Close()
 			r.Result()
 			res, err := conn.Execute("select count(*) from batch")
 			if err != nil {
