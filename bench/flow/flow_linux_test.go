@@ -2,10 +2,13 @@ package flow
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/tools/peers/port"
 )
@@ -212,12 +215,20 @@ func TestRunEndsWithItsContext(t *testing.T) {
 }
 
 func TestRunSaysWhoIsNotThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// Nobody listens there, and nobody else gets the port meanwhile.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 	_, err = Run(t.Context(), Job{Kind: Up, Conns: 1, Window: time.Second, To: Backends{Sink: addr}}, &still{})
 	if err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("%v", err)
