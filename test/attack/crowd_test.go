@@ -229,7 +229,7 @@ func TestA143_LoginFlood(t *testing.T) {
 	dir := filepath.Join(d.data, "auth", "audit")
 	_, tlsPub, _, sshPub := newKeys(t)
 	hc := &http.Client{Timeout: callWait, Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 12, 0, 1)}}).DialContext}}
+		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 14, 0, 1)}}).DialContext}}
 	defer hc.CloseIdleConnections()
 	c := sallyportv1connect.NewPublicServiceClient(hc, "https://"+d.Proxy)
 	before, began := size(t, dir), time.Now()

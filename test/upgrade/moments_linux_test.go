@@ -68,7 +68,7 @@ func TestCanaryBackComingBack(t *testing.T) {
 // passed it on, and the service went on for ever.
 func TestEndAtCommit(t *testing.T) {
 	t.Parallel() // it waits more than it works
-	g := startTriedAt(t, 0, "SALLYPORT_FAILPOINTS=handover.old.leave=sleep:5s")
+	g := startTriedAt(t, 0, "SALLYPORT_FAILPOINTS=handover.old.leave=sleep:15s")
 	old := g.pid()
 	told := make(chan struct{})
 	ctx, cancel := context.WithTimeout(context.Background(), runWait)
