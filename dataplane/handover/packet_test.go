@@ -2,6 +2,7 @@ package handover
 
 import (
 	"bytes"
+	"math"
 	"runtime"
 	"strings"
 	"testing"
@@ -81,14 +82,20 @@ func TestUnknownFields(t *testing.T) {
 // TestBodiesInPlace: a batch takes no more memory than it came in.
 func TestBodiesInPlace(t *testing.T) {
 	b := encoded(t, &handoverv1.Packet{Batch: 1, Records: []*handoverv1.Packet_Record{record("a", MaxBody/2, 0), record("b", MaxBody/4, 0)}})
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	p, err := decodePacket(b, 0)
-	runtime.ReadMemStats(&after)
+	var p *handoverv1.Packet
+	var err error
+	got := uint64(math.MaxUint64)
+	for range 10 { // what others allocate meanwhile counts, too
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		p, err = decodePacket(b, 0)
+		runtime.ReadMemStats(&after)
+		got = min(got, after.TotalAlloc-before.TotalAlloc)
+	}
 	if err != nil || len(p.Records) != 2 || len(p.Records[1].Body) != MaxBody/4 {
 		t.Fatalf("%d records, %v", len(p.GetRecords()), err)
 	}
-	if got := after.TotalAlloc - before.TotalAlloc; got > MaxBody/4 {
+	if got > MaxBody/4 {
 		t.Errorf("%d bytes to read a packet of %d", got, len(b))
 	}
 	if r := p.Records[0]; cap(r.Body) != len(r.Body) {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -58,14 +59,18 @@ func (nullHandler) Ready(Readiness) {}
 func TestWatchesGrow(t *testing.T) {
 	const descriptors = 4000
 	const most = 32 * descriptors // bytes: a watch has 24, a place 4
-	var before, after runtime.MemStats
-	var w watches
-	runtime.ReadMemStats(&before)
-	for fd := range descriptors {
-		w.add(fd)
+	got := uint64(math.MaxUint64)
+	for range 10 { // what others allocate meanwhile counts, too
+		var before, after runtime.MemStats
+		var w watches
+		runtime.ReadMemStats(&before)
+		for fd := range descriptors {
+			w.add(fd)
+		}
+		runtime.ReadMemStats(&after)
+		got = min(got, after.TotalAlloc-before.TotalAlloc)
 	}
-	runtime.ReadMemStats(&after)
-	if got := after.TotalAlloc - before.TotalAlloc; got > most {
+	if got > most {
 		t.Errorf("%d bytes for %d descriptors, want %d at most", got, descriptors, most)
 	}
 }
