@@ -319,9 +319,7 @@ func TestAgentUpgrades(t *testing.T) {
 			}
 		}
 	}
-	if n := len(h.node.gateway.hub.Status().Tunnels); n != 1 {
-		t.Errorf("%d tunnels", n)
-	}
+	h.await("one tunnel", func() bool { return len(h.node.gateway.hub.Status().Tunnels) == 1 })
 }
 
 // TestAgentUpgradeLock: a lock ends the sessions of a remnant.
