@@ -28,7 +28,7 @@ func TestConnectThroughHTTPProxy(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		req, err := http.ReadRequest(bufio.NewReader(c))
 		if err != nil {
 			return
@@ -40,7 +40,7 @@ func TestConnectThroughHTTPProxy(t *testing.T) {
 	t.Cleanup(func() { l.Close(); <-done })
 	t.Setenv("HTTPS_PROXY", "http://"+l.Addr().String())
 	t.Setenv("NO_PROXY", "")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := dial.ByEnvironment(ctx, "tcp", "gw.test:443")
 	if err != nil {

@@ -25,7 +25,7 @@ func TestRedisAuth(t *testing.T) {
 		strings.Repeat("x", 2*redisAnswerMax):  "a long answer to AUTH",
 	} {
 		here, there := net.Pipe()
-		here.SetDeadline(time.Now().Add(10 * time.Second))
+		here.SetDeadline(time.Now().Add(time.Minute))
 		said := make(chan string, 1)
 		go func() {
 			defer there.Close()

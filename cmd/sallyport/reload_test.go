@@ -180,7 +180,7 @@ func selfSigned(t *testing.T, life time.Duration, names ...string) tls.Certifica
 // reaches says which backend a name leads to; "" for none.
 func (s *served) reaches(name string) string {
 	s.t.Helper()
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", s.addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Minute}, "tcp", s.addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 	if err != nil {
 		return ""
 	}

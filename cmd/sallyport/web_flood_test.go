@@ -20,7 +20,7 @@ import (
 )
 
 // floodWait is the most that anything here may take.
-const floodWait = 30 * time.Second
+const floodWait = 3 * time.Minute
 
 // entrance is the server of strangers' web connections, on a port.
 type entrance struct {
