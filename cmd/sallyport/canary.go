@@ -533,6 +533,7 @@ func (c *canary) watched(ctx context.Context) decision {
 	end := time.NewTimer(c.watch)
 	defer end.Stop()
 	look := uint64(verdict.FewestToBlame)
+	var quiet silence
 	for {
 		select {
 		case <-ctx.Done():
@@ -546,8 +547,8 @@ func (c *canary) watched(ctx context.Context) decision {
 			return c.judged()
 		case <-tick.C:
 		}
-		if silent := time.Since(time.Unix(0, c.heard.Load())); silent > canarySilence {
-			return decision{by: c.by, problem: fmt.Sprintf("the canary has said nothing for %v", silent.Round(time.Second))}
+		if quiet.lasts(c.heard.Load()) {
+			return decision{by: c.by, problem: fmt.Sprintf("the canary has said nothing for %v", canarySilence)}
 		}
 		// Each doubling is one look, so that there are few that luck could use.
 		s := c.compared()
@@ -558,6 +559,22 @@ func (c *canary) watched(ctx context.Context) decision {
 			}
 		}
 	}
+}
+
+// silence is how long nothing was heard, in ticks that this process was awake for: a
+// machine that stood still for long is no fault of the canary's, and a Ticker does
+// not make up for what it has missed.
+type silence struct {
+	heard int64 // when, the last time
+	ticks int
+}
+
+// lasts counts a tick, and says whether it has been quiet for longer than canarySilence.
+func (s *silence) lasts(heard int64) bool {
+	if s.ticks++; heard != s.heard {
+		s.heard, s.ticks = heard, 0
+	}
+	return s.ticks > int(canarySilence/canaryTick)
 }
 
 // judged is the decision at the end of the watch.

@@ -107,6 +107,25 @@ func TestCanaryHangs(t *testing.T) {
 	}
 }
 
+// TestCanarySilence: a canary has its time to speak, from the last that was heard.
+func TestCanarySilence(t *testing.T) {
+	const most = int(canarySilence / canaryTick)
+	var s silence
+	for _, heard := range []int64{1, 2} {
+		if s.lasts(heard) {
+			t.Error("it has just spoken")
+		}
+		for i := range most {
+			if s.lasts(heard) {
+				t.Errorf("too long after %d ticks", i+1)
+			}
+		}
+	}
+	if !s.lasts(2) {
+		t.Error("one tick more is not too long")
+	}
+}
+
 func TestCanaryLines(t *testing.T) {
 	now := time.Now()
 	s := &canaryStatus{PID: 7, Version: "v2", Share: 0.05, Started: now, Until: now.Add(time.Minute), Phase: phaseWatching, Relays: 1,
