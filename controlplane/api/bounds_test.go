@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -273,13 +274,20 @@ func TestRequestMemory(t *testing.T) {
 		"gateway":              {gateway, presence, ups, connect.CodeInvalidArgument, 24 << 20},
 	} {
 		hc := w.http(t, byAuth(c.cert))
-		r, body := requestOf(t, c.procedure, c.body, true)
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		code := answer(t, hc, r, body)
-		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; code != c.want || took > c.most {
-			t.Errorf("%s: %v and %d bytes of memory for %d", what, code, took, len(body))
+		took := uint64(math.MaxUint64)
+		for try := 0; took > c.most && try < 10; try++ { // what others allocate meanwhile counts, too
+			r, body := requestOf(t, c.procedure, c.body, true)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			code := answer(t, hc, r, body)
+			runtime.ReadMemStats(&after)
+			if code != c.want {
+				t.Errorf("%s: %v", what, code)
+			}
+			took = min(took, after.TotalAlloc-before.TotalAlloc)
+		}
+		if took > c.most {
+			t.Errorf("%s: %d bytes of memory", what, took)
 		}
 	}
 	// What agents do is far below.
