@@ -366,7 +366,10 @@ func TestA75_Held(t *testing.T) {
 	codes := make(chan int)
 	var slow []*io.PipeWriter
 	large := strings.Repeat("x", maxNamed-len(begin)-len(end))
-	for range 6 {
+	for i := range 6 { // there is room for four, which wait for their ends
+		if i == 4 {
+			waitFor(t, "four objects", func() bool { return taken() == heldOfUser }) // six that grow side by side may all be in each other's way
+		}
 		out, in := io.Pipe()
 		slow = append(slow, in)
 		c := r.client("h2")
@@ -376,12 +379,12 @@ func TestA75_Held(t *testing.T) {
 		}()
 		go io.WriteString(in, begin+large)
 	}
-	for range 2 { // of six there is room for four, which wait for their ends
+	for range 2 {
 		if code := <-codes; code != http.StatusTooManyRequests {
 			t.Errorf("%d", code)
 		}
 	}
-	waitFor(t, "four objects", func() bool { return taken() == heldOfUser })
+	waitFor(t, "the four alone", func() bool { return taken() == heldOfUser })
 	res, _ := do(t, r.client("http/1.1"), "POST", path, js, strings.NewReader(begin+end))
 	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
 		t.Errorf("one more: %d %v", res.StatusCode, res.Header)
