@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -301,4 +302,25 @@ func channelRequest(id uint32, name string, reply bool, rest []byte) []byte {
 
 func globalRequest(name string, rest []byte) []byte {
 	return join([]byte{msgGlobalRequest}, str(name), []byte{1}, rest)
+}
+
+// TestA10_ProxyHeader: what comes before a client's version is not passed over, but
+// ends the connection: all that the node has said is its own version.
+func TestA10_ProxyHeader(t *testing.T) {
+	h := newHost(t, nil)
+	conn, err := net.Dial("tcp", h.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(deadline)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "PROXY TCP4 192.0.2.1 192.0.2.2 1 22\r\nSSH-2.0-x\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(conn) // its end may be a reset: there are bytes that nobody has read
+	if _, more, _ := strings.Cut(string(b), "\n"); more != "" || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%q, %v", b, err)
+	}
 }
