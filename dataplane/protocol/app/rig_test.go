@@ -25,6 +25,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
+	"github.com/sallyport/sallyport/test/keepalive"
 	"github.com/sallyport/sallyport/test/leak"
 )
 
@@ -181,24 +182,10 @@ func (r *rig) as(cert tls.Certificate) *rig {
 	return other
 }
 
-// keep makes a client whose requests go one after another on one connection, which
-// net/http's own gives up when a busy machine keeps it from being ready for a moment.
+// keep makes a client whose requests go one after another on one connection.
 func (r *rig) keep() *http.Client {
 	conn := r.dial()
-	return &http.Client{Transport: &kept{conn: conn, in: bufio.NewReader(conn)}}
-}
-
-// kept is an http.RoundTripper for one request at a time.
-type kept struct {
-	conn net.Conn
-	in   *bufio.Reader
-}
-
-func (k *kept) RoundTrip(q *http.Request) (*http.Response, error) {
-	if err := q.Write(k.conn); err != nil {
-		return nil, err
-	}
-	return http.ReadResponse(k.in, q)
+	return keepalive.New(conn)
 }
 
 // client makes requests over connections of its own.

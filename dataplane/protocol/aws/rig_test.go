@@ -1,7 +1,6 @@
 package aws
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -24,6 +23,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
 	"github.com/sallyport/sallyport/dataplane/sigv4"
+	"github.com/sallyport/sallyport/test/keepalive"
 	"github.com/sallyport/sallyport/test/leak"
 )
 
@@ -264,25 +264,11 @@ func tcpPair(t testing.TB) (near, far net.Conn) {
 	return near, far
 }
 
-// keep makes a client whose requests go one after another on one connection, which
-// net/http's own gives up when a busy machine keeps it from being ready for a moment.
+// keep makes a client whose requests go one after another on one connection.
 func (r *rig) keep() *http.Client {
 	conn := r.dial()
 	conn.SetDeadline(time.Now().Add(patience))
-	return &http.Client{Transport: &kept{conn: conn, in: bufio.NewReader(conn)}}
-}
-
-// kept is an http.RoundTripper for one request at a time.
-type kept struct {
-	conn net.Conn
-	in   *bufio.Reader
-}
-
-func (k *kept) RoundTrip(q *http.Request) (*http.Response, error) {
-	if err := q.Write(k.conn); err != nil {
-		return nil, err
-	}
-	return http.ReadResponse(k.in, q)
+	return keepalive.New(conn)
 }
 
 func (r *rig) client() *http.Client {
