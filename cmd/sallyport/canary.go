@@ -224,7 +224,7 @@ func (c *canary) meet(ctx context.Context, role *gatewayRole) error {
 	}
 	place, err := c.enroll()
 	if err != nil {
-		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "the canary cannot be put on record: " + err.Error(), Hint: "see to " + c.node.cfg.DataDir + ", and try again"}
+		return c.unrecorded(err)
 	}
 	defer place.file.Close() // then the lock is the canary's alone, and ends with it
 	if err := c.introduce(ctx, role, place); err != nil {
@@ -236,8 +236,10 @@ func (c *canary) meet(ctx context.Context, role *gatewayRole) error {
 			return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "the canary could not begin: " + failed.GetReason(), Hint: orText(failed.GetHint(), "nothing was changed: the process goes on")}
 		}
 		c.setRoom(0)
-		c.place, err = remnantOf(c.node.cfg.DataDir, c.pid())
-		return err
+		if c.place, err = remnantOf(c.node.cfg.DataDir, c.pid()); err != nil {
+			return c.unrecorded(err)
+		}
+		return nil
 	case <-c.gone:
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the canary has ended before it began: " + c.obituary(), Hint: "nothing was changed: the process goes on"}
 	case <-ctx.Done():
@@ -250,6 +252,10 @@ func (c *canary) meet(ctx context.Context, role *gatewayRole) error {
 func (c *canary) enroll() (*remnantFile, error) {
 	c.node.watched.Store(int64(c.pid()))
 	return openRemnant(c.node.cfg.DataDir, remnantReport{PID: c.pid(), Version: c.version, Since: c.started, Until: c.started.Add(c.watch + c.node.drainTime()), Canary: true})
+}
+
+func (c *canary) unrecorded(err error) error {
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "the canary cannot be put on record: " + err.Error(), Hint: "see to " + c.node.cfg.DataDir + ", and try again"}
 }
 
 // introduce is the first that the canary hears: what is not in its configuration,
