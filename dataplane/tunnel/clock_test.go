@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -282,6 +283,51 @@ func TestA32_AfterUpgrade(t *testing.T) {
 				wantSocketClosed(t, name, c)
 				c.CloseNow()
 			}
+		})
+	}
+}
+
+// TestA32_HalfFrame: a gateway that falls silent at any byte of an open frame has its
+// connection closed within the bound for frames. One that says nothing is kept far
+// longer, and a stream that has begun is under no bound of the tunnel's.
+func TestA32_HalfFrame(t *testing.T) {
+	at := Binding{testID, 3}
+	frame, err := AppendOpenFrame(nil, OpenFrame{ConnectionID: testID, Kind: "tcp", Name: "echo", Client: netip.MustParseAddrPort("192.0.2.1:258")}, at, testKey)
+	check0(t, err)
+	for n := 1; n <= len(frame); n++ {
+		synctest.Test(t, func(t *testing.T) {
+			l := &link{agent: &agent{served: newServed()}, keys: keys{gateway: testKey}, parked: t.Context()}
+			here, there := net.Pipe()
+			defer there.Close()
+			var said time.Time
+			go func() {
+				time.Sleep(parkedFor - time.Second)
+				said = time.Now()
+				_, _ = there.Write(frame[:1])
+				if n > 1 {
+					time.Sleep(frameLimit / 2) // no byte moves the deadline
+					_, _ = there.Write(frame[1:n])
+				}
+			}()
+			f, err := l.park(here, at)
+			d := time.Since(said)
+			if n < len(frame) {
+				if here.Close(); !isTimeout(err) || d != frameLimit {
+					t.Errorf("%d bytes: %v after %v, want a timeout after %v", n, err, d, frameLimit)
+				}
+				return
+			}
+			if err != nil || f.Name != "echo" {
+				t.Fatalf("the frame: %+v, %v", f, err)
+			}
+			go func() {
+				time.Sleep(24 * time.Hour)
+				_, _ = there.Write([]byte("hello"))
+			}()
+			if _, err := io.ReadFull(here, make([]byte, 5)); err != nil {
+				t.Errorf("the stream: %v", err)
+			}
+			here.Close()
 		})
 	}
 }

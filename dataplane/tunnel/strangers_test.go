@@ -255,6 +255,73 @@ func TestPoolForgetsNothing(t *testing.T) {
 	}
 }
 
+// TestPoolRetires: what a crowd has left behind goes the oldest first, an eighth of the
+// pool a second at most, down to what is wanted and no further. No crowd makes more be
+// wanted than the ceiling.
+func TestPoolRetires(t *testing.T) {
+	all := &budget{most: 1000, refused: new(atomic.Uint64)}
+	p := newPool(Bounds{PoolFloor: 4, PoolCeiling: 64}.withDefaults(), all)
+	now := time.Unix(1e9, 0)
+	loop := newScriptLoop(&now)
+	came := uint64(0)
+	come := func(n int) {
+		for range n {
+			came++
+			check0(t, p.accept(came))
+			p.park(&entry{counter: came}, loop)
+			now = now.Add(time.Millisecond)
+		}
+	}
+	bounded := func() {
+		t.Helper()
+		if p.target > p.ceiling || p.short > p.ceiling || p.parked+p.pending > p.ceiling {
+			t.Fatalf("%d wanted, %d missing, %d here or asked for; the ceiling is %d", p.target, p.short, p.parked+p.pending, p.ceiling)
+		}
+	}
+	p.begin()
+	for range 100 { // one after the other: each is served
+		come(p.need())
+		if e, _ := p.claim(loop, true, true); e == nil {
+			t.Fatal("nothing is parked")
+		}
+		p.release(&Lease{holds: true})
+	}
+	p.tick(now)
+	bounded()
+	if p.target != p.ceiling {
+		t.Errorf("%d wanted after 100 a second, want the ceiling", p.target)
+	}
+	for range 400 { // all at once: those who find nothing go away
+		if e, _ := p.claim(loop, true, true); e != nil {
+			p.release(&Lease{holds: true})
+		}
+		bounded()
+	}
+	come(p.need())
+	if p.parked != p.ceiling {
+		t.Fatalf("%d parked, want the ceiling", p.parked)
+	}
+	p.target, p.taken, p.short = p.floor, 0, 0 // nobody comes any more
+	last := uint64(0)
+	for p.parked > p.floor {
+		before := p.parked
+		retired, _ := p.tick(now)
+		if want := min(before-p.floor, max(before/8, 1)); len(retired) != want || p.parked != before-want {
+			t.Fatalf("%d of %d retired, want %d", len(retired), before, want)
+		}
+		for _, e := range retired {
+			if e.counter <= last {
+				t.Errorf("connection %d went after %d", e.counter, last)
+			}
+			last = e.counter
+		}
+		now = now.Add(time.Second)
+	}
+	if retired, _ := p.tick(now); len(retired) != 0 {
+		t.Errorf("%d retired of what is wanted", len(retired))
+	}
+}
+
 // TestPoolAge: a connection is retired before something on the way may have
 // forgotten it, a few at a time, and replaced.
 func TestPoolAge(t *testing.T) {
