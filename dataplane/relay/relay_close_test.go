@@ -5,8 +5,11 @@ package relay
 import (
 	"math/rand/v2"
 	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestRelayHalfClose(t *testing.T) {
@@ -138,6 +141,50 @@ func TestF15_LastBytesBeforeReset(t *testing.T) {
 			}
 		})
 	})
+}
+
+// A reset that is known before the bytes in front of it have moved, more of them than
+// a direction may move at a time, to a peer that takes all at once: none is lost.
+func TestF15_MuchBeforeReset(t *testing.T) {
+	const size = 4 * pumpBudget
+	answer := make([]byte, size)
+	rand.NewChaCha8([32]byte{5}).Read(answer)
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
+			a, b := tcpBuffers(t, 4*size), tcpBuffers(t, 4*size)
+			if n := receiveBuffer(a.fd); n < 2*size {
+				Close(a.fd)
+				Close(b.fd)
+				t.Skipf("a socket's queue may have %d bytes (net.core.rmem_max), %d are needed", n, 2*size)
+			}
+			r := startLinks(t, loops[0], a, b, State{})
+			say(t, far(r), "a question that nobody reads")
+			until(t, "the question's way", func() bool { return len(peekAll(near(r))) > 0 })
+
+			asleep := make(chan struct{}) // the loop, which looks at nothing meanwhile
+			wake := sync.OnceFunc(func() { close(asleep) })
+			defer wake()
+			loops[0].Post(func() { <-asleep })
+			if _, err := near(r).Write(answer); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the answer's way", func() bool { return outstanding(near(r)) == 0 })
+			near(r).Close()
+			wake()
+
+			want(t, far(r), string(answer))
+			wantReset(t, far(r))
+			r.wantEnd(t, EndedReset)
+		})
+	})
+}
+
+func receiveBuffer(fd int) int {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // The other case: an orderly close right after the last byte, and a reader

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"syscall"
 	"testing"
@@ -76,6 +77,56 @@ func TestF15_ResetWaitsForAcknowledgement(t *testing.T) {
 			wantReset(t, far(r))
 			r.wantEnd(t, EndedReset)
 		})
+	})
+}
+
+// The patience with a peer that takes bytes slowly begins anew with each that it takes.
+func TestF15_SlowReaderBeforeReset(t *testing.T) {
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		r := startLinks(t, loops[0], tcpBuffers(t, 512<<10), tcpBuffers(t, 16<<10), State{})
+		answer := make([]byte, 256<<10)
+		rand.NewChaCha8([32]byte{6}).Read(answer)
+		if _, err := r.left.Write(answer); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the answer's way", func() bool { return outstanding(r.left) == 0 })
+		resetPeer(t, r.left)
+		waits := func(f func(p *passing)) {
+			on(t, loops[0], func() {
+				if p := r.relay.passing; p != nil && !r.relay.over {
+					f(p)
+				}
+			})
+		}
+		until(t, "the reset's way", func() (is bool) {
+			waits(func(p *passing) {
+				is = true
+				loops[0].Disarm((*deadline)(r.relay)) // from here on time passes when this says so
+				if p.acked >= r.relay.b.written {
+					t.Errorf("%d of %d bytes are said to have arrived", p.acked, r.relay.b.written)
+				}
+			})
+			return is
+		})
+		read, tried := 0, 0
+		for ; read < len(answer); read += 4 << 10 {
+			want(t, r.right, string(answer[read:read+4<<10]))
+			waits(func(p *passing) {
+				if r.relay.b.acked() == p.acked {
+					return
+				}
+				tried++
+				p.since = time.Now().Add(-2 * resetPatience)
+				(*deadline)(r.relay).Due(time.Now())
+				loops[0].Disarm((*deadline)(r.relay))
+			})
+		}
+		waits(func(*passing) { loops[0].Arm((*deadline)(r.relay), 1) })
+		if tried == 0 {
+			t.Error("no byte was taken while the reset waited: this tests nothing")
+		}
+		wantReset(t, r.right)
+		r.wantEnd(t, EndedReset)
 	})
 }
 
