@@ -65,43 +65,51 @@ func TestNewProcessFails(t *testing.T) {
 	slow := startToy(t, self(t), toyTime+"=400ms") // for those that hang
 	slower := startToy(t, self(t), toyTime+"=10s") // when the machine takes as long to start a program
 	trs := []*traffic{run(y.addr, 4), run(slow.addr, 4), run(slower.addr, 4)}
+	const late = "the new process was not ready within"
+	hangsAt := map[string]handover.Step{
+		"start=hang": handover.StepHello, "hello=hang": handover.StepHello, "prepare=hang": handover.StepPrepare,
+		"take=hang": handover.StepComplete, "complete=hang": handover.StepComplete,
+	}
 	for _, c := range []struct{ fault, want string }{
 		{"start=exit", "exited"},
 		{"start=kill", "killed"},
-		{"start=hang", "not ready within"},
+		{"start=hang", late},
 		{"hello=exit", "exited"},
-		{"hello=hang", "not ready within"},
+		{"hello=hang", late},
 		{"generation", "7 to 9"},
 		{"prepare=exit", "the new process has ended"},
-		{"prepare=hang", "not ready within"},
+		{"prepare=hang", late},
 		{"prepare=close", "the new process has ended"},
 		{"prepare=garbage", "cannot be read"},
 		{"prepare=descriptors", "speaks of 0 descriptors came with 253"},
 		{"refuse", "line 7 is wrong"},
 		{"take=kill", "the new process has ended"},
-		{"take=hang", "was not"},
+		{"take=hang", late},
 		{"take=close", "the new process has ended"},
 		{"take=garbage", "cannot be read"},
 		{"complete=error", "no room on the disk"},
 		{"complete=exit", "the new process has ended"},
-		{"complete=hang", "was not"},
+		{"complete=hang", late},
 		{"complete=garbage", "cannot be read"},
 	} {
 		t.Run(c.fault, func(t *testing.T) {
 			y, tr := y, trs[0]
-			hangs := strings.HasSuffix(c.want, "within") || c.want == "was not"
+			at, hangs := hangsAt[c.fault], c.want == late
 			if hangs {
 				y, tr = slow, trs[1]
 			}
 			pid := y.pid
 			a := y.upgrade(map[string]string{toyFault: c.fault})
-			if hangs && y.newest() == pid {
+			if hangs && (y.newest() == pid || a.Report.Failed != at) {
 				y, tr = slower, trs[2]
 				pid = y.pid
 				a = y.upgrade(map[string]string{toyFault: c.fault})
 			}
 			if a.Report.Committed || !strings.Contains(a.Err, c.want) {
 				t.Errorf("committed %v, %q, want %q", a.Report.Committed, a.Err, c.want)
+			}
+			if hangs && a.Report.Failed != at {
+				t.Errorf("failed at %q, hangs at %q", a.Report.Failed, at)
 			}
 			if a.Report.Failed == "" || a.Report.Reason == "" || a.Report.Total == 0 {
 				t.Errorf("report: %+v", a.Report)
