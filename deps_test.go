@@ -32,7 +32,7 @@ var house = []struct{ pkg, may string }{
 	// What is the same for all SSH servers, so that none is more permissive than
 	// another; the jump server knows names, and none of what leads to them.
 	{"dataplane/sshauth", "."},
-	{"dataplane/protocol/ssh", ". identity dataplane/session dataplane/sshauth"},
+	{"dataplane/protocol/ssh", ". identity dataplane/session dataplane/sshauth dataplane/timerslack"},
 	{"dataplane/jump", ". alpn identity dataplane/session dataplane/sshauth"},
 	{"dataplane/handover", ". wire/sallyport/handover/v1 dataplane/handover/failpoint"}, // moves what others hand it; knows none of them
 	{"dataplane/handover/failpoint", ""},                                                // nothing in a program without its build tag: hence also for the control plane
@@ -41,10 +41,11 @@ var house = []struct{ pkg, may string }{
 	{"dataplane/tunnel", ". alpn identity wire/sallyport/tunnel/v1 wire/sallyport/handover/v1 dataplane/relay dataplane/handover dataplane/handover/failpoint"},
 	{"dataplane/gateway", ". alpn wire/sallyport/handover/v1 dataplane/relay dataplane/preamble dataplane/tunnel dataplane/handover dataplane/handover/failpoint"},
 	{"dataplane/session", ". dataplane/handover/failpoint"},
-	{"dataplane/swift", ""}, // system calls, and nothing else
+	{"dataplane/swift", ""},      // system calls, and nothing else
+	{"dataplane/timerslack", ""}, // the same: programs ask for it when they start, and who starts programs of others
 	{"dataplane/access", ". alpn identity dataplane/session dataplane/swift"},
 	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel dataplane/handover/failpoint"},
-	{"dataplane/sigv4", ""},                                                                      // both ends of sally aws read the same signatures
+	{"dataplane/sigv4", ""}, // both ends of sally aws read the same signatures
 	{"dataplane/dial", ". alpn identity dataplane/preamble dataplane/sigv4 dataplane/halfclose"}, // servers are checked by SPIFFE id and by pin
 	{"dataplane/database", ". eventtext dataplane/swift"},                                        // what is the same for all databases, so that no protocol imports another
 	{"dataplane/webapp", ". alpn dataplane/protocol/app dataplane/halfclose"},                    // the browser's side of that protocol: what neither passes on is written once

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/dataplane/timerslack"
 )
 
 // The demo's servers live as long as the service, not as long as the process that
@@ -119,6 +120,7 @@ func (c *demoChildCmd) Run(p *program) error {
 func runTied(cmd *exec.Cmd, started chan<- error, ended chan<- struct{}) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	_ = timerslack.Usual() // the server's sleeps are its own matter
 	err := cmd.Start()
 	started <- err
 	if err == nil {

@@ -214,6 +214,14 @@ func testSSH(t *testing.T, d *demo, p *person) {
 	if out := p.run("sally", "ssh", "-t", at, "test -t 0 && echo terminal"); !strings.Contains(out, "terminal") {
 		t.Errorf("-t: %q", out)
 	}
+	if here, err := os.ReadFile("/proc/self/timerslack_ns"); err == nil { // proc_pid_timerslack_ns(5); the agent's own is wide
+		if out := p.run("sally", "ssh", at, "cat", "/proc/self/timerslack_ns"); out != string(here) {
+			t.Errorf("the timer slack of people's programs is %s ns, elsewhere %s", out, here)
+		}
+		if own, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", d.cmd.Process.Pid)); err == nil && string(own) == string(here) { // who has CAP_SYS_NICE may read it
+			t.Errorf("the timer slack of the demo is %s ns, which is the usual", own)
+		}
+	}
 	p.refused(1, []string{`ERROR: `, "no-such-login"}, "sally", "ssh", "no-such-login@"+d.name("node"), "id")
 	p.refused(1, []string{`node "nowhere" is not known`, "hint: sally ls"}, "sally", "ssh", "nowhere", "id")
 	p.refused(1, []string{"is not [bind:]port:host:port"}, "sally", "ssh", "-L", "1:a", at, "id")

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/dataplane/timerslack"
 )
 
 // ownProcess watches a process by its pidfd (Linux 5.3), which the runtime's
@@ -30,6 +32,7 @@ func tie(sys *syscall.SysProcAttr) { sys.Pdeathsig = syscall.SIGHUP }
 func deliver(births <-chan func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	_ = timerslack.Usual() // people's programs sleep as they do elsewhere
 	for birth := range births {
 		birth()
 	}
