@@ -56,7 +56,7 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	quiet := slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug)
 	proxy := halfclose.Proxy(&httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, ErrorLog: quiet})
 	srv := &http.Server{
-		Handler: p.guard(proxy), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
+		Handler: p.guard(untyped(proxy)), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
 		MaxHeaderBytes: appHead, ErrorLog: quiet, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
@@ -66,6 +66,26 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	}
 	return nil
 }
+
+// untyped keeps net/http from guessing the type of an answer that says none: from
+// its first bytes an upload would become a page of the application.
+func untyped(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(asSaid{w}, r) })
+}
+
+// asSaid is a local program's side of a request.
+type asSaid struct{ http.ResponseWriter }
+
+// WriteHeader meets http.ResponseWriter.
+func (w asSaid) WriteHeader(code int) {
+	if h := w.Header(); code >= http.StatusOK && h["Content-Type"] == nil {
+		h["Content-Type"] = nil // there, and empty: net/http adds none
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (w asSaid) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // guard refuses what a page of another site can make a browser send.
 func (p *AppProxy) guard(next http.Handler) http.Handler {

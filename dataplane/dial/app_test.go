@@ -90,6 +90,19 @@ func TestAppProxy(t *testing.T) {
 	}
 }
 
+// TestAppProxyUntyped: an answer without a type gets none at this port.
+func TestAppProxyUntyped(t *testing.T) {
+	addr := appProxy(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header()["Content-Type"] = nil
+		io.WriteString(w, "<html><script>1</script>")
+	})
+	resp, body := ask(t, "GET", addr, nil)
+	if body != "<html><script>1</script>" || len(resp.Header["Content-Type"]) != 0 {
+		t.Errorf("%q of type %q", body, resp.Header["Content-Type"])
+	}
+}
+
 // TestAppProxyForeignPages: what a page of another site can make a browser send
 // to this port goes no further.
 func TestAppProxyForeignPages(t *testing.T) {

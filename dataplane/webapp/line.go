@@ -282,10 +282,12 @@ type writer struct {
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // WriteHeader takes out of a 1xx what line.answer takes out of the answer that
-// follows.
+// follows, which gets no type that the application has not said.
 func (w *writer) WriteHeader(code int) {
 	if code < 200 && code != http.StatusSwitchingProtocols {
 		app.CleanResponse(w.Header())
+	} else {
+		app.Untyped(w.Header())
 	}
 	w.ResponseWriter.WriteHeader(code)
 }

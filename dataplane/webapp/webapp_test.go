@@ -465,6 +465,24 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestUntyped: an answer without a type reaches the browser without one, so that
+// nothing that an application stores becomes a page by a guess of ours.
+func TestUntyped(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = nil
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		io.WriteString(w, "<html><script>1</script>")
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		resp, body := r.ask(r.client("wiki."+cluster, protocol), "GET", wiki+"/", with(session))
+		if body != "<html><script>1</script>" || len(resp.Header["Content-Type"]) != 0 {
+			t.Errorf("%s: %q of type %q", protocol, body, resp.Header["Content-Type"])
+		}
+	}
+}
+
 // TestQuiet: a stream that nobody sends to does not keep a session alive.
 func TestQuiet(t *testing.T) {
 	r := newRig(t)

@@ -431,6 +431,8 @@ func (q *request) status() int { return q.code }
 func (q *request) WriteHeader(code int) {
 	if code < 200 && code != http.StatusSwitchingProtocols {
 		CleanResponse(q.Header())
+	} else {
+		Untyped(q.Header())
 	}
 	if q.code == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
 		q.code = code

@@ -362,6 +362,29 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestUntyped: an answer without a type gets none on its way, also after hints: one
+// that net/http guesses would make a page of what the application calls no page.
+func TestUntyped(t *testing.T) {
+	srv, _ := application(t, func(w http.ResponseWriter, q *http.Request) {
+		h := w.Header()
+		if q.URL.Path == "/hints" {
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+		h["Content-Type"] = nil
+		h.Set("X-Content-Type-Options", "nosniff")
+		io.WriteString(w, "<html><script>1</script>")
+	})
+	r := newRig(t, Target{URI: srv.URL})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		for _, path := range []string{"/", "/hints"} {
+			resp, body := r.get(r.client(protocol), path, nil)
+			if body != "<html><script>1</script>" || len(resp.Header["Content-Type"]) != 0 {
+				t.Errorf("%s %s: %q of type %q", protocol, path, body, resp.Header["Content-Type"])
+			}
+		}
+	}
+}
+
 // TestEntrance: the path of the URI is where visitors of "/" go.
 func TestEntrance(t *testing.T) {
 	srv, got := application(t, ok)

@@ -177,6 +177,16 @@ func CleanResponse(h http.Header) {
 	}
 }
 
+// Untyped keeps net/http from guessing the type of an answer that says none, from
+// its first bytes. The guess would stand in the answer as the application's word: an
+// upload that begins as HTML does would become a page of its origin, also where
+// X-Content-Type-Options forbids browsers to guess.
+func Untyped(h http.Header) {
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil
+	}
+}
+
 // Outward is where a redirect of an application leads for its client: to its
 // outer name when it names one of the inner ones, else where it says. scheme is
 // the application's own, for a redirect that names none.

@@ -81,8 +81,13 @@ func (l *live) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 // client take what follows for another protocol.
 type final struct{ http.ResponseWriter }
 
+// WriteHeader adds no type to an answer that says none: net/http would guess one, and
+// what a pod or a service sends by the proxy subresource is anybody's.
 func (f final) WriteHeader(code int) {
 	if code >= http.StatusOK {
+		if h := f.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil
+		}
 		f.ResponseWriter.WriteHeader(code)
 	}
 }

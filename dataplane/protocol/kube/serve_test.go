@@ -104,6 +104,20 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestUntyped: an answer without a type gets none on its way.
+func TestUntyped(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = nil
+		io.WriteString(w, "<html><script>1</script>")
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		res, body := do(t, r.client(protocol), "GET", "/api/v1/namespaces/n/services/s/proxy/x", nil, nil)
+		if body != "<html><script>1</script>" || len(res.Header["Content-Type"]) != 0 {
+			t.Errorf("%s: %q of type %q", protocol, body, res.Header["Content-Type"])
+		}
+	}
+}
+
 // TestEvents: each request is one event, with the status of its answer.
 func TestEvents(t *testing.T) {
 	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
