@@ -476,18 +476,46 @@ type auditCmd struct {
 }
 
 type auditSearchCmd struct {
-	Last  time.Duration `name:"last" default:"24h" help:"How far back."`
+	Last  time.Duration `name:"last" default:"24h" help:"How far back, from --to."`
+	To    string        `name:"to" placeholder:"TIME" help:"Only what was before: 2026-02-28T15:04:05Z. Default: now."`
 	Names []string      `name:"event" help:"Names of events; all without."`
-	Limit uint32        `name:"limit" default:"100" help:"How many at most; the newest win."`
+	Limit uint32        `name:"limit" default:"100" help:"How many at most, up to 10000; the newest win."`
+}
+
+// maxEvents is how many events auth gives in one answer; of more it would drop the
+// oldest without a word.
+const maxEvents = 10_000
+
+// request is what auth is asked. Without To it names no end: an event of a host
+// whose clock is ahead is found too.
+func (c *auditSearchCmd) request(now time.Time) (*sallyportv1.SearchEventsRequest, error) {
+	if c.Limit < 1 || c.Limit > maxEvents {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--limit=%d: one search gives 1 to %d events", c.Limit, maxEvents),
+			Hint: "--event has fewer kinds; --to=TIME, with the time of the oldest event that you have, goes further back"}
+	}
+	r := &sallyportv1.SearchEventsRequest{From: timestamppb.New(now.Add(-c.Last)), Names: c.Names, Limit: c.Limit}
+	if c.To == "" {
+		return r, nil
+	}
+	to, err := time.Parse(time.RFC3339, c.To)
+	if err != nil {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--to: %q is no time of the form of RFC 3339", c.To), Hint: "for example --to=2026-02-28T15:04:05Z", Cause: err}
+	}
+	r.From, r.To = timestamppb.New(to.Add(-c.Last)), timestamppb.New(to)
+	return r, nil
 }
 
 // Run prints events, oldest first.
 func (c *auditSearchCmd) Run(p *program) error {
+	request, err := c.request(time.Now())
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
 	}
-	m, err := call(p, api.SearchEvents, &sallyportv1.SearchEventsRequest{From: timestamppb.New(time.Now().Add(-c.Last)), Names: c.Names, Limit: c.Limit})
+	m, err := call(p, api.SearchEvents, request)
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,8 @@ func (*authSignCmd) Help() string {
 }
 
 func (*auditSearchCmd) Help() string {
-	return usage.Examples("sallyctl audit search", "sallyctl audit search --last=1h --event=session.start,db.session.start")
+	return usage.Examples("sallyctl audit search", "sallyctl audit search --last=1h --event=session.start,db.session.start",
+		"sallyctl audit search --to=2026-02-28T15:00:00Z --last=30m --limit=10000")
 }
 
 func (*auditVerifyCmd) Help() string { return usage.Examples("sallyctl audit verify") }

@@ -292,6 +292,12 @@ func TestJoining(t *testing.T) {
 type admins struct {
 	sallyportv1connect.UnimplementedAdminServiceHandler
 	agents []*sallyportv1.AgentStatus
+	search *sallyportv1.SearchEventsRequest // the last
+}
+
+func (a *admins) SearchEvents(_ context.Context, req *connect.Request[sallyportv1.SearchEventsRequest]) (*connect.Response[sallyportv1.SearchEventsResponse], error) {
+	a.search = req.Msg
+	return connect.NewResponse(&sallyportv1.SearchEventsResponse{Events: []string{"{}"}}), nil
 }
 
 func (a *admins) ListAgents(context.Context, *connect.Request[sallyportv1.ListAgentsRequest]) (*connect.Response[sallyportv1.ListAgentsResponse], error) {
@@ -341,5 +347,32 @@ func TestNodesLs(t *testing.T) {
 	var js []agentJSON
 	if err := json.Unmarshal([]byte(ls("--format=json")), &js); err != nil || len(js) != 3 || js[0].Hostname != "web-1.example.com" {
 		t.Errorf("%+v: %v", js, err)
+	}
+}
+
+// TestAuditSearch: what lies before the newest 10,000 events was out of reach, and
+// more than those were asked for and not given, without a word.
+func TestAuditSearch(t *testing.T) {
+	a := &admins{}
+	dir := serveAdmins(t, a)
+	search := func(args ...string) (*sallyportv1.SearchEventsRequest, error) {
+		a.search = nil
+		p := &program{ctx: t.Context(), stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}
+		err := p.run(append([]string{"--data-dir=" + dir, "audit", "search"}, args...))
+		return a.search, err
+	}
+	got, err := search("--to=2026-02-28T17:00:00+02:00", "--last=30m", "--limit=10000", "--event=exec,scp")
+	if err != nil || got.GetFrom().AsTime().Format(time.RFC3339) != "2026-02-28T14:30:00Z" || got.GetTo().AsTime().Format(time.RFC3339) != "2026-02-28T15:00:00Z" ||
+		got.GetLimit() != 10000 || !slices.Equal(got.GetNames(), []string{"exec", "scp"}) {
+		t.Errorf("%v: %v", got, err)
+	}
+	if got, err = search(); err != nil || got.GetTo() != nil || got.GetLimit() != 100 {
+		t.Errorf("%v: %v", got, err)
+	}
+	for args, want := range map[string]string{"--limit=10001": "--to=TIME", "--limit=0": "1 to 10000", "--to=yesterday": "2026-02-28T15:04:05Z"} {
+		var p *sallyport.Problem
+		if got, err = search(args); got != nil || !errors.As(err, &p) || !strings.Contains(p.Fact+p.Hint, want) {
+			t.Errorf("%s: %v, and auth was asked %v", args, err, got)
+		}
 	}
 }
