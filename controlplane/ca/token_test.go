@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
@@ -71,7 +72,7 @@ func TestA97_AppToken(t *testing.T) {
 	id := alice()
 	id.NotAfter = k.now().Add(time.Hour)
 	token, ends, err := k.IssueAppToken(id, "grafana")
-	if left := time.Until(ends); err != nil || left > TokenTTL || left < TokenTTL-time.Minute {
+	if left := time.Until(ends); err != nil || left > 5*time.Minute || left < TokenTTL-time.Minute {
 		t.Fatalf("%v until %s", err, ends)
 	}
 	c, ok := verified(t, set, token)
@@ -79,8 +80,18 @@ func TestA97_AppToken(t *testing.T) {
 		t.Fatal("the signature is not good")
 	}
 	if aud, _ := c["aud"].([]any); !slices.Equal(aud, []any{"https://grafana." + cluster}) || c["sub"] != id.Name || c["username"] != id.Name || c["iss"] != "https://"+cluster ||
-		c["exp"] != float64(ends.Unix()) || c["jti"] == "" {
+		c["exp"] != float64(ends.Unix()) || c["jti"] == "" || c["nbf"] != c["iat"].(float64)-backdate.Seconds() {
 		t.Errorf("claims %v", c)
+	}
+	if got := fmt.Sprint(c["roles"], c["traits"]); got != fmt.Sprint(id.Roles, id.Traits) {
+		t.Errorf("roles and traits %s", got)
+	}
+	twin, _, err := k.IssueAppToken(id, "grafana")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, _ := verified(t, set, twin); o["jti"] == c["jti"] {
+		t.Errorf("two tokens have the one id %v", o["jti"])
 	}
 	other, _, err := k.IssueAppToken(id, "wiki")
 	if err != nil {
