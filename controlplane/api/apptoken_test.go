@@ -57,4 +57,6 @@ func TestA97_TokensOfOthers(t *testing.T) {
 	}
 	elsewhere := user(func(id *sallyport.Identity) { id.AllowedResources = []string{here + "x"} })
 	codeIs(t, "for another application", ask(own, app, elsewhere), connect.CodePermissionDenied)
+	w.lock(t, `{"user":"token-`+app+`"}`)
+	codeIs(t, "locked", ask(own, app, plain), connect.CodePermissionDenied)
 }
