@@ -145,6 +145,35 @@ func TestA73_CodeElsewhere(t *testing.T) {
 	}
 }
 
+// TestA73_CodeByScript: the end of a login is a page that the browser is led to. A
+// script of the application that asks for it gets no session, and the code stays.
+func TestA73_CodeByScript(t *testing.T) {
+	verifier, code := strings.Repeat("v", codeSize), strings.Repeat("c", codeSize)
+	r := newRig(t)
+	r.set(func() { r.codes[code] = Code{Verifier: verifier, App: "wiki"} })
+	for _, method := range []string{"GET", "HEAD", "POST"} {
+		for _, mode := range []string{"cors", "no-cors", "navigate"} {
+			if method == "GET" && mode == "navigate" {
+				continue
+			}
+			resp, _ := r.ask(r.client("wiki."+cluster, "h2"), method, wiki+"/.sallyport/callback?code="+code, func(q *http.Request) {
+				q.AddCookie(&http.Cookie{Name: loginCookie, Value: verifier + ".Lw"})
+				q.Header.Set("Sec-Fetch-Site", "same-origin")
+				q.Header.Set("Sec-Fetch-Mode", mode)
+				q.Header.Set("Sec-Fetch-Dest", "empty")
+			})
+			if resp.StatusCode != http.StatusMethodNotAllowed || cookies(resp)[sessionCookie] != nil {
+				t.Errorf("%s, %s: %s %v", method, mode, resp.Status, resp.Header)
+			}
+		}
+	}
+	r.set(func() {
+		if _, left := r.codes[code]; !left {
+			t.Error("the code is used up")
+		}
+	})
+}
+
 // TestA71_Misdirected: a request is served on a connection of its own host only.
 func TestA71_Misdirected(t *testing.T) {
 	r := newRig(t)
@@ -1398,6 +1427,9 @@ func FuzzLocalPath(f *testing.F) {
 		out := localPath(in)
 		if out != in && out != "/" {
 			t.Fatalf("%q became %q", in, out)
+		}
+		if strings.HasPrefix(out, ownPaths) {
+			t.Fatalf("a login ends at %q, which is ours", out)
 		}
 		// As browsers read it (URL, section 4.4): controls and spaces at the ends
 		// and tabs and newlines anywhere are passed over, a backslash is a slash.
