@@ -3,13 +3,16 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -80,10 +83,13 @@ func TestTextInParts(t *testing.T) {
 					t.Errorf("%d bytes recorded, want %d", len(all), c.kept)
 				}
 				last := got[len(got)-1].Fields
-				if cut := c.kept < len(c.text); cut != (last["db_query_truncated"] == true) || (cut || len(got) > 1) != (last["db_query_sha256"] != nil) {
+				if cut := c.kept < len(c.text); cut != (last["db_query_truncated"] == true) || (cut || len(got) > 1) != (last["db_query_sha256"] == fmt.Sprintf("%x", sha256.Sum256([]byte(c.text)))) {
 					t.Errorf("cut %v: %v %v", cut, last["db_query_truncated"], last["db_query_sha256"])
 				}
 				for i, e := range got {
+					if part := e.Fields[m.name].(string); !utf8.ValidString(part) {
+						t.Errorf("part %d is not UTF-8", i+1)
+					}
 					if e.Fields["db_user"] != "alice" || (e.Fields["db_query_escaped"] == true) != c.escaped {
 						t.Errorf("part %d: %v", i+1, e.Fields["db_query_escaped"])
 					}
