@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type hostile struct {
 	t      *testing.T
 	script func(conn net.Conn)
 
+	first  byte // sequence id of the greeting
 	noTLS  bool
 	before string // sent in clear behind the greeting
 	login  []byte // in place of OK
@@ -54,7 +56,7 @@ func (h *hostile) serve(conn net.Conn, cert tls.Certificate) {
 	if !h.noTLS {
 		b[len(g.version)+16] |= byte(proto.CLIENT_SSL >> 8) // the second byte of the capabilities
 	}
-	conn.Write(append(appendPacket(nil, 0, b), h.before...))
+	conn.Write(append(appendPacket(nil, h.first, b), h.before...))
 	if _, _, err := readPacket(conn, 64); err != nil {
 		return
 	}
@@ -354,6 +356,7 @@ func TestA111_Server(t *testing.T) {
 		want string
 	}{
 		"no TLS":               {hostile{noTLS: true}, "does not offer TLS"},
+		"greets out of order":  {hostile{first: 1}, "not reachable"},
 		"bytes before TLS":     {hostile{before: "\x07\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00"}, "not reachable"},
 		"password in clear":    {hostile{login: appendPacket(nil, 3, []byte("\xfemysql_clear_password\x00"))}, "asks for a password"},
 		"an old password":      {hostile{login: appendPacket(nil, 3, []byte("\xfe"))}, "asks for a password"},
@@ -376,6 +379,96 @@ func TestA111_Server(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestA111_LongVersion: a server's version is told to every client, and no longer one
+// than there is.
+func TestA111_LongVersion(t *testing.T) {
+	for _, n := range []int{0, versionMax, versionMax + 1, 3 << 10} {
+		g := greeting{version: strings.Repeat("8", n), thread: 7, caps: mirrored, charset: 45, status: 2}
+		got, err := parseGreeting(g.forClient(newSalt()))
+		if ok := n <= versionMax; ok != (err == nil) || ok && got.version != g.version || !ok && got.version != "" {
+			t.Errorf("a version of %d bytes: %d bytes, %v", n, len(got.version), err)
+		}
+	}
+}
+
+// TestA113_NothingHides: the audit log has the text that the server is sent, all of it,
+// whatever is in it and however it comes.
+func TestA113_NothingHides(t *testing.T) {
+	const command = 18 << 20
+	r := newRig(t, func(r *rig) {
+		r.server.Target.Address = (&hostile{t: t, script: func(conn net.Conn) { io.Copy(io.Discard, conn) }}).start()
+		r.server.Bounds.Command, r.server.Bounds.Statement = command, command
+	})
+	long := "/* " + strings.Repeat("\u00e9 ", 17<<20/3) + "*/ drop table seen" // of two packets
+	for i, text := range []string{
+		"select 1; /* create table x(); */ drop table y; -- drop table z\n# and\n; select 2",
+		"select 1\x00; drop table x", "\x00", " \t\n\vselect 1 ;\x00\x00", "", "select '\r\x1b[2J\u202e'", "/*!50000 drop table x */",
+		"select 'caf\xe9\\x41'", "insert into x values ('" + strings.Repeat("\xff\\", 50<<10) + "')", long,
+	} {
+		for kind, event := range map[byte]struct{ name, field string }{
+			proto.COM_QUERY:        {"db.session.query", "db_query"},
+			proto.COM_STMT_PREPARE: {"db.session.mysql.statements.prepare", "query"},
+		} {
+			before := len(r.gate.All(event.name))
+			c := r.dialRaw()
+			c.login("alice", 0)
+			payload := append([]byte{kind}, text...)
+			seq := byte(0)
+			for ; len(payload) >= maxPayload; seq++ {
+				c.send(append([]byte{0xff, 0xff, 0xff, seq}, payload[:maxPayload]...))
+				payload = payload[maxPayload:]
+			}
+			c.send(appendPacket(nil, seq, payload))
+			c.command(proto.COM_QUIT, "")
+			c.Close()
+			r.Result()
+			var got strings.Builder
+			for n, e := range r.gate.All(event.name)[before:] {
+				part := e.Fields[event.field].(string)
+				if e.Fields["db_query_escaped"] == true {
+					part = unescape(t, part)
+				}
+				if p := e.Fields["db_query_part"]; p != nil && p != int64(n+1) || e.Fields["db_query_truncated"] != nil {
+					t.Errorf("%d: part %v, truncated %v", i, p, e.Fields["db_query_truncated"])
+				}
+				got.WriteString(part)
+			}
+			if got.String() != text {
+				t.Errorf("%d, command %d: %d bytes recorded, %d sent: %.80q", i, kind, got.Len(), len(text), got.String())
+			}
+		}
+	}
+}
+
+// unescape reads what database.Escaped has written.
+func unescape(t *testing.T, s string) string {
+	t.Helper()
+	var b strings.Builder
+	for len(s) > 0 {
+		i := strings.IndexByte(s, '\\')
+		if i < 0 {
+			b.WriteString(s)
+			break
+		}
+		b.WriteString(s[:i])
+		switch s = s[i+1:]; {
+		case strings.HasPrefix(s, "\\"):
+			b.WriteByte('\\')
+			s = s[1:]
+		case strings.HasPrefix(s, "x"):
+			v, err := strconv.ParseUint(s[1:3], 16, 8)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.WriteByte(byte(v))
+			s = s[3:]
+		default:
+			t.Fatalf("a backslash before %.10q", s)
+		}
+	}
+	return b.String()
 }
 
 // TestA111_Packets: what is no command, or not to be served, ends the session
