@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -278,6 +280,92 @@ func TestA113_NothingHides(t *testing.T) {
 		if strings.ContainsAny(got, "\x00\x1b\x07\r\n") || strings.Contains(got, "\u202e") {
 			t.Errorf("%q would harm a terminal", got)
 		}
+	}
+}
+
+// passing feeds a command that is longer than the buffer to a splitter, and returns
+// what it has kept of it.
+func passing(t *testing.T, args ...string) *command {
+	t.Helper()
+	stream := []byte(fmt.Sprintf("*%d\r\n", len(args)))
+	for _, a := range args {
+		stream = fmt.Appendf(stream, "$%d\r\n%s\r\n", len(a), a)
+	}
+	s := splitter{keep: func(name []byte) (int, int, error) { return keep(name, 1<<20) }}
+	for len(stream) > 0 {
+		n := copy(s.space(), stream)
+		stream = stream[n:]
+		s.add(n)
+		if c, err := s.next(); c != nil || err != nil {
+			if err != nil || !c.spilled || len(stream) > 0 {
+				t.Fatalf("%+v, %v", c, err)
+			}
+			return c
+		}
+		if s.stuck() {
+			must(s.spill())
+		} else {
+			s.part()
+		}
+	}
+	t.Fatal("the command has not ended")
+	return nil
+}
+
+// TestA113_LongCommands: of a command that passes in pieces the audit log says what it
+// has of each argument, whether that is all, and how many more there were.
+func TestA113_LongCommands(t *testing.T) {
+	fill := func(n, size int, b string) (out []string) {
+		for range n {
+			out = append(out, strings.Repeat(b, size))
+		}
+		return out
+	}
+	for name, row := range map[string]struct {
+		args  []string
+		least int // arguments that are told, in full or not
+		cut   bool
+	}{
+		"short ones":          {fill(100_000, 3, "x"), allArguments/(argumentCost+3) - 1, true},
+		"empty ones":          {fill(100_000, 0, ""), allArguments/argumentCost - 1, true},
+		"that need escapes":   {fill(1_000, 100, "\x00"), allArguments/(4*100+3) - 1, true},
+		"all that fit":        {fill(11, 4000, "x"), 12, false},
+		"the last one is cut": {fill(12, 4090, "x"), 13, true},
+		"one is too long":     {append(fill(8, 4096, "x"), strings.Repeat("y", 4097)), 10, true},
+		"each as long as can": {fill(9, 4096, "x"), 10, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sent := append([]string{"RPUSH"}, row.args...)
+			c := passing(t, sent...)
+			if most := allArguments / argumentCost; len(c.args) > most {
+				t.Errorf("%d arguments are kept, at most %d may be", len(c.args), most)
+			}
+			one, all := roomFor(c.args[0], 1<<20)
+			b, cut := appendText(nil, c, one, all)
+			text, more, told := strings.Cut(string(b), " ... (")
+			left := 0
+			if told {
+				left = must(strconv.Atoi(strings.TrimSuffix(more, " more arguments)")))
+			}
+			got := strings.Split(text, " ")
+			if cut != row.cut || len(got)+left != len(sent) || len(got) < row.least || len(b) > 8*allArguments {
+				t.Errorf("cut %v, %d and %d more of %d, %d bytes", cut, len(got), left, len(sent), len(b))
+			}
+			partly := 0
+			for i, word := range got {
+				begins, part := strings.CutSuffix(word, "...")
+				arg, err := words([]byte(begins))
+				if err != nil || len(arg) != 1 || !strings.HasPrefix(sent[i], string(arg[0])) || part != (len(arg[0]) < len(sent[i])) {
+					t.Fatalf("argument %d of %d bytes is %.20q… of %d: %v", i, len(sent[i]), word, len(word), err)
+				}
+				if part {
+					partly++
+				}
+			}
+			if cut != (partly+left > 0) {
+				t.Errorf("cut %v, %d arguments in part, and %d not", cut, partly, left)
+			}
+		})
 	}
 }
 

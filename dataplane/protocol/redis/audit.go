@@ -185,7 +185,6 @@ func maySecret(p []byte) bool {
 func appendText(dst []byte, c *command, one, all int) (text []byte, cut bool) {
 	secret := secrets(c.args)
 	most := len(dst) + all
-	cut = c.cut
 	for i, arg := range c.args {
 		if len(dst) >= most {
 			cut = true
@@ -200,7 +199,7 @@ func appendText(dst []byte, c *command, one, all int) (text []byte, cut bool) {
 		}
 		n := min(len(arg), one, max(most-len(dst), 0))
 		dst = appendArgument(dst, arg[:n])
-		if n < len(arg) {
+		if n < len(arg) || c.torn && i == len(c.args)-1 {
 			cut = true
 			dst = append(dst, "..."...)
 		}

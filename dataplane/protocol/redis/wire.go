@@ -25,7 +25,7 @@ type command struct {
 	args  [][]byte // its first arguments, the name first; each may be cut
 	count int      // of all its arguments
 	size  int64    // bytes of all its arguments
-	cut   bool     // args are not all of it
+	torn  bool     // the last of args is not whole, for want of room for all
 
 	line     bool // it came as a line of text, and is not passed as it came
 	from, to int  // its bytes in the buffer, or those that have not passed yet
@@ -65,7 +65,7 @@ type splitter struct {
 	one, all int      // room of one argument and of all
 	gone     int      // arguments that were read and not kept
 	size     int64    // bytes of its arguments so far
-	short    bool     // kept is not all of it
+	torn     bool     // the last of kept is not whole, for want of room for all
 }
 
 type span struct{ from, to int }
@@ -286,7 +286,7 @@ func (s *splitter) spill() ([]byte, error) {
 		return nil, err
 	}
 	s.spilled, s.one, s.all = true, one, all
-	s.kept, s.open, s.gone, s.size, s.short = nil, false, 0, 0, false
+	s.kept, s.open, s.gone, s.size, s.torn = nil, false, 0, 0, false
 	for _, a := range s.spans {
 		s.keepPart(s.buf[s.head+a.from : s.head+a.to])
 		s.closePart()
@@ -366,15 +366,15 @@ func (s *splitter) keepPart(b []byte) {
 	s.size += int64(len(b))
 	if !s.open {
 		if s.all <= 0 {
-			s.short = true
 			return
 		}
 		s.kept, s.open = append(s.kept, nil), true
 		s.all -= argumentCost
 	}
 	last := &s.kept[len(s.kept)-1]
-	n := max(0, min(len(b), s.one-len(*last), s.all))
-	s.short = s.short || n < len(b)
+	wanted := min(len(b), s.one-len(*last))
+	n := max(0, min(wanted, s.all))
+	s.torn = n < wanted
 	s.all -= n
 	*last = append(*last, b[:n]...)
 }
@@ -382,11 +382,8 @@ func (s *splitter) keepPart(b []byte) {
 // argumentCost is what an argument counts at least.
 const argumentCost = 16
 
-// closePart ends an argument.
+// closePart ends an argument, of which keepPart was told before.
 func (s *splitter) closePart() {
-	if !s.open {
-		s.keepPart(nil)
-	}
 	if !s.open {
 		s.gone++
 	}
@@ -396,7 +393,7 @@ func (s *splitter) closePart() {
 // endSpilled is a command whose last piece is in the buffer.
 func (s *splitter) endSpilled() *command {
 	c := &s.now
-	*c = command{args: s.kept, count: s.wants, size: s.size, cut: s.short, spilled: true, from: s.head, to: s.head + s.at}
+	*c = command{args: s.kept, count: s.wants, size: s.size, torn: s.torn, spilled: true, from: s.head, to: s.head + s.at}
 	s.head, s.at, s.wants, s.spilled, s.kept = c.to, 0, 0, false, nil
 	return c
 }
