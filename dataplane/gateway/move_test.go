@@ -1060,6 +1060,29 @@ func TestMoveRemovedRoute(t *testing.T) {
 	s.wantsEnd(s.far)
 }
 
+// TestMoveRouteBytes: bytes of a route's last relay were gone from its account, and
+// counted in the sum alone, when another process had begun it.
+func TestMoveRouteBytes(t *testing.T) {
+	w := newWays(t, newLoops(t, relay.NewDefault, 2))
+	way := w.both(t)[0]
+	s := w.open(t, way.hello, way.far)
+	w.moves(newLoops(t, relay.NewDefault, 2), nil)
+	s.says(s.client, "still")
+	s.wants(s.far, []byte("still"))
+	check(t, s.client.Close())
+	s.wantsEnd(s.far)
+	check(t, s.far.Close())
+	eventually(t, "the relay has ended", func() bool { return w.Snapshot().Relays == 0 })
+	sum := w.Snapshot()
+	var in, out uint64
+	for _, r := range sum.Routes {
+		in, out = in+r.BytesIn, out+r.BytesOut
+	}
+	if in != sum.BytesIn || out != sum.BytesOut || in < uint64(len("still")) {
+		t.Errorf("%d and %d bytes of the routes %+v, %d and %d in all", in, out, sum.Routes, sum.BytesIn, sum.BytesOut)
+	}
+}
+
 // TestMoveKnown: who has proved himself is known to the next gateway, names lead
 // where they led, and places among those who wait are kept.
 func TestMoveKnown(t *testing.T) {

@@ -146,7 +146,7 @@ func (a *account) appendTo(out []RouteSnapshot) []RouteSnapshot {
 	s := RouteSnapshot{
 		Name: a.name, Relays: int(a.relays.Load()), BytesIn: a.in.Load(), BytesOut: a.out.Load(), Results: make(map[string]uint64, results-1),
 	}
-	used := s.Relays > 0 // begun by another process
+	used := s.Relays > 0 || s.BytesIn > 0 || s.BytesOut > 0 // of relays that another process has begun
 	for r := resultNone + 1; r < results; r++ {
 		n := a.results[r].Load()
 		s.Results[r.String()] = n
