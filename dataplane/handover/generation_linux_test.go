@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -78,7 +79,7 @@ func generation(dir string) error {
 	if os.Getenv(toyFault) == "generation" {
 		program.Oldest, program.Newest = 7, 9
 	}
-	u, err := handover.New(handover.Config{Program: program, Timeout: timeout, Step: dieAt(os.Getenv(toyOld))})
+	u, err := handover.New(handover.Config{Program: program, Timeout: timeout, Step: dieAt(os.Getenv(toyOld)), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
 	}
@@ -297,8 +298,8 @@ func startToy(t testing.TB, program string, env ...string) *toy {
 // cleanup ends every process of the family that is still there; each has told
 // its number to the test or left it in a file.
 func (y *toy) cleanup() {
-	if b, _ := os.ReadFile(filepath.Join(y.dir, "said")); y.t.Failed() {
-		y.t.Logf("the processes said:\n%s", b)
+	if said := y.said(); y.t.Failed() {
+		y.t.Logf("the processes said:\n%s", said)
 	}
 	for _, pid := range append(y.all, y.newest()) {
 		if y.isOurs(pid) {
@@ -306,6 +307,12 @@ func (y *toy) cleanup() {
 		}
 		y.gone(pid)
 	}
+}
+
+// said is what the family has written to its standard output and error.
+func (y *toy) said() string {
+	b, _ := os.ReadFile(filepath.Join(y.dir, "said"))
+	return string(b)
 }
 
 // isOurs says that a process of the family runs. Of one that is becoming another

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,10 +108,15 @@ func (u *Upgrader) inheritLink() (*Link, error) {
 // be gone, and then there is nobody to tell.
 func (u *Upgrader) committed() error {
 	u.parent.release()
-	if err := u.flip.Ready(); err != nil && !errors.Is(err, unix.EPIPE) {
+	if err := u.flip.Ready(); err != nil && !isBrokenPipe(err) {
 		u.Log.Warn("handover: the old process does not hear that this one is ready", "err", err)
 	}
 	return nil
+}
+
+// isBrokenPipe knows the error by its words too: tableflip wraps none.
+func isBrokenPipe(err error) bool {
+	return errors.Is(err, unix.EPIPE) || strings.HasSuffix(err.Error(), unix.EPIPE.Error())
 }
 
 // Upgrade starts the new program and hands everything over to it. When it

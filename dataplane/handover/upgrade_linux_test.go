@@ -173,6 +173,10 @@ func TestOldProcessDies(t *testing.T) {
 				t.Errorf("the next upgrade: %s %+v", a.Err, a.Report)
 			}
 			tr.end(t)
+			// The new process warned that the old one had not heard its last word.
+			if said := y.said(); strings.Contains(said, "level=WARN") {
+				t.Errorf("the processes said:\n%s", said)
+			}
 		})
 	}
 }
