@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -146,11 +148,23 @@ func (c *candidate) ask(ctx context.Context, args ...string) (*said, error) {
 			Fact: fmt.Sprintf("%s %s gave no answer within %v", c.path, args[0], preflightWithin), Hint: "run it by hand: " + c.path + " " + strings.Join(args, " ")}
 	case errors.As(err, &exit):
 		return &said{stdout.b, stderr.b, max(exit.ExitCode(), 1)}, nil
+	case err != nil && isGone(c.dir):
+		// The system's error is then of the program, which may well be there.
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: err,
+			Fact: fmt.Sprintf("the directory %s, in which this process was started and a new one would be, is gone", c.dir),
+			Hint: "make it again: mkdir -p " + c.dir + "; or restart the service"}
 	case err != nil:
 		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Cause: err,
 			Fact: fmt.Sprintf("%s cannot be run: %s", c.path, reason(err)), Hint: "put the new program there, with mode 755, by a rename: install(1) does"}
 	}
 	return &said{stdout: stdout.b, stderr: stderr.b}, nil
+}
+
+// isGone says that there is no such directory any more. Of one that is not named
+// nothing is known.
+func isGone(dir string) bool {
+	_, err := os.Stat(dir)
+	return dir != "" && errors.Is(err, fs.ErrNotExist)
 }
 
 // complaint is what the program told a person.

@@ -75,6 +75,27 @@ func TestPreflight(t *testing.T) {
 	}
 }
 
+// TestPreflightDirectory: of a directory that was gone people were told that the
+// program is not there.
+func TestPreflightDirectory(t *testing.T) {
+	path, dir := filepath.Join(t.TempDir(), "p"), filepath.Join(t.TempDir(), "gone")
+	if err := executable.Write(path, []byte("#!/bin/sh\nexit 0\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := &candidate{path: path, dir: dir, config: "/c.yaml", own: ownVersion()}
+	_, _, err := c.preflight(t.Context())
+	var p *sallyport.Problem
+	if !errors.As(err, &p) || !strings.Contains(p.Fact, dir) || !strings.Contains(p.Fact, "is gone") || !strings.Contains(p.Hint, "mkdir -p "+dir) {
+		t.Errorf("%v (%+v)", err, p)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.preflight(t.Context()); err == nil || !strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("with the directory: %v", err)
+	}
+}
+
 // TestPreflightDoesNotWait: a program that hangs is ended, with what it started.
 func TestPreflightDoesNotWait(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "p")
