@@ -85,6 +85,9 @@ func (u *upgrader) isHanded() bool {
 	}
 }
 
+// isEnding says that the process has been told to end. Called with the turn.
+func (u *upgrader) isEnding() bool { return u.ctx != nil && u.ctx.Err() != nil }
+
 // end lets no more upgrade begin, and returns when none runs.
 func (u *upgrader) end() {
 	u.turn.await()
@@ -117,7 +120,11 @@ func (n *node) upgradeTo(call upgradeCall) (*upgradeReport, error) {
 	defer u.turn.end()
 	r := &upgradeReport{Time: time.Now(), By: call.by, Outcome: upgradeRefused, FromVersion: version, FromPID: os.Getpid(), Canary: call.canary}
 	err := n.upgradeLocked(r, call)
-	if err != nil {
+	if err != nil && u.isEnding() && !u.isHanded() {
+		err = &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "no upgrade: this process was told to end", Hint: "the program on disk serves when the service is started again"}
+		r.Problem, r.Hint = problemText(err)
+		n.log.Warn("upgrade "+r.Outcome+"; this process ends", "by", call.by)
+	} else if err != nil {
 		r.Problem, r.Hint = problemText(err)
 		n.log.Error("upgrade "+r.Outcome+"; everything goes on as it was", "by", call.by, "reason", err)
 	} else if !call.checkOnly {

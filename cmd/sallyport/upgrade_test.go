@@ -95,6 +95,30 @@ func TestUpgradeRefused(t *testing.T) {
 	}
 }
 
+// TestUpgradeEnds: who had asked for an upgrade during which the process was told to
+// end read "context canceled", or that the new program had not answered, and that the
+// old process goes on.
+func TestUpgradeEnds(t *testing.T) {
+	s := serve(t, "  routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]\n")
+	path := filepath.Join(t.TempDir(), "program")
+	script := fmt.Sprintf("#!/bin/sh\necho '{\"data_dir\":%q,\"roles\":[\"gateway\"],\"program\":{\"version\":\"v9\",\"handover\":{\"oldest\":1,\"newest\":1}}}'\n", s.cfg.DataDir)
+	if err := executable.Write(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	s.upgrades.ctx, s.upgrades.program = ctx, path
+	s.upgrades.give = func(ctx context.Context, _ []handover.Stage) (handover.Report, error) {
+		end()
+		return handover.Report{Failed: handover.StepCopy}, ctx.Err()
+	}
+	for _, outcome := range []string{upgradeUndone, upgradeRefused} { // during the hand-over; while the program is asked
+		r, err := s.upgrade("test", false)
+		if err == nil || !strings.Contains(err.Error(), "told to end") || r.Problem != err.Error() || !strings.Contains(r.Hint, "started again") || r.Outcome != outcome {
+			t.Errorf("%v, %+v", err, r)
+		}
+	}
+}
+
 // TestUpgradeOneAtATime: a second one does not wait behind the first.
 func TestUpgradeOneAtATime(t *testing.T) {
 	s := serve(t, "  routes: [{names: [a.example.com], to: [\"127.0.0.1:1\"]}]\n")
