@@ -137,7 +137,7 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 			}
 			return t.SSHUserCAs, nil
 		},
-		Cluster: host.Cluster(), HostID: host.ID(), Hostname: hostname(), Version: version, Events: r.spool, Log: log,
+		Cluster: host.Cluster(), HostID: host.ID(), Version: version, Events: r.spool, Log: log,
 		ListenAnywhere: r.anywhere.Load, FileServer: fileServer(),
 	}
 	r.anywhere.Store(cfg.Agent.SSH.ListenAnywhere)

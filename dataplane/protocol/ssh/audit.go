@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,11 +28,15 @@ const (
 	timeFormat  = "2006-01-02T15:04:05.000Z07:00"
 )
 
+// hostname is what people know a node by, in listings and in the audit log: the
+// machine's own name unless the configuration says another.
+func hostname(r *sallyport.Resource) string { return cmp.Or(r.Hostname, r.Name) }
+
 // use is what this server asks of the gate for a login.
 func (s *Server) use(c *session.Candidate, login string) session.Use {
 	common := func(name, code string) sallyport.Event {
 		return sallyport.Event{Name: name, Code: code, ServerID: s.HostID, Login: login, Fields: map[string]any{
-			"server_hostname": s.Hostname, "proto": proto,
+			"server_hostname": hostname(&c.Resource), "proto": proto,
 		}}
 	}
 	start := common("session.start", "T2000I")
@@ -61,7 +66,7 @@ func (h *handshake) deny(login string, p *sallyport.Problem) {
 		Name: "auth", Code: "T3007W", UID: uuid.NewString(), Time: time.Now().UTC(),
 		Cluster: s.Cluster, ServerID: s.HostID, Login: sshauth.Printable(login, maxLogin),
 		Addr: h.candidate.ClientAddr.String(), Success: &failed,
-		Fields: map[string]any{"error": sshauth.Printable(p.Fact, sshauth.MaxText), "server_hostname": s.Hostname, "proto": proto},
+		Fields: map[string]any{"error": sshauth.Printable(p.Fact, sshauth.MaxText), "server_hostname": hostname(&h.candidate.Resource), "proto": proto},
 	}
 	// The person is the one of the outer certificate: it is proved.
 	if outer.Kind == sallyport.KindUser {
@@ -97,7 +102,7 @@ func (c *connection) refused(r rule, details map[string]any) {
 	event := r.event
 	event.Success = &no
 	event.Login, event.ServerID = c.session.Principal, c.server.HostID
-	event.Fields = map[string]any{"error": r.fact, "type": r.name, "proto": proto, "server_hostname": c.server.Hostname}
+	event.Fields = map[string]any{"error": r.fact, "type": r.name, "proto": proto, "server_hostname": hostname(&c.session.Resource)}
 	for name, value := range details {
 		event.Fields[name] = value
 	}
@@ -107,7 +112,7 @@ func (c *connection) refused(r rule, details map[string]any) {
 // executed writes what a command came to.
 func (ch *channel) executed(state *os.ProcessState, failure error) {
 	fields := commandFields(ch.command)
-	fields["proto"], fields["server_hostname"], fields["interactive"] = proto, ch.conn.server.Hostname, ch.tty != nil
+	fields["proto"], fields["server_hostname"], fields["interactive"] = proto, hostname(&ch.conn.session.Resource), ch.tty != nil
 	code, fault := outcome(state, failure)
 	fields["exitCode"] = strconv.Itoa(code)
 	event := sallyport.Event{Name: "exec", Code: "T3002I"}
@@ -169,7 +174,7 @@ func (c *connection) end() {
 		"participants": []string{c.session.Identity.Name}, "interactive": c.interactive.Load(),
 		"session_start":   c.session.Started.UTC().Format(timeFormat),
 		"session_stop":    time.Now().UTC().Format(timeFormat),
-		"server_hostname": c.server.Hostname,
+		"server_hostname": hostname(&c.session.Resource),
 		"proto":           proto,
 	})
 }

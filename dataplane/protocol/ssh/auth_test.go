@@ -31,7 +31,7 @@ func refusedAs(t *testing.T, h *host, login, fact string, signers ...ssh.Signer)
 		t.Errorf("banner %q, want %q", c.banner, fact)
 	}
 	events := h.gate.named("auth")[before:]
-	if len(events) != 1 || events[0].Code != "T3007W" {
+	if len(events) != 1 || events[0].Code != "T3007W" || events[0].Fields["server_hostname"] != "Web 1" {
 		t.Errorf("%d events: %+v", len(events), events)
 	}
 	if h.gate.opens != h.gate.ended {

@@ -285,7 +285,7 @@ func closeWrite(conn net.Conn) error {
 // forwarded writes that a forwarded connection began or ended.
 func (c *connection) forwarded(p passage, code string, details map[string]any) {
 	yes := true
-	fields := map[string]any{"addr": sshauth.Printable(p.addr, sshauth.MaxText), "mode": p.mode, "proto": proto, "server_hostname": c.server.Hostname}
+	fields := map[string]any{"addr": sshauth.Printable(p.addr, sshauth.MaxText), "mode": p.mode, "proto": proto, "server_hostname": hostname(&c.session.Resource)}
 	for name, value := range details {
 		fields[name] = value
 	}

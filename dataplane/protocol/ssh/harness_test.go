@@ -148,7 +148,7 @@ func newHost(t testing.TB, change func(*host)) *host {
 	h.server = &Server{
 		HostSigner: func() (ssh.Signer, error) { return hostKey, nil },
 		UserCAs:    func() ([][]byte, error) { return [][]byte{h.userCA.PublicKey().Marshal()}, nil },
-		Cluster:    cluster, HostID: "0d1e5f57-4c58-4a33-9d6d-1f5b7f5b0001", Hostname: "web1",
+		Cluster:    cluster, HostID: "0d1e5f57-4c58-4a33-9d6d-1f5b7f5b0001",
 		Events: h.gate, KillGrace: 500 * time.Millisecond, etc: etc, tell: unhurried,
 		HandshakeTimeout: deadline, KeepAlive: time.Hour, // raw clients expect no question, however long they take
 	}
@@ -157,7 +157,7 @@ func newHost(t testing.TB, change func(*host)) *host {
 	}
 	h.candidate = session.Candidate{
 		Identity:   sallyport.Identity{Kind: sallyport.KindUser, Name: "alice", Cluster: cluster},
-		Resource:   sallyport.Resource{Kind: sallyport.KindNode, Name: "web1"},
+		Resource:   sallyport.Resource{Kind: sallyport.KindNode, Name: "web1", Hostname: "Web 1"},
 		ClientAddr: netip.MustParseAddrPort("127.0.0.1:45678"), ConnectionID: "c1", ALPN: "sallyport-ssh/1", Gate: h.gate,
 	}
 	if change != nil {

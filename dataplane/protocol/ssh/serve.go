@@ -27,10 +27,9 @@ type Server struct {
 	// Called at each attempt to authenticate, concurrently.
 	UserCAs func() ([][]byte, error)
 
-	Cluster  string
-	HostID   string // the agent's UUID
-	Hostname string
-	Version  string // of this program, for the identification string; may be empty
+	Cluster string
+	HostID  string // the agent's UUID
+	Version string // of this program, for the identification string; may be empty
 
 	// Events takes refused authentications: they have no session whose events
 	// the gate could write. Nil: they are only logged.

@@ -549,6 +549,8 @@ func TestDeadClient(t *testing.T) {
 	}
 }
 
+// TestEvents: they name the node as listings do, not the machine, which may be called
+// otherwise.
 func TestEvents(t *testing.T) {
 	h := newHost(t, nil)
 	c := h.dial()
@@ -562,7 +564,7 @@ func TestEvents(t *testing.T) {
 	c.Close()
 	waitFor(t, "Serve to return", func() { <-h.errs })
 	if e := h.gate.named("session.start"); len(e) != 1 || e[0].Code != "T2000I" || e[0].Login != h.login || e[0].ServerID != h.server.HostID ||
-		e[0].Fields["server_hostname"] != "web1" || e[0].Fields["proto"] != "ssh" {
+		e[0].Fields["server_hostname"] != "Web 1" || e[0].Fields["proto"] != "ssh" {
 		t.Errorf("start: %+v", e)
 	}
 	want := []struct{ code, command, exit string }{{"T3002I", "true", "0"}, {"T3002E", "exit 9", "9"}, {"T3002E", "kill -9 $$", "137"}}
@@ -572,11 +574,12 @@ func TestEvents(t *testing.T) {
 	}
 	for i, w := range want {
 		e := got[i]
-		if e.Code != w.code || e.Fields["command"] != w.command || e.Fields["exitCode"] != w.exit || *e.Success != (w.exit == "0") {
+		if e.Code != w.code || e.Fields["command"] != w.command || e.Fields["exitCode"] != w.exit || *e.Success != (w.exit == "0") ||
+			e.Fields["server_hostname"] != "Web 1" {
 			t.Errorf("exec: %+v", e)
 		}
 	}
-	if h.gate.ended != 1 || h.gate.fields["interactive"] != false || h.gate.fields["proto"] != "ssh" ||
+	if h.gate.ended != 1 || h.gate.fields["server_hostname"] != "Web 1" || h.gate.fields["interactive"] != false || h.gate.fields["proto"] != "ssh" ||
 		h.gate.fields["session_start"] == nil || h.gate.fields["session_stop"] == nil || h.gate.fields["server_id"] != nil { // every event has it: twice is fields.server_id
 		t.Errorf("end %d: %+v", h.gate.ended, h.gate.fields)
 	}

@@ -359,7 +359,7 @@ func statusText(status uint32) string {
 func (l *fileLog) emit(op fileOp, fault string) {
 	fields := map[string]any{
 		"action": int64(op.action), "path": sshauth.Printable(op.path, maxCommand), "working_directory": l.ch.conn.account.home,
-		"proto": proto, "server_hostname": l.ch.conn.server.Hostname,
+		"proto": proto, "server_hostname": hostname(&l.ch.conn.session.Resource),
 	}
 	if op.target != "" {
 		fields["target_path"] = sshauth.Printable(op.target, maxCommand)
@@ -408,11 +408,11 @@ func (l *fileLog) end(state *os.ProcessState) {
 		list = append(list, map[string]any{"path": sshauth.Printable(file.path, sshauth.MaxText), "bytes_read": file.read, "bytes_written": file.written})
 	}
 	l.event(sallyport.Event{Name: "subsystem", Code: pick(fault, "T3001I", "T3001E"), Fields: map[string]any{
-		"name": "sftp", "exitError": fault, "exitCode": fmt.Sprint(code), "proto": proto, "server_hostname": l.ch.conn.server.Hostname,
+		"name": "sftp", "exitError": fault, "exitCode": fmt.Sprint(code), "proto": proto, "server_hostname": hostname(&l.ch.conn.session.Resource),
 	}}, fault == "")
 	l.event(sallyport.Event{Name: "sftp_summary", Code: "TS021I", Fields: map[string]any{
 		"file_transfer_stats": list, "files": int64(l.files), "bytes_read": l.read, "bytes_written": l.written,
-		"proto": proto, "server_hostname": l.ch.conn.server.Hostname,
+		"proto": proto, "server_hostname": hostname(&l.ch.conn.session.Resource),
 	}}, true)
 }
 
