@@ -330,6 +330,13 @@ func TestA84_Logins(t *testing.T) {
 			t.Errorf("no certificate can name %q", l)
 		}
 	}
+	// An asterisk among the values stands for no other.
+	for _, traits := range [][]string{{"*"}, {"alice", "*"}, {"*", "**", ".*", "{{internal.logins}}"}} {
+		id.Traits["logins"] = traits
+		if d := ask(p, id, nodeWith(nil), "root"); d.Allowed {
+			t.Errorf("login root is allowed by %q", traits)
+		}
+	}
 }
 
 func TestPrincipals(t *testing.T) {
