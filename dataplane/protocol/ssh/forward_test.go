@@ -372,6 +372,21 @@ func TestA85_AgentForwarding(t *testing.T) {
 	if got := runOn(t, denied, `echo "[$SSH_AUTH_SOCK]"`); got.out != "[]\n" || !strings.Contains(got.err, "no role allows agent forwarding") {
 		t.Errorf("got %+v", got)
 	}
+	revoked.Store(false)
+	bare, err := h.dialAs(h.login, h.signer(func(c *ssh.Certificate) { delete(c.Extensions, "permit-agent-forwarding") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Close()
+	if denied, err = bare.NewSession(); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.RequestAgentForwarding(denied); err == nil {
+		t.Error("forwarded against the certificate")
+	}
+	if got := runOn(t, denied, `echo "[$SSH_AUTH_SOCK]"`); got.out != "[]\n" || !strings.Contains(got.err, "the certificate does not permit agent forwarding") {
+		t.Errorf("got %+v", got)
+	}
 }
 
 // TestA05_ForwardsByRole: each direction has its right, asked at each use; the
