@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -79,12 +80,27 @@ func addHistory(dir string, r upgradeReport) error {
 	return replaceFile(filepath.Join(dir, historyFile), append(b, '\n'))
 }
 
+// sweepHistory removes what a process that was killed while it wrote the record
+// has left: such files have names of their own, which no later write takes. They
+// are in nobody's way, so one that stays is no error.
+func sweepHistory(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), unfinished(historyFile)) {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// unfinished begins the names under which a file is written before it has its own.
+func unfinished(name string) string { return "." + name + "-" }
+
 // replaceFile writes a file of mode 0600 so that a reader finds the old or the
 // new one, and nothing between.
 func replaceFile(path string, b []byte) error { return replaceFileMode(path, b, 0o600) }
 
 func replaceFileMode(path string, b []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	f, err := os.CreateTemp(filepath.Dir(path), unfinished(filepath.Base(path))+"*") // 0600
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -41,5 +43,40 @@ func TestHistory(t *testing.T) {
 	}
 	if err := os.Truncate(path, maxHistory+1); err != nil || readHistory(dir) != nil {
 		t.Errorf("a file without an end was read: %v", err)
+	}
+}
+
+// TestHistoryAfterKill: what a killed process had begun to write stayed for ever.
+func TestHistoryAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	if err := addHistory(dir, upgradeReport{ToPID: 1, Outcome: upgradeDone}); err != nil {
+		t.Fatal(err)
+	}
+	// The process dies between its write and the rename.
+	f, err := os.CreateTemp(dir, unfinished(historyFile)+"*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "."+historyFile)
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{cfg: &config{DataDir: dir}}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.prepareDir(); err != nil {
+		t.Fatal(err)
+	}
+	defer n.lock.Close()
+	defer n.admin.Close()
+	if _, err := os.Stat(f.Name()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is there: %v", f.Name(), err)
+	}
+	if _, err := os.Stat(other); err != nil || len(readHistory(dir)) != 1 {
+		t.Errorf("%v, %v", err, readHistory(dir))
 	}
 }

@@ -272,6 +272,7 @@ func (n *node) prepareDir() error {
 	if err := n.writeLock(); err != nil {
 		return err
 	}
+	sweepHistory(n.cfg.DataDir)
 	l, err := unixListener(n.cfg.DataDir, adminSocket)
 	if err != nil {
 		return err
