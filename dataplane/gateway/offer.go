@@ -157,7 +157,7 @@ func (c *conn) progress(r relay.Readiness) {
 	}
 	switch r &^ relay.Writable {
 	case 0:
-		if c.more {
+		if c.goneOn() {
 			c.unanswered()
 		}
 		return
@@ -180,6 +180,17 @@ func (c *conn) answered() {
 	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
 	c.heard()
 	c.join(c.repaid())
+}
+
+// goneOn says whether the client may have gone on behind its first flight, or
+// ended. What came together with the flight was told while that was read, and
+// is not told again; behind a flight that fills what it is seen in there may be
+// more.
+func (c *conn) goneOn() bool {
+	if c.more || c.ending || c.ended {
+		return true
+	}
+	return c.buf == nil && c.flight == viewSize || c.buf != nil && c.flight == cap(c.buf)
 }
 
 // unanswered joins without the far end's first byte when the client has gone on

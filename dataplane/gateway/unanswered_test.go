@@ -63,6 +63,57 @@ func TestServerThatOnlyListens(t *testing.T) {
 	}
 }
 
+// TestServerThatOnlyListensToOneReport: what a client says behind its hello, or its
+// end, was held back until the stage had passed when the loop was told of it
+// together with the hello, and the server said nothing first.
+func TestServerThatOnlyListensToOneReport(t *testing.T) {
+	for _, tc := range []struct {
+		name         string
+		before, with int // bytes of the hello that the gateway waits with, and behind it
+		end          bool
+	}{
+		{"the end with the hello", 0, 0, true},
+		{"the end with the rest of it", 100, 0, true},
+		{"the end with more", 100, 100, true},
+		{"more than a view", 0, 40 << 10, false},
+		{"more than a view with the rest", 100, 40 << 10, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			onLoops(t, func(t *testing.T, loops []relay.Loop) {
+				hello := helloBytes(t, newAuthority(t).client("shop.example.com"))
+				want := append(append([]byte(nil), hello...), bytes.Repeat([]byte("x"), tc.with)...)
+				all := make(chan []byte, 1)
+				b := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+					got := make([]byte, len(want))
+					n, _ := io.ReadFull(conn, got)
+					if tc.end {
+						_, _ = io.Copy(io.Discard, conn)
+					}
+					all <- got[:n]
+				})
+				r := newRig(t, loops, func(c *Config) {
+					c.Bounds.Stage = 10 * patience // a stage that ends passes on everything
+					c.Static = []StaticRoute{to("shop.example.com", b.Addr().String())}
+				})
+				conn := r.say(hello[:tc.before])
+				r.waiting(1)
+				func() {
+					defer stop(loops)()
+					_, err := conn.Write(want[tc.before:])
+					check(t, err)
+					if tc.end {
+						check(t, conn.CloseWrite())
+					}
+				}()
+				r.reaches(outcomeRelayed, 1)
+				if got := <-all; !bytes.Equal(got, want) {
+					t.Errorf("the server got %d bytes of %d, or others", len(got), len(want))
+				}
+			})
+		})
+	}
+}
+
 // TestServerThatTakesItsTime: a static route's server has the flight, once, and
 // may answer later than a stage lasts.
 func TestServerThatTakesItsTime(t *testing.T) {
