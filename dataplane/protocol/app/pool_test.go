@@ -109,6 +109,26 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// TestA36_AskedToUpgrade: a request for another protocol comes by a connection of its
+// own, also when the application does not go along: who of the two reads on how is not
+// known then.
+func TestA36_AskedToUpgrade(t *testing.T) {
+	r := lines(t)
+	shared := reused(t, func() string { return r.once(t) })
+	seen := map[string]bool{shared: true}
+	for range 3 {
+		addr := r.once(t, "Upgrade: websocket")
+		if seen[addr] {
+			t.Error("it came by a connection that others had")
+		}
+		seen[addr] = true
+	}
+	delete(seen, shared)
+	if addr := r.once(t); seen[addr] {
+		t.Error("a request came by a connection that was asked to change")
+	}
+}
+
 // TestPoolFull: more requests at a time than a pool is for do not wait for each
 // other.
 func TestPoolFull(t *testing.T) {
