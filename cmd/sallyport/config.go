@@ -140,7 +140,7 @@ type upstream struct {
 
 // limitsConfig: nil is the default; ranges has what is allowed.
 type limitsConfig struct {
-	Handshake        *duration `yaml:"handshake"`          // How long a client may take for each step until it is served, and its upstream or agent for the first byte: `1s` to `5m`. Default: `10s`.
+	Handshake        *duration `yaml:"handshake"`          // How long a client may take for each step until it is served, and an agent or auth for the first byte: `1s` to `5m`. The servers of a route have as long to take the connection; when one answers is between it and the client. Default: `10s`.
 	Connect          *duration `yaml:"connect"`            // How long one server of a route may take to answer while there are others: `100ms` to `1m`. Default: `3s`.
 	Idle             *duration `yaml:"idle"`               // A connection through the gateway in which no byte has moved for so long is closed: `10s` or more. Default: never.
 	WaitingPerSource *int      `yaml:"waiting_per_source"` // Connections that are not served yet, per source (an IPv4 address or an IPv6 /64): 1 to 1000000. Sources of agents may have 16 times as many. Default: 16; 1024 where `routes` are all that is served.
