@@ -2,7 +2,10 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -11,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/sallyport/sallyport"
 )
@@ -289,6 +293,28 @@ func FuzzSegment(f *testing.F) {
 		}
 		_, _ = decompress(b)
 	})
+}
+
+// TestA147_PackedSize: a compressed segment that says it is larger than any is refused
+// by its head, and costs no memory.
+func TestA147_PackedSize(t *testing.T) {
+	packed := func(size uint64) []byte {
+		b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0} // RFC 8878, section 3.1.1: one segment, a size of 8 bytes
+		b = binary.LittleEndian.AppendUint64(b, size)
+		b = append(b, 1, 0, 0) // the last block, which is empty
+		sum := sha256.Sum256(b)
+		b = binary.LittleEndian.AppendUint32(b, skippable)
+		b = binary.LittleEndian.AppendUint32(b, sha256.Size)
+		return append(b, sum[:]...)
+	}
+	if b, err := decompress(packed(0)); err != nil || len(b) != 0 {
+		t.Errorf("an empty one: %d bytes, %v", len(b), err)
+	}
+	for _, size := range []uint64{maxSegment + 1, 1 << 30, 1 << 62} {
+		if _, err := decompress(packed(size)); !errors.Is(err, errPacked) || !errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
 }
 
 func BenchmarkEncode(b *testing.B) {
