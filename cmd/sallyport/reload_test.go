@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -303,19 +304,41 @@ func TestReloadSocket(t *testing.T) {
 }
 
 // TestF28_ReloadStorm: many reloads at once, good and bad in turn, while clients
-// connect: none of them is refused.
+// connect: none of them is refused, and one that is there is not cut off. Behind it
+// what is broken is refused as ever, and what is good has its effect.
 func TestF28_ReloadStorm(t *testing.T) {
-	one := backend(t, "one")
-	goodText := fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}]\n", one)
-	s := serve(t, goodText)
+	one, echo := backend(t, "one"), echoing(t)
+	route := func(name string) string {
+		return fmt.Sprintf("  routes: [{names: [a.example.com], to: [%q]}, {names: [%s], to: [%q]}]\n", one, name, echo)
+	}
+	s := serve(t, route("echo.example.com"))
+	live, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Minute}, "tcp", s.addr, &tls.Config{ServerName: "echo.example.com", InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	speaks := func(text string) {
+		t.Helper()
+		live.SetDeadline(time.Now().Add(time.Minute))
+		_, err := io.WriteString(live, text)
+		b := make([]byte, len(text))
+		if err == nil {
+			_, err = io.ReadFull(live, b)
+		}
+		if err != nil || string(b) != text {
+			t.Fatalf("the connection from before: %q, %v", b, err)
+		}
+	}
 	hangUp := make(chan os.Signal, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.reloadOn(ctx, hangUp) }()
+	defer func() { stop(); <-done }()
+	const half = "  routes: [{names: [a.exam"
 	for i := range 50 {
-		text := goodText
+		text := route("echo.example.com")
 		if i%2 == 1 {
-			text = "  routes: [{names: [a.exam" // half written
+			text = half
 		}
 		s.write(text)
 		select {
@@ -325,9 +348,57 @@ func TestF28_ReloadStorm(t *testing.T) {
 		if got := s.reaches("a.example.com"); got != "one" {
 			t.Fatalf("connection %d reaches %q", i, got)
 		}
+		speaks(fmt.Sprint(i))
 	}
-	stop()
-	<-done
+
+	const misspelt = "rotues"
+	s.write("  " + misspelt + ": []\n")
+	hangUp <- os.Interrupt
+	await(t, "the refusal", func() bool {
+		r := s.reloads.last.Load()
+		return r != nil && strings.Contains(r.Problem, misspelt)
+	})
+	s.write(route("other.example.com"))
+	hangUp <- os.Interrupt
+	await(t, "the new route", func() bool {
+		conn, err := tls.Dial("tcp", s.addr, &tls.Config{ServerName: "other.example.com", InsecureSkipVerify: true})
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	if got := s.reaches("a.example.com"); got != "one" {
+		t.Errorf("behind the storm a is %q", got)
+	}
+	if conn, err := tls.Dial("tcp", s.addr, &tls.Config{ServerName: "echo.example.com", InsecureSkipVerify: true}); err == nil {
+		conn.Close()
+		t.Error("the route that is gone still leads somewhere")
+	}
+	speaks("the end") // its route is gone; it is not
+}
+
+// echoing is a backend that says what it hears.
+func echoing(t *testing.T) string {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{selfSigned(t, time.Hour, "*.example.com")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); conns.Wait() })
+	return l.Addr().String()
 }
 
 // TestCertificates: what is half there, not a pair, or not of this time is
