@@ -90,6 +90,9 @@ func (c *conn) Ready(r relay.Readiness) {
 		// What the client sends now stays queued for the far end. A connection
 		// that is gone in both directions needs nobody any more.
 		if r&(relay.HungUp|relay.Failed) != 0 {
+			if c.stage == offering {
+				relay.ResetOnClose(c.other) // who has its flight hears of it as it was
+			}
 			c.abandon(outcomeReset)
 			return
 		}

@@ -4,8 +4,10 @@ package gateway
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
+	"syscall"
 	"testing"
 
 	"github.com/sallyport/sallyport/alpn"
@@ -112,6 +114,32 @@ func TestServerThatOnlyListensToOneReport(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestResetBeforeAnswer: a client that breaks off before the server has said anything has
+// not ended in order, and the server hears so.
+func TestResetBeforeAnswer(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		hello := helloBytes(t, newAuthority(t).client("shop.example.com"))
+		began, end := make(chan struct{}), make(chan error, 1)
+		b := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+			_, _ = io.ReadFull(conn, make([]byte, len(hello)))
+			close(began)
+			_, err := conn.Read(make([]byte, 1))
+			end <- err
+		})
+		r := newRig(t, loops, func(c *Config) {
+			c.Bounds.Stage = 10 * patience
+			c.Static = []StaticRoute{to("shop.example.com", b.Addr().String())}
+		})
+		conn := r.say(hello)
+		<-began
+		reset(t, conn)
+		if err := <-end; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the server read %v, want a reset", err)
+		}
+		r.reaches(outcomeReset, 1)
+	})
 }
 
 // TestServerThatTakesItsTime: a static route's server has the flight, once, and

@@ -245,7 +245,7 @@ func (s *side) close(how closing) {
 	case s.relay.shared:
 		part(s.relay.loop(), s.socket(), how)
 	case how == resetBoth:
-		setReset(s.socket())
+		ResetOnClose(s.socket())
 		fallthrough
 	default:
 		Discard(s.relay.loop(), s.socket())

@@ -242,12 +242,12 @@ func Close(fd int) { closeFD(fd) }
 
 // ResetClose closes fd with a reset: SO_LINGER on, with no time.
 func ResetClose(fd int) {
-	setReset(fd)
+	ResetOnClose(fd)
 	closeFD(fd)
 }
 
-// setReset makes the close that follows a reset.
-func setReset(fd int) {
+// ResetOnClose makes the close that follows a reset.
+func ResetOnClose(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 

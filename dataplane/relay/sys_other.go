@@ -54,4 +54,4 @@ func setOption(fd, level, name, value int) error { return unix.SetsockoptInt(fd,
 func option(fd, level, name int) (int, error) { return unix.GetsockoptInt(fd, level, name) }
 
 // resetNow leaves it to the close that follows: no process shares sockets here.
-func resetNow(fd int) { setReset(fd) }
+func resetNow(fd int) { ResetOnClose(fd) }
