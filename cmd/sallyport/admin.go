@@ -111,6 +111,9 @@ func dataDir(file, told string) (string, error) {
 	if told != "" {
 		return told, nil
 	}
+	if dir := plainDataDir(file); dir != "" {
+		return dir, nil
+	}
 	c, err := loadConfig(file)
 	if err == nil {
 		return c.DataDir, nil

@@ -301,26 +301,35 @@ func loadConfig(path string) (*config, error) { return loadConfigOf(path, "") }
 // loadConfigOf is loadConfig where the cluster is known already, as it is once a
 // gateway or an agent has joined; "" when it is not.
 func loadConfigOf(path, cluster string) (*config, error) {
+	c, _, err := loadConfigAgain(path, cluster, nil)
+	return c, err
+}
+
+// loadConfigAgain is loadConfigOf by what was read before, nil the first time.
+func loadConfigAgain(path, cluster string, before *reading) (*config, *reading, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "sallyport configure -o " + shellQuote(path) + " writes one", Cause: err}
+		return nil, nil, &sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: err.Error(), Hint: "sallyport configure -o " + shellQuote(path) + " writes one", Cause: err}
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if info.Size() > maxConfig {
-		return nil, fmt.Errorf("%s: %d bytes, more than %d", path, info.Size(), maxConfig)
+		return nil, nil, fmt.Errorf("%s: %d bytes, more than %d", path, info.Size(), maxConfig)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	c, err := parseConfigOf(data, cluster)
-	if err != nil {
-		return nil, located(path, err)
+	c, read, done := before.again(data, cluster)
+	if !done {
+		if c, err = parseConfigOf(data, cluster); err != nil {
+			return nil, nil, located(path, err)
+		}
+		read = readingOf(data, c)
 	}
 	c.resolve(filepath.Dir(path))
-	return c, nil
+	return c, read, nil
 }
 
 func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }

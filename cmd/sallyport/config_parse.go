@@ -72,29 +72,38 @@ func parseConfigOf(data []byte, cluster string) (c *config, err error) {
 }
 
 func readConfig(data []byte, cluster string) (*config, error) {
-	file, err := parser.ParseBytes(data, 0)
+	c, root, err := decodeConfig(data)
 	if err != nil {
-		return nil, faults{syntax(err)}
-	}
-	root, extra := document(file, data)
-	if extra != nil {
-		return nil, faults{*extra}
-	}
-	s := shape{}
-	s.walk(root, reflect.TypeFor[config](), "")
-	if len(s.found) > 0 {
-		return nil, s.found
-	}
-	var c config
-	if err := yaml.NodeToValue(root, &c, yaml.Strict()); err != nil {
-		return nil, faults{syntax(err)}
+		return nil, err
 	}
 	var f faults
 	if err := c.checkOf(cluster); errors.As(err, &f) {
 		return nil, placed(f, root)
 	}
 	c.complete()
-	return &c, nil
+	return c, nil
+}
+
+// decodeConfig reads what is written, and whether it has the shape.
+func decodeConfig(data []byte) (*config, ast.Node, error) {
+	file, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, nil, faults{syntax(err)}
+	}
+	root, extra := document(file, data)
+	if extra != nil {
+		return nil, nil, faults{*extra}
+	}
+	s := shape{}
+	s.walk(root, reflect.TypeFor[config](), "")
+	if len(s.found) > 0 {
+		return nil, nil, s.found
+	}
+	var c config
+	if err := yaml.NodeToValue(root, &c, yaml.Strict()); err != nil {
+		return nil, nil, faults{syntax(err)}
+	}
+	return &c, root, nil
 }
 
 // syntax is a fault that the parser found.

@@ -49,7 +49,8 @@ type reloader struct {
 	up   atomic.Bool // the roles are open
 	last atomic.Pointer[reloadReport]
 
-	now atomic.Pointer[config] // what is in effect; nil for what the process started with
+	now  atomic.Pointer[config] // what is in effect; nil for what the process started with
+	read *reading               // the file, the last time that it was good; of who has upgrader.turn
 }
 
 // reload reads the file again and applies what has changed, all of it or none.
@@ -125,10 +126,11 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 	if c := n.canary.Load(); c != nil {
 		return errCanary(c)
 	}
-	next, err := loadConfigOf(r.file, n.cluster())
+	next, read, err := loadConfigAgain(r.file, n.cluster(), r.read)
 	if err != nil {
 		return err
 	}
+	r.read = read
 	old := r.now.Load()
 	if old == nil {
 		old = n.cfg

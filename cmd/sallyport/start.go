@@ -104,7 +104,7 @@ func (c *startCmd) check(p *program) error {
 
 // node is a process with this configuration. Nothing is open yet.
 func (c *startCmd) node(p *program) (*node, error) {
-	cfg, err := loadConfig(c.Config)
+	cfg, read, err := loadConfigAgain(c.Config, "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (c *startCmd) node(p *program) (*node, error) {
 	level := new(slog.LevelVar)
 	level.Set(levelOf(cfg.Log))
 	n := newNode(cfg, leveled(p.stderr, cfg.Log, level))
-	n.reloads.file, n.reloads.level = file, level
+	n.reloads.file, n.reloads.level, n.reloads.read = file, level, read
 	n.keeping, err = keepingOf(c.PID)
 	return n, err
 }
