@@ -10,10 +10,10 @@ import (
 
 // A configuration of 10,000 routes takes the YAML library a fifth of a second. When
 // it is read again most of them are what they were, letter by letter, so only the
-// others are given to it: the file without the lines of the routes that are known. That is the
-// same configuration but for those, if each route has its lines for itself. Where
-// that cannot be told by a glance, or anything is wrong, all is read as the first time,
-// which also finds the places of faults.
+// others are given to it: the file without the lines of the routes that are known.
+// That is the same configuration but for those, if each route has its lines for
+// itself. Where that cannot be told by a glance, or anything is wrong, all is read
+// as the first time, which also finds the places of faults.
 
 // routeSum stands for the lines of a route.
 type routeSum [16]byte
@@ -145,9 +145,9 @@ func plainDataDir(file string) string {
 	return c.DataDir
 }
 
-// layoutOf finds the routes of a file that is written plainly: gateway at the first column, routes
-// below it, an item of a block sequence for each, and nowhere a value that goes on
-// in the next line but by indentation (YAML 1.2.2, section 8.2.1).
+// layoutOf finds the routes of a file that is written plainly: gateway at the first
+// column, routes below it, an item of a block sequence for each, and nowhere a value
+// that goes on in the next line but by indentation (YAML 1.2.2, section 8.2.1).
 func layoutOf(data []byte) (t *layout, ok bool) {
 	t = &layout{}
 	const (
