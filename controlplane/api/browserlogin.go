@@ -63,14 +63,10 @@ func (s publicService) certifyProgram(ctx context.Context, r request, a approval
 	if s.state.view().policy.PinSourceIP(id) {
 		id.PinnedAddr = id.LoginAddr
 	}
-	resp, err := s.issue(id, r)
-	if err != nil {
+	if err := s.emitLogin(ctx, c, l, nil); err != nil {
 		return nil, err
 	}
-	if err := s.emitLogin(ctx, c, l, nil); err != nil {
-		return nil, err // unrecorded, the certificates are dropped
-	}
-	return resp, nil
+	return s.issue(ctx, id, r)
 }
 
 func (s publicService) approver(ctx context.Context, a approval) (visit, error) {

@@ -323,6 +323,7 @@ func TestDeviceLogin(t *testing.T) {
 	if err != nil || got.GetState() != sallyportv1.PollDeviceLoginResponse_STATE_DONE || got.GetLogin().GetUser() != p.name || len(got.GetLogin().GetTlsCertificate()) == 0 {
 		t.Fatalf("%v %v", got, err)
 	}
+	w.recorded(t, "user", got.GetLogin().GetTlsCertificate())
 	_, err = poll()
 	codeIs(t, "twice", err, connect.CodeNotFound)
 	if !slices.ContainsFunc(w.events(t, audit.UserLogin), func(e sallyport.Event) bool {

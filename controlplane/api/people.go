@@ -51,12 +51,12 @@ func (s publicService) Login(ctx context.Context, req *connect.Request[sallyport
 	if s.state.view().policy.PinSourceIP(id) {
 		id.PinnedAddr = id.LoginAddr
 	}
-	resp, err := s.issue(id, request{m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetTtlSeconds()})
-	if err != nil {
+	if err := s.emitLogin(ctx, c, byPassword(u.Name), nil); err != nil {
 		return nil, err
 	}
-	if err := s.emitLogin(ctx, c, byPassword(u.Name), nil); err != nil {
-		return nil, err // unrecorded, the certificates are dropped
+	resp, err := s.issue(ctx, id, request{m.GetTlsPublicKey(), m.GetSshPublicKey(), m.GetTtlSeconds()})
+	if err != nil {
+		return nil, err
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -122,8 +122,9 @@ func (s *Server) identityOf(u login.User) sallyport.Identity {
 	return id
 }
 
-// issue makes the certificates of an identity that has been decided on.
-func (s *Server) issue(id sallyport.Identity, r request) (*sallyportv1.LoginResponse, error) {
+// issue makes the certificates of an identity that has been decided on, and records
+// them: unrecorded they are dropped.
+func (s *Server) issue(ctx context.Context, id sallyport.Identity, r request) (*sallyportv1.LoginResponse, error) {
 	o := s.state.view().policy.Options(id)
 	most := ca.MaxUserTTL
 	if o.MaxSessionTTL > 0 {
@@ -140,10 +141,49 @@ func (s *Server) issue(id sallyport.Identity, r request) (*sallyportv1.LoginResp
 	if err != nil {
 		return nil, err
 	}
+	id.NotAfter = certs.NotAfter
+	if err := s.emitCertificates(ctx, id, map[string]any{"cert_type": "user"}); err != nil {
+		return nil, err
+	}
 	return &sallyportv1.LoginResponse{
 		User: id.Name, Cluster: id.Cluster, TlsCertificate: certs.X509, SshCertificate: certs.SSH,
 		Authorities: authorities(s.cfg.CA, ca.Host), Expires: timestamppb.New(certs.NotAfter),
 	}, nil
+}
+
+// emitCertificates records that a person's certificates were made. fields says what
+// they are for; who they say their holder is, is added to it.
+func (s *Server) emitCertificates(ctx context.Context, id sallyport.Identity, fields map[string]any) error {
+	fields["identity"] = identityFields(id)
+	return s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, User: id.Name, UserKind: "human", Fields: fields})
+}
+
+// identityFields is an identity by the names of Teleport's events. What restricts
+// nothing is left out.
+func identityFields(id sallyport.Identity) map[string]any {
+	traits := make(map[string]any, len(id.Traits))
+	for name, values := range id.Traits {
+		traits[name] = values
+	}
+	out := map[string]any{"user": id.Name, "route_to_cluster": id.Cluster, "roles": id.Roles, "traits": traits, "logins": id.Principals,
+		"client_ip": id.LoginAddr, "expires": id.NotAfter.UTC().Format(time.RFC3339)}
+	for name, value := range map[string]string{"mfa_device_uuid": id.MFA, "pinned_ip": id.PinnedAddr} {
+		if value != "" {
+			out[name] = value
+		}
+	}
+	for name, values := range map[string][]string{"allowed_resource_ids": id.AllowedResources, "access_requests": id.ActiveRequests} {
+		if len(values) > 0 {
+			out[name] = values
+		}
+	}
+	if id.Usage != "" {
+		out["usage"] = []string{string(id.Usage)}
+	}
+	if id.DisallowReissue {
+		out["disallow_reissue"] = true
+	}
+	return out
 }
 
 // accessService is for people who have logged in.
@@ -177,13 +217,9 @@ func (s accessService) Reissue(ctx context.Context, req *connect.Request[sallypo
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.issue(id, r)
+	resp, err := s.issue(ctx, id, r)
 	if err != nil {
 		return nil, err
-	}
-	e := sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, Fields: map[string]any{"cert_type": "user"}}
-	if err := s.emit(ctx, c, e); err != nil {
-		return nil, err // unrecorded, the certificates are dropped
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/audit"
 	"github.com/sallyport/sallyport/controlplane/login"
 	"github.com/sallyport/sallyport/controlplane/store"
 	"github.com/sallyport/sallyport/identity"
@@ -42,6 +43,47 @@ func (w *world) login(t testing.TB, gateway *tls.Certificate, from string, req *
 		return nil, err
 	}
 	return resp.Msg, nil
+}
+
+// recorded checks that the log has one event of the making of a certificate, of the
+// type, which says what the certificate says.
+func (w *world) recorded(t *testing.T, kind string, cert []byte) {
+	t.Helper()
+	id, err := identity.FromX509(parse(t, cert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := identityFields(id)
+	n := 0
+	for _, e := range w.events(t, audit.CertificateCreate) {
+		got, _ := e.Fields["identity"].(map[string]any)
+		if e.User != id.Name || e.Fields["cert_type"] != kind || got["expires"] != want["expires"] {
+			continue
+		}
+		n++
+		line := func(identity map[string]any) string {
+			return string(audit.Encode(sallyport.Event{Fields: map[string]any{"identity": identity}}))
+		}
+		if diff := cmp.Diff(line(want), line(got)); diff != "" || e.Code != audit.CertificateCreateCode || e.UserKind != "human" || (e.Addr == "") != (kind == "web") {
+			t.Errorf("%+v: -certificate +event\n%s", e, diff)
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d events of the certificate of %s (%s)", n, id.Name, kind)
+	}
+}
+
+// TestIdentityFields: what restricts is named as Teleport names it.
+func TestIdentityFields(t *testing.T) {
+	got := identityFields(sallyport.Identity{Kind: sallyport.KindUser, Name: "ann", Cluster: "c", Roles: []string{"dev"}, Traits: map[string][]string{"team": {"db"}},
+		Principals: []string{"root"}, MFA: "device", PinnedAddr: "192.0.2.1", LoginAddr: "192.0.2.2", AllowedResources: []string{"/c/node/a"},
+		ActiveRequests: []string{"r"}, Usage: sallyport.UsageWeb, DisallowReissue: true, NotAfter: time.Unix(1e9, 0)})
+	want := map[string]any{"user": "ann", "route_to_cluster": "c", "roles": []string{"dev"}, "traits": map[string]any{"team": []string{"db"}},
+		"logins": []string{"root"}, "mfa_device_uuid": "device", "pinned_ip": "192.0.2.1", "client_ip": "192.0.2.2", "allowed_resource_ids": []string{"/c/node/a"},
+		"access_requests": []string{"r"}, "usage": []string{"web"}, "disallow_reissue": true, "expires": "2001-09-09T01:46:40Z"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // TestLoginOddTrait: a value of a trait that no certificate can name kept its user from
@@ -94,6 +136,7 @@ func TestLogin(t *testing.T) {
 	if id.Name != name || id.LoginAddr != "192.0.2.20" || id.PinnedAddr != "" || !slices.Equal(id.Principals, []string{"root"}) {
 		t.Errorf("identity %+v", id)
 	}
+	w.recorded(t, "user", resp.GetTlsCertificate())
 	if left := time.Until(resp.GetExpires().AsTime()); left > 12*time.Hour || left < 11*time.Hour {
 		t.Errorf("for %v", left)
 	}
@@ -211,6 +254,7 @@ func TestA04_Reissue(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", change, err)
 		}
+		w.recorded(t, "user", resp.Msg.GetTlsCertificate())
 		got, err := identity.FromX509(parse(t, resp.Msg.GetTlsCertificate()))
 		if err != nil {
 			t.Fatal(err)

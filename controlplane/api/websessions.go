@@ -220,12 +220,13 @@ func (s hostService) appSession(ctx context.Context, ws websession.Session, w wa
 	if len(w.key) == 0 {
 		return resp, nil
 	}
-	certs, err := s.certifyBrowser(v, w, callerOf(ctx).Identity)
+	id := s.browserIdentity(v, w, callerOf(ctx).Identity)
+	certs, err := s.cfg.CA.IssueUser(ca.UserRequest{Identity: id, TLSKey: w.key, TTL: ca.MaxWebTTL})
 	if err != nil {
 		return nil, err
 	}
-	err = s.emit(ctx, callerOf(ctx), sallyport.Event{Name: audit.CertificateCreate, Code: audit.CertificateCreateCode, User: v.User, UserKind: "human",
-		Fields: map[string]any{"cert_type": "web", "app_name": w.app, "web_session": ws.ID, "client_addr": w.visitor.String(), "gateway": callerOf(ctx).Identity.Name}})
+	id.NotAfter = certs.NotAfter
+	err = s.emitCertificates(ctx, id, map[string]any{"cert_type": "web", "app_name": w.app, "web_session": ws.ID, "client_addr": w.visitor.String(), "gateway": callerOf(ctx).Identity.Name})
 	if err != nil {
 		return nil, err // unrecorded, the certificate is dropped
 	}
@@ -233,9 +234,9 @@ func (s hostService) appSession(ctx context.Context, ws websession.Session, w wa
 	return resp, nil
 }
 
-// certifyBrowser makes the certificate that a gateway holds for a browser: for
-// this gateway, this application and ten minutes.
-func (s *Server) certifyBrowser(v visit, w wanted, gateway sallyport.Identity) (ca.Certificates, error) {
+// browserIdentity is who the certificate that a gateway holds for a browser names:
+// it is good for this gateway and this application.
+func (s *Server) browserIdentity(v visit, w wanted, gateway sallyport.Identity) sallyport.Identity {
 	id := v.id
 	id.Principals = nil // it opens no native session
 	id.Usage = sallyport.UsageWeb
@@ -246,7 +247,7 @@ func (s *Server) certifyBrowser(v visit, w wanted, gateway sallyport.Identity) (
 	if s.state.view().policy.PinSourceIP(id) {
 		id.PinnedAddr = w.visitor.String()
 	}
-	return s.cfg.CA.IssueUser(ca.UserRequest{Identity: id, TLSKey: w.key, TTL: ca.MaxWebTTL})
+	return id
 }
 
 // seesApp answers alike for an application that does not exist and for one that

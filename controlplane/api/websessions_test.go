@@ -116,6 +116,7 @@ func TestAppSession(t *testing.T) {
 		!id.DisallowReissue || id.Name != p.name || len(id.Principals) > 0 {
 		t.Errorf("identity %+v", id)
 	}
+	w.recorded(t, "web", got.GetTlsCertificate())
 	if life := time.Until(leaf.NotAfter); life > 10*time.Minute {
 		t.Errorf("lives for %v", life)
 	}
