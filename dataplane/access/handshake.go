@@ -31,6 +31,7 @@ func (v *visit) handshake(ctx context.Context) (*whole, error) {
 		return nil, &stranger{refusedBusy, fmt.Errorf("%d handshakes under way", d.MaxWaiting)}
 	}
 	defer d.waiting.Add(-1)
+	makeRoom()
 	// This deadline covers the handshake alone; it is lifted below, when the
 	// client has proved who it is.
 	if err := v.raw.SetDeadline(time.Now().Add(d.HandshakeTimeout)); err != nil {
