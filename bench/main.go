@@ -68,7 +68,7 @@ func main() {
 	flag.StringVar(&o.results, "results", "bench/results", "directory of the raw results")
 	flag.StringVar(&o.output, "o", "BENCHMARKS.md", "the report")
 	flag.BoolVar(&o.keep, "keep", false, "leave the directory with configurations and logs")
-	flag.IntVar(&o.pairs, "pairs", 0, "pairs of each measure; 15, or 9 with -quick")
+	flag.IntVar(&o.pairs, "pairs", 0, "pairs of each measure; 9")
 	flag.StringVar(&o.target, "target", "", "HOST:PORT of a gateway of your own that is to be measured, and nothing else; see -name, -servers, -pid")
 	flag.StringVar(&o.name, "name", "", "with -target: the server name to ask for; the target's host when empty")
 	flag.StringVar(&o.servers, "servers", "", "with -target: HOST:PORT for the harness's own servers, five ports from this one on, to which the gateway passes their names")

@@ -37,7 +37,7 @@ type sizes struct {
 const leastPairs = 9
 
 func sizesFor(o options) sizes {
-	z := sizes{pairs: 15, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, statements: 10000, requests: 4000, megabytes: 200, fileMegabytes: 1000, idle: 100, runs: 10, within: 15 * time.Minute,
+	z := sizes{pairs: leastPairs, workers: 8, execs: 20, parallelExecs: 80, sessions: 400, statements: 10000, requests: 4000, megabytes: 200, fileMegabytes: 1000, idle: 100, runs: 10, within: 15 * time.Minute,
 		settle: 2 * time.Second, warm: 300 * time.Millisecond, window: time.Second, relays: 3000, crowd: 8000, upgrades: 100, tunnelled: 500, pings: 10000, crowdPings: 5000}
 	if o.quick {
 		z = sizes{quick: true, pairs: leastPairs, workers: 8, execs: 3, parallelExecs: 16, sessions: 50, statements: 500, requests: 200, megabytes: 20, fileMegabytes: 50, idle: 20, runs: 3, within: 2 * time.Minute,
