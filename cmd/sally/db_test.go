@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -256,5 +257,37 @@ func TestDatabaseJSON(t *testing.T) {
 	}
 	if got.Port != 8443 || got.Host != d.host || got.Name != "orders" || got.User != "writer" || got.CA != d.ca || got.Cert != d.cert || got.Key != d.key {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestDBConnectNameless: without a name, -- and arguments of the client are no name of
+// a database.
+func TestDBConnectNameless(t *testing.T) {
+	clearEnv(t)
+	for argv, want := range map[string][]string{
+		"sally db connect":                         {""},
+		"sally db connect -- -c x":                 {"", "-c", "x"},
+		"sally db connect -u reader -- --csv -c x": {"", "--csv", "-c", "x"},
+		"sally db connect -- --csv -- x":           {"", "--csv", "--", "x"},
+		"sally db connect orders -- -c x":          {"orders", "-c", "x"},
+		"sally db connect orders -- -- x":          {"orders", "--", "x"},
+		"sally db connect orders x":                {"orders", "x"},
+	} {
+		g, err := parse(strings.Fields(argv), io.Discard, io.Discard)
+		if err != nil {
+			t.Fatalf("%s: %v", argv, err)
+		}
+		c := &g.cli.DB.Connect
+		c.separate()
+		if got := append([]string{c.Name}, c.Args...); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", argv, got, want)
+		}
+	}
+	p := newProgram(t)
+	if _, err := p.login(alice()); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&dbConnectCmd{Name: "-c", Args: []string{"select 1"}}).Run(p); err == nil || !strings.HasPrefix(err.Error(), "no database is named") {
+		t.Errorf("without a name: %v", err)
 	}
 }

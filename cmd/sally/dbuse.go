@@ -94,9 +94,7 @@ type dbConnectCmd struct {
 
 // Run starts the database's own client.
 func (c *dbConnectCmd) Run(p *program) error {
-	if len(c.Args) > 0 && c.Args[0] == "--" {
-		c.Args = c.Args[1:]
-	}
+	c.separate()
 	d, err := p.database(c.Name, c.databaseFlags)
 	if err != nil {
 		return err
@@ -114,6 +112,17 @@ func (c *dbConnectCmd) Run(p *program) error {
 		return p.connectRedis(d, c.Args)
 	}
 	return c.psql(p, d)
+}
+
+// separate takes the name and the client's arguments apart. After -- the first of
+// these stands where the name does when none is given; no name begins with a hyphen.
+func (c *dbConnectCmd) separate() {
+	if strings.HasPrefix(c.Name, "-") {
+		c.Name, c.Args = "", append([]string{c.Name}, c.Args...)
+	}
+	if len(c.Args) > 0 && c.Args[0] == "--" {
+		c.Args = c.Args[1:]
+	}
 }
 
 // psql is started straight to the gateway, with the environment that libpq reads.
