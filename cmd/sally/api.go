@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -59,13 +60,16 @@ func (c *credentials) list(ctx context.Context, kind sallyport.Kind, name string
 	return list, nil
 }
 
-// explain turns a bare refusal into its reason: strangers get none, the user
-// asks auth about his own.
+// explain turns a bare refusal or a loss into its reason: strangers get none, the
+// user asks auth about his own. Whom auth itself refuses, by a lock, hears that.
 func (c *credentials) explain(ctx context.Context, cause error, req *sallyportv1.ExplainRequest) error {
 	api, hc := c.api()
 	defer hc.CloseIdleConnections()
 	resp, err := api.Explain(ctx, connect.NewRequest(req))
 	if err != nil {
+		if why := unreachable(c.Profile.WebProxyAddr, err); errors.Is(why, sallyport.ErrDenied) {
+			return why
+		}
 		return cause
 	}
 	switch m := resp.Msg; {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -56,7 +57,20 @@ func (c *proxySSHCmd) Run(p *program) error {
 		return cred.explain(p.ctx, err, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
 	}
 	defer onTerm(func() { conn.Close() })()
-	return dial.Pipe(p.stdin, os.Stdout, conn)
+	return p.pipe(cred, conn, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindNode), Name: node, Login: login})
+}
+
+// pipe carries one connection to what use names on standard input and output. A loss
+// has no reason on the connection, where every byte is the resource's: auth is asked.
+func (p *program) pipe(cred *credentials, conn net.Conn, use *sallyportv1.ExplainRequest) error {
+	err := dial.Pipe(p.stdin, os.Stdout, conn)
+	var own *fs.PathError // of standard output
+	if err == nil || errors.As(err, &own) || p.ctx.Err() != nil {
+		return err
+	}
+	lost := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err,
+		Fact: fmt.Sprintf("%s %q: the connection was lost", kindName(use.GetKind()), use.GetName()), Hint: "connect again"}
+	return cred.explain(p.ctx, lost, use)
 }
 
 // listener is what all local proxies take.
@@ -137,7 +151,7 @@ func (c *proxyTCPCmd) Run(p *program) error {
 		if err != nil {
 			return err
 		}
-		return dial.Pipe(p.stdin, os.Stdout, conn)
+		return p.pipe(cred, conn, &sallyportv1.ExplainRequest{Kind: string(sallyport.KindTCP), Name: c.Name})
 	}
 	l, err := c.open()
 	if err != nil {

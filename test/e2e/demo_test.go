@@ -617,6 +617,22 @@ func testLock(t *testing.T, d *demo, p *person) {
 		t.Fatal(err)
 	}
 	await(t, "the session runs", runWait, func() bool { return strings.Contains(out.String(), "up") })
+	// Bytes of a TCP service have no place for a reason: auth is asked.
+	pipe := p.command(ctx, "sally", "proxy", "tcp", "--stdio", "echo")
+	var echoed, said tail
+	pipe.Stdout, pipe.Stderr = &echoed, &said
+	open, err := pipe.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if err := pipe.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(open, "up\n"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the TCP session runs", runWait, func() bool { return echoed.String() == "up\n" })
 	lock := "kind: lock\nversion: v2\nmetadata: {name: stop}\nspec: {target: {user: admin}, message: for the test}\n"
 	if r := p.try(lock, "sallyctl", "--data-dir="+d.data, "create", "-"); r.code != 0 {
 		t.Fatalf("lock: %+v", r)
@@ -628,6 +644,9 @@ func testLock(t *testing.T, d *demo, p *person) {
 	}
 	if !strings.Contains(out.String(), "for the test") {
 		t.Errorf("the session was not told why:\n%s", out.String())
+	}
+	if err := pipe.Wait(); pipe.ProcessState.ExitCode() != 1 || said.String() != "ERROR: you are locked: for the test\nhint: ask your administrator\n" {
+		t.Errorf("proxy tcp --stdio: %v, and said:\n%s", err, said.String())
 	}
 	p.refused(1, []string{"for the test"}, "sally", "ssh", login(t)+"@"+d.name("node"), "id")
 	p.refused(2, []string{"for the test"}, "psql", "service="+d.Cluster+"-"+d.name("db"), "-c", "select 1")
