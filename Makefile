@@ -36,7 +36,7 @@ test: ## all tests, with the race detector and real peers ("make check" vets the
 check: ## what CI runs, besides the tests: format, vet, import policy, generated files
 	@tools/check
 
-bench: ## measure, about an hour and a half on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
+bench: ## measure, about two and a half hours on a quiet machine; keeps raw results in bench/results and writes BENCHMARKS.md
 	@tools/peers/install
 	$(GO) run ./bench
 
