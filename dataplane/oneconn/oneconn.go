@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,9 @@ const (
 	idleTimeout      = 2 * time.Minute // of a connection without a request
 	connectionBuffer = 1 << 20         // bytes of bodies that a connection of HTTP/2 holds
 	streamBuffer     = 256 << 10       // and one request of it
+
+	// farewell is how long a client of HTTP/2 whose requests are cut has to take that.
+	farewell = 500 * time.Millisecond
 )
 
 // Server serves one connection. Its fields are set before Serve, which is called
@@ -38,14 +42,18 @@ type Server struct {
 	mu      sync.Mutex
 	over    bool           // no request begins any more
 	running sync.WaitGroup // grows only while over is false
+
+	streams atomic.Int64 // requests of HTTP/2 that run, or ran when the connection was to end
 }
 
 // Serve takes conn over, and returns when it is closed or hijacked, and all
-// requests are over. Once ctx is done, what is not hijacked is closed.
+// requests are over. Once ctx is done, what is not hijacked is closed; a client of
+// HTTP/2 is told of each request that runs that it is cut (RST_STREAM), because some
+// take the end of the connection for that of an answer whose length they do not know.
 func (s *Server) Serve(ctx context.Context, conn net.Conn) {
 	only := &listener{conn: conn, left: make(chan struct{}), closed: make(chan struct{})}
 	srv := s.server(ctx, only)
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	stop := context.AfterFunc(ctx, func() { s.end(srv, only) })
 	defer stop()
 	_ = srv.Serve(only) // ends with one of the two
 	if only.taken {
@@ -66,10 +74,53 @@ func (s *Server) server(ctx context.Context, only *listener) *http.Server {
 		second = &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, MaxReceiveBufferPerConnection: connectionBuffer, MaxReceiveBufferPerStream: streamBuffer}
 	}
 	return &http.Server{
-		Handler: s.Handler, Protocols: &protocols, HTTP2: second, MaxHeaderBytes: s.MaxHead,
+		Handler: s.cutting(ctx), Protocols: &protocols, HTTP2: second, MaxHeaderBytes: s.MaxHead,
 		ReadHeaderTimeout: cmp.Or(s.HeadTime, readHeadTimeout), IdleTimeout: cmp.Or(s.IdleTime, idleTimeout),
 		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: only.state, ErrorLog: s.ErrorLog,
 	}
+}
+
+// cutting is the handler, whose streams of HTTP/2 are reset once ctx is done, also
+// where it waits for a client that does not read.
+func (s *Server) cutting(ctx context.Context) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor < 2 {
+			s.Handler.ServeHTTP(w, r)
+			return
+		}
+		s.streams.Add(1)
+		reset := func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)) } // one that has passed does
+		cut := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() { defer close(cut); reset() })
+		defer func() {
+			switch {
+			case !stop():
+				<-cut // w is good until the handler has returned
+			case ctx.Err() != nil:
+				reset() // the handler was faster
+			default:
+				s.streams.Add(-1)
+			}
+		}()
+		s.Handler.ServeHTTP(w, r)
+	})
+}
+
+// end closes the connection when it has said what is cut: GOAWAY, beside the resets.
+// Then net/http closes it by itself, a second later, or its client before that.
+func (s *Server) end(srv *http.Server, only *listener) {
+	if s.streams.Load() > 0 {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = srv.Shutdown(now) // says so, and does not wait
+		late := time.NewTimer(farewell)
+		defer late.Stop()
+		select {
+		case <-only.left:
+		case <-late.C:
+		}
+	}
+	srv.Close()
 }
 
 // Begin counts a request in, unless the connection is over: one of HTTP/2 may

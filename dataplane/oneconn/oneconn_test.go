@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/sallyport/sallyport/test/leak"
 )
@@ -182,6 +186,85 @@ func TestStop(t *testing.T) {
 			t.Error("not over when the request is")
 		}
 	})
+}
+
+// frames reads frames of HTTP/2 until the connection has ended.
+func frames(conn net.Conn, see func(http2.Frame)) error {
+	for f := http2.NewFramer(io.Discard, conn); ; {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return err
+		}
+		see(frame)
+	}
+}
+
+// TestCutIsTold: some clients of HTTP/2 take the end of the connection for that of an
+// answer whose length they do not know, so each one that runs is reset before it; one
+// that waits for its client too.
+func TestCutIsTold(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"sends nothing": func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "some")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			panic(http.ErrAbortHandler)
+		},
+		"waits for the client": func(w http.ResponseWriter, r *http.Request) {
+			for {
+				if _, err := w.Write(make([]byte, 1<<10)); err != nil { // more than the window
+					panic(http.ErrAbortHandler)
+				}
+			}
+		},
+		"ends by itself": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &Server{ErrorLog: log.New(io.Discard, "", 0)}
+			s.Protocols.SetUnencryptedHTTP2(true)
+			counted(s, h)
+			ctx, cancel := context.WithCancel(t.Context())
+			conn, ended := serve(ctx, s)
+			defer conn.Close()
+			go func() {
+				var head bytes.Buffer
+				for e, name := hpack.NewEncoder(&head), []string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "x"}; len(name) > 0; name = name[2:] {
+					e.WriteField(hpack.HeaderField{Name: name[0], Value: name[1]})
+				}
+				io.WriteString(conn, http2.ClientPreface)
+				f := http2.NewFramer(conn, nil)
+				f.WriteSettings()
+				f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
+			}()
+			reset, away := 0, 0
+			whole := false
+			closed := make(chan error, 1)
+			go func() {
+				closed <- frames(conn, func(f http2.Frame) {
+					switch f := f.(type) {
+					case *http2.DataFrame:
+						whole = whole || f.StreamEnded()
+					case *http2.RSTStreamFrame:
+						if f.StreamID == 1 && f.ErrCode != http2.ErrCodeNo {
+							reset++
+						}
+					case *http2.GoAwayFrame:
+						away++
+					}
+				})
+			}()
+			synctest.Wait()
+			began := time.Now()
+			cancel()
+			if err := <-closed; err != io.EOF || reset != 1 || away != 1 || whole {
+				t.Errorf("%s: ended by %v, %d resets, %d GOAWAY, whole: %t", name, err, reset, away, whole)
+			}
+			<-ended
+			if d := time.Since(began); d > farewell {
+				t.Errorf("%s: after %s", name, d)
+			}
+		})
+	}
 }
 
 // TestHijacked: a connection that is no longer HTTP is its handler's, and is over

@@ -109,7 +109,7 @@ func (l *live) serve(ctx context.Context, conn net.Conn) {
 		MaxConcurrentStreams: l.bounds.Streams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
 		WriteByteTimeout: l.bounds.Stalled,
 	}
-	stop := context.AfterFunc(ctx, func() { l.conn.Close() }) // a stream's too, which is not the server's any more
+	stop := context.AfterFunc(ctx, l.conn.cut)
 	defer stop()
 	l.http.Serve(ctx, l.conn)
 }
@@ -121,6 +121,7 @@ type connected struct {
 	net.Conn
 	stalled  time.Duration
 	stream   atomic.Bool
+	over     atomic.Bool // no stream goes on
 	in, out  atomic.Int64
 	deadline time.Time // of writes; written by the one writer
 }
@@ -156,6 +157,18 @@ func (c *connected) CloseWrite() error {
 func (c *connected) switched() {
 	c.stream.Store(true)
 	c.Conn.SetDeadline(time.Time{})
+	if c.over.Load() {
+		c.Close()
+	}
+}
+
+// cut closes a stream, which is not the HTTP server's any more, and one that is about
+// to begin.
+func (c *connected) cut() {
+	c.over.Store(true)
+	if c.stream.Load() {
+		c.Close()
+	}
 }
 
 // joined returns a context that is done when either is, with that one's cause.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -743,5 +745,28 @@ func TestStreamWithoutInput(t *testing.T) {
 	}
 	if len(r.named("session.end")) != 1 {
 		t.Error("no session.end")
+	}
+}
+
+// TestCutStream: what ends closes a stream, whenever it begins, and leaves other
+// connections to the HTTP server, which says to clients of HTTP/2 what is cut.
+func TestCutStream(t *testing.T) {
+	for name, tt := range map[string]struct {
+		does func(*connected)
+		open bool
+	}{
+		"no stream":           {func(c *connected) { c.cut() }, true},
+		"a stream":            {func(c *connected) { c.switched(); c.cut() }, false},
+		"a stream that comes": {func(c *connected) { c.cut(); c.switched() }, false},
+		"a stream goes on":    {func(c *connected) { c.switched() }, true},
+	} {
+		near, far := net.Pipe()
+		tt.does(&connected{Conn: far})
+		near.SetReadDeadline(time.Unix(1, 0))
+		if _, err := near.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) != tt.open {
+			t.Errorf("%s: %v", name, err)
+		}
+		near.Close()
+		far.Close()
 	}
 }
