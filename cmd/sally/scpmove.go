@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/table"
 )
 
 // move carries the bytes of one file, in blocks of which some are under way at
@@ -223,11 +224,7 @@ func progressLine(name string, moved, size int64, took time.Duration) string {
 			rest = time.Duration(float64(size-moved) / rate * float64(time.Second))
 		}
 	}
-	name = fail.Clean(name)
-	if r := []rune(name); len(r) > 40 {
-		name = string(r[:39]) + "…"
-	}
-	return fmt.Sprintf("%-40s %3d%% %9s %9s/s %02d:%02d", name, share, amount(float64(moved)), amount(rate), int(rest.Minutes()), int(rest.Seconds())%60)
+	return fmt.Sprintf("%s %3d%% %9s %9s/s %02d:%02d", table.Column(fail.Clean(name), 40, "…"), share, amount(float64(moved)), amount(rate), int(rest.Minutes()), int(rest.Seconds())%60)
 }
 
 func amount(n float64) string {

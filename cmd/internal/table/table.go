@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/rivo/uniseg"
 )
 
 const (
@@ -23,7 +25,7 @@ func Write(w io.Writer, width int, header []string, rows [][]string) error {
 	widths := make([]int, len(header))
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], uniseg.StringWidth(cell))
 		}
 	}
 	fit(widths, width, cutColumn(header))
@@ -81,14 +83,36 @@ func fit(widths []int, width, column int) {
 func line(b *strings.Builder, row []string, widths []int) {
 	var text strings.Builder
 	for i, cell := range row {
-		n := utf8.RuneCountInString(cell)
-		if n > widths[i] {
-			cell, n = string([]rune(cell)[:widths[i]-len(ellipsis)])+ellipsis, widths[i]
-		}
-		text.WriteString(cell)
-		text.WriteString(strings.Repeat(" ", widths[i]-n))
+		text.WriteString(Column(cell, widths[i], ellipsis))
 		text.WriteString(gap)
 	}
 	b.WriteString(strings.TrimRight(text.String(), " "))
 	b.WriteByte('\n')
+}
+
+// Column is text in exactly so many columns of a terminal, of which a character may
+// take none or two (Unicode Standard Annexes 11 and 29): filled up with spaces, or
+// cut, and then with end behind it. Columns are at least those of end.
+func Column(text string, columns int, end string) string {
+	n := uniseg.StringWidth(text)
+	if n > columns {
+		text, n = cut(text, columns-uniseg.StringWidth(end))
+		text, n = text+end, n+uniseg.StringWidth(end)
+	}
+	return text + strings.Repeat(" ", columns-n)
+}
+
+// cut is the beginning of text in whole characters that takes at most so many
+// columns, and how many it takes.
+func cut(text string, columns int) (_ string, n int) {
+	for rest, state := text, -1; rest != ""; {
+		var width int
+		before := len(text) - len(rest)
+		_, rest, width, state = uniseg.FirstGraphemeClusterInString(rest, state)
+		if n+width > columns {
+			return text[:before], n
+		}
+		n += width
+	}
+	return text, n
 }

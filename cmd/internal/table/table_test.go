@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/rivo/uniseg"
 )
 
 func TestWrite(t *testing.T) {
@@ -78,9 +80,9 @@ func FuzzWrite(f *testing.F) {
 			if strings.ContainsFunc(l, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x202e }) {
 				t.Fatalf("control characters in %q", l)
 			}
-			least := max(utf8.RuneCountInString(name), utf8.RuneCountInString(labels), 4) + 8 + 7 + 2
-			if width > least && utf8.RuneCountInString(l) > width {
-				t.Fatalf("%d columns on a terminal of %d: %q", utf8.RuneCountInString(l), width, l)
+			least := max(uniseg.StringWidth(name), uniseg.StringWidth(labels), utf8.RuneCountInString(name), utf8.RuneCountInString(labels), 4) + 8 + 7 + 2
+			if columns := uniseg.StringWidth(l); width > least && columns > width {
+				t.Fatalf("%d columns on a terminal of %d: %q", columns, width, l)
 			}
 		}
 	})
