@@ -36,9 +36,9 @@ func (g *Gateway) sendKnown(ctx context.Context, out handover.Writer) error {
 
 func (s *server) image() *handoverv1.GatewayName {
 	m := &handoverv1.GatewayName{Address: s.address}
-	if addrs := s.addrs.Load(); addrs != nil {
-		for _, a := range (*addrs)[:min(resolvedMost, len(*addrs))] {
-			m.Resolved = append(m.Resolved, encoded(a))
+	if targets := s.targets.Load(); targets != nil {
+		for _, t := range (*targets)[:min(resolvedMost, len(*targets))] {
+			m.Resolved = append(m.Resolved, encoded(t.addr))
 		}
 	}
 	return m

@@ -1091,8 +1091,8 @@ func TestMoveKnown(t *testing.T) {
 	})
 	known := netip.MustParseAddr("192.0.2.7")
 	r.crowd.prove(known, time.Now())
-	addrs := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:443")}
-	r.current.Load().servers["nowhere.invalid:443"].addrs.Store(&addrs)
+	addr := netip.MustParseAddr("192.0.2.9")
+	r.current.Load().servers["nowhere.invalid:443"].standFor([]netip.Addr{addr})
 	for range 3 {
 		r.dial()
 	}
@@ -1101,8 +1101,8 @@ func TestMoveKnown(t *testing.T) {
 	if _, ok := r.crowd.known.get(sourceOf(known), time.Now()); !ok {
 		t.Error("the source is not known")
 	}
-	if got := r.current.Load().servers["nowhere.invalid:443"].addrs.Load(); got == nil || (*got)[0] != addrs[0] {
-		t.Errorf("the name leads to %v", got)
+	if got, ok := r.current.Load().servers["nowhere.invalid:443"].target(0); !ok || got.addr != netip.AddrPortFrom(addr, 443) {
+		t.Errorf("the name leads to %+v", got)
 	}
 	r.waiting(3)
 }

@@ -111,7 +111,7 @@ func (c *conn) connect() {
 }
 
 // reach begins a connection to a target, unless descriptors are few.
-func (w *lane) reach(to target) (fd int, err error) {
+func (w *lane) reach(to *target) (fd int, err error) {
 	fd, err = to.connect()
 	if err == nil && w.few(fd) {
 		relay.Close(fd)
@@ -123,7 +123,10 @@ func (w *lane) reach(to target) (fd int, err error) {
 // blame notes that the upstream's server could not be connected to.
 func (c *conn) blame() {
 	c.counts.add(outcomeConnectFailed)
-	c.choice.at.rest(c.loop.Now())
+	c.choice.at.fail(c.loop.Now())
+	if c.choice.to != nil {
+		c.choice.to.rest(c.loop.Now())
+	}
 }
 
 // offer gives a connected far end the head and the client's first flight.

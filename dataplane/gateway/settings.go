@@ -191,7 +191,7 @@ func (g *Gateway) Reload(ctx context.Context, s Settings) (Difference, error) {
 	}
 	var fresh []*server
 	for _, s := range next.servers {
-		if s.host != "" && s.addrs.Load() == nil {
+		if s.host != "" && s.targets.Load() == nil {
 			fresh = append(fresh, s)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -259,7 +260,7 @@ func TestManyAddresses(t *testing.T) {
 	}
 }
 
-// TestPick: addresses in turn, each once; those of servers that rest last;
+// TestPick: addresses in turn, each once; those that rest last;
 // and from the start when all were tried. It takes no memory.
 func TestPick(t *testing.T) {
 	u := &upstream{}
@@ -267,6 +268,13 @@ func TestPick(t *testing.T) {
 		s, err := newServer(a)
 		check(t, err)
 		u.servers = append(u.servers, s)
+	}
+	first := func(i int) *target {
+		to, ok := u.servers[i].target(0)
+		if !ok {
+			t.Fatalf("server %d has no address", i)
+		}
+		return to
 	}
 	now := time.Unix(1000, 0)
 	order := func(turn uint32, n int) (out string) {
@@ -290,7 +298,7 @@ func TestPick(t *testing.T) {
 			t.Errorf("turn %d: %s, want %s", turn, got, want)
 		}
 	}
-	u.servers[0].rest(now)
+	first(0).rest(now)
 	for turn, want := range map[uint32]string{0: "231", 1: "231", 2: "321"} {
 		if got := order(turn, 3); got != want {
 			t.Errorf("turn %d while the first rests: %s, want %s", turn, got, want)
@@ -298,13 +306,13 @@ func TestPick(t *testing.T) {
 	}
 	// A clock that was set back by an hour let a server rest for as long.
 	began := time.Now()
-	u.servers[0].rest(began)
-	if later := began.Add(restFor); !u.servers[0].restsAt(setBack(t, began, time.Hour)) || u.servers[0].restsAt(setBack(t, later, time.Hour)) {
+	first(0).rest(began)
+	if later := began.Add(restFor); !first(0).restsAt(setBack(t, began, time.Hour)) || first(0).restsAt(setBack(t, later, time.Hour)) {
 		t.Error("a rest is by the clock")
 	}
-	u.servers[0].rest(now)
-	u.servers[1].rest(now)
-	u.servers[2].rest(now)
+	first(0).rest(now)
+	first(1).rest(now)
+	first(2).rest(now)
 	if got := order(1, 3); got != "231" {
 		t.Errorf("while all rest: %s", got)
 	}
@@ -335,6 +343,36 @@ func TestDeadServerRests(t *testing.T) {
 		}
 		if n := r.count(outcomeConnectFailed); n == 0 || n > 5 {
 			t.Errorf("%d of 20 clients in turn met the dead server", n)
+		}
+	})
+}
+
+// TestDeadAddressRests: when one of a name's addresses was dead the name rested as a
+// whole, so that every second client met the dead one, and waited Bounds.Connect
+// where it did not even refuse.
+func TestDeadAddressRests(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		good, err := netip.ParseAddrPort(named(t, ca, "good"))
+		check(t, err)
+		name := net.JoinHostPort("nowhere.invalid", strconv.Itoa(int(good.Port())))
+		r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to("a.example.com", name)} })
+		server := r.current.Load().servers[name]
+		dead := netip.MustParseAddr("127.0.0.2") // nobody listens at it on that port
+		server.standFor([]netip.Addr{dead, good.Addr()})
+		for range 10 {
+			r.meets(ca, "a.example.com", "good").Close()
+		}
+		before, _ := server.target(0)
+		server.standFor([]netip.Addr{good.Addr(), dead}) // the name is looked up again
+		if after, _ := server.target(1); after != before {
+			t.Error("what is known of an address went with a look-up")
+		}
+		for range 10 {
+			r.meets(ca, "a.example.com", "good").Close()
+		}
+		if n := r.count(outcomeConnectFailed); n == 0 || n > 5 {
+			t.Errorf("%d of 20 clients in turn met the dead address", n)
 		}
 	})
 }

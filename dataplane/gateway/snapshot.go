@@ -102,8 +102,8 @@ func (g *Gateway) Snapshot() Snapshot {
 func (s *settings) down() (out []DownServer) {
 	for _, at := range s.servers {
 		d := DownServer{Address: at.address, Unresolved: at.lost.Load()}
-		if until := at.rests.Load(); at.down.Load() && until != nil {
-			d.Failed = until.Add(-restFor)
+		if failed := at.failed.Load(); at.down.Load() && failed != nil {
+			d.Failed = *failed
 		}
 		if d.Unresolved || !d.Failed.IsZero() {
 			out = append(out, d)

@@ -196,16 +196,16 @@ func (h *Heir) takeNames(m *handoverv1.GatewayNames) error {
 		if a := h.gateway.auth; s == nil && a != nil && a.servers[0].address == n.Address {
 			s = a.servers[0]
 		}
-		addrs := make([]netip.AddrPort, 0, len(n.Resolved))
+		targets := make([]*target, 0, len(n.Resolved))
 		for _, b := range n.Resolved {
 			a, err := address(b)
 			if err != nil {
 				return err
 			}
-			addrs = append(addrs, a)
+			targets = append(targets, &target{addr: a})
 		}
-		if s != nil && s.host != "" && len(addrs) > 0 {
-			s.addrs.CompareAndSwap(nil, &addrs)
+		if s != nil && s.host != "" && len(targets) > 0 {
+			s.targets.CompareAndSwap(nil, &targets)
 		}
 	}
 	return nil

@@ -38,46 +38,52 @@ type upstream struct {
 // that have the address share it.
 type server struct {
 	address string // as configured
-	path    string // of a Unix socket
 	host    string // a name; "" for a literal
 	port    uint16
-	addrs   atomic.Pointer[[]netip.AddrPort]
+	targets atomic.Pointer[[]*target] // nil while its name was never resolved
 	lost    atomic.Bool               // its name could not be resolved the last time
-	rests   atomic.Pointer[time.Time] // until when it is tried last; nil for never
+	failed  atomic.Pointer[time.Time] // when a connection to it failed last; nil for never
 	down    atomic.Bool               // the last connection to it failed
 }
 
-// restFor is how long a server that could not be connected to is tried only when
-// all others were: else one that answers nothing costs every client in its turn
-// Bounds.Connect.
-const restFor = 10 * time.Second
-
-func (s *server) rest(now time.Time) {
-	until := now.Add(restFor)
-	s.rests.Store(&until)
+// fail notes that a connection to the server came to nothing.
+func (s *server) fail(now time.Time) {
+	s.failed.Store(&now)
 	s.down.Store(true)
 }
 
-// met notes a connection. Whether the server rests is left as it is: another one of
-// its addresses may have failed.
+// met notes a connection. What rests is left as it is: it may be another target.
 func (s *server) met() {
 	if s.down.Load() { // it is everybody's: not written to without need
 		s.down.Store(false)
 	}
 }
 
-func (s *server) restsAt(now time.Time) bool {
-	until := s.rests.Load()
+// target is one place to connect to: a server has one, or one for each address of
+// its name. Each rests by itself, so that a dead one among a name's addresses is
+// passed over as a dead server is among others.
+type target struct {
+	path  string // of a Unix socket
+	addr  netip.AddrPort
+	rests atomic.Pointer[time.Time] // until when it is tried last; nil for never
+}
+
+// restFor is how long a target that could not be connected to is tried only when
+// all others were: else one that answers nothing costs every client in its turn
+// Bounds.Connect.
+const restFor = 10 * time.Second
+
+func (t *target) rest(now time.Time) {
+	until := now.Add(restFor)
+	t.rests.Store(&until)
+}
+
+func (t *target) restsAt(now time.Time) bool {
+	until := t.rests.Load()
 	return until != nil && now.Before(*until) // by what has passed, whatever the clock says
 }
 
-// target is one place to connect to.
-type target struct {
-	path string
-	addr netip.AddrPort
-}
-
-func (t target) connect() (fd int, err error) {
+func (t *target) connect() (fd int, err error) {
 	if t.path != "" {
 		return relay.ConnectUnix(t.path)
 	}
@@ -86,10 +92,10 @@ func (t target) connect() (fd int, err error) {
 
 func newServer(address string) (*server, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return &server{address: address, path: path}, nil
+		return serverAt(address, &target{path: path}), nil
 	}
 	if strings.HasPrefix(address, "/") {
-		return &server{address: address, path: address}, nil
+		return serverAt(address, &target{path: address}), nil
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -99,12 +105,17 @@ func newServer(address string) (*server, error) {
 	if err != nil || host == "" {
 		return nil, fmt.Errorf("upstream %q: not host:port", address)
 	}
-	s := &server{address: address, host: host, port: uint16(n)}
 	if ip, err := netip.ParseAddr(host); err == nil {
-		s.host = ""
-		s.addrs.Store(&[]netip.AddrPort{netip.AddrPortFrom(ip, s.port)})
+		return serverAt(address, &target{addr: netip.AddrPortFrom(ip, uint16(n))}), nil
 	}
-	return s, nil
+	return &server{address: address, host: host, port: uint16(n)}, nil
+}
+
+// serverAt makes a server that has no name.
+func serverAt(address string, t *target) *server {
+	s := &server{address: address}
+	s.targets.Store(&[]*target{t})
+	return s
 }
 
 // choice is one client's way through an upstream's addresses.
@@ -112,15 +123,16 @@ type choice struct {
 	turn  uint32  // the first address is the turn's, further ones are what follows it
 	tried uint64  // which have been tried, of the first 64
 	at    *server // of the last
+	to    *target // the last; nil when another process chose it among several
 }
 
 // pick gives the next address: one that was not tried yet, and if there is one,
-// of a server that does not rest. When all were tried they are tried again.
+// that does not rest. When all were tried they are tried again.
 // others says that there is more than one.
-func (u *upstream) pick(c *choice, now time.Time) (t target, others, ok bool) {
+func (u *upstream) pick(c *choice, now time.Time) (t *target, others, ok bool) {
 	n := u.size()
 	if n == 0 {
-		return t, false, false
+		return nil, false, false
 	}
 	resting := -1
 	for i := range n {
@@ -132,31 +144,31 @@ func (u *upstream) pick(c *choice, now time.Time) (t target, others, ok bool) {
 		if !ok {
 			break // a name has lost addresses just now
 		}
-		if s.restsAt(now) {
+		if t.restsAt(now) {
 			if resting < 0 {
 				resting = at
 			}
 			continue
 		}
-		return t, n > 1, c.take(at, s)
+		return t, n > 1, c.take(at, s, t)
 	}
 	if resting < 0 {
 		c.tried, resting = 0, int(c.turn)%n
 	}
 	s, t, ok := u.address(resting)
-	return t, n > 1, ok && c.take(resting, s)
+	return t, n > 1, ok && c.take(resting, s, t)
 }
 
-func (c *choice) take(at int, s *server) bool {
+func (c *choice) take(at int, s *server, t *target) bool {
 	if at < 64 {
 		c.tried |= 1 << at
 	}
-	c.at = s
+	c.at, c.to = s, t
 	return true
 }
 
 // address is the one at a position of all.
-func (u *upstream) address(at int) (s *server, t target, ok bool) {
+func (u *upstream) address(at int) (s *server, t *target, ok bool) {
 	for _, s := range u.servers {
 		if k := s.size(); at >= k {
 			at -= k
@@ -165,7 +177,7 @@ func (u *upstream) address(at int) (s *server, t target, ok bool) {
 		t, ok = s.target(at)
 		return s, t, ok
 	}
-	return nil, t, false
+	return nil, nil, false
 }
 
 // size is the number of addresses.
@@ -177,24 +189,18 @@ func (u *upstream) size() (n int) {
 }
 
 func (s *server) size() int {
-	if s.path != "" {
-		return 1
-	}
-	if addrs := s.addrs.Load(); addrs != nil {
-		return len(*addrs)
+	if targets := s.targets.Load(); targets != nil {
+		return len(*targets)
 	}
 	return 0
 }
 
-func (s *server) target(i int) (t target, ok bool) {
-	if s.path != "" {
-		return target{path: s.path}, true
+func (s *server) target(i int) (t *target, ok bool) {
+	targets := s.targets.Load()
+	if targets == nil || i >= len(*targets) {
+		return nil, false
 	}
-	addrs := s.addrs.Load()
-	if addrs == nil || i >= len(*addrs) {
-		return t, false
-	}
-	return target{addr: (*addrs)[i]}, true
+	return (*targets)[i], true
 }
 
 // head is what an upstream gets before the client's bytes.
@@ -295,10 +301,25 @@ func (s *server) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	addrs := make([]netip.AddrPort, len(ips))
-	for i, ip := range ips {
-		addrs[i] = netip.AddrPortFrom(ip.Unmap(), s.port)
-	}
-	s.addrs.Store(&addrs)
+	s.standFor(ips)
 	return nil
+}
+
+// standFor notes a name's addresses. A target that is one of them still stays, and
+// rests on.
+func (s *server) standFor(ips []netip.Addr) {
+	known := map[netip.AddrPort]*target{}
+	if old := s.targets.Load(); old != nil {
+		for _, t := range *old {
+			known[t.addr] = t
+		}
+	}
+	targets := make([]*target, len(ips))
+	for i, ip := range ips {
+		addr := netip.AddrPortFrom(ip.Unmap(), s.port)
+		if targets[i] = known[addr]; targets[i] == nil {
+			targets[i] = &target{addr: addr}
+		}
+	}
+	s.targets.Store(&targets)
 }
