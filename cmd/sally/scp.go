@@ -446,9 +446,10 @@ func (t *transfer) glob(pattern string) ([]string, error) {
 }
 
 // safeName: what a node calls a file in a directory must be a name in it, and
-// nothing else (CVE-2019-6111 and its like).
+// nothing else (CVE-2019-6111 and its like). A backslash separates nothing here, and
+// systemd has it in the names of units.
 func safeName(name string) bool {
-	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\\\x00") && filepath.IsLocal(name)
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00") && filepath.IsLocal(name)
 }
 
 // get copies a file, or with -r a directory.
@@ -561,6 +562,15 @@ func (t *transfer) keepLocal(to string, info fs.FileInfo) error {
 		return err
 	}
 	return os.Chtimes(to, info.ModTime(), info.ModTime())
+}
+
+// moveProblem is for what may have failed at either end: a full disk of this machine
+// is not the node's.
+func moveProblem(file string, err error) error {
+	if local, ok := errors.AsType[*fs.PathError](err); ok {
+		return problem(errInvalid, local.Error(), "")
+	}
+	return remoteProblem(file, err)
 }
 
 func remoteProblem(file string, err error) error {

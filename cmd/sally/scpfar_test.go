@@ -402,6 +402,17 @@ func TestOtherSources(t *testing.T) {
 	}
 }
 
+// TestOwnDisk: a full disk of this machine was said to be the node's.
+func TestOwnDisk(t *testing.T) {
+	tr := reachFar(t, &farHost{serve: ownServer})
+	from := filepath.Join(t.TempDir(), "a")
+	must(t, os.WriteFile(from, []byte("a"), 0o600))
+	err := tr.copy(copying{from: []string{from}, to: "/dev/full"})
+	if !errors.Is(err, errInvalid) || !strings.Contains(err.Error(), "/dev/full: no space left") || strings.Contains(err.Error(), "node") {
+		t.Error(err)
+	}
+}
+
 // liar is a node that names a file in a directory, two below what is copied, so that it
 // would be written elsewhere.
 type liar struct{}
@@ -411,7 +422,7 @@ func (liar) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 	case r.Method == "Stat":
 		return listed{fakeDir(path.Base(r.Filepath))}, nil
 	case path.Base(r.Filepath) == "below":
-		return listed{fakeDir(`..\evil`), fakeDir("more")}, nil
+		return listed{fakeDir("evil/.."), fakeDir("more")}, nil // the library takes what is behind the slash
 	}
 	return listed{fakeDir("below"), fakeDir("zzz")}, nil
 }

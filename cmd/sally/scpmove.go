@@ -53,7 +53,7 @@ func (m *move) run() error {
 		}
 		if m.NoResume || !broken(err) || m.program.ctx.Err() != nil {
 			m.far.Close()
-			return remoteProblem(m.name, err)
+			return moveProblem(m.name, err)
 		}
 		if m.moved > last {
 			last, since = m.moved, time.Now()
