@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -54,7 +55,7 @@ func (c *sshCmd) use(p *program, sc *ssh.Client) error {
 		if err != nil {
 			return err
 		}
-		if p.Debug || c.NoExec && !c.Quiet {
+		if p.Debug || c.tells(f) {
 			fmt.Fprintf(p.stderr, "Forwarding %s on %s\n", fail.Clean(or(f.to, "by SOCKS")), fail.Clean(f.at(l.Addr())))
 		}
 		forwards.Go(func() { f.serve(ctx, sc, l) })
@@ -197,12 +198,24 @@ func networkOf(addr string) string {
 	return "tcp"
 }
 
+// tells whether to say where connections are taken: beside a session only where the
+// port was chosen for 0, which is known from nowhere else.
+func (c *sshCmd) tells(f forward) bool {
+	_, port, _ := net.SplitHostPort(f.bind) // of a socket's path there is none
+	return !c.Quiet && (c.NoExec || port == "0")
+}
+
 func (f forward) listen(ctx context.Context, sc *ssh.Client) (l net.Listener, err error) {
 	if f.remote {
 		if l, err = sc.Listen(networkOf(f.bind), f.bind); err != nil {
 			return nil, problem(errInvalid, fmt.Sprintf("the node does not listen on %s", f.bind), "your roles may not allow it, or the port is taken")
 		}
 		return l, nil
+	}
+	if networkOf(f.bind) == "unix" {
+		// As ssh(1) does it: nobody else on this machine goes to the node as this person. A mode that
+		// is set afterwards lets others in before. Nothing else makes files at this time.
+		defer syscall.Umask(syscall.Umask(0o177))
 	}
 	l, err = (&net.ListenConfig{}).Listen(ctx, networkOf(f.bind), f.bind)
 	if err != nil {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"net"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -40,6 +43,45 @@ func TestForwardAt(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestForwardSocket: a forwarded socket was everybody's whom the umask let in, who
+// went to the node as the one who had made it.
+func TestForwardSocket(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := forward{bind: path}.listen(t.Context(), nil)
+	must(t, err)
+	defer l.Close()
+	info, err := os.Stat(path)
+	must(t, err)
+	if info.Mode().Perm() != 0o600 {
+		t.Error(info.Mode())
+	}
+	if now := syscall.Umask(0); now != 0 {
+		t.Errorf("umask %#o is left", now)
+	}
+}
+
+// TestForwardTold: which port a node had chosen for 0 was not said beside a session.
+func TestForwardTold(t *testing.T) {
+	for _, c := range []struct {
+		cmd  sshCmd
+		bind string
+		want bool
+	}{
+		{sshCmd{}, "localhost:0", true},
+		{sshCmd{}, "[::1]:0", true},
+		{sshCmd{}, "localhost:8080", false},
+		{sshCmd{sshForwards: sshForwards{NoExec: true}}, "localhost:8080", true},
+		{sshCmd{sshForwards: sshForwards{NoExec: true}}, "/run/s", true},
+		{sshCmd{sshForwards: sshForwards{NoExec: true}, Quiet: true}, "localhost:0", false},
+		{sshCmd{Quiet: true}, "localhost:0", false},
+	} {
+		if got := c.cmd.tells(forward{bind: c.bind, remote: true}); got != c.want {
+			t.Errorf("%q, %+v: %v", c.bind, c.cmd, got)
 		}
 	}
 }
