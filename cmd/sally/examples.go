@@ -21,7 +21,7 @@ func (*lsCmd) Help() string {
 }
 
 func (*sshCmd) Help() string {
-	return usage.Examples("sally ssh web", "sally ssh root@web", "sally ssh -t root@web top", "sally ssh web tar -cz /etc > etc.tar.gz", "sally ssh -N -L 8080:localhost:80 web", "sally ssh -o SendEnv=EDITOR web") +
+	return usage.Examples("sally ssh web", "sally ssh root@web", "sally ssh -t root@web top", "sally ssh web tar -cz /etc > etc.tar.gz", "sally ssh -N -L 8080:localhost:80 web", "sally ssh -o SendEnv=TZ web") +
 		"\n\nFlags stand before the command; all that follows it is the command's own. The exit code is the command's; 255 means that the connection was lost. " +
 		"At the beginning of a line ~. disconnects and ~? tells of other escape sequences; --no-enable-escape-sequences switches them off."
 }
