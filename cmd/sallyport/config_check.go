@@ -121,6 +121,7 @@ func (k *checker) gateway(c *config) {
 		}
 	}
 	k.addresses("gateway.listen", g.Listen)
+	k.apart("gateway.listen", g.Listen)
 	k.routes(g)
 	k.silent(g)
 	k.upstreams(g)
@@ -339,6 +340,41 @@ func (k *checker) addresses(where string, list []string) {
 	for i, a := range list {
 		k.address(fmt.Sprintf("%s[%d]", where, i), a)
 	}
+}
+
+// apart finds an address that another before it has in it: it would be in use when
+// its turn came.
+func (k *checker) apart(where string, list []string) {
+	for i, a := range list {
+		for j, b := range list[:i] {
+			if port, ok := overlap(a, b); ok {
+				k.add(fmt.Sprintf("%s[%d]", where, i), "%q and %s[%d], %q, have addresses in common; \":%s\" alone is all of IPv4 and IPv6", a, where, j, b, port)
+			}
+		}
+	}
+}
+
+// overlap says whether two addresses to listen at have one in common, at which port,
+// as far as that can be told without looking names up.
+func overlap(a, b string) (port string, ok bool) {
+	one, port, err := net.SplitHostPort(a)
+	other, same, err2 := net.SplitHostPort(b)
+	if err != nil || err2 != nil || port != same || port == "0" {
+		return "", false
+	}
+	return port, one == other || covers(one, other) || covers(other, one)
+}
+
+// covers says whether who listens at host does so at other, too.
+func covers(host, other string) bool {
+	switch host {
+	case "", "::":
+		return true
+	case "0.0.0.0":
+		ip, err := netip.ParseAddr(other)
+		return err == nil && ip.Is4()
+	}
+	return false
 }
 
 func (k *checker) address(where, a string) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -216,9 +217,22 @@ func (k *checker) server(where, a string) {
 		k.add(where, "%q is not host:port", a)
 		return
 	}
+	if !isHost(host) {
+		k.add(where, "%q: %q is neither an IP address nor a host name", a, host)
+	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		k.add(where, "%q has no port from 1 to 65535", a)
 	}
+}
+
+// isHost: what ends in a number is an address, or a slip of the pen in one.
+func isHost(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	name, ok := alpn.NormalName(strings.TrimSuffix(host, "."))
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	return ok && strings.Trim(last, "0123456789") != ""
 }
 
 // limitRange is what a limit may be.

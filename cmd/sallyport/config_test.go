@@ -29,7 +29,7 @@ auth:
   listen: [":3025"]
   offline: {max_age: 6h}
 gateway:
-  listen: [":443", "[::1]:8443"]
+  listen: ["0.0.0.0:443", "[::1]:443", ":8443"]
   public_address: gw.example.com:443
   auth: auth.example.com:3025
   join: {token_file: token, ca_pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
@@ -42,7 +42,7 @@ gateway:
     - {names: [mail.example.com], alpn: [imap], to: ["10.0.0.12:993", "unix:/run/mail.sock"], send_proxy: v2}
   io_uring: on
   upstreams:
-    shop: {servers: ["10.0.0.11:443"], policy: round_robin, send_proxy: v2}
+    shop: {servers: ["10.0.0.11:443", "[fe80::1%eth0]:443", "shop_1.internal.:443", "3com:443"], policy: round_robin, send_proxy: v2}
   silent: {after: 1s, to: ["10.0.0.13:3306"], send_proxy: v2}
   limits:
     {handshake: 20s, connect: 1s, idle: 1h, waiting_per_source: 32, waiting: 8192, rate_per_source: 40, large_hellos: 8, web_per_source: 9, web: 100,
@@ -197,6 +197,10 @@ func TestConfigFaults(t *testing.T) {
 		{"less than a second offline", head + "auth: {offline: {max_age: 500ms}}\n", "4:27: auth.offline.max_age: 500ms; 1s or more, in whole seconds"},
 		{"half a second more offline", head + "auth: {offline: {max_age: 1500ms}}\n", "4:27: auth.offline.max_age: 1.5s; 1s or more, in whole seconds"},
 		{"listen", head + "gateway: {listen: [\":443\", localhost]}\n", `4:28: gateway.listen[1]: "localhost" is not host:port`},
+		{"listen at all of IPv4 and at all", head + "gateway: {listen: [\"0.0.0.0:443\", \"[::1]:444\", \"[::]:443\"]}\n", `4:48: gateway.listen[2]: "[::]:443" and gateway.listen[0], "0.0.0.0:443", have addresses in common; ":443" alone is all of IPv4 and IPv6`},
+		{"listen at all and at one", head + "gateway: {listen: [\":443\", \"127.0.0.1:443\"]}\n", `4:28: gateway.listen[1]: "127.0.0.1:443" and gateway.listen[0], ":443", have addresses in common`},
+		{"listen twice", head + "gateway: {listen: [\"127.0.0.1:443\", \"127.0.0.1:443\"]}\n", `4:37: gateway.listen[1]: "127.0.0.1:443" and gateway.listen[0]`},
+		{"listen at one of all of IPv4", head + "gateway: {listen: [\"127.0.0.1:443\", \"0.0.0.0:443\"]}\n", `4:37: gateway.listen[1]: "0.0.0.0:443" and gateway.listen[0]`},
 		{"port", head + "gateway: {listen: [\":http\"]}\n", `4:20: gateway.listen[0]: ":http" has no port from 0 to 65535`},
 		{"big port", head + "gateway: {public_address: \"a:70000\"}\n", `4:27: gateway.public_address: "a:70000" has no port from 0 to 65535`},
 		{"network", head + "gateway: {proxy_protocol: {trusted: [10.0.0.1]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0.1" is not a network such as 10.0.0.0/8`},
@@ -209,6 +213,9 @@ func TestConfigFaults(t *testing.T) {
 		{"policy of later", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], policy: least_connections}}\n", "5:45: gateway.upstreams.s.policy: this version does not serve least_connections, only round_robin"},
 		{"server with port 0", head + "gateway:\n  upstreams: {s: {servers: [\"a:0\"]}}\n", `5:29: gateway.upstreams.s.servers[0]: "a:0" has no port from 1 to 65535`},
 		{"server without a host", head + "gateway:\n  routes: [{names: [a], to: [\":443\"]}]\n", `5:30: gateway.routes[0].to[0]: ":443" is not host:port`},
+		{"server at no address", head + "gateway:\n  routes: [{names: [a], to: [\"256.1.1.1:443\"]}]\n", `5:30: gateway.routes[0].to[0]: "256.1.1.1:443": "256.1.1.1" is neither an IP address nor a host name`},
+		{"server at half an address", head + "gateway:\n  upstreams: {s: {servers: [\"10.0.1:1\"]}}\n", `5:29: gateway.upstreams.s.servers[0]: "10.0.1:1": "10.0.1" is neither`},
+		{"server with no name", head + "gateway: {silent: {to: [\"a b:1\"]}}\n", `4:25: gateway.silent.to[0]: "a b:1": "a b" is neither`},
 		{"socket", head + "gateway:\n  routes: [{names: [a], to: [\"unix:run/x\"]}]\n", `5:30: gateway.routes[0].to[0]: "unix:run/x" is not unix: and an absolute path`},
 		{"nowhere to", head + "gateway:\n  routes:\n    - names: [a]\n", `6:7: gateway.routes[0].to: at least one server is needed, or an upstream`},
 		{"no name", head + "gateway:\n  routes:\n    - to: [\"a:1\"]\n", `6:7: gateway.routes[0].names: at least one name is needed; "*" is`},
@@ -359,7 +366,8 @@ func TestStaticRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []gateway.StaticRoute{
-		{Match: alpn.Match{SNI: []string{"shop.example.com", "*.shop.example.com"}, ALPN: []string{"h2"}}, Upstreams: []string{"10.0.0.11:443"}, Proxy: true},
+		{Match: alpn.Match{SNI: []string{"shop.example.com", "*.shop.example.com"}, ALPN: []string{"h2"}}, Proxy: true,
+			Upstreams: []string{"10.0.0.11:443", "[fe80::1%eth0]:443", "shop_1.internal.:443", "3com:443"}},
 		{Match: alpn.Match{SNI: []string{"mail.example.com"}, ALPN: []string{"imap"}}, Upstreams: []string{"10.0.0.12:993", "unix:/run/mail.sock"}, Proxy: true},
 	}
 	if got := c.Gateway.staticRoutes(); !reflect.DeepEqual(got, want) {

@@ -511,6 +511,23 @@ func TestListen(t *testing.T) {
 	})
 }
 
+// TestListenBeside: all of IPv4 could not be listened at where the port was in use at
+// an address of IPv6.
+func TestListenBeside(t *testing.T) {
+	other, err := net.Listen("tcp6", "[::1]:0")
+	if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
+		t.Skipf("this machine has no IPv6 loopback: %v", err)
+	}
+	check(t, err)
+	defer other.Close()
+	_, port, err := net.SplitHostPort(other.Addr().String())
+	check(t, err)
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Listen = []string{"0.0.0.0:" + port} })
+	if got := r.Addrs()[0].String(); got != "0.0.0.0:"+port {
+		t.Errorf("it listens at %s", got)
+	}
+}
+
 // TestNobodyKnown: where nobody can prove who he is a quarter of the places was kept
 // for those who have.
 func TestNobodyKnown(t *testing.T) {

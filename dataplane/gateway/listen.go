@@ -125,7 +125,11 @@ func (g *Gateway) listenAt(place int, address string) error {
 // unused fails when another process listens at the address: SO_REUSEPORT would
 // let two share it in silence.
 func unused(address string) error {
-	l, err := net.Listen("tcp", address)
+	network := "tcp"
+	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().Is4() {
+		network = "tcp4" // for package net 0.0.0.0 is all of IPv6, too
+	}
+	l, err := net.Listen(network, address)
 	if err != nil {
 		return err
 	}
