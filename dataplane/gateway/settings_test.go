@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -293,13 +294,13 @@ func TestPick(t *testing.T) {
 		}
 		return out
 	}
-	for turn, want := range map[uint32]string{0: "123123", 1: "231231", 2: "312312", 3: "123123"} {
+	for turn, want := range map[uint32]string{0: "123123", 1: "231231", 2: "312312", 3: "132132"} {
 		if got := order(turn, 6); got != want {
 			t.Errorf("turn %d: %s, want %s", turn, got, want)
 		}
 	}
 	first(0).rest(now)
-	for turn, want := range map[uint32]string{0: "231", 1: "231", 2: "321"} {
+	for turn, want := range map[uint32]string{0: "231", 1: "231", 2: "321", 3: "321"} {
 		if got := order(turn, 3); got != want {
 			t.Errorf("turn %d while the first rests: %s, want %s", turn, got, want)
 		}
@@ -326,8 +327,55 @@ func TestPick(t *testing.T) {
 	if _, _, ok := (&upstream{servers: []*server{{host: "unknown"}}}).pick(new(choice), now); ok {
 		t.Error("an address of a name that has none")
 	}
-	if n := testing.AllocsPerRun(100, func() { c := choice{}; _, _, _ = u.pick(&c, now) }); n != 0 {
+	first(0).rest(now)
+	if n := testing.AllocsPerRun(100, func() { c := choice{}; _, _, _ = u.pick(&c, now); _, _, _ = u.pick(&c, now) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestPickSpreads: the neighbour of a server that does not answer got its clients beside
+// its own. Who did not reach it goes to each other one in turn, as who comes later.
+func TestPickSpreads(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for n := 2; n <= 6; n++ {
+		for dead := range 1 << n { // all sets of them
+			u := &upstream{}
+			for i := range n {
+				s, err := newServer(fmt.Sprintf("10.0.0.%d:1", i))
+				check(t, err)
+				if dead&(1<<i) != 0 {
+					(*s.targets.Load())[0].rest(now)
+				}
+				u.servers = append(u.servers, s)
+			}
+			left := n - bits.OnesCount(uint(dead))
+			first, second := make([]int, n), make([]int, n)
+			const rounds = 60 // any number of servers up to six divides it
+			for turn := range uint32(n * rounds) {
+				c := choice{turn: turn}
+				a, _, _ := u.pick(&c, now)
+				first[a.addr.Addr().As4()[3]]++
+				b, _, _ := u.pick(&c, now)
+				second[b.addr.Addr().As4()[3]]++
+			}
+			for i := range n {
+				want := 0
+				switch {
+				case left == 0:
+					want = rounds
+				case dead&(1<<i) == 0:
+					want = n * rounds / left
+				}
+				if first[i] != want {
+					t.Errorf("%d servers, %b dead: clients go to %v", n, dead, first)
+					break
+				}
+				if dead == 0 && second[i] != rounds {
+					t.Errorf("%d servers, none dead: the second choice is %v", n, second)
+					break
+				}
+			}
+		}
 	}
 }
 

@@ -120,7 +120,7 @@ func serverAt(address string, t *target) *server {
 
 // choice is one client's way through an upstream's addresses.
 type choice struct {
-	turn  uint32  // the first address is the turn's, further ones are what follows it
+	turn  uint32  // the first address is the turn's; who follows it differs from turn to turn
 	tried uint64  // which have been tried, of the first 64
 	at    *server // of the last
 	to    *target // the last; nil when another process chose it among several
@@ -134,29 +134,54 @@ func (u *upstream) pick(c *choice, now time.Time) (t *target, others, ok bool) {
 	if n == 0 {
 		return nil, false, false
 	}
-	resting := -1
+	own := int(c.turn) % n
+	at, free, resting := u.free(c, now, 0)
+	switch {
+	case free == 0 && resting >= 0:
+		at = resting
+	case free == 0:
+		c.tried, at = 0, own
+	case free > 1:
+		// The turn's address is passed over. Its turns go to each other one in
+		// turn: else its neighbour had twice what the others have.
+		at, _, _ = u.free(c, now, int(c.turn)/n%free)
+	}
+	if at < 0 { // other loops have met that nothing answers just now
+		at = own
+	}
+	s, t, ok := u.address(at)
+	return t, n > 1, ok && c.take(at, s, t)
+}
+
+// free finds an address that was not tried yet and does not rest: from the turn's on
+// the one behind skip others. It says how many there are (1 when it is the turn's
+// own), and which is the first not tried that rests. at and resting are -1 for none.
+func (u *upstream) free(c *choice, now time.Time, skip int) (at, free, resting int) {
+	n := u.size()
+	at, resting = -1, -1
 	for i := range n {
-		at := (int(c.turn) + i) % n
-		if at < 64 && c.tried&(1<<at) != 0 {
+		next := (int(c.turn) + i) % n
+		if next < 64 && c.tried&(1<<next) != 0 {
 			continue
 		}
-		s, t, ok := u.address(at)
-		if !ok {
-			break // a name has lost addresses just now
-		}
-		if t.restsAt(now) {
+		_, t, ok := u.address(next)
+		switch {
+		case !ok:
+			return at, free, resting // a name has lost addresses just now
+		case t.restsAt(now):
 			if resting < 0 {
-				resting = at
+				resting = next
 			}
 			continue
 		}
-		return t, n > 1, c.take(at, s, t)
+		if free <= skip {
+			at = next
+		}
+		if free++; i == 0 {
+			return at, free, resting
+		}
 	}
-	if resting < 0 {
-		c.tried, resting = 0, int(c.turn)%n
-	}
-	s, t, ok := u.address(resting)
-	return t, n > 1, ok && c.take(resting, s, t)
+	return at, free, resting
 }
 
 func (c *choice) take(at int, s *server, t *target) bool {
