@@ -154,6 +154,7 @@ func (c *conn) progress(r relay.Readiness) {
 			return
 		}
 		c.stage = offering
+		c.hadFlight()
 		c.choice.at.met()
 		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
 		c.loop.Arm(c, c.bounds.Stage)
@@ -177,6 +178,11 @@ func (c *conn) progress(r relay.Readiness) {
 		c.answered()
 	}
 }
+
+// hadFlight: a static route's server that ends the connection from here on may have
+// failed over what it was given, and is not given it again. Auth may just have been
+// changing its process.
+func (c *conn) hadFlight() { c.choice.once = c.routed == alpn.Static }
 
 // answered joins: the far end's first byte has come.
 func (c *conn) answered() {

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -421,6 +423,53 @@ func TestDeadAddressRests(t *testing.T) {
 		}
 		if n := r.count(outcomeConnectFailed); n == 0 || n > 5 {
 			t.Errorf("%d of 20 clients in turn met the dead address", n)
+		}
+	})
+}
+
+// TestServerThatEnds: a static route's server that ends its connections before its first
+// byte got each client's flight three times. It gets it once; the next server gets it
+// too, and one that was not reached may be tried again.
+func TestServerThatEnds(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		hello, good := helloBytes(t, ca.client("a.example.com")), named(t, ca, "good")
+		for name, end := range map[string]func(net.Conn) error{
+			"resets": func(conn net.Conn) error { return conn.(*net.TCPConn).SetLinger(0) },
+			"ends":   func(conn net.Conn) error { return conn.(*net.TCPConn).CloseWrite() },
+		} {
+			var hit atomic.Int32
+			bad := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+				_, _ = conn.Read(make([]byte, 64<<10)) // all of it, or it would be a reset
+				hit.Add(1)
+				_ = end(conn)
+			}).Addr().String()
+			for _, others := range [][]string{nil, {"127.0.0.1:1"}, {"127.0.0.1:1", bad}} {
+				servers := append([]string{bad}, others...)
+				r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to("a.example.com", servers...)} })
+				for range servers { // whichever is first
+					before, want := hit.Load(), int32(1)
+					if len(others) == 2 { // the same, twice
+						want = 2
+					}
+					conn := r.say(hello)
+					if answer := readAll(t, conn); !bytes.Equal(answer, alertOf(alpn.InternalError)) {
+						t.Errorf("%s, beside %q: the answer is %x", name, others, answer)
+					}
+					conn.Close()
+					if n := hit.Load() - before; n != want {
+						t.Errorf("%s, beside %q: the flight came %d times, want %d", name, others, n, want)
+					}
+				}
+			}
+			r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to("a.example.com", bad, good)} })
+			before := hit.Load()
+			for range 4 {
+				r.meets(ca, "a.example.com", "good").Close()
+			}
+			if n := hit.Load() - before; n != 2 { // every other client's first
+				t.Errorf("%s: of 4 flights %d came, want 2", name, n)
+			}
 		}
 	})
 }

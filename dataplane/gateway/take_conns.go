@@ -104,6 +104,9 @@ func (c *conn) onWay(m *handoverv1.GatewayConnection) error {
 	if c.choice.at == nil {
 		c.choice.at = &server{} // what is said of it is of no account
 	}
+	if c.stage == offering {
+		c.hadFlight()
+	}
 	if c.choice.at.size() == 1 {
 		c.choice.to, _ = c.choice.at.target(0)
 	}

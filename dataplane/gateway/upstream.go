@@ -124,11 +124,12 @@ type choice struct {
 	tried uint64  // which have been tried, of the first 64
 	at    *server // of the last
 	to    *target // the last; nil when another process chose it among several
+	once  bool    // none is tried again: a server has had the flight
 }
 
 // pick gives the next address: one that was not tried yet, and if there is one,
-// that does not rest. When all were tried they are tried again.
-// others says that there is more than one.
+// that does not rest. When all were tried they are tried again, unless a server has
+// had the client's flight. others says that there is more than one.
 func (u *upstream) pick(c *choice, now time.Time) (t *target, others, ok bool) {
 	n := u.size()
 	if n == 0 {
@@ -139,6 +140,8 @@ func (u *upstream) pick(c *choice, now time.Time) (t *target, others, ok bool) {
 	switch {
 	case free == 0 && resting >= 0:
 		at = resting
+	case free == 0 && c.once:
+		return nil, false, false
 	case free == 0:
 		c.tried, at = 0, own
 	case free > 1:
