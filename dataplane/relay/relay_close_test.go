@@ -179,6 +179,47 @@ func TestF15_MuchBeforeReset(t *testing.T) {
 	})
 }
 
+// One that has much to move lets others have their turn: the loop does something
+// else in between, also where both peers would give and take all at once.
+func TestRelayTurns(t *testing.T) {
+	const size = 4 * pumpBudget
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		a, b := tcpBuffers(t, 4*size), tcpBuffers(t, 4*size)
+		if n := receiveBuffer(a.fd); n < 2*size {
+			Close(a.fd)
+			Close(b.fd)
+			t.Skipf("a socket's queue may have %d bytes (net.core.rmem_max), %d are needed", n, 2*size)
+		}
+		r := startLinks(t, loops[0], a, b, State{})
+		sleeps, asleep := make(chan struct{}), make(chan struct{}) // the loop, which looks at nothing meanwhile
+		wake := sync.OnceFunc(func() { close(asleep) })
+		defer wake()
+		loops[0].Post(func() { close(sleeps); <-asleep })
+		wait(t, sleeps, "sleep")
+		if _, err := r.left.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the bytes' way", func() bool { return outstanding(r.left) == 0 })
+
+		seen := make(chan uint64, 1) // what had moved when another had its turn
+		var look func()
+		look = func() {
+			switch _, moved := r.relay.Written(); moved {
+			case 0:
+				loops[0].Post(look)
+			default:
+				seen <- moved
+			}
+		}
+		loops[0].Post(look)
+		wake()
+		if moved := wait(t, seen, "turn"); moved >= size {
+			t.Errorf("%d bytes moved in one turn", moved)
+		}
+		want(t, r.right, string(make([]byte, size)))
+	})
+}
+
 func receiveBuffer(fd int) int {
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 	if err != nil {
