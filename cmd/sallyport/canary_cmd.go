@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +46,7 @@ func (n *node) serveCanary(r *http.Request, by string) (report *upgradeReport, d
 // canaryPath is what the command asks the process; "" when it is no canary's.
 func (c *upgradeCmd) canaryPath() (string, error) {
 	asked := 0
-	for _, on := range []bool{c.Canary != "", c.Finish, c.Back, c.CheckOnly} {
+	for _, on := range []bool{c.Canary != nil, c.Finish, c.Back, c.CheckOnly} {
 		if on {
 			asked++
 		}
@@ -55,24 +54,28 @@ func (c *upgradeCmd) canaryPath() (string, error) {
 	switch {
 	case asked > 1:
 		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "only one of --canary, --finish, --back and --check-only"}
-	case c.Force && c.Canary == "":
+	case c.Force && c.Canary == nil:
 		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "--force is for --canary", Hint: "sallyport upgrade asks nothing about traffic"}
-	case c.Watch != 0 && c.Canary == "":
-		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "--watch is for --canary: without one everything follows at once", Hint: fmt.Sprintf("sallyport upgrade --canary 5%% --watch %v", c.Watch)}
+	case c.Watch != nil && c.Canary == nil:
+		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "--watch is for --canary: without one everything follows at once", Hint: fmt.Sprintf("sallyport upgrade --canary 5%% --watch %v", *c.Watch)}
 	case c.Finish:
 		return "/upgrade?finish=1", nil
 	case c.Back:
 		return "/upgrade?back=1", nil
-	case c.Canary == "":
+	case c.Canary == nil:
 		return "", nil
 	}
-	share, err := parseShare(c.Canary)
+	share, err := parseShare(*c.Canary)
 	if err != nil {
 		return "", err
 	}
-	watch := cmp.Or(c.Watch, canaryWatch)
+	watch := canaryWatch
+	if c.Watch != nil {
+		watch = *c.Watch
+	}
 	if watch < canaryWatchMin || watch > canaryWatchMax {
-		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--watch is %v to %v", canaryWatchMin, canaryWatchMax)}
+		return "", &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--watch=%v: a canary is watched for %v to %v", watch, canaryWatchMin, canaryWatchMax),
+			Hint: fmt.Sprintf("without --watch it is %v", canaryWatch)}
 	}
 	path := fmt.Sprintf("/upgrade?canary=%s&watch=%v", strconv.FormatFloat(share, 'f', -1, 64), watch)
 	if c.Force {
@@ -81,22 +84,24 @@ func (c *upgradeCmd) canaryPath() (string, error) {
 	return path, nil
 }
 
-// parseShare reads "5%" or "0.05".
+// parseShare reads "5%". A number alone might be meant as a part of 1 or of 100.
 func parseShare(text string) (float64, error) {
+	const hint = "sallyport upgrade --canary 5%"
 	number, isPercent := strings.CutSuffix(text, "%")
 	share, err := strconv.ParseFloat(number, 64)
-	if isPercent {
-		share /= 100
+	if err == nil && !isPercent {
+		return 0, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--canary=%s: a share is written with a percent sign", text), Hint: hint}
 	}
+	share /= 100
 	if err != nil || !(share > 0 && share <= canaryMost) {
-		return 0, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--canary=%s: a share is more than 0%% and at most %s", text, percent(canaryMost)), Hint: "sallyport upgrade --canary 5%"}
+		return 0, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--canary=%s: a share is more than 0%% and at most %s", text, percent(canaryMost)), Hint: hint}
 	}
 	return share, nil
 }
 
 // follow waits for what comes of a canary, whichever process answers by then.
 func (c *upgradeCmd) follow(p *program, dir string, begun *canaryStatus) (*upgradeReport, error) {
-	if c.Format == "text" && c.Canary != "" {
+	if c.Format == "text" && c.Canary != nil {
 		fmt.Fprintf(p.stdout, "Process %d of version %s gets %s of new connections until %s. Ctrl-C leaves it running; --finish and --back end it.\n",
 			begun.PID, begun.Version, percent(begun.Share), begun.Until.Local().Format(time.TimeOnly))
 	}

@@ -10,12 +10,12 @@ import (
 )
 
 func TestShare(t *testing.T) {
-	for text, want := range map[string]float64{"5%": 0.05, "0.05": 0.05, "50%": 0.5, "0.5%": 0.005} {
+	for text, want := range map[string]float64{"5%": 0.05, "50%": 0.5, "0.5%": 0.005} {
 		if got, err := parseShare(text); err != nil || got != want {
 			t.Errorf("%s: %v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "5", "0", "0%", "-1%", "51%", "NaN", "NaN%", "five", "1e-400", "%"} {
+	for _, text := range []string{"", "5", "0.05", "0.5", "1", "0", "0%", "-1%", "51%", "NaN", "NaN%", "five", "1e-400", "%"} {
 		if got, err := parseShare(text); err == nil {
 			t.Errorf("%q was taken for %v", text, got)
 		}
@@ -24,22 +24,27 @@ func TestShare(t *testing.T) {
 
 // TestCanaryFlags: what does not go together is refused before anybody is asked.
 func TestCanaryFlags(t *testing.T) {
+	share, none := "5%", ""
+	minute, short, zero := time.Minute, time.Millisecond, time.Duration(0)
 	for name, c := range map[string]struct {
 		cmd  upgradeCmd
 		path string // "": none
 		bad  bool
 	}{
 		"none":           {cmd: upgradeCmd{}},
-		"watch of none":  {cmd: upgradeCmd{Watch: time.Minute}, bad: true}, // took over everything at once
-		"canary":         {cmd: upgradeCmd{Canary: "5%"}, path: "/upgrade?canary=0.05&watch=10m0s"},
-		"forced":         {cmd: upgradeCmd{Canary: "5%", Watch: time.Minute, Force: true}, path: "/upgrade?canary=0.05&watch=1m0s&force=1"},
+		"watch of none":  {cmd: upgradeCmd{Watch: &minute}, bad: true}, // took over everything at once
+		"canary":         {cmd: upgradeCmd{Canary: &share}, path: "/upgrade?canary=0.05&watch=10m0s"},
+		"forced":         {cmd: upgradeCmd{Canary: &share, Watch: &minute, Force: true}, path: "/upgrade?canary=0.05&watch=1m0s&force=1"},
 		"finish":         {cmd: upgradeCmd{Finish: true}, path: "/upgrade?finish=1"},
 		"back":           {cmd: upgradeCmd{Back: true}, path: "/upgrade?back=1"},
 		"both":           {cmd: upgradeCmd{Finish: true, Back: true}, bad: true},
-		"begin and end":  {cmd: upgradeCmd{Canary: "5%", Back: true, Watch: time.Minute}, bad: true},
+		"begin and end":  {cmd: upgradeCmd{Canary: &share, Back: true, Watch: &minute}, bad: true},
 		"force of none":  {cmd: upgradeCmd{Force: true}, bad: true},
-		"short":          {cmd: upgradeCmd{Canary: "5%", Watch: time.Millisecond}, bad: true},
-		"check and this": {cmd: upgradeCmd{Canary: "5%", Watch: time.Minute, CheckOnly: true}, bad: true},
+		"short":          {cmd: upgradeCmd{Canary: &share, Watch: &short}, bad: true},
+		"no time":        {cmd: upgradeCmd{Canary: &share, Watch: &zero}, bad: true}, // was 10 minutes
+		"no time alone":  {cmd: upgradeCmd{Watch: &zero}, bad: true},
+		"no share":       {cmd: upgradeCmd{Canary: &none}, bad: true}, // took over everything at once
+		"check and this": {cmd: upgradeCmd{Canary: &share, Watch: &minute, CheckOnly: true}, bad: true},
 	} {
 		if path, err := c.cmd.canaryPath(); path != c.path || (err != nil) != c.bad {
 			t.Errorf("%s: %q, %v", name, path, err)

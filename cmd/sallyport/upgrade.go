@@ -383,11 +383,11 @@ type upgradeCmd struct {
 	DataDir   string `name:"data-dir" env:"SALLY_DATA_DIR" help:"Data directory of the running sallyport, instead of --config."`
 	CheckOnly bool   `name:"check-only" help:"Only ask the program on disk, and change nothing."`
 
-	Canary string        `name:"canary" placeholder:"SHARE" help:"First give a process of the program on disk this share of new connections, such as 5%, and compare the two; at most 50%."`
-	Watch  time.Duration `name:"watch" placeholder:"10m" help:"How long a canary is compared before all connections follow, or its own come back."`
-	Force  bool          `name:"force" help:"Go on also when there was too little traffic to tell; never when the canary is worse."`
-	Finish bool          `name:"finish" help:"End a canary now: all connections follow."`
-	Back   bool          `name:"back" help:"End a canary now: its connections come back."`
+	Canary *string        `name:"canary" placeholder:"SHARE" help:"First give a process of the program on disk this share of new connections, such as 5% (with the sign), and compare the two; at most 50%."`
+	Watch  *time.Duration `name:"watch" placeholder:"10m" help:"How long a canary is compared before all connections follow, or its own come back; 10m without, and at least 1s."`
+	Force  bool           `name:"force" help:"Go on also when there was too little traffic to tell; never when the canary is worse."`
+	Finish bool           `name:"finish" help:"End a canary now: all connections follow."`
+	Back   bool           `name:"back" help:"End a canary now: its connections come back."`
 
 	Format string `name:"format" short:"f" enum:"text,json,yaml" default:"text" help:"text, json or yaml."`
 }

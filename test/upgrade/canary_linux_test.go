@@ -202,7 +202,7 @@ func TestCanaryBack(t *testing.T) {
 	g.sound()
 	g.echo.sound()
 	// And another one, which an operator lets finish.
-	y = g.canary("--canary=0.5", "--watch=10m")
+	y = g.canary("--canary=50%", "--watch=10m")
 	await(t, "a canary", func() bool { return g.canaryState() != nil })
 	g.echo.stay(40)
 	y.serving(2)
