@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -246,7 +247,7 @@ func TestClusterName(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, pub := tlsKey(t)
-	server, err := k.IssueGatewayServer(pub, []netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	server, err := k.IssueHost(HostRequest{Kind: sallyport.KindGateway, ID: hostID, TLSKey: pub, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,6 +258,47 @@ func TestClusterName(t *testing.T) {
 	for name, der := range map[string][]byte{"localhost": server.X509, "127.0.0.1": server.X509, "grafana.localhost": server.X509, "orders.db.localhost": resource.X509} {
 		if _, err := parse(t, der).Verify(x509.VerifyOptions{Roots: k.Pool(Host), DNSName: name}); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestHostNames holds what hosts show against the names at which they are met. A
+// gateway's certificate was not good for the applications that browsers find
+// there, so browsers that knew the CA warned all the same.
+func TestHostNames(t *testing.T) {
+	k := openKeys(t)
+	_, pub := tlsKey(t)
+	certs := map[string]*x509.Certificate{}
+	for _, kind := range []sallyport.IdentityKind{sallyport.KindAgent, sallyport.KindGateway, sallyport.KindAuth} {
+		r := HostRequest{Kind: kind, ID: hostID, TLSKey: pub}
+		if kind != sallyport.KindAgent {
+			r.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+		}
+		c, err := k.IssueHost(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs[string(kind)] = parse(t, c.X509)
+	}
+	resource, err := k.IssueResource(pub, "orders.db."+cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs["resource"] = parse(t, resource.X509)
+	for name, holders := range map[string][]string{
+		cluster:                             {"gateway", "auth"},
+		"127.0.0.1":                         {"gateway", "auth"},
+		"grafana." + cluster:                {"gateway"},
+		"orders.db." + cluster:              {"resource"},
+		"grafana.app." + cluster:            nil,
+		hostID + ".node." + cluster:         nil,
+		"other." + cluster + ".example.com": nil,
+	} {
+		for holder, cert := range certs {
+			_, err := cert.Verify(x509.VerifyOptions{Roots: k.Pool(Host), DNSName: name})
+			if want := slices.Contains(holders, holder); (err == nil) != want {
+				t.Errorf("%s: certificate of %s: %v", name, holder, err)
+			}
 		}
 	}
 }

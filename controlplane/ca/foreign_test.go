@@ -3,7 +3,6 @@ package ca
 import (
 	"crypto/x509"
 	"encoding/pem"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,10 +63,11 @@ func TestA67_OpenSSL(t *testing.T) {
 		{"resource", "-verify_hostname", "orders.db." + cluster, true},
 		{"resource", "-verify_hostname", "other.db." + cluster, false},
 		{"resource", "-verify_hostname", cluster, false},
-		{"gateway server", "-verify_hostname", cluster, true},
-		{"gateway server", "-verify_hostname", "grafana." + cluster, true},
-		{"gateway server", "-verify_hostname", "orders.db." + cluster, false},
-		{"gateway server", "-verify_ip", "127.0.0.1", true},
+		{"gateway", "-verify_hostname", cluster, true},
+		{"gateway", "-verify_hostname", "grafana." + cluster, true},
+		{"gateway", "-verify_hostname", "orders.db." + cluster, false},
+		{"gateway", "-verify_ip", "127.0.0.1", true},
+		{"gateway", "-verify_ip", "127.0.0.2", false},
 	} {
 		out, ok := run(t, "openssl", "verify", "-x509_strict", "-no-CApath", "-no-CAstore", "-CAfile", cas[Host], "-purpose", "sslserver",
 			c.flag, c.name, pemFile(t, all[c.leaf].cert))
@@ -107,7 +107,7 @@ func TestSSHKeygen(t *testing.T) {
 			}
 		}
 	}
-	if _, err := k.IssueGatewayServer(nil, []netip.Addr{}); err == nil {
+	if _, err := k.IssueResource(nil, "orders.db."+cluster); err == nil {
 		t.Error("issued without a key")
 	}
 }

@@ -100,3 +100,11 @@ func validDNSName(s string) bool {
 	}
 	return true
 }
+
+// commonName leaves out what the field cannot hold (RFC 5280, ub-common-name).
+func commonName(s string) string {
+	if len(s) > 64 {
+		return ""
+	}
+	return s
+}

@@ -39,6 +39,9 @@ type HostRequest struct {
 
 // IssueHost issues the certificates by which a host proves who it is. An
 // agent's names nothing but its own id; a gateway's and auth's also the cluster.
+// A gateway's names the level below, too, where browsers find applications
+// (<app>.<cluster>): it is what it shows them without a public one. That is no
+// resource's name, of which each is two levels below (RFC 9525, section 6.3).
 // A gateway is the cluster's SSH server too, under that name and no node's.
 func (k *Keys) IssueHost(r HostRequest) (Certificates, error) {
 	if err := checkHost(r); err != nil {
@@ -54,6 +57,9 @@ func (k *Keys) IssueHost(r HostRequest) (Certificates, error) {
 	if r.Kind != sallyport.KindAgent {
 		tmpl.DNSNames = []string{k.cluster}
 		tmpl.IPAddresses = addresses(r.Addresses)
+	}
+	if r.Kind == sallyport.KindGateway {
+		tmpl.DNSNames = append(tmpl.DNSNames, "*."+k.cluster)
 	}
 	if out.X509, err = k.sign(Host, tmpl, pub); err != nil {
 		return Certificates{}, err
@@ -162,39 +168,12 @@ func resourceKinds() []sallyport.Kind {
 	return []sallyport.Kind{sallyport.KindNode, sallyport.KindDatabase, sallyport.KindKube, sallyport.KindApp, sallyport.KindTCP, sallyport.KindDesktop}
 }
 
-// IssueGatewayServer issues what a gateway shows on the cluster's own name when
-// it has no public certificate: server use only, for the cluster, the level of
-// web apps below it, and the addresses given.
-func (k *Keys) IssueGatewayServer(tlsKey []byte, addrs []netip.Addr) (Certificates, error) {
-	if len(addrs) > maxNames {
-		return Certificates{}, refused("too many addresses in one certificate")
-	}
-	pub, err := ParseTLSKey(tlsKey)
-	if err != nil {
-		return Certificates{}, err
-	}
-	out := Certificates{NotAfter: k.now().Add(HostTTL).Truncate(time.Second)}
-	tmpl := k.leafTemplate(commonName(k.cluster), out.NotAfter, x509.ExtKeyUsageServerAuth)
-	tmpl.DNSNames = []string{k.cluster, "*." + k.cluster}
-	tmpl.IPAddresses = addresses(addrs)
-	out.X509, err = k.sign(Host, tmpl, pub)
-	return out, err
-}
-
 func addresses(list []netip.Addr) []net.IP {
 	var out []net.IP
 	for _, a := range list {
 		out = append(out, a.Unmap().AsSlice())
 	}
 	return out
-}
-
-// commonName leaves out what the field cannot hold (RFC 5280, ub-common-name).
-func commonName(s string) string {
-	if len(s) > 64 {
-		return ""
-	}
-	return s
 }
 
 func validID(s string) bool {

@@ -42,13 +42,15 @@ func leaves(t *testing.T, k *Keys) map[string]leaf {
 	c, err := k.IssueUser(UserRequest{Identity: id, TLSKey: pub, TTL: time.Hour})
 	add("user", leaf{ca: User, kind: sallyport.KindUser, client: true}, c, err)
 	for _, kind := range []sallyport.IdentityKind{sallyport.KindAgent, sallyport.KindGateway, sallyport.KindAuth} {
-		c, err := k.IssueHost(HostRequest{Kind: kind, ID: hostID, TLSKey: pub})
+		r := HostRequest{Kind: kind, ID: hostID, TLSKey: pub}
+		if kind == sallyport.KindGateway {
+			r.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+		}
+		c, err := k.IssueHost(r)
 		add(string(kind), leaf{ca: Host, kind: kind, client: true, server: true}, c, err)
 	}
 	c, err = k.IssueResource(pub, "orders.db."+cluster)
 	add("resource", leaf{ca: Host, server: true}, c, err)
-	c, err = k.IssueGatewayServer(pub, []netip.Addr{netip.MustParseAddr("127.0.0.1")})
-	add("gateway server", leaf{ca: Host, server: true}, c, err)
 	c, err = k.IssueDatabaseClient(pub, "app")
 	add("database client", leaf{ca: Database, client: true}, c, err)
 	c, err = k.IssueDatabaseServer(DatabaseServerRequest{TLSKey: pub, Names: []string{"localhost"}})
