@@ -16,6 +16,7 @@ import (
 	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
 	"github.com/sallyport/sallyport/cmd/internal/table"
+	"github.com/sallyport/sallyport/controlplane/audit"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
@@ -482,15 +483,12 @@ type auditSearchCmd struct {
 	Limit uint32        `name:"limit" default:"100" help:"How many at most, up to 10000; the newest win."`
 }
 
-// maxEvents is how many events auth gives in one answer; of more it would drop the
-// oldest without a word.
-const maxEvents = 10_000
-
 // request is what auth is asked. Without To it names no end: an event of a host
-// whose clock is ahead is found too.
+// whose clock is ahead is found too. More than auth gives is not asked for: it would
+// drop the oldest without a word.
 func (c *auditSearchCmd) request(now time.Time) (*sallyportv1.SearchEventsRequest, error) {
-	if c.Limit < 1 || c.Limit > maxEvents {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--limit=%d: one search gives 1 to %d events", c.Limit, maxEvents),
+	if c.Limit < 1 || c.Limit > audit.MaxFound {
+		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--limit=%d: one search gives 1 to %d events", c.Limit, audit.MaxFound),
 			Hint: "--event has fewer kinds; --to=TIME, with the time of the oldest event that you have, goes further back"}
 	}
 	r := &sallyportv1.SearchEventsRequest{From: timestamppb.New(now.Add(-c.Last)), Names: c.Names, Limit: c.Limit}

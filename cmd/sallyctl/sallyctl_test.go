@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
+	"github.com/sallyport/sallyport/controlplane/audit"
 	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 	"github.com/sallyport/sallyport/wire/sallyport/v1/sallyportv1connect"
 )
@@ -361,15 +362,15 @@ func TestAuditSearch(t *testing.T) {
 		err := p.run(append([]string{"--data-dir=" + dir, "audit", "search"}, args...))
 		return a.search, err
 	}
-	got, err := search("--to=2026-02-28T17:00:00+02:00", "--last=30m", "--limit=10000", "--event=exec,scp")
+	got, err := search("--to=2026-02-28T17:00:00+02:00", "--last=30m", fmt.Sprintf("--limit=%d", audit.MaxFound), "--event=exec,scp")
 	if err != nil || got.GetFrom().AsTime().Format(time.RFC3339) != "2026-02-28T14:30:00Z" || got.GetTo().AsTime().Format(time.RFC3339) != "2026-02-28T15:00:00Z" ||
-		got.GetLimit() != 10000 || !slices.Equal(got.GetNames(), []string{"exec", "scp"}) {
+		got.GetLimit() != audit.MaxFound || !slices.Equal(got.GetNames(), []string{"exec", "scp"}) {
 		t.Errorf("%v: %v", got, err)
 	}
 	if got, err = search(); err != nil || got.GetTo() != nil || got.GetLimit() != 100 {
 		t.Errorf("%v: %v", got, err)
 	}
-	for args, want := range map[string]string{"--limit=10001": "--to=TIME", "--limit=0": "1 to 10000", "--to=yesterday": "2026-02-28T15:04:05Z"} {
+	for args, want := range map[string]string{fmt.Sprintf("--limit=%d", audit.MaxFound+1): "--to=TIME", "--limit=0": "1 to 10000", "--to=yesterday": "2026-02-28T15:04:05Z"} {
 		var p *sallyport.Problem
 		if got, err = search(args); got != nil || !errors.As(err, &p) || !strings.Contains(p.Fact+p.Hint, want) {
 			t.Errorf("%s: %v, and auth was asked %v", args, err, got)

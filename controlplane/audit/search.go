@@ -13,13 +13,15 @@ import (
 type Query struct {
 	From, To time.Time // From <= time < To; zero: no bound
 	Names    []string  // event names; empty: all
-	Limit    int       // 0: 100; 10,000 at most
+	Limit    int       // 0: 100; MaxFound at most
 }
+
+// MaxFound is how many events one search gives, whatever was asked for.
+const MaxFound = 10_000
 
 // Bounds of an answer.
 const (
 	defaultLimit = 100
-	maxLimit     = 10_000
 	maxAnswer    = 32 << 20 // bytes
 )
 
@@ -50,7 +52,7 @@ func (l *Log) Search(ctx context.Context, q Query) ([][]byte, error) {
 	if q.Limit <= 0 {
 		q.Limit = defaultLimit
 	}
-	q.Limit = min(q.Limit, maxLimit)
+	q.Limit = min(q.Limit, MaxFound)
 	if err := l.beginSearch(ctx); err != nil {
 		return nil, err
 	}
