@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -20,6 +22,10 @@ import (
 
 // maxIdentityFile is far above what one with a hundred CAs has.
 const maxIdentityFile = 1 << 20
+
+// identityWait is how long who writes an identity file to a pipe may take, with what
+// he asks a person.
+const identityWait = time.Minute
 
 // IdentityFile is a login in one file, in tsh's form: one key for SSH and TLS,
 // its certificates, and the cluster's CAs. It takes no profile directory.
@@ -47,7 +53,7 @@ func (i *IdentityFile) Encode() []byte {
 // ReadIdentityFile reads one, of ours or of tsh. A file without the SSH
 // certificate has it beside it, as OpenSSH wants it: FILE-cert.pub.
 func ReadIdentityFile(path string) (*IdentityFile, error) {
-	b, err := readBounded(path)
+	b, err := readBounded(path, identityWait)
 	if err != nil {
 		return nil, unreadableIdentity(path, err)
 	}
@@ -56,19 +62,24 @@ func ReadIdentityFile(path string) (*IdentityFile, error) {
 		return nil, notIdentity(path, err.Error())
 	}
 	if i.SSHCert == nil {
-		if i.SSHCert, err = readBounded(path + "-cert.pub"); err != nil {
+		if i.SSHCert, err = readBounded(path+"-cert.pub", identityWait); err != nil {
 			return nil, notIdentity(path, "it has no SSH certificate")
 		}
 	}
 	return i, nil
 }
 
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// readBounded reads a file of a bounded size. One that is a pipe, as a shell's
+// <(command) is, has so long to say all; what nobody writes to is empty.
+func readBounded(path string, within time.Duration) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO's opening does not wait for its writer
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if err := f.SetReadDeadline(time.Now().Add(within)); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+		return nil, err
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxIdentityFile+1))
 	if err == nil && len(b) > maxIdentityFile {
 		err = errors.New("the file is too large")
@@ -183,6 +194,9 @@ func unreadableIdentity(path string, err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
 		err = pe.Err
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errors.New("who writes it to this pipe does not come to an end")
 	}
 	return problem(sallyport.ErrInvalid, fmt.Sprintf("identity file %s: %v", path, err), "sally login --out=FILE writes one")
 }

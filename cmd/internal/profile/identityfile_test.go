@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sallyport/sallyport"
 )
@@ -85,6 +87,44 @@ func TestReadIdentityFile(t *testing.T) {
 	}
 	if _, err := i.Signer("f"); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Errorf("rubbish for a key: %v", err)
+	}
+}
+
+// TestReadIdentityPipe: a pipe is read as a file is, and nobody waits for ever for one
+// that nobody writes to.
+func TestReadIdentityPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var p *sallyport.Problem
+	if _, err := ReadIdentityFile(path); !errors.As(err, &p) || !strings.Contains(p.Fact, "no key") {
+		t.Errorf("without a writer: %v", err)
+	}
+	w, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	_, err = readBounded(path, time.Millisecond)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a silent writer: %v", err)
+	}
+	if err = unreadableIdentity(path, err); !strings.Contains(err.Error(), "does not come to an end") {
+		t.Errorf("a silent writer: %v", err)
+	}
+	whole := &IdentityFile{Key: []byte(block("PRIVATE KEY", "x")), TLSCert: []byte(block("CERTIFICATE", "x")), CAs: []byte(block("CERTIFICATE", "x")), SSHCert: []byte(sshCertLine)}
+	if _, err := w.Write(whole.Encode()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // what is written stays for as long as one has it open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w.Close()
+	if i, err := ReadIdentityFile(path); err != nil || string(i.SSHCert) != sshCertLine {
+		t.Errorf("by a pipe: %+v, %v", i, err)
 	}
 }
 
