@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -138,6 +139,9 @@ func (c *candidate) ask(ctx context.Context, args ...string) (*said, error) {
 	cmd := exec.CommandContext(ctx, c.path, args...)
 	cmd.Dir, cmd.Env = c.dir, c.env
 	cmd.WaitDelay = preflightOutput
+	// A wrapper's own processes go with it: a group of their own.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	stdout, stderr := &bounded{most: maxSaid}, &bounded{most: maxSaid}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	err := cmd.Run()

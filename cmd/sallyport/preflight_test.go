@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,17 +98,41 @@ func TestPreflightDirectory(t *testing.T) {
 	}
 }
 
-// TestPreflightDoesNotWait: a program that hangs is ended, with what it started.
+// TestPreflightDoesNotWait: a program that hangs is ended, with what it started: of a
+// wrapper script that was itself alone.
 func TestPreflightDoesNotWait(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "p")
-	if err := executable.Write(path, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	c := &candidate{path: path, config: "/c.yaml", own: ownVersion()}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, _, err := c.preflight(ctx); !errors.Is(err, sallyport.ErrUnavailable) {
-		t.Errorf("%v", err)
+	for name, script := range map[string]string{
+		"a program": `exec >"$0.pipe"; echo up; exec sleep 600`,
+		"a wrapper": `sh -c 'echo up; sleep 600' >"$0.pipe" 2>/dev/null & wait`,
+	} {
+		path := filepath.Join(t.TempDir(), "p")
+		if err := executable.Write(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mkfifo(path+".pipe", 0o600); err != nil {
+			t.Fatal(err)
+		}
+		pipe, err := os.OpenFile(path+".pipe", os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pipe.Close()
+		c := &candidate{path: path, config: "/c.yaml", own: ownVersion()}
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan error, 1)
+		go func() { _, _, err := c.preflight(ctx); asked <- err }()
+		await(t, "the program runs", func() bool { n, _ := pipe.Read(make([]byte, 8)); return n > 0 })
+		cancel()
+		if err := <-asked; !errors.Is(err, sallyport.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		// The end comes when nobody has it open to write any more.
+		if err := pipe.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pipe.Read(make([]byte, 8)); err != io.EOF {
+			t.Errorf("%s: what it started runs on: %v", name, err)
+		}
 	}
 }
 
