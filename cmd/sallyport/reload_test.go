@@ -186,6 +186,7 @@ func (s *served) reaches(name string) string {
 		return ""
 	}
 	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	b, err := io.ReadAll(conn)
 	if err != nil {
 		s.t.Errorf("%s: %v", name, err)
@@ -351,17 +352,28 @@ func TestF28_ReloadStorm(t *testing.T) {
 		speaks(fmt.Sprint(i))
 	}
 
+	hang := func() {
+		t.Helper()
+		select {
+		case hangUp <- os.Interrupt:
+		case <-time.After(time.Minute):
+			t.Fatal("a reload does not come to an end")
+		}
+	}
 	const misspelt = "rotues"
 	s.write("  " + misspelt + ": []\n")
-	hangUp <- os.Interrupt
+	hang()
 	await(t, "the refusal", func() bool {
 		r := s.reloads.last.Load()
 		return r != nil && strings.Contains(r.Problem, misspelt)
 	})
 	s.write(route("other.example.com"))
-	hangUp <- os.Interrupt
+	hang()
+	dial := func(name string) (*tls.Conn, error) {
+		return tls.DialWithDialer(&net.Dialer{Timeout: time.Minute}, "tcp", s.addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	}
 	await(t, "the new route", func() bool {
-		conn, err := tls.Dial("tcp", s.addr, &tls.Config{ServerName: "other.example.com", InsecureSkipVerify: true})
+		conn, err := dial("other.example.com")
 		if err == nil {
 			conn.Close()
 		}
@@ -370,7 +382,7 @@ func TestF28_ReloadStorm(t *testing.T) {
 	if got := s.reaches("a.example.com"); got != "one" {
 		t.Errorf("behind the storm a is %q", got)
 	}
-	if conn, err := tls.Dial("tcp", s.addr, &tls.Config{ServerName: "echo.example.com", InsecureSkipVerify: true}); err == nil {
+	if conn, err := dial("echo.example.com"); err == nil {
 		conn.Close()
 		t.Error("the route that is gone still leads somewhere")
 	}
