@@ -39,7 +39,8 @@ func (l *Lost) Unwrap() error { return l.err }
 // goodbyeBytes bound what is read of a client that is sent away.
 const goodbyeBytes = 1 << 20
 
-// Dismiss tells a client why by a message, and says goodbye, within the time given.
+// Dismiss tells a client why by a message, unless there is nothing to tell, and says
+// goodbye, within the time given.
 // It reads what the client still sends, because a close with bytes unread would be
 // a reset, and the reset would overtake the message.
 func Dismiss(conn net.Conn, message []byte, farewell time.Duration) {
@@ -47,8 +48,10 @@ func Dismiss(conn net.Conn, message []byte, farewell time.Duration) {
 	hard := time.AfterFunc(farewell, func() { HangUp(conn) })
 	defer hard.Stop()
 	conn.SetWriteDeadline(until)
-	if _, err := conn.Write(message); err != nil {
-		return
+	if len(message) > 0 {
+		if _, err := conn.Write(message); err != nil {
+			return
+		}
 	}
 	Part(conn, until)
 }

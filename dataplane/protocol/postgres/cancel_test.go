@@ -45,7 +45,8 @@ func sleeping(t *testing.T, r *rig, who, name string) (*raw, *pgproto3.BackendKe
 }
 
 // cancelInTLS sends a CancelRequest as libpq 17 does, and waits for the end of
-// the connection, which says that it was passed on.
+// the connection, which says that it was passed on, and is one in order: libpq's
+// PQcancelPoll fails by any other.
 func (r *rig) cancelInTLS(who string, request []byte) {
 	r.t.Helper()
 	plain, err := net.Dial("tcp", r.Addr)
@@ -59,13 +60,26 @@ func (r *rig) cancelInTLS(who string, request []byte) {
 	if _, err := io.ReadFull(plain, s[:]); err != nil || s[0] != 'S' {
 		r.t.Fatalf("SSLRequest: %q %v", s, err)
 	}
-	conn := tls.Client(plain, r.TLS(who))
+	below := &ending{Conn: plain}
+	conn := tls.Client(below, r.TLS(who))
 	if _, err := conn.Write(request); err != nil {
 		r.t.Fatal(err)
 	}
-	if b, _ := io.ReadAll(conn); len(b) > 0 {
-		r.t.Errorf("a cancel request was answered: %q", b)
+	if b, err := io.ReadAll(conn); len(b) > 0 || err != nil || below.seen {
+		r.t.Errorf("a cancel request was answered: %q, %v; without close_notify: %v", b, err, below.seen)
 	}
+}
+
+// ending tells whether TCP has ended before the TLS on it, which crypto/tls does not tell.
+type ending struct {
+	net.Conn
+	seen bool
+}
+
+func (e *ending) Read(b []byte) (int, error) {
+	n, err := e.Conn.Read(b)
+	e.seen = e.seen || err == io.EOF
+	return n, err
 }
 
 func cancelBytes(key *pgproto3.BackendKeyData) []byte {

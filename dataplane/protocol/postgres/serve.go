@@ -96,6 +96,8 @@ func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn)
 	}
 	if first.cancel != nil {
 		s.cancelAs(ctx, c, first.cancel)
+		// libpq 17 takes an end that is not in order for a request that has failed.
+		database.Dismiss(conn, nil, bounds.Farewell)
 		return nil
 	}
 	l := &live{server: s, bounds: bounds, name: c.Resource.Name, first: first, client: conn}
