@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +44,47 @@ func TestTokenThatOthersRead(t *testing.T) {
 			t.Errorf("the log holds the token: %s", got)
 		}
 	}
+}
+
+// TestJoinSaysWhy: of an address at which nobody answers, and of a name that the DNS
+// does not know, the log had the same word, again and again.
+func TestJoinSaysWhy(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := l.Addr().String()
+	l.Close()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "token")
+	if err := os.WriteFile(file, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &firstSaid{then: cancel}
+	n := &node{log: slog.New(slog.NewTextHandler(out, nil))}
+	hc := client.HostConfig{Dir: filepath.Join(dir, "agent"), Kind: sallyport.KindAgent, Name: "host", Addresses: func() []string { return []string{free} }}
+	if _, err := n.join(ctx, hc, joinConfig{TokenFile: file, CAPin: "sha256:" + strings.Repeat("0", 64)}); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.line, "cause=") || !strings.Contains(out.line, syscall.ECONNREFUSED.Error()) || strings.Contains(out.line, "secret") {
+		t.Error(out.line)
+	}
+}
+
+// firstSaid keeps the first that is written, and does something then.
+type firstSaid struct {
+	line string
+	then func()
+}
+
+func (f *firstSaid) Write(b []byte) (int, error) {
+	if f.line == "" {
+		f.line = string(b)
+		f.then()
+	}
+	return len(b), nil
 }
 
 // TestAgentReachesAuthByProxy: the tunnel went by HTTPS_PROXY, and the agent's own

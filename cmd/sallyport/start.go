@@ -485,13 +485,26 @@ func (n *node) join(ctx context.Context, hc client.HostConfig, j joinConfig) (*c
 		if !errors.Is(err, sallyport.ErrUnavailable) {
 			return nil, err
 		}
-		n.log.Warn("auth cannot be reached to join; trying again", "error", err, "in", joinRetry)
+		n.log.Warn("auth cannot be reached to join; trying again", append(reasons(err), "in", joinRetry)...)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(joinRetry):
 		}
 	}
+}
+
+// reasons are an error for the log of whoever runs this host: with what lies at its
+// bottom, such as a name that the DNS does not know, of which the fact is silent.
+func reasons(err error) []any {
+	cause := err
+	for p := (*sallyport.Problem)(nil); errors.As(cause, &p) && p.Cause != nil; {
+		cause = p.Cause
+	}
+	if cause == err {
+		return []any{"error", err}
+	}
+	return []any{"error", err, "cause", cause}
 }
 
 // warnOfReaders tells that others can read a join token. It is no error, as with an
