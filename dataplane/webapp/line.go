@@ -173,7 +173,7 @@ func (l *line) serve(w http.ResponseWriter, r *http.Request) {
 	}()
 	r = r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &body{r.Body, l.session}
+		r.Body = &upload{body{r.Body, l.session}}
 	}
 	l.proxy.ServeHTTP(&writer{w, l, ctx}, r)
 }
@@ -221,6 +221,8 @@ func (l *line) broken(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler) // the browser is gone, or this process is
 	case errors.As(err, &large):
 		tell(w, http.StatusRequestEntityTooLarge, "the request is too large", "")
+	case app.IsUnread(err):
+		tell(w, http.StatusBadRequest, "the body of the request broke off, or cannot be read", "")
 	case errors.As(err, &p):
 		tell(w, statusOf(p), p.Fact, p.Hint)
 	default:
@@ -269,6 +271,14 @@ func (b *body) Read(p []byte) (int, error) {
 		b.session.touch()
 	}
 	return n, err
+}
+
+// upload is the body of a request.
+type upload struct{ body }
+
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.body.Read(p)
+	return n, app.Unread(err)
 }
 
 // writer is the browser's side of a request.

@@ -1318,6 +1318,26 @@ func TestA75_SlowBody(t *testing.T) {
 	}
 }
 
+// TestBodyOfNobody: a body whose chunks nobody can read was laid at the application's
+// door: 502, it cannot be reached.
+func TestBodyOfNobody(t *testing.T) {
+	r := newRig(t)
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) { io.Copy(io.Discard, q.Body) })
+	conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
+	check(t, err)
+	defer conn.Close()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	_, err = io.WriteString(conn, "POST /x HTTP/1.1\r\nHost: wiki."+cluster+"\r\nSec-Fetch-Site: same-origin\r\nCookie: "+sessionCookie+"="+r.know("wiki")+
+		"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n")
+	check(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	check(t, err)
+	defer resp.Body.Close()
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(b), "the body of the request") {
+		t.Errorf("%s: %q", resp.Status, b)
+	}
+}
+
 // TestRoom: the session that was unused for longest makes room, and the one that
 // is in use stays.
 func TestRoom(t *testing.T) {

@@ -62,6 +62,9 @@ func (v *visit) broken(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &large):
 		tell(w, http.StatusRequestEntityTooLarge, "the request is too large", "")
 		return
+	case IsUnread(err):
+		tell(w, http.StatusBadRequest, "the body of the request broke off, or cannot be read", "")
+		return
 	}
 	v.server.log().Warn("application does not answer", "session", v.session.ID, "resource", v.candidate.Resource.Name, "error", err)
 	status := http.StatusBadGateway

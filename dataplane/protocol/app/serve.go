@@ -508,7 +508,28 @@ func (b *body) Read(p []byte) (int, error) {
 		b.visit.rx.Add(int64(n))
 		b.visit.touch()
 	}
-	return n, err
+	return n, Unread(err)
+}
+
+// unread is why a body has not come as its client announced it.
+type unread struct{ cause error }
+
+func (u *unread) Error() string { return "the body of the request: " + u.cause.Error() }
+func (u *unread) Unwrap() error { return u.cause }
+
+// Unread marks what reading a client's body has returned, so that it can be told from
+// what whoever gets the body does wrong. io.EOF and nil stay what they are.
+func Unread(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &unread{err}
+}
+
+// IsUnread says that an error, or one that it wraps, has been marked by Unread.
+func IsUnread(err error) bool {
+	var u *unread
+	return errors.As(err, &u)
 }
 
 // upgraded is the client's side of a WebSocket.

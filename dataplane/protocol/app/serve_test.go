@@ -800,6 +800,19 @@ func TestA71_Ambiguous(t *testing.T) {
 	}
 }
 
+// TestBodyOfNobody: a body whose chunks nobody can read was laid at the application's
+// door: 502, it does not answer.
+func TestBodyOfNobody(t *testing.T) {
+	srv, _ := application(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	r := newRig(t, Target{URI: srv.URL})
+	for _, chunks := range []string{"zz\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n-1\r\n\r\n"} {
+		out := r.raw("POST / HTTP/1.1\r\nHost: " + appHost + "\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+		if !strings.HasPrefix(out, "400 ") || !strings.Contains(out, "the body of the request") {
+			t.Errorf("%q: %q", chunks, out)
+		}
+	}
+}
+
 // TestA71_Unclear: HTTP/2 carries what HTTP/1.1 cannot write down. A query with a space
 // went on to the application, as the end of the request's line.
 func TestA71_Unclear(t *testing.T) {
