@@ -114,7 +114,25 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	if exited >= 0 {
 		return nil, fail.Exit{Code: exited}
 	}
-	return g, usage.Explain(err)
+	if err != nil {
+		return g, usage.Explain(err)
+	}
+	g.cli.meant(g.ctx)
+	return g, nil
+}
+
+// meant lets flags win over the environment: who names auth on this machine does not
+// mean the cluster of a SALLY_PROXY that is still set.
+func (c *cli) meant(ctx *kong.Context) {
+	given := make(map[string]bool)
+	for _, part := range ctx.Path {
+		if part.Flag != nil {
+			given[part.Flag.Name] = true
+		}
+	}
+	if (given["data-dir"] || given["config"]) && !given["proxy"] {
+		c.Proxy = ""
+	}
 }
 
 type versionCmd struct{ format }

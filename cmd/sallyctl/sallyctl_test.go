@@ -79,6 +79,36 @@ func TestArgv(t *testing.T) {
 	}
 }
 
+// TestNamedWins: with SALLY_PROXY set, what was to be done on this machine was done in
+// another cluster.
+func TestNamedWins(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                            "env.example.com",
+		"--data-dir=d":                "",
+		"-c f":                        "",
+		"--config=f":                  "",
+		"--proxy=gw":                  "gw",
+		"--data-dir=d --proxy=gw":     "gw",
+		"--auth-server=gw --config f": "gw",
+		"-d":                          "env.example.com",
+		"--data-dir=d -d":             "",
+	} {
+		for _, name := range []string{"SALLY_PROXY", "TELEPORT_PROXY"} {
+			t.Run(name+" "+args, func(t *testing.T) {
+				t.Setenv("SALLY_PROXY", "")
+				t.Setenv("TELEPORT_PROXY", "")
+				t.Setenv(name, "env.example.com")
+				t.Setenv("SALLY_DATA_DIR", "elsewhere")
+				usage.DropEmpty()
+				g, err := parse(append(strings.Fields(args), "status"), io.Discard, io.Discard)
+				if err != nil || g.cli.Proxy != want {
+					t.Errorf("%q, want %q (%v)", g.cli.Proxy, want, err)
+				}
+			})
+		}
+	}
+}
+
 // TestHelp: every command has help with examples, and the examples parse.
 func TestHelp(t *testing.T) {
 	g, err := parse([]string{"version"}, io.Discard, io.Discard)
