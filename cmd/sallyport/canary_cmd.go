@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -19,6 +21,11 @@ const (
 
 	// canaryAway is how long nobody may answer: the processes change.
 	canaryAway = 20 * time.Second
+
+	// canaryRefused is how long nobody may listen on the admin socket. It goes from
+	// process to process open, so then all that had it have ended; a clean stop and
+	// start in between takes its time.
+	canaryRefused = 2 * time.Second
 )
 
 // serveCanary is what of POST /upgrade concerns canaries; done is false when
@@ -105,6 +112,7 @@ func (c *upgradeCmd) follow(p *program, dir string, begun *canaryStatus) (*upgra
 		fmt.Fprintf(p.stdout, "Process %d of version %s gets %s of new connections until %s. Ctrl-C leaves it running; --finish and --back end it.\n",
 			begun.PID, begun.Version, percent(begun.Share), begun.Until.Local().Format(time.TimeOnly))
 	}
+	var refused time.Time // since when nobody listens
 	for seen := time.Now(); ; {
 		var s nodeStatus
 		err := askAdmin(p.ctx, dir, question{method: http.MethodGet, path: "/status", within: statusTimeout}, &s)
@@ -117,6 +125,15 @@ func (c *upgradeCmd) follow(p *program, dir string, begun *canaryStatus) (*upgra
 		away := canaryAway
 		if err == nil {
 			away = upgradeAnswer // the upgrade runs
+		}
+		switch gone := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist); {
+		case !gone:
+			refused = time.Time{}
+		case refused.IsZero():
+			refused = time.Now()
+		case time.Since(refused) > canaryRefused:
+			return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "the process that had the canary has ended, and nobody listens",
+				Hint: "sallyport start; its log may say why. The canary serves the connections that it has"}
 		}
 		if time.Since(seen) > away {
 			return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Cause: err, Fact: "nobody says what came of the canary", Hint: "sallyport status, and the log"}

@@ -1,10 +1,17 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/gateway"
 	handoverv1 "github.com/sallyport/sallyport/wire/sallyport/handover/v1"
 )
@@ -49,6 +56,33 @@ func TestCanaryFlags(t *testing.T) {
 		if path, err := c.cmd.canaryPath(); path != c.path || (err != nil) != c.bad {
 			t.Errorf("%s: %q, %v", name, path, err)
 		}
+	}
+}
+
+// TestFollowHearsOfTheEnd: the command waited for 20 seconds when the process that
+// had the canary was killed, and did not say that it was.
+func TestFollowHearsOfTheEnd(t *testing.T) {
+	begun := &canaryStatus{PID: 1, Version: "v2", Started: time.Now(), Until: time.Now().Add(time.Hour)}
+	for name, stays := range map[string]bool{"killed": true, "stopped": false} {
+		dir := t.TempDir()
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, adminSocket), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(!stays)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(nodeStatus{Canary: begun})
+			l.Close()
+		})}
+		served := make(chan struct{})
+		go func() { defer close(served); _ = srv.Serve(l) }()
+		_, err = (&upgradeCmd{}).follow(&program{ctx: t.Context(), stdout: io.Discard}, dir, begun)
+		if !errors.Is(err, sallyport.ErrUnavailable) || !strings.Contains(err.Error(), "has ended") {
+			t.Errorf("%s: %v", name, err)
+		}
+		srv.Close()
+		<-served
 	}
 }
 
