@@ -70,6 +70,7 @@ type canary struct {
 	place  *remnantFile  // its record, without the lock, which is its own
 
 	room     atomic.Int64                            // connections that it may still get
+	unsaid   atomic.Int64                            // connections that it has got since it has said how many it has
 	returned chan *handoverv1.CanaryReturned         // answers
 	ready    chan *handoverv1.CanaryFailed           // nil: it is
 	orders   chan canaryOrder                        // by operators
@@ -316,7 +317,11 @@ func (c *canary) pass(r handover.Record) bool {
 		return false
 	}
 	sent, err := c.talk.TrySend(r)
-	return sent && err == nil
+	if !sent || err != nil {
+		return false
+	}
+	c.unsaid.Add(1)
+	return true
 }
 
 // setRoom bounds what the canary gets by the descriptors that it may have: two
@@ -434,6 +439,7 @@ func (c *canary) answer(m *handoverv1.CanaryFailed) {
 func (c *canary) count(m *handoverv1.CanaryReport) {
 	c.heard.Store(time.Now().UnixNano())
 	c.last.Store(m)
+	c.unsaid.Store(0)
 	c.setRoom(m.GetRelays() + m.GetWaiting())
 	g := gateway.GuestReport{Outcomes: m.GetOutcomes(), BytesIn: m.GetBytesIn(), BytesOut: m.GetBytesOut()}
 	c.mu.Lock()
@@ -645,9 +651,7 @@ func (c *canary) tell(o canaryOrder) bool {
 // comeBack takes all connections back, and says how many did not come; all is true
 // only when the canary has said so.
 func (c *canary) comeBack(ctx context.Context) (left int, all bool) {
-	if last := c.last.Load(); last != nil {
-		left = int(min(last.GetRelays()+last.GetWaiting(), 1<<30))
-	}
+	left = c.has()
 	fewest := math.MaxInt
 	for moved := time.Now(); time.Since(moved) < comeBackWithin; {
 		m, err := c.askBack(ctx)
@@ -693,17 +697,22 @@ func (c *canary) askBack(ctx context.Context) (*handoverv1.CanaryReturned, error
 	}
 }
 
-// lost is how many connections a canary had that has died with them: what it has
-// said last, and what was sent after that, are not told apart.
+// lost is how many connections a canary had that has died with them.
 func (c *canary) lost() int {
 	select {
 	case <-c.gone:
-		if last := c.last.Load(); last != nil {
-			return int(min(last.GetRelays()+last.GetWaiting(), 1<<30))
-		}
+		return c.has()
 	default:
+		return 0
 	}
-	return 0
+}
+
+// has is about how many connections the canary has: what it has said last, and what
+// it has got since. One that hangs is given its share until that is noticed, and
+// says of none of these.
+func (c *canary) has() int {
+	last := c.last.Load()
+	return int(min(min(last.GetRelays(), 1<<30)+min(last.GetWaiting(), 1<<30)+uint64(c.unsaid.Load()), 1<<30))
 }
 
 // leave ends the process. One that has connections left serves them out by
