@@ -73,7 +73,7 @@ func (c *conn) tries() int {
 // stage's time; an address has less while there are others. A near one is
 // connected by the time the call returns, so what it is to get is written at once.
 func (c *conn) connect() {
-	for c.attempt < c.tries() {
+	for full := 0; c.attempt < c.tries(); {
 		to, others, ok := c.up.pick(&c.choice, c.loop.Now())
 		left := c.bounds.Stage - c.loop.Now().Sub(c.asked)
 		if !ok || left <= 0 {
@@ -85,6 +85,14 @@ func (c *conn) connect() {
 		}
 		if exhausted(err) {
 			c.turnedAway()
+			return
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			c.choice.at.fail(c.loop.Now())
+			if full++; full < c.up.size() {
+				continue
+			}
+			c.queue(left)
 			return
 		}
 		if err != nil {
@@ -108,6 +116,28 @@ func (c *conn) connect() {
 		return
 	}
 	c.refuse(alpn.InternalError, outcomeNoUpstream)
+}
+
+// queuePause is between two tries where the queue was full.
+const queuePause = 50 * time.Millisecond
+
+// queue waits for room in the queue of a Unix socket. A server that is only slow to
+// accept does not refuse, but nothing tells when there is room again.
+func (c *conn) queue(left time.Duration) {
+	c.stage = connecting
+	c.await(min(left, queuePause))
+}
+
+// queued says that there was no room: no connection to the server has begun.
+func (c *conn) queued() bool { return c.stage == connecting && c.other < 0 }
+
+// tryQueue tries again whether there is room.
+func (c *conn) tryQueue() {
+	if c.up.gone {
+		c.reroute()
+		return
+	}
+	c.connect()
 }
 
 // reach begins a connection to a target, unless descriptors are few.
@@ -224,6 +254,10 @@ func (c *conn) unanswered() {
 // something on the way has forgotten does not, and costs its client not more
 // than Connect.
 func (c *conn) overdue() {
+	if c.queued() {
+		c.tryQueue()
+		return
+	}
 	if c.stage == offering && c.up == nil && !c.acked && c.bounds.Connect < c.bounds.Stage && relay.Unacknowledged(c.other) == 0 {
 		c.acked = true
 		c.loop.Arm(c, c.bounds.Stage-c.bounds.Connect)

@@ -142,7 +142,7 @@ func (c *conn) sound(m *handoverv1.GatewayConnection) error {
 	case m.Attempt > maxAddresses:
 	case m.Eaten > lingerMost || len(m.Answer) > lingerMost:
 	case way != (m.Account != "") && c.stage != lingering:
-	case m.Far != (c.stage == connecting || c.stage == offering):
+	case m.Far && c.stage != connecting && c.stage != offering, !m.Far && c.stage == offering:
 	case c.stage == leasing && c.routed != alpn.Resource:
 	case c.stage == connecting && c.up == nil:
 	default:
@@ -203,6 +203,10 @@ func (c *conn) resume() {
 	case leasing:
 		c.lease()
 	case connecting:
+		if c.queued() {
+			c.tryQueue()
+			return
+		}
 		if c.up.gone {
 			c.dropFar()
 			c.reroute()
