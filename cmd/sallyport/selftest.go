@@ -152,7 +152,7 @@ func (c *selftestUpgradeCmd) print(w io.Writer, r *selftestResult) error {
 	say := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-12s%s\n", name, fmt.Sprintf(format, args...))
 	}
-	say("Kept", "%d of %d connections, %d of them busy, through %d upgrades", r.Kept, r.Connections, r.Busy, r.Upgrades)
+	say("Kept", "%d of %s, %d of them busy, through %s", r.Kept, counted(r.Connections, "connection"), r.Busy, counted(r.Upgrades, "upgrade"))
 	say("Lost", "%d", r.Lost)
 	say("Corrupted", "%d", r.Corrupted)
 	say("Refused", "%d of %d new connections", r.Refused, r.Served+uint64(r.Refused))
