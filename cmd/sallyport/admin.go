@@ -182,6 +182,10 @@ func askAdmin(ctx context.Context, dir string, q question, answer any) error {
 			return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("the sallyport on %s has not answered within %v; what was asked may still be done", at, q.within),
 				Hint: "sallyport status tells what came of it, or its log", Cause: err}
 		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("interrupted before the sallyport on %s has answered; what was asked may still be done", at),
+				Hint: "sallyport status tells what came of it, or its log", Cause: err}
+		}
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no sallyport answers on " + at, Hint: "is it running? sallyport start", Cause: err}
 	}
 	defer resp.Body.Close()
