@@ -136,7 +136,7 @@ func (a *auth) open(ctx context.Context) error {
 	a.inventory = inventory.New(inventory.Config{Store: a.store})
 	a.server, err = api.New(ctx, api.Config{
 		Store: a.store, CA: a.keys, Users: a.users, Tokens: a.tokens, Inventory: a.inventory, Audit: a.events,
-		Version: version, PublicAddress: a.cfg.Gateway.PublicAddress, SecondFactor: a.cfg.Auth.SecondFactor,
+		Version: version, PublicAddress: a.cfg.pagesAddress(), SecondFactor: a.cfg.Auth.SecondFactor,
 		OfflineMaxAge: a.cfg.Auth.Offline.maxAge(), Log: a.log,
 	})
 	if err != nil {
@@ -364,7 +364,7 @@ func (a *auth) pages() (http.Handler, error) {
 		return nil, err
 	}
 	return web.Handler(web.Config{
-		KeySet: set, Accounts: a.users, Desk: a.server.Browser(), Cluster: a.cfg.Cluster, Address: a.cfg.Gateway.PublicAddress, Pins: a.keys.Pins(), Log: a.log,
+		KeySet: set, Accounts: a.users, Desk: a.server.Browser(), Cluster: a.cfg.Cluster, Address: a.cfg.pagesAddress(), Pins: a.keys.Pins(), Log: a.log,
 		Visitor: func(r *http.Request) netip.Addr { return api.VisitorAddr(r.Context()) },
 		Claimed: func(ctx context.Context, user string, mfa bool, from netip.Addr) error {
 			return a.events.Emit(ctx, sallyport.Event{

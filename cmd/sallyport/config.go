@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -90,7 +91,7 @@ func (c *offlineConfig) maxAge() time.Duration {
 
 type gatewayConfig struct {
 	Listen        []string            `yaml:"listen"`         // Addresses of the public port. Default: `[":443"]`.
-	PublicAddress string              `yaml:"public_address"` // The `host:port` that clients use. Default: `cluster` and the port of the first `listen`.
+	PublicAddress string              `yaml:"public_address"` // The `host:port` that clients use: `cluster` or an IP address, and the port. Another name is for agents alone, which reach each of several gateways by its own. Default: `cluster` and the port of the first `listen`.
 	Auth          string              `yaml:"auth"`           // The `host:port` of auth, for a gateway without the role auth. Without it and without auth the gateway serves `routes` alone: no cluster, no certificates.
 	Join          joinConfig          `yaml:"join"`           // How a gateway on another machine than auth joins.
 	Certificates  []certificateConfig `yaml:"certificates"`   // Certificates for the web origin. Read again at each reload. Default: one of the cluster's own CA.
@@ -333,6 +334,17 @@ func loadConfigAgain(path, cluster string, before *reading) (*config, *reading, 
 }
 
 func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+// pagesAddress is the host:port of links to the cluster's pages, and of logins. They
+// are found by the cluster's name, or by none: under another that is the public
+// address agents alone reach the gateway.
+func (c *config) pagesAddress() string {
+	host, port, err := net.SplitHostPort(c.Gateway.PublicAddress)
+	if _, noIP := netip.ParseAddr(host); err != nil || noIP == nil {
+		return c.Gateway.PublicAddress
+	}
+	return net.JoinHostPort(c.Cluster, port)
+}
 
 // complete fills in the defaults.
 func (c *config) complete() {

@@ -131,6 +131,21 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestPagesAddress: links name what the cluster's pages are found by.
+func TestPagesAddress(t *testing.T) {
+	for public, want := range map[string]string{
+		"gw.example.com:443": "gw.example.com:443", "gw.example.com:8443": "gw.example.com:8443",
+		"192.0.2.7:443": "192.0.2.7:443", "[2001:db8::7]:443": "[2001:db8::7]:443",
+		"east.example.com:443": "gw.example.com:443", "localhost:9443": "gw.example.com:9443",
+	} {
+		c := &config{Cluster: "gw.example.com"}
+		c.Gateway.PublicAddress = public
+		if got := c.pagesAddress(); got != want {
+			t.Errorf("%s: %s, want %s", public, got, want)
+		}
+	}
+}
+
 // TestConfigFaults: each fault has its line and column, and words that help.
 func TestConfigFaults(t *testing.T) {
 	const head = "version: 1\ncluster: gw.test\nroles: [auth, gateway, agent]\n"

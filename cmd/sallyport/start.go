@@ -410,7 +410,8 @@ func (n *node) showGateway() {
 	}
 }
 
-// publicAddresses are what the gateway's certificate names besides the cluster.
+// publicAddresses are those at which the gateway is reached. Its certificate has the IP
+// addresses among them besides the cluster.
 func (n *node) publicAddresses() []string {
 	out := []string{n.cfg.Gateway.PublicAddress}
 	for _, l := range n.cfg.Gateway.Listen {
