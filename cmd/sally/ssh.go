@@ -231,11 +231,11 @@ func (p *program) destination(c *credentials, arg string) (login, node string, e
 		return login, node, nil
 	}
 	me, err := user.Current()
-	switch {
-	case err == nil && slices.Contains(c.Identity.Principals, me.Username):
+	switch have := logins(c.Identity.Principals); {
+	case err == nil && slices.Contains(have, me.Username):
 		return me.Username, node, nil
-	case len(c.Identity.Principals) == 1:
-		return c.Identity.Principals[0], node, nil
+	case len(have) == 1:
+		return have[0], node, nil
 	case err == nil:
 		return me.Username, node, nil
 	}

@@ -149,6 +149,13 @@ func (c *statusCmd) write(p *program, mark string, s profileStatus) {
 	fmt.Fprintln(w)
 }
 
+// logins are those of a certificate's principals that are OS logins: one that begins
+// with a hyphen is none, and stands for something of the cluster's, such as that
+// somebody may log in nowhere.
+func logins(principals []string) []string {
+	return slices.DeleteFunc(slices.Clone(principals), func(name string) bool { return strings.HasPrefix(name, "-") })
+}
+
 func validFor(left time.Duration) string {
 	switch {
 	case left <= 0:
@@ -167,7 +174,7 @@ func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
 	}
 	s := profileStatus{
 		ProfileURL: "https://" + f.WebProxyAddr, Username: f.User, Cluster: f.Cluster, ActiveRequests: c.Identity.ActiveRequests,
-		Roles: c.Identity.Roles, Traits: c.Identity.Traits, Logins: c.Identity.Principals,
+		Roles: c.Identity.Roles, Traits: c.Identity.Traits, Logins: logins(c.Identity.Principals),
 		KubernetesEnabled: true, // each gateway serves it: which clusters there are, sally kube ls says
 		ValidUntil:        c.Identity.NotAfter, AllowedResources: c.Identity.AllowedResources, Databases: p.databasesOf(f),
 	}
