@@ -3,7 +3,6 @@ package table
 import (
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/rivo/uniseg"
 )
@@ -67,6 +66,7 @@ func FuzzWrite(f *testing.F) {
 	f.Add("\x1b[2J", "x\ny", 1)
 	f.Add("\u202e\u2066", strings.Repeat("é", 100), 40)
 	f.Add("\xff", "\x00\t\r", 0)
+	f.Add("0", "0\xa3\x10뗧\xe9\xb0 \xda\x05hO驥\xeb\x97", 32)
 	f.Fuzz(func(t *testing.T, name, labels string, width int) {
 		var b strings.Builder
 		if err := Write(&b, width, []string{"Name", "Labels", "Connect"}, [][]string{{name, labels, ""}, {labels, name, "x"}}); err != nil {
@@ -80,7 +80,8 @@ func FuzzWrite(f *testing.F) {
 			if strings.ContainsFunc(l, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x202e }) {
 				t.Fatalf("control characters in %q", l)
 			}
-			least := max(uniseg.StringWidth(name), uniseg.StringWidth(labels), utf8.RuneCountInString(name), utf8.RuneCountInString(labels), 4) + 8 + 7 + 2
+			cells := clean([][]string{{name, labels}})[0] // what is no text takes a column, too
+			least := max(uniseg.StringWidth(cells[0]), uniseg.StringWidth(cells[1]), 4) + 8 + 7 + 2
 			if columns := uniseg.StringWidth(l); width > least && columns > width {
 				t.Fatalf("%d columns on a terminal of %d: %q", columns, width, l)
 			}
