@@ -151,12 +151,7 @@ func TestF15_MuchBeforeReset(t *testing.T) {
 	rand.NewChaCha8([32]byte{5}).Read(answer)
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		sides(t, func(t *testing.T, near, far func(*run) *net.TCPConn) {
-			a, b := tcpBuffers(t, 4*size), tcpBuffers(t, 4*size)
-			if n := receiveBuffer(a.fd); n < 2*size {
-				Close(a.fd)
-				Close(b.fd)
-				t.Skipf("a socket's queue may have %d bytes (net.core.rmem_max), %d are needed", n, 2*size)
-			}
+			a, b := roomy(t, size)
 			r := startLinks(t, loops[0], a, b, State{})
 			say(t, far(r), "a question that nobody reads")
 			until(t, "the question's way", func() bool { return len(peekAll(near(r))) > 0 })
@@ -184,12 +179,7 @@ func TestF15_MuchBeforeReset(t *testing.T) {
 func TestRelayTurns(t *testing.T) {
 	const size = 4 * pumpBudget
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
-		a, b := tcpBuffers(t, 4*size), tcpBuffers(t, 4*size)
-		if n := receiveBuffer(a.fd); n < 2*size {
-			Close(a.fd)
-			Close(b.fd)
-			t.Skipf("a socket's queue may have %d bytes (net.core.rmem_max), %d are needed", n, 2*size)
-		}
+		a, b := roomy(t, size)
 		r := startLinks(t, loops[0], a, b, State{})
 		sleeps, asleep := make(chan struct{}), make(chan struct{}) // the loop, which looks at nothing meanwhile
 		wake := sync.OnceFunc(func() { close(asleep) })
@@ -218,6 +208,19 @@ func TestRelayTurns(t *testing.T) {
 		}
 		want(t, r.right, string(make([]byte, size)))
 	})
+}
+
+// roomy are two connections whose queues hold more than size bytes, where the system
+// lets sockets have such.
+func roomy(t *testing.T, size int) (a, b link) {
+	t.Helper()
+	a, b = tcpBuffers(t, 4*size), tcpBuffers(t, 4*size)
+	if n := receiveBuffer(a.fd); n < 2*size {
+		Close(a.fd)
+		Close(b.fd)
+		t.Skipf("a socket's queue may have %d bytes (net.core.rmem_max), %d are needed", n, 2*size)
+	}
+	return a, b
 }
 
 func receiveBuffer(fd int) int {
