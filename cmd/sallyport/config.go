@@ -109,7 +109,7 @@ type certificateConfig struct {
 }
 
 type proxyConfig struct {
-	Trusted []string `yaml:"trusted"` // Networks whose PROXY headers are believed, such as `10.0.0.0/8`; from elsewhere they are refused. Default: none.
+	Trusted []string `yaml:"trusted"` // Networks and addresses whose PROXY headers are believed, such as `10.0.0.0/8`; from elsewhere they are refused. Default: none.
 }
 
 type routeConfig struct {

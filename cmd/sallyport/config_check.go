@@ -116,8 +116,8 @@ func (k *checker) gateway(c *config) {
 		}
 	}
 	for i, p := range g.ProxyProtocol.Trusted {
-		if _, err := netip.ParsePrefix(p); err != nil {
-			k.add(fmt.Sprintf("gateway.proxy_protocol.trusted[%d]", i), "%q is not a network such as 10.0.0.0/8", p)
+		if _, err := network(p); err != nil {
+			k.add(fmt.Sprintf("gateway.proxy_protocol.trusted[%d]", i), "%v", err)
 		}
 	}
 	k.addresses("gateway.listen", g.Listen)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
@@ -86,6 +87,7 @@ func readConfig(data []byte, cluster string) (*config, error) {
 
 // decodeConfig reads what is written, and whether it has the shape.
 func decodeConfig(data []byte) (*config, ast.Node, error) {
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // YAML 1.2.2, section 5.2: some editors begin a file so
 	file, err := parser.ParseBytes(data, 0)
 	if err != nil {
 		return nil, nil, faults{syntax(err)}

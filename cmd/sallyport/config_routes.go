@@ -356,7 +356,7 @@ func (c *config) tunnelBounds() tunnel.Bounds {
 
 // settings are what a running gateway takes from a configuration.
 func (c *config) settings() (gateway.Settings, error) {
-	trusted, err := prefixes(c.Gateway.ProxyProtocol.Trusted)
+	trusted, err := networks(c.Gateway.ProxyProtocol.Trusted)
 	return gateway.Settings{
 		Static: c.Gateway.staticRoutes(), Silent: c.Gateway.silentRoute(), TrustedProxies: trusted, Idle: time.Duration(given(c.Gateway.Limits.Idle)), Bounds: c.bounds(),
 	}, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -101,6 +102,26 @@ func TestParseConfig(t *testing.T) {
 		if !strings.Contains(good+embedded, strings.TrimSuffix(word, "[]")+":") {
 			t.Errorf("%s is not in the example", p)
 		}
+	}
+}
+
+// TestByteOrderMark: the first field after one was unknown.
+func TestByteOrderMark(t *testing.T) {
+	if _, err := parseConfig([]byte("\ufeff" + good)); err != nil {
+		t.Error(err)
+	}
+	var f faults
+	if _, err := parseConfig([]byte("\ufeffversion: 1\nroles: [gate]\n")); !errors.As(err, &f) || f[0].line != 2 {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestTrustedAddress: a proxy may be named by its address alone.
+func TestTrustedAddress(t *testing.T) {
+	got, err := networks([]string{"10.0.0.5", "fd00::5", "10.1.0.0/16"})
+	want := []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32"), netip.MustParsePrefix("fd00::5/128"), netip.MustParsePrefix("10.1.0.0/16")}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 
@@ -218,7 +239,9 @@ func TestConfigFaults(t *testing.T) {
 		{"listen at one of all of IPv4", head + "gateway: {listen: [\"127.0.0.1:443\", \"0.0.0.0:443\"]}\n", `4:37: gateway.listen[1]: "0.0.0.0:443" and gateway.listen[0]`},
 		{"port", head + "gateway: {listen: [\":http\"]}\n", `4:20: gateway.listen[0]: ":http" has no port from 0 to 65535`},
 		{"big port", head + "gateway: {public_address: \"a:70000\"}\n", `4:27: gateway.public_address: "a:70000" has no port from 0 to 65535`},
-		{"network", head + "gateway: {proxy_protocol: {trusted: [10.0.0.1]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0.1" is not a network such as 10.0.0.0/8`},
+		{"network", head + "gateway: {proxy_protocol: {trusted: [10.0.0]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0" is not a network such as 10.0.0.0/8`},
+		{"network of mapped addresses", head + "gateway: {proxy_protocol: {trusted: ['::ffff:10.0.0.0/104']}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "::ffff:10.0.0.0/104" is not a network such as 10.0.0.0/8`},
+		{"network or address", head + "gateway: {proxy_protocol: {trusted: [10.0.0.5/8]}}\n", `4:38: gateway.proxy_protocol.trusted[0]: "10.0.0.5/8" may be the network 10.0.0.0/8 or the address 10.0.0.5: write the one that is meant`},
 		{"no upstream", head + "gateway:\n  routes:\n    - match: {sni: [a]}\n      upstream: shpo\n  upstreams: {shop: {servers: [\"a:1\"]}}\n", `7:17: gateway.routes[0].upstream: no upstream "shpo"; did you mean "shop"?`},
 		{"mode of later", head + "gateway:\n  routes: [{match: {sni: [a]}, upstream: s, mode: terminate-http}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", "5:51: gateway.routes[0].mode: this version does not serve terminate-http, only passthrough"},
 		{"silent with nowhere to go", head + "gateway: {silent: {after: 1s}}\n", `4:19: gateway.silent.to: at least one server is needed`},

@@ -111,16 +111,33 @@ func (r *gatewayRole) opened() {
 	}
 }
 
-func prefixes(list []string) ([]netip.Prefix, error) {
+func networks(list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
+		p, err := network(s)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// network reads one; an address is the network of one. An address with a length
+// that leaves parts of it out may be meant as either, which decides about who is
+// believed.
+func network(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" && !a.Is4In6() {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%q is not a network such as 10.0.0.0/8", s)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%q may be the network %s or the address %s: write the one that is meant", s, p.Masked(), p.Addr())
+	}
+	return p, nil
 }
 
 // withCluster adds tunnels and what ends TLS here.
