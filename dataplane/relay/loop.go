@@ -11,8 +11,9 @@ const (
 	HungUp                         // both halves closed, or reset: reading tells which
 	Failed                         // a pending socket error (SO_ERROR)
 
-	// Ending: the peer will send nothing after what is queued now. It comes
-	// with Readable. A loop that cannot tell sets it whenever Readable is set.
+	// Ending: the peer will send nothing after what is queued now, or has marked
+	// something in the stream as urgent, at which reads end. It comes with
+	// Readable. A loop that cannot tell sets it whenever Readable is set.
 	// Without it a handler may stop at a read that did not fill its buffer.
 	Ending
 )

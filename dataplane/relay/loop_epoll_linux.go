@@ -35,7 +35,7 @@ type epollLoop struct {
 }
 
 const (
-	epollInterest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+	epollInterest = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 
 	// epollBatch is the number of events fetched at once.
 	epollBatch = 256
@@ -201,7 +201,7 @@ func epollReadiness(events uint32) Readiness {
 	if events&unix.EPOLLIN != 0 {
 		r |= Readable
 	}
-	if events&unix.EPOLLRDHUP != 0 {
+	if events&(unix.EPOLLRDHUP|unix.EPOLLPRI) != 0 {
 		r |= Readable | Ending
 	}
 	if events&unix.EPOLLOUT != 0 {

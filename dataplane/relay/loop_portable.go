@@ -186,7 +186,7 @@ func (l *portableLoop) discard(fd int) {
 
 // pollNow asks for the present state without waiting.
 func pollNow(fd int) Readiness {
-	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLOUT | pollEnding}}
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLPRI | unix.POLLOUT | pollEnding}}
 	n, err := unix.Poll(fds[:], 0)
 	if n <= 0 || err != nil {
 		return 0
@@ -204,7 +204,7 @@ func pollReadiness(events int16) Readiness {
 			r |= Ending
 		}
 	}
-	if events&pollEnding != 0 {
+	if events&(pollEnding|unix.POLLPRI) != 0 {
 		r |= Readable | Ending
 	}
 	if events&unix.POLLOUT != 0 {

@@ -165,7 +165,10 @@ func (r *Relay) splice(from, to *side) int {
 	n, err := to.pipe.fill(from.socket())
 	if n == 0 {
 		to.unborrow()
-		if err == unix.EINVAL { // not for splicing: some kinds of socket
+		// Some kinds of socket are not for splicing. And at a mark of urgent data
+		// splice(2) says that there is nothing, or that the stream has ended, while
+		// recv(2) goes on behind it.
+		if err == unix.EINVAL || from.ending && (err == nil || err == unix.EAGAIN) {
 			to.splicing = false
 			return 0
 		}
