@@ -20,6 +20,7 @@ const (
 	appHeadTime = 20 * time.Second
 	appIdle     = 90 * time.Second
 	appSpares   = 32
+	appFlush    = 50 * time.Millisecond // what an application says slowly waits for more
 )
 
 // AppProxy gives local programs, browsers among them, a port on the loopback
@@ -54,7 +55,7 @@ func (p *AppProxy) Serve(ctx context.Context) error {
 	}
 	defer transport.CloseIdleConnections()
 	quiet := slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug)
-	proxy := halfclose.Proxy(&httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, ErrorLog: quiet})
+	proxy := halfclose.Proxy(&httputil.ReverseProxy{Rewrite: p.rewrite, Transport: transport, ModifyResponse: p.answer, ErrorHandler: p.broken, FlushInterval: appFlush, ErrorLog: quiet})
 	srv := &http.Server{
 		Handler: p.guard(untyped(proxy)), ReadHeaderTimeout: appHeadTime, IdleTimeout: appIdle,
 		MaxHeaderBytes: appHead, ErrorLog: quiet, BaseContext: func(net.Listener) context.Context { return ctx },

@@ -175,7 +175,9 @@ func (l *line) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = &upload{body{r.Body, l.session}}
 	}
-	l.proxy.ServeHTTP(&writer{w, l, ctx}, r)
+	out := &writer{ResponseWriter: w, line: l, ctx: ctx}
+	defer func() { out.drip.End() }()
+	l.proxy.ServeHTTP(out, r)
 }
 
 // rewrite makes the request to the agent of the browser's. What the browser names
@@ -286,6 +288,7 @@ type writer struct {
 	http.ResponseWriter
 	line *line
 	ctx  context.Context // of the request
+	drip *app.Drip       // nil before the head, and where there is none
 }
 
 // Unwrap is for http.ResponseController.
@@ -300,6 +303,32 @@ func (w *writer) WriteHeader(code int) {
 		app.Untyped(w.Header())
 	}
 	w.ResponseWriter.WriteHeader(code)
+	if code >= 200 && w.drip == nil {
+		w.drip = w.line.session.server.drips.Begin(w.ResponseWriter, (*undripped)(w))
+	}
+}
+
+// Write writes a piece of the answer.
+func (w *writer) Write(p []byte) (int, error) {
+	if w.drip != nil {
+		return w.drip.Write(p)
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// FlushError is what http.ResponseController asks for: the answer is a stream.
+func (w *writer) FlushError() error {
+	if w.drip != nil {
+		return w.drip.Flush()
+	}
+	return (*undripped)(w).FlushError()
+}
+
+// undripped is a writer beneath its Drip.
+type undripped writer
+
+func (w *undripped) FlushError() error {
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
 // Hijack meets http.Hijacker: a WebSocket begins.

@@ -41,6 +41,7 @@ type Server struct {
 	sessions  sessions
 	strangers strangers
 	buffers   sync.Pool
+	drips     app.Drips
 	upgraded  atomic.Int64
 	patience  time.Duration // of requests with a good certificate; 0: askKnown
 }

@@ -18,6 +18,7 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1541,4 +1542,47 @@ func TestSocketWithoutInput(t *testing.T) {
 	}
 	conn.Close()
 	eventually(t, "no WebSocket", func() bool { return r.server.Upgraded() == 0 })
+}
+
+// TestDrip: what an application said slowly of an answer whose length it had told came
+// when there were 4 KiB of it, or at its end.
+func TestDrip(t *testing.T) {
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			const piece, pieces = "a piece\n", 3
+			r := newRig(t)
+			session := r.know("wiki")
+			next := make(chan struct{})
+			r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+				w.Header().Set("Content-Length", strconv.Itoa(pieces*len(piece)))
+				w.(http.Flusher).Flush()
+				for range pieces {
+					select {
+					case <-next:
+						io.WriteString(w, piece)
+						w.(http.Flusher).Flush()
+					case <-q.Context().Done():
+						return
+					}
+				}
+			})
+			q, err := http.NewRequest("GET", wiki+"/", nil)
+			check(t, err)
+			with(session)(q)
+			resp, err := r.client("wiki."+cluster, protocol).Do(q) // the head alone
+			check(t, err)
+			defer resp.Body.Close()
+			for i := range pieces {
+				next <- struct{}{}
+				got := make([]byte, len(piece))
+				if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != piece {
+					t.Fatalf("piece %d: %q, %v", i, got, err)
+				}
+			}
+			if n, err := io.Copy(io.Discard, resp.Body); n != 0 || err != nil {
+				t.Errorf("%d bytes more, %v", n, err)
+			}
+		})
+	}
 }

@@ -47,6 +47,7 @@ type Server struct {
 	place   *place
 	failed  error
 	buffers sync.Pool
+	drips   Drips
 	pools   pools
 }
 
@@ -422,6 +423,7 @@ type request struct {
 	visit               *visit
 	method, path, query string
 	code                int
+	drip                *Drip // nil before the head, and where there is none
 	upgraded            atomic.Bool
 }
 
@@ -441,20 +443,37 @@ func (q *request) WriteHeader(code int) {
 		q.visit.answers.hold()
 	}
 	q.ResponseWriter.WriteHeader(code)
+	if code >= 200 && q.drip == nil {
+		q.drip = q.visit.server.drips.Begin(q.ResponseWriter, (*undripped)(q))
+	}
 }
 
 // Write counts.
-func (q *request) Write(p []byte) (int, error) {
+func (q *request) Write(p []byte) (n int, err error) {
 	if q.code == 0 {
 		q.code = http.StatusOK
 	}
-	n, err := q.ResponseWriter.Write(p)
+	if q.drip != nil {
+		n, err = q.drip.Write(p)
+	} else {
+		n, err = q.ResponseWriter.Write(p)
+	}
 	q.visit.tx.Add(int64(n))
 	return n, err
 }
 
 // FlushError is what http.ResponseController asks for: the answer is a stream.
 func (q *request) FlushError() error {
+	if q.drip != nil {
+		return q.drip.Flush()
+	}
+	return (*undripped)(q).FlushError()
+}
+
+// undripped is a request beneath its Drip.
+type undripped request
+
+func (q *undripped) FlushError() error {
 	if err := http.NewResponseController(q.ResponseWriter).Flush(); err != nil || q.visit.answers == nil {
 		return err
 	}
@@ -463,6 +482,7 @@ func (q *request) FlushError() error {
 
 // complete lets the answer go as it is.
 func (q *request) complete() {
+	q.drip.End()
 	if q.visit.answers != nil {
 		q.visit.answers.release()
 	}

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -942,5 +943,46 @@ func TestGone(t *testing.T) {
 	case <-gone:
 	case <-time.After(patience):
 		t.Error("the application still works for nobody")
+	}
+}
+
+// TestDrip: what an application said slowly of an answer whose length it had told came
+// when there were 4 KiB of it, or at its end.
+func TestDrip(t *testing.T) {
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			const piece, pieces = "a piece\n", 3
+			next := make(chan struct{})
+			srv, _ := application(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", strconv.Itoa(pieces*len(piece)))
+				w.(http.Flusher).Flush()
+				for range pieces {
+					select {
+					case <-next:
+						io.WriteString(w, piece)
+						w.(http.Flusher).Flush()
+					case <-r.Context().Done():
+						return
+					}
+				}
+			})
+			r := newRig(t, Target{URI: srv.URL})
+			resp, err := r.client(protocol).Get("https://" + appHost + "/") // the head alone
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			for i := range pieces {
+				next <- struct{}{}
+				got := make([]byte, len(piece))
+				if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != piece {
+					t.Fatalf("piece %d: %q, %v", i, got, err)
+				}
+			}
+			if n, err := io.Copy(io.Discard, resp.Body); n != 0 || err != nil {
+				t.Errorf("%d bytes more, %v", n, err)
+			}
+		})
 	}
 }
