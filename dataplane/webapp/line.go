@@ -196,6 +196,7 @@ func (l *line) rewrite(r *httputil.ProxyRequest) {
 // origins of other applications do not depend on that.
 func (l *line) answer(r *http.Response) error {
 	app.CleanResponse(r.Header)
+	app.Bodiless(r)
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		return nil
 	}

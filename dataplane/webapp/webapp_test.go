@@ -1586,3 +1586,28 @@ func TestDrip(t *testing.T) {
 		})
 	}
 }
+
+// TestBodiless: a 304 that told the length of the body that it stands for broke off
+// where the browser was to get it, and so did a 204 with a length.
+func TestBodiless(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		status, err := strconv.Atoi(q.URL.Path[1:])
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Length", "400")
+		w.Header().Set("Etag", `"x"`)
+		w.WriteHeader(status)
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		c := r.client("wiki."+cluster, protocol)
+		for _, status := range []int{http.StatusNotModified, http.StatusNoContent} {
+			resp, body := r.ask(c, "GET", fmt.Sprintf("%s/%d", wiki, status), with(session))
+			if resp.StatusCode != status || body != "" || resp.Header.Get("Etag") != `"x"` || resp.Header.Get("Content-Length") != "" {
+				t.Errorf("%s: %s, %v, %q", protocol, resp.Status, resp.Header, body)
+			}
+		}
+	}
+}

@@ -391,6 +391,7 @@ func valid(values []string) []string {
 // answer makes the client's response of the application's.
 func (v *visit) answer(r *http.Response) error {
 	CleanResponse(r.Header)
+	Bodiless(r)
 	p := v.server.place
 	outer := legOf(r.Request).outer
 	for _, name := range []string{"Location", "Content-Location"} {

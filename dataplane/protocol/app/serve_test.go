@@ -986,3 +986,42 @@ func TestDrip(t *testing.T) {
 		})
 	}
 }
+
+// TestBodiless: a 304 or 204 with a length passed with it over HTTP/2, where clients
+// miss the body.
+func TestBodiless(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				q, err := http.ReadRequest(bufio.NewReader(c))
+				if err == nil {
+					fmt.Fprintf(c, "HTTP/1.1 %s \r\nContent-Length: 4\r\nEtag: \"x\"\r\nConnection: close\r\n\r\n", q.URL.Path[1:])
+				}
+			}()
+		}
+	}()
+	r := newRig(t, Target{URI: "http://" + l.Addr().String()})
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		for _, status := range []int{http.StatusNotModified, http.StatusNoContent} {
+			resp, err := r.client(protocol).Get(fmt.Sprintf("https://%s/%d", appHost, status))
+			if err != nil {
+				t.Fatalf("%s: %d: %v", protocol, status, err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || len(b) != 0 || resp.StatusCode != status || resp.Header.Get("Etag") != `"x"` || resp.Header.Get("Content-Length") != "" {
+				t.Errorf("%s: %s, %v, %q, %v", protocol, resp.Status, resp.Header, b, err)
+			}
+		}
+	}
+}

@@ -177,6 +177,18 @@ func CleanResponse(h http.Header) {
 	}
 }
 
+// Bodiless makes an answer that has no body by its status one that has none. A 304 may
+// tell the length that the body of a 200 would have (RFC 9110, section 8.6), which over
+// HTTP/2 net/http takes for a body that is missing; a 204 may not, and clients refuse it.
+func Bodiless(r *http.Response) {
+	if r.StatusCode != http.StatusNotModified && r.StatusCode != http.StatusNoContent {
+		return
+	}
+	r.Header.Del("Content-Length")
+	r.Body.Close()
+	r.Body = http.NoBody
+}
+
 // Untyped keeps net/http from guessing the type of an answer that says none, from
 // its first bytes. The guess would stand in the answer as the application's word: an
 // upload that begins as HTML does would become a page of its origin, also where
