@@ -117,6 +117,7 @@ type routeConfig struct {
 	ALPN      []string    `yaml:"alpn"`       // Protocol ids, such as `h2`. Of several routes with a name, the one with the client's first id is taken. Default: any.
 	To        []string    `yaml:"to"`         // Servers, `host:port` or `unix:/path`, taken in turn; one that does not answer is passed over. Required, unless there is an `upstream`.
 	SendProxy string      `yaml:"send_proxy"` // Tell the servers of `to` the client's address by PROXY protocol: `v2`. Default: do not.
+	Postgres  string      `yaml:"postgres"`   // What the servers of `to` get of a PostgreSQL client that has asked for TLS: `request`, its SSLRequest first, as PostgreSQL and PgBouncer want it, or `direct`, TLS at once, as what ends TLS before them does. Default: `request`.
 	Match     matchConfig `yaml:"match"`      // `names` and `alpn` written as one.
 	Upstream  string      `yaml:"upstream"`   // A name from `upstreams`, instead of `to`.
 	Mode      string      `yaml:"mode"`       // What is done with TLS: `passthrough`, it is not ended here. Default: `passthrough`.
@@ -137,6 +138,7 @@ type upstream struct {
 	Servers   []string `yaml:"servers"`    // Addresses, `host:port` or `unix:/path`. Required.
 	Policy    string   `yaml:"policy"`     // Which server is next: `round_robin`. Default: `round_robin`.
 	SendProxy string   `yaml:"send_proxy"` // Tell the servers the client's address by PROXY protocol: `v2`. Default: do not.
+	Postgres  string   `yaml:"postgres"`   // What the servers get of a PostgreSQL client that has asked for TLS: `request` or `direct`, as for a route. Default: `request`.
 }
 
 // limitsConfig: nil is the default; ranges has what is allowed.

@@ -34,10 +34,10 @@ func (g *gatewayConfig) staticRoutes() []gateway.StaticRoute {
 	out := make([]gateway.StaticRoute, len(g.Routes))
 	for i := range g.Routes {
 		r := &g.Routes[i]
-		out[i] = gateway.StaticRoute{Match: r.matches(), Upstreams: r.To, Proxy: r.SendProxy != ""}
+		out[i] = gateway.StaticRoute{Match: r.matches(), Upstreams: r.To, Proxy: r.SendProxy != "", Direct: r.Postgres == postgresDirect}
 		if r.Upstream != "" {
 			u := g.Upstreams[r.Upstream]
-			out[i].Upstreams, out[i].Proxy = u.Servers, u.SendProxy != ""
+			out[i].Upstreams, out[i].Proxy, out[i].Direct = u.Servers, u.SendProxy != "", u.Postgres == postgresDirect
 		}
 	}
 	return out
@@ -75,6 +75,8 @@ func (k *checker) route(where string, r *routeConfig, upstreams map[string]upstr
 		k.add(where+".upstream", "to and upstream exclude each other")
 	case r.Upstream != "" && r.SendProxy != "":
 		k.add(where+".send_proxy", "belongs to the upstream: gateway.upstreams.%s.send_proxy", r.Upstream)
+	case r.Upstream != "" && r.Postgres != "":
+		k.add(where+".postgres", "belongs to the upstream: gateway.upstreams.%s.postgres", r.Upstream)
 	case r.Upstream != "" && !known:
 		k.add(where+".upstream", "no upstream %q%s", r.Upstream, didYouMean(r.Upstream, upstreams))
 	}
@@ -87,6 +89,7 @@ func (k *checker) route(where string, r *routeConfig, upstreams map[string]upstr
 	}
 	k.servers(where+".to", r.To)
 	k.sendProxy(where, r.SendProxy)
+	k.postgres(where, r.Postgres)
 }
 
 // The bounds of silent.after. The default is more than what a hello needs that was
@@ -173,6 +176,7 @@ func (k *checker) upstreams(g *gatewayConfig) {
 		}
 		k.servers(where+".servers", u.Servers)
 		k.sendProxy(where, u.SendProxy)
+		k.postgres(where, u.Postgres)
 	}
 }
 
@@ -192,6 +196,18 @@ func (k *checker) sendProxy(where, version string) {
 		k.add(where+".send_proxy", "this version sends v2 only")
 	default:
 		k.oneOf(where+".send_proxy", version, "v2")
+	}
+}
+
+// What servers get of a PostgreSQL client that has asked for TLS.
+const (
+	postgresRequest = "request"
+	postgresDirect  = "direct"
+)
+
+func (k *checker) postgres(where, how string) {
+	if how != "" {
+		k.oneOf(where+".postgres", how, postgresRequest, postgresDirect)
 	}
 }
 

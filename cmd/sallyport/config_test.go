@@ -40,10 +40,10 @@ gateway:
     - match: {sni: [shop.example.com, "*.shop.example.com"], alpn: [h2]}
       upstream: shop
       mode: passthrough
-    - {names: [mail.example.com], alpn: [imap], to: ["10.0.0.12:993", "unix:/run/mail.sock"], send_proxy: v2}
+    - {names: [mail.example.com], alpn: [imap], to: ["10.0.0.12:993", "unix:/run/mail.sock"], send_proxy: v2, postgres: direct}
   io_uring: on
   upstreams:
-    shop: {servers: ["10.0.0.11:443", "[fe80::1%eth0]:443", "shop_1.internal.:443", "3com:443"], policy: round_robin, send_proxy: v2}
+    shop: {servers: ["10.0.0.11:443", "[fe80::1%eth0]:443", "shop_1.internal.:443", "3com:443"], policy: round_robin, send_proxy: v2, postgres: direct}
   silent: {after: 1s, to: ["10.0.0.13:3306"], send_proxy: v2}
   limits:
     {handshake: 20s, connect: 1s, idle: 1h, waiting_per_source: 32, waiting: 8192, rate_per_source: 40, large_hellos: 8, web_per_source: 9, web: 100,
@@ -261,6 +261,9 @@ func TestConfigFaults(t *testing.T) {
 		{"ids beside match", head + "gateway:\n  routes: [{alpn: [h2], match: {sni: [b]}, to: [\"a:1\"]}]\n", `5:19: gateway.routes[0].alpn: the route's names are in match`},
 		{"two ways to go", head + "gateway:\n  routes: [{names: [a], to: [\"a:1\"], upstream: s}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", `5:48: gateway.routes[0].upstream: to and upstream exclude each other`},
 		{"proxy beside upstream", head + "gateway:\n  routes: [{names: [a], upstream: s, send_proxy: v2}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", `5:50: gateway.routes[0].send_proxy: belongs to the upstream: gateway.upstreams.s.send_proxy`},
+		{"postgres beside upstream", head + "gateway:\n  routes: [{names: [a], upstream: s, postgres: direct}]\n  upstreams: {s: {servers: [\"a:1\"]}}\n", `5:48: gateway.routes[0].postgres: belongs to the upstream: gateway.upstreams.s.postgres`},
+		{"postgres of a route", head + "gateway:\n  routes: [{names: [a], to: [\"a:1\"], postgres: directly}]\n", `5:48: gateway.routes[0].postgres: "directly" is none of request, direct; did you mean "direct"?`},
+		{"postgres of an upstream", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], postgres: 'no'}}\n", `5:47: gateway.upstreams.s.postgres: "no" is none of request, direct`},
 		{"proxy version", head + "gateway:\n  routes: [{names: [a], to: [\"a:1\"], send_proxy: v3}]\n", `5:50: gateway.routes[0].send_proxy: "v3" is none of v2; did you mean "v2"?`},
 		{"proxy version 1", head + "gateway:\n  upstreams: {s: {servers: [\"a:1\"], send_proxy: v1}}\n", `5:49: gateway.upstreams.s.send_proxy: this version sends v2 only`},
 		{"name twice", head + "gateway:\n  routes:\n    - {names: [a.example.com], to: [\"a:1\"]}\n    - {names: [b.example.com, A.example.com], to: [\"a:2\"]}\n", `7:31: gateway.routes[1].names[1]: server name "A.example.com": any protocol: route 0 has it too`},
@@ -404,12 +407,21 @@ func TestStaticRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []gateway.StaticRoute{
-		{Match: alpn.Match{SNI: []string{"shop.example.com", "*.shop.example.com"}, ALPN: []string{"h2"}}, Proxy: true,
+		{Match: alpn.Match{SNI: []string{"shop.example.com", "*.shop.example.com"}, ALPN: []string{"h2"}}, Proxy: true, Direct: true,
 			Upstreams: []string{"10.0.0.11:443", "[fe80::1%eth0]:443", "shop_1.internal.:443", "3com:443"}},
-		{Match: alpn.Match{SNI: []string{"mail.example.com"}, ALPN: []string{"imap"}}, Upstreams: []string{"10.0.0.12:993", "unix:/run/mail.sock"}, Proxy: true},
+		{Match: alpn.Match{SNI: []string{"mail.example.com"}, ALPN: []string{"imap"}}, Upstreams: []string{"10.0.0.12:993", "unix:/run/mail.sock"}, Proxy: true, Direct: true},
 	}
 	if got := c.Gateway.staticRoutes(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
+	}
+	asked, err := parseConfig([]byte(strings.ReplaceAll(good, "postgres: direct", "postgres: request")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range asked.Gateway.staticRoutes() {
+		if r.Direct {
+			t.Errorf("%+v is direct", r)
+		}
 	}
 	if got := c.Gateway.silentRoute(); !reflect.DeepEqual(got, &gateway.SilentRoute{After: time.Second, Upstreams: []string{"10.0.0.13:3306"}, Proxy: true}) {
 		t.Errorf("silent clients: %+v", got)

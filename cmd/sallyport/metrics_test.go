@@ -172,7 +172,8 @@ func metricsPage(t *testing.T) string {
 ## What to watch
 
 - ` + "`sallyport_gateway_refused_total`" + ` by ` + "`reason`" + `: ` + "`source_full`, `source_rate`, `gateway_full`" + ` are ` + "`gateway.limits`" + ` at work, ` + "`no_upstream`" + `
-  is a static route whose servers do not answer, ` + "`unrecognized_name`" + ` mostly strangers.
+  is a static route whose servers do not answer, ` + "`pg_no_upstream`" + ` one whose servers take no SSLRequest of PostgreSQL (` + "`postgres: direct`" + `),
+  ` + "`unrecognized_name`" + ` mostly strangers.
 - ` + "`sallyport_gateway_server_down`" + `: a server of a static route. Nobody asks it but clients, so that it is told from the first that did not reach it to the
   first that does, and one that nobody was sent to is not told.
 - ` + "`rate(sallyport_route_connections_total{result=\"unreachable\"}[5m])`" + `: which route it is.

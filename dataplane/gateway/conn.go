@@ -64,6 +64,7 @@ const (
 	reading stage = iota
 	leasing
 	connecting
+	asking // a server whether it takes TLS (ask.go)
 	offering
 	lingering
 	gone
@@ -86,7 +87,7 @@ func (c *conn) Ready(r relay.Readiness) {
 		if r != relay.Writable {
 			c.look()
 		}
-	case leasing, connecting, offering:
+	case leasing, connecting, asking, offering:
 		// What the client sends now stays queued for the far end. A connection
 		// that is gone in both directions needs nobody any more.
 		if r&(relay.HungUp|relay.Failed) != 0 {
@@ -111,7 +112,7 @@ func (c *conn) Due(time.Time) {
 		c.unheard()
 	case leasing:
 		c.refuse(alpn.UnrecognizedName, outcomeTimeout)
-	case connecting, offering:
+	case connecting, asking, offering:
 		c.overdue()
 	}
 }

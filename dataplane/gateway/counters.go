@@ -27,6 +27,7 @@ const (
 	outcomeLeaseFailed
 	outcomeLeaseAgain    // a far end closed before its first byte
 	outcomeConnectFailed // of one server of an upstream; others may follow
+	outcomeNotTaken      // an SSLRequest, by one server of an upstream; others may follow
 	outcomeRelayed
 	outcomeHandedOff
 	outcomeHandshake // done here
@@ -54,6 +55,7 @@ const (
 	outcomeUnrecognizedName
 	outcomeNoApplicationProtocol
 	outcomeNoUpstream
+	outcomeNoPostgres // no server of the upstream has taken an SSLRequest
 	outcomeSourceFull
 	outcomeGatewayFull
 	outcomeSourceRate
@@ -70,13 +72,13 @@ func (o outcome) String() string {
 		outcomeAccepted: "accepted", outcomeAcceptError: "accept_error", outcomeExhausted: "descriptors_exhausted", outcomeShed: "shed", outcomePassed: OutcomePassed, outcomeSilent: "silent",
 		outcomeParked: "parked", outcomeParkRefused: "park_refused",
 		outcomeLeased: "leased", outcomeLeaseFailed: "lease_failed", outcomeLeaseAgain: "lease_again",
-		outcomeConnectFailed: "connect_failed", outcomeRelayed: "relayed", outcomeHandedOff: "handed_off", outcomeHandshake: "handshake", outcomeHandshakeFailed: "handshake_failed",
+		outcomeConnectFailed: "connect_failed", outcomeNotTaken: "pg_ssl_not_taken", outcomeRelayed: "relayed", outcomeHandedOff: "handed_off", outcomeHandshake: "handshake", outcomeHandshakeFailed: "handshake_failed",
 		outcomeCancelled: "pg_cancel", outcomeCancelRefused: "pg_cancel_refused", outcomeRedirected: "http_redirect", outcomeStartupInClear: "pg_startup_in_clear",
 		outcomeEmpty: "empty", outcomeEndedEarly: "ended_early", outcomeReset: "reset", outcomeTimeout: "timeout",
 		outcomeUnknown: "unknown_protocol", outcomeSSH: "ssh", outcomeRDP: "rdp", outcomeMalformed: "malformed",
 		outcomeProxyRefused: "proxy_refused", outcomeEarlyBytes: "early_bytes", outcomeOutOfOrder: "out_of_order",
 		outcomeHelloRecord: "hello_record", outcomeHelloSyntax: "hello_syntax", outcomeHelloLarge: "hello_large", outcomeHelloName: "hello_name",
-		outcomeUnrecognizedName: "unrecognized_name", outcomeNoApplicationProtocol: "no_application_protocol", outcomeNoUpstream: "no_upstream",
+		outcomeUnrecognizedName: "unrecognized_name", outcomeNoApplicationProtocol: "no_application_protocol", outcomeNoUpstream: "no_upstream", outcomeNoPostgres: "pg_no_upstream",
 		outcomeSourceFull: "source_full", outcomeGatewayFull: "gateway_full", outcomeSourceRate: "source_rate",
 		outcomeLargeHellos: "large_hellos", outcomeInternal: "internal", outcomeClosed: "closed",
 	}[o]
@@ -175,7 +177,7 @@ func (o outcome) result() result {
 		return resultRelayed
 	case outcomeHandedOff:
 		return resultServed
-	case outcomeNoUpstream, outcomeLeaseFailed:
+	case outcomeNoUpstream, outcomeNoPostgres, outcomeLeaseFailed:
 		return resultUnreachable
 	case outcomeSourceFull, outcomeGatewayFull, outcomeSourceRate, outcomeLargeHellos, outcomeUnrecognizedName, outcomeNoApplicationProtocol,
 		outcomeExhausted, outcomeShed:

@@ -10,6 +10,7 @@
 //	             │  ▲      (tunnels.Lease)  │ far end closed: again
 //	   preamble  └──┘                       ▼
 //	             ├─▶ connecting ─▶ offering ─▶ relay                auth, static routes
+//	             │         └▶ asking ─▶┘                            static routes: PostgreSQL
 //	             ├─▶ parked (tunnels.Park)                          agents' data connections
 //	             ├─▶ handed off: a goroutine ends TLS               web, tunnel
 //	             ├─▶ handed off: a goroutine speaks SSH             jump server

@@ -142,6 +142,7 @@ type StaticRoute struct {
 	Match     alpn.Match
 	Upstreams []string // "host:port" or "unix:/path"
 	Proxy     bool     // tell the client's address by PROXY protocol version 2
+	Direct    bool     // the servers want TLS at once, also of a PostgreSQL client that has asked for it
 
 	silent time.Duration // of a SilentRoute: its After
 }

@@ -296,6 +296,9 @@ func (c *conn) image() *handoverv1.GatewayConnection {
 		Kind: c.kind, Name: c.name, Attempt: uint32(c.attempt), Turn: c.choice.turn, Tried: c.choice.tried,
 		Far: c.other >= 0, Head: c.head, Flight: uint32(c.flight), Sent: uint32(c.sent), Acked: c.acked, More: c.more,
 	}
+	if c.unasked() { // a server is asked anew: older processes know no such stage
+		m.Far, m.Head, m.Sent = false, nil, 0
+	}
 	if c.acct != nil {
 		m.Account, m.Connection = c.acct.name, c.id[:]
 	}
@@ -318,6 +321,7 @@ func (s stage) image() handoverv1.GatewayStage {
 		reading:    handoverv1.GatewayStage_GATEWAY_STAGE_READING,
 		leasing:    handoverv1.GatewayStage_GATEWAY_STAGE_LEASING,
 		connecting: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING,
+		asking:     handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING,
 		offering:   handoverv1.GatewayStage_GATEWAY_STAGE_OFFERING,
 		lingering:  handoverv1.GatewayStage_GATEWAY_STAGE_LINGERING,
 		gone:       handoverv1.GatewayStage_GATEWAY_STAGE_UNSPECIFIED,

@@ -95,6 +95,11 @@ func FuzzGuestRecords(f *testing.F) {
 			Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Watched: true, Lowat: 1, Account: "shop.example.com", Server: "127.0.0.1:1", Connection: id, Far: true, Flight: 1}}},
 		scripted{handoverv1.CanaryKind_CANARY_KIND_CONNECTION, 1, &handoverv1.CanaryConnection{Connection: &handoverv1.GatewayConnection{
 			Stage: handoverv1.GatewayStage_GATEWAY_STAGE_LINGERING, Peer: peer, Lowat: 1, Answer: []byte("no"), Eaten: 7}}}))
+	f.Add(script(f, 0, // a client of PostgreSQL whose server is connected by nobody who asks, and one whose server is to be asked
+		scripted{handoverv1.CanaryKind_CANARY_KIND_CONNECTION, 2, &handoverv1.CanaryConnection{Connection: &handoverv1.GatewayConnection{
+			Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Said: 2, Watched: true, Lowat: 1, Account: dbName, Server: "127.0.0.1:1", Connection: id, Far: true, Flight: 1}}},
+		scripted{handoverv1.CanaryKind_CANARY_KIND_CONNECTION, 1, &handoverv1.CanaryConnection{Connection: &handoverv1.GatewayConnection{
+			Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Said: 2, Watched: true, Lowat: 1, Account: dbName, Server: "127.0.0.1:1", Connection: id, Flight: 1, Tried: 1}}}))
 	loops, others := newLoops(f, relay.NewDefault, 2), newLoops(f, relay.NewDefault, 1)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) == 0 {
@@ -121,7 +126,7 @@ type moved struct {
 // exchange lets one guest take the records, and another all that the first can
 // give.
 func exchange(t *testing.T, first byte, data []byte, loops, others []relay.Loop) {
-	cfg := Config{Cluster: cluster, Loops: loops}
+	cfg := Config{Cluster: cluster, Loops: loops, Static: []StaticRoute{to(dbName, "127.0.0.1:1")}}
 	if first&1 != 0 {
 		cfg.Tunnels = &lenders{}
 	}

@@ -45,7 +45,7 @@ const (
 	// viewSize is what one look sees; a larger hello is read into a buffer.
 	viewSize = relay.ScratchSize
 
-	// prefixRoom fits an open frame or a PROXY header.
+	// prefixRoom fits an open frame, or a PROXY header with an SSLRequest behind it.
 	prefixRoom = max(tunnel.MaxFrameSize, 64)
 
 	// acceptBatch is accepted before others have their turn.

@@ -46,7 +46,11 @@ func FuzzTakeRecords(f *testing.F) {
 			{handoverv1.GatewayKind_GATEWAY_KIND_CONNECTIONS, 2, &handoverv1.GatewayConnections{Connection: []*handoverv1.GatewayConnection{
 				{Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Watched: true, Lowat: 1, Account: "shop.example.com", Server: "127.0.0.1:1", Connection: id, Far: true, Flight: 1},
 			}}},
-			{handoverv1.GatewayKind_GATEWAY_KIND_TOTALS, 0, &handoverv1.GatewayTotals{Connections: 5}},
+			{handoverv1.GatewayKind_GATEWAY_KIND_CONNECTIONS, 3, &handoverv1.GatewayConnections{Connection: []*handoverv1.GatewayConnection{
+				{Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Said: 2, Watched: true, Lowat: 1, Account: "db.example.com", Server: "127.0.0.1:1", Connection: id, Flight: 1, Tried: 1},
+				{Stage: handoverv1.GatewayStage_GATEWAY_STAGE_CONNECTING, Peer: peer, Said: 2, Watched: true, Lowat: 1, Account: "db.example.com", Server: "127.0.0.1:1", Connection: id, Far: true, Head: []byte("head"), Flight: 1},
+			}}},
+			{handoverv1.GatewayKind_GATEWAY_KIND_TOTALS, 0, &handoverv1.GatewayTotals{Connections: 7}},
 		},
 		{
 			{handoverv1.GatewayKind_GATEWAY_KIND_NAMES, 0, &handoverv1.GatewayNames{Name: []*handoverv1.GatewayName{{Address: "a:1", Resolved: [][]byte{peer}}}}},
@@ -63,7 +67,7 @@ func FuzzTakeRecords(f *testing.F) {
 	loops := newLoops(f, relay.NewDefault, 2)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := descriptors()
-		h, err := Inherit(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops})
+		h, err := Inherit(Config{Cluster: cluster, Listen: []string{"127.0.0.1:0"}, Loops: loops, Static: []StaticRoute{to(dbName, "127.0.0.1:1")}})
 		check(t, err)
 		for len(data) >= 4 {
 			n := min(int(data[2])<<8|int(data[3]), len(data)-4)

@@ -30,7 +30,7 @@ type far conn
 // Ready implements relay.Handler.
 func (f *far) Ready(r relay.Readiness) {
 	c := (*conn)(f)
-	if c.stage == connecting || c.stage == offering {
+	if c.stage == connecting || c.stage == asking || c.stage == offering {
 		c.progress(r)
 	}
 }
@@ -115,7 +115,16 @@ func (c *conn) connect() {
 		}
 		return
 	}
-	c.refuse(alpn.InternalError, outcomeNoUpstream)
+	c.nowhere()
+}
+
+// nowhere tells the client that no server of the upstream has taken it.
+func (c *conn) nowhere() {
+	why := outcomeNoUpstream
+	if c.stage == asking { // the last one, or it was the last that was reached
+		why = outcomeNoPostgres
+	}
+	c.refuse(alpn.InternalError, why)
 }
 
 // queuePause is between two tries where the queue was full.
@@ -175,6 +184,10 @@ func (c *conn) offer(fd int, head []byte) {
 // has come.
 func (c *conn) progress(r relay.Readiness) {
 	connected, err := c.send()
+	if err != nil && c.stage == asking {
+		c.notTaken()
+		return
+	}
 	if err != nil {
 		c.tryNext(c.whySilent())
 		return
@@ -183,11 +196,11 @@ func (c *conn) progress(r relay.Readiness) {
 		if !connected {
 			return
 		}
-		c.stage = offering
-		c.hadFlight()
-		c.choice.at.met()
-		c.counts.connect.observe(c.loop.Now().Sub(c.asked))
-		c.loop.Arm(c, c.bounds.Stage)
+		c.reached()
+	}
+	if c.stage == asking {
+		c.hearYes()
+		return
 	}
 	switch r &^ relay.Writable {
 	case 0:
@@ -199,14 +212,36 @@ func (c *conn) progress(r relay.Readiness) {
 		c.answered()
 		return
 	}
+	c.firstByte()
+}
+
+// firstByte looks whether the far end's first byte has come, or its end, and acts on
+// it. It is false when nothing has.
+func (c *conn) firstByte() bool {
 	var first [1]byte
 	switch _, err := relay.Peek(c.other, first[:]); {
 	case errors.Is(err, relay.ErrAgain):
+		return false
 	case err != nil:
 		c.tryNext(outcomeEndedEarly)
 	default:
 		c.answered()
 	}
+	return true
+}
+
+// reached: the upstream's server is connected. One that is asked for TLS first has
+// for that what is left of its time.
+func (c *conn) reached() {
+	c.hadFlight()
+	c.choice.at.met()
+	c.counts.connect.observe(c.loop.Now().Sub(c.asked))
+	if c.asks() {
+		c.stage = asking
+		return
+	}
+	c.stage = offering
+	c.loop.Arm(c, c.bounds.Stage)
 }
 
 // hadFlight: a static route's server that ends the connection from here on may have
@@ -267,6 +302,10 @@ func (c *conn) overdue() {
 		c.join(false)
 		return
 	}
+	if c.stage == asking {
+		c.notTaken()
+		return
+	}
 	c.tryNext(outcomeTimeout)
 }
 
@@ -283,7 +322,7 @@ func (c *conn) whySilent() outcome {
 // is not connected yet there is no room; where there is nothing to write it must
 // be asked.
 func (c *conn) send() (connected bool, err error) {
-	total := len(c.head) + c.flight
+	total := len(c.head) + c.offered()
 	if total == 0 && c.stage == connecting {
 		if connected, err = relay.Connected(c.other); err != nil {
 			c.blame()
@@ -319,18 +358,18 @@ func (c *conn) outgoing() ([]byte, error) {
 		}
 		return c.buf[c.sent-len(c.head) : c.flight], nil
 	}
-	start := prefixRoom - len(c.head)
+	start, flight := prefixRoom-len(c.head), c.offered()
 	copy(c.view[start:], c.head)
-	if c.flight > 0 && (c.viewed != c || c.views < c.flight) {
-		n, err := c.peek(c.flight)
+	if flight > 0 && (c.viewed != c || c.views < flight) {
+		n, err := c.peek(flight)
 		if err != nil {
 			return nil, err
 		}
-		if n < c.flight {
+		if n < flight {
 			return nil, errShort
 		}
 	}
-	return c.view[start+c.sent : prefixRoom+c.flight], nil
+	return c.view[start+c.sent : prefixRoom+flight], nil
 }
 
 // errShort: a peek has returned less than an earlier one did.
@@ -346,7 +385,7 @@ func (c *conn) tryNext(why outcome) {
 	c.attempt++
 	switch {
 	case c.up != nil && c.attempt >= c.tries():
-		c.refuse(alpn.InternalError, outcomeNoUpstream)
+		c.nowhere()
 	case c.attempt >= c.tries():
 		c.refuse(alpn.UnrecognizedName, why)
 	case c.up != nil && c.up.gone:

@@ -146,7 +146,7 @@ func (n *settings) route(r StaticRoute, was *route, old *settings) (*route, erro
 	if err != nil {
 		return nil, err
 	}
-	u.acct = acct
+	u.direct, u.acct = r.Direct, acct
 	return &route{StaticRoute: r, upstream: u}, nil
 }
 

@@ -212,6 +212,7 @@ func (c *conn) resume() {
 			c.reroute()
 			return
 		}
+		c.askAnew()
 		c.loop.Arm(c, min(c.bounds.Connect, c.bounds.Stage))
 		c.progress(0)
 	case offering:

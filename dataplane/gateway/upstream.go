@@ -29,6 +29,7 @@ type Upstream struct {
 type upstream struct {
 	servers []*server
 	proxy   bool
+	direct  bool // PostgreSQL's clients' TLS comes without a word before it
 	gone    bool // its route is no more: who is on the way there is routed anew
 	turns   atomic.Uint32
 	acct    *account // of the route; nil for auth
@@ -233,14 +234,19 @@ func (s *server) target(i int) (t *target, ok bool) {
 
 // head is what an upstream gets before the client's bytes.
 func (u *upstream) head(c *conn) []byte {
-	if !u.proxy {
-		return nil
+	var b []byte
+	if u.proxy {
+		local := c.local
+		if !local.IsValid() {
+			local = relay.LocalAddr(c.fd)
+		}
+		b = preamble.AppendProxyV2(b, c.peer, local)
 	}
-	local := c.local
-	if !local.IsValid() {
-		local = relay.LocalAddr(c.fd)
+	if c.asks() {
+		request := preamble.PostgresSSLRequest()
+		b = append(b, request[:]...)
 	}
-	return preamble.AppendProxyV2(nil, c.peer, local)
+	return b
 }
 
 const (
