@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -16,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -26,6 +29,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/sallyport/sallyport/tools/peers"
+	"github.com/sallyport/sallyport/tools/peers/postgres"
 )
 
 // clients work, each in turns, until they are told to stop. A turn that has
@@ -270,12 +274,56 @@ func (c *clients) addWrk(p *person, gateway string) {
 	}, nil)
 }
 
-// TestStaticRoutes: people use a site behind a gateway that is upgraded again
+// rows is how many a COPY moves: some megabytes.
+const rows = 60000
+
+// addTable copies a table of a database in and out.
+func (c *clients) addTable(p *person, database string) {
+	c.t.Helper()
+	var want bytes.Buffer
+	for i := range rows {
+		fmt.Fprintf(&want, "%d\t%s\n", i+1, sum(fmt.Append(nil, i)))
+	}
+	p.run("psql", database, "-Atqc", "create table t(a int, b text)")
+	c.add("psql, COPY", func(ctx context.Context, _ int64) error {
+		if _, err := p.output(ctx, "truncate t;\n\\copy t from stdin\n"+want.String()+"\\.\n", "psql", "-Atq", "-v", "ON_ERROR_STOP=1", database); err != nil {
+			return err
+		}
+		out, err := p.output(ctx, "", "psql", "-Atq", database, "-c", `\copy (select * from t order by a) to stdout`)
+		return orOther(err, sum([]byte(out)), sum(want.Bytes()))
+	}, nil)
+}
+
+const dbName = "db.example.com"
+
+// startDatabase starts a PostgreSQL that is used by TLS, and tells its address.
+func startDatabase(t testing.TB) string {
+	t.Helper()
+	cert := certificate(t)
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "sallyport-upgrade-pg-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	db, err := postgres.Start(dir, postgres.Options{
+		Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+		HBA: []string{"hostssl all all 127.0.0.1/32 trust"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Stop)
+	return db.Addr
+}
+
+// TestStaticRoutes: people use a site and a database behind a gateway that is upgraded again
 // and again.
 func TestStaticRoutes(t *testing.T) {
-	if _, err := exec.LookPath("curl"); err != nil {
-		peers.Missing(t, "curl")
-	}
+	needPeers(t)
 	s := startSite(t, 8<<20)
 	gateway := freePort(t)
 	dir := shortDir(t)
@@ -286,9 +334,12 @@ gateway:
   listen: [%q]
   routes:
     - {names: [%s, localhost], to: [%q]}
-`, dir, gateway, webName, s.Listener.Addr()))
-	c := newClients(t)
-	c.browse(newPerson(t), gateway, s)
+    - {names: [%s], to: [%q]}
+`, dir, gateway, webName, s.Listener.Addr(), dbName, startDatabase(t)))
+	c, p := newClients(t), newPerson(t)
+	c.browse(p, gateway, s)
+	_, port, _ := net.SplitHostPort(gateway)
+	c.addTable(p, "host="+dbName+" hostaddr=127.0.0.1 port="+port+" sslmode=require user=postgres dbname=postgres")
 	for n := range upgrades(t) {
 		c.goOn()
 		r := g.upgrade()

@@ -242,27 +242,11 @@ func (c *cluster) copies(cs *clients) {
 	}, nil)
 }
 
-// rows is how many a COPY moves: some megabytes.
-const rows = 60000
-
 // tables copies a table out and in.
 func (c *cluster) tables(cs *clients) {
 	c.t.Helper()
-	p := c.person
-	p.run("sally", "db", "login", "--db-user=app", "--db-name=app", "orders")
-	var want bytes.Buffer
-	for i := range rows {
-		fmt.Fprintf(&want, "%d\t%s\n", i+1, sum(fmt.Append(nil, i)))
-	}
-	const service = "service=" + clusterName + "-orders"
-	p.run("psql", service, "-Atqc", "create table t(a int, b text)")
-	cs.add("psql, COPY", func(ctx context.Context, _ int64) error {
-		if _, err := p.output(ctx, "truncate t;\n\\copy t from stdin\n"+want.String()+"\\.\n", "psql", "-Atq", "-v", "ON_ERROR_STOP=1", service); err != nil {
-			return err
-		}
-		out, err := p.output(ctx, "", "psql", "-Atq", service, "-c", `\copy (select * from t order by a) to stdout`)
-		return orOther(err, sum([]byte(out)), sum(want.Bytes()))
-	}, nil)
+	c.person.run("sally", "db", "login", "--db-user=app", "--db-name=app", "orders")
+	cs.addTable(c.person, "service="+clusterName+"-orders")
 }
 
 // canaries goes back with one, and on with another: what it has are streams of
