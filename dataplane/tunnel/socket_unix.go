@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,12 +51,11 @@ func writeAll(fd int, b []byte) bool {
 // pair makes a connection within this process: a descriptor for a loop, and the
 // other end.
 func pair() (fd int, local *net.UnixConn, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	fds, err := ownPair()
 	if err != nil {
 		return -1, nil, os.NewSyscallError("socketpair", err)
 	}
 	for _, fd := range fds {
-		unix.CloseOnExec(fd)
 		_ = unix.SetNonblock(fd, true) // a socket of this process's own
 	}
 	file := os.NewFile(uintptr(fds[1]), "carried")
@@ -66,6 +66,18 @@ func pair() (fd int, local *net.UnixConn, err error) {
 		return -1, nil, err
 	}
 	return fds[0], conn.(*net.UnixConn), nil // a socket of AF_UNIX is one
+}
+
+// ownPair holds the fork lock: not every system sets the flag at once, and what is
+// started in between would have both ends.
+func ownPair() (fds [2]int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); err == nil {
+		unix.CloseOnExec(fds[0])
+		unix.CloseOnExec(fds[1])
+	}
+	return fds, err
 }
 
 // connPair is pair with both ends as connections.
