@@ -87,6 +87,8 @@ func TestArgv(t *testing.T) {
 		{argv: "ssh -o SendEnv=GIT_PROTOCOL git@web git-upload-pack '/x.git'", want: `ssh [user@]host=git@web command=["git-upload-pack" "'/x.git'"] option=[SendEnv=GIT_PROTOCOL]`},
 		{argv: "scp -r -p -q -P 22 a b root@web:c", want: "scp file=[\"a\" \"b\" \"root@web:c\"] port=22 preserve=true quiet=true recursive=true"},
 		{argv: "sally ssh -N -L 8080:localhost:80 -R 1:a:2 -D1080 -A web", want: "ssh [user@]host=web dynamic-forward=[1080] forward-agent=true forward=[8080:localhost:80] no-remote-exec=true remote-forward=[1:a:2]"},
+		{argv: "ssh -vvv -2 -C -F /dev/null -S none -e none web", want: "ssh [user@]host=web compress=true config-file=/dev/null control-path=none escape-char=none protocol-2=true verbose=true"},
+		{argv: "scp -v -C -B -O -3 -T -4 -o BatchMode=yes -oUser=bob a web:b", want: `scp batch=true compress=true file=["a" "web:b"] ipv4=true no-check=true option=[BatchMode=yes User=bob] original=true through=true verbose=true`},
 		{argv: "ssh -V", want: "ssh show-version=true"},
 
 		{argv: "sally config -p 22", want: "config port=22"},

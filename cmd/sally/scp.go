@@ -25,9 +25,48 @@ type scpCmd struct {
 	Quiet     bool `name:"quiet" short:"q" help:"Show no progress."`
 	NoResume  bool `name:"no-resume" env:"TELEPORT_NO_RESUME" help:"Do not go on when a connection breaks."`
 	Port      int  `name:"port" short:"P" hidden:""`
-	SFTP      bool `name:"sftp" short:"s" hidden:""` // as scp has it: what is done anyway
+
+	scpAccepted
 
 	Files []string `arg:"" name:"file" help:"Files here, or on a node as [user@]node:path; the last one is where to."`
+}
+
+// scpAccepted are flags of scp(1) that change nothing here, or are obeyed by name.
+type scpAccepted struct {
+	SFTP       bool     `name:"sftp" short:"s" hidden:""`
+	Original   bool     `name:"original" short:"O" hidden:""` // the protocol of old; every node has sftp
+	Through    bool     `name:"through" short:"3" hidden:""`
+	Batch      bool     `name:"batch" short:"B" hidden:""`    // nothing is asked anyway
+	Unchecked  bool     `name:"no-check" short:"T" hidden:""` // names are checked all the same
+	IPv4       bool     `name:"ipv4" short:"4" hidden:""`
+	IPv6       bool     `name:"ipv6" short:"6" hidden:""`
+	Compress   bool     `name:"compress" short:"C" hidden:""`
+	Verbose    bool     `name:"verbose" short:"v" hidden:""`                // obeyed as --debug
+	ConfigFile string   `name:"config-file" short:"F" sep:"none" hidden:""` // only none
+	Options    []string `name:"option" short:"o" sep:"none" hidden:""`      // User is obeyed
+}
+
+// obey reads those that mean something.
+func (c *scpCmd) obey(p *program) error {
+	if err := checkConfigFile(c.ConfigFile); err != nil {
+		return err
+	}
+	for _, o := range c.Options {
+		done, err := checkOption(o)
+		if err != nil {
+			return err
+		}
+		switch k, _, _ := option(o); {
+		case done:
+		case k == "loglevel", k == "user", k == "requesttty", k == "escapechar", k == "stdinnull", k == "sessiontype",
+			k == "forwardagent", k == "localforward", k == "remoteforward", k == "dynamicforward", k == "clearallforwardings": // of sessions; scp(1) makes none of them
+		default:
+			return unknownOption(o)
+		}
+	}
+	p.sshUser(c.Options)
+	p.Debug = p.Debug || c.Verbose
+	return nil
 }
 
 // remotePath is a file on a node.
@@ -36,9 +75,21 @@ type remotePath struct {
 	path string
 }
 
-// parseRemote reads [user@]node:path. A colon behind a slash is part of a name,
-// as with scp(1).
+// parseRemote reads [user@]node:path, where the node may stand in brackets, and
+// scp://[user@]node[:port][/path]. A colon behind a slash is part of a name, as with scp(1).
 func parseRemote(arg string) (r remotePath, ok bool) {
+	if host, file, ok := uri("scp", arg); ok {
+		return remotePath{host: host, path: file}, true
+	}
+	login, rest := "", arg
+	if at := strings.Index(arg, "@["); at >= 0 && !strings.ContainsAny(arg[:at], "/:") {
+		login, rest = arg[:at+1], arg[at+1:]
+	}
+	if inner, found := strings.CutPrefix(rest, "["); found {
+		if host, file, closed := strings.Cut(inner, "]:"); closed && host != "" && !strings.ContainsAny(host, "/[]") {
+			return remotePath{host: login + host, path: file}, true
+		}
+	}
 	host, file, found := strings.Cut(arg, ":")
 	if !found || host == "" || strings.Contains(host, "/") {
 		return remotePath{}, false
@@ -102,6 +153,9 @@ func (c *scpCmd) asked() (a copying, err error) {
 
 // Run copies all sources to the target.
 func (c *scpCmd) Run(p *program) error {
+	if err := c.obey(p); err != nil {
+		return err
+	}
 	a, err := c.asked()
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 func TestParseRemote(t *testing.T) {
 	for arg, want := range map[string]remotePath{
 		"web:a": {"web", "a"}, "root@web:/etc": {"root@web", "/etc"}, "web:": {"web", ""}, "web:a:b": {"web", "a:b"},
+		"[::1]:a": {"::1", "a"}, "root@[web]:/etc": {"root@web", "/etc"}, "scp://root@web:22//etc/x": {"root@web", "/etc/x"}, "scp://web/a": {"web", "a"}, "scp://web": {"web", ""},
 	} {
 		if got, ok := parseRemote(arg); !ok || got != want {
 			t.Errorf("%q: %+v, %v", arg, got, ok)

@@ -36,7 +36,7 @@ type sshCmd struct {
 	NoTTY     bool     `name:"no-tty" short:"T" help:"Allocate no terminal."`
 	StdinNull bool     `name:"stdin-null" short:"n" help:"Send nothing of standard input."`
 	Quiet     bool     `name:"quiet" short:"q" help:"Do not print banners."`
-	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; RequestTTY, SendEnv, SetEnv, ForwardAgent and the forwards are obeyed."`
+	Options   []string `name:"option" short:"o" sep:"none" placeholder:"KEY=VALUE" help:"OpenSSH option; User, RequestTTY, SendEnv, SetEnv, ForwardAgent, SessionType and the forwards are obeyed."`
 	sshForwards
 	sshAccepted
 	sshRefused
@@ -57,7 +57,12 @@ type sshAccepted struct {
 	NoX11        bool   `name:"no-x11" short:"x" hidden:""`
 	NoAgent      bool   `name:"no-agent" short:"a" hidden:""`
 	Compress     bool   `name:"compress" short:"C" hidden:""`
-	ShowVersion  bool   `name:"show-version" short:"V" hidden:""` // obeyed
+	Protocol2    bool   `name:"protocol-2" short:"2" hidden:""`
+	Verbose      bool   `name:"verbose" short:"v" hidden:""`                 // obeyed as --debug
+	ConfigFile   string `name:"config-file" short:"F" sep:"none" hidden:""`  // only none
+	ControlPath  string `name:"control-path" short:"S" sep:"none" hidden:""` // only none
+	Escape       string `name:"escape-char" short:"e" sep:"none" hidden:""`  // obeyed: none, or what it is anyway
+	ShowVersion  bool   `name:"show-version" short:"V" hidden:""`            // obeyed
 }
 
 // sshRefused are those that this version does not serve.
@@ -77,12 +82,16 @@ func (c *sshCmd) Run(p *program) error {
 	if c.ShowVersion {
 		return (&versionCmd{Format: "text", Client: true}).Run(p)
 	}
+	if host, path, ok := uri("ssh", c.Host); ok && path == "" {
+		c.Host = host
+	}
 	if err := c.unserved(); err != nil {
 		return err
 	}
 	if err := c.options(); err != nil {
 		return err
 	}
+	c.obey(p)
 	cred, err := p.loadValid()
 	if err != nil {
 		return err
@@ -97,6 +106,13 @@ func (c *sshCmd) Run(p *program) error {
 	}
 	defer sc.Close()
 	return c.connected(p, sc, node)
+}
+
+// obey passes on what concerns more than this command.
+func (c *sshCmd) obey(p *program) {
+	p.sshUser(c.Options)
+	p.Debug = p.Debug || c.Verbose
+	p.EscapeSequences = p.EscapeSequences && c.Escape != "none"
 }
 
 // errLost is the end of a connection before what it was for had ended.
@@ -154,6 +170,8 @@ func (c *sshCmd) unserved() error {
 		return problem(errInvalid, "this version does not go into the background", "leave out -f, and end the line with &")
 	case c.Local || c.LogDir != "" || len(c.Invite) > 0 || c.Reason != "":
 		return problem(errInvalid, "this version does not serve --local, --log-dir, --invite and --reason", "leave them out")
+	case c.ControlPath != "" && c.ControlPath != "none":
+		return problem(errInvalid, "this version shares no connection between commands", "leave out -S, or use OpenSSH: sally config >> ~/.ssh/config")
 	case c.Subsystem && len(c.Command) == 0:
 		return problem(errInvalid, "-s needs the name of a subsystem", "sally ssh -s NODE sftp")
 	case c.NoExec && (c.Subsystem || len(c.Command) > 0):
@@ -168,14 +186,19 @@ func (c *sshCmd) options() error {
 	if len(c.Command) > 0 && c.Command[0] == "--" {
 		c.Command = c.Command[1:]
 	}
+	if err := checkConfigFile(c.ConfigFile); err != nil {
+		return err
+	}
 	clear := false
 	for _, o := range c.Options {
-		k, v, ok := option(o)
-		if !ok {
-			return problem(errInvalid, fmt.Sprintf("-o %q is not KEY=VALUE", o), "for example -o SendEnv=LANG")
+		if done, err := checkOption(o); done || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
 		}
-		raw := v
-		switch v = strings.ToLower(v); k {
+		k, raw, _ := option(o)
+		switch v := strings.ToLower(raw); k {
 		case "requesttty":
 			c.TTY, c.NoTTY = c.TTY || v == "yes" || v == "force", c.NoTTY || v == "no"
 		case "forwardagent":
@@ -188,32 +211,26 @@ func (c *sshCmd) options() error {
 			c.Dynamic = append(c.Dynamic, raw)
 		case "clearallforwardings":
 			clear = clear || v == "yes"
-		case "forwardx11", "forwardx11trusted":
-			if v != "no" {
-				return problem(errInvalid, "this version does not serve -o "+o, "leave it out")
-			}
-		case "proxycommand", "proxyjump", "localcommand", "remotecommand", "controlmaster", "forkafterauthentication":
-			if v != "none" && v != "no" {
-				return problem(errInvalid, "this version does not serve -o "+o, "OpenSSH does: sally config >> ~/.ssh/config")
-			}
+		case "stdinnull":
+			c.StdinNull = c.StdinNull || v == "yes"
+		case "sessiontype":
+			c.NoExec, c.Subsystem = c.NoExec || v == "none", c.Subsystem || v == "subsystem"
+		case "loglevel":
+			c.Quiet = c.Quiet || v == "quiet"
+		case "escapechar":
+			c.Escape = raw
+		case "user": // sshUser
+		default:
+			return unknownOption(o)
 		}
+	}
+	if c.Escape != "" && c.Escape != "none" && c.Escape != "~" {
+		return problem(errInvalid, fmt.Sprintf("this version has no escape character %q", c.Escape), "-e none switches ~ off")
 	}
 	if clear {
 		c.LocalForward, c.Remote, c.Dynamic = nil, nil, nil
 	}
 	return nil
-}
-
-// option splits KEY=VALUE, or KEY VALUE; the key in lower case.
-func option(o string) (key, value string, ok bool) {
-	o = strings.TrimSpace(o)
-	i := strings.IndexAny(o, "= \t")
-	if i <= 0 {
-		return "", "", false
-	}
-	value = strings.TrimSpace(o[i:])
-	value = strings.TrimSpace(strings.TrimPrefix(value, "="))
-	return strings.ToLower(o[:i]), value, true
 }
 
 // destination splits [user@]node[.cluster]. Without a login it is -l, then the

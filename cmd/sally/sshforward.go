@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -58,7 +59,7 @@ func (c *sshCmd) use(p *program, sc *ssh.Client) error {
 		if p.Debug || c.tells(f) {
 			fmt.Fprintf(p.stderr, "Forwarding %s on %s\n", fail.Clean(or(f.to, "by SOCKS")), fail.Clean(f.at(l.Addr())))
 		}
-		forwards.Go(func() { f.serve(ctx, sc, l) })
+		forwards.Go(func() { f.serve(ctx, sc, l, c.failures(p)) })
 	}
 	if c.NoExec {
 		return c.rest(ctx, sc)
@@ -229,8 +230,35 @@ const (
 	forwardsAtOnce = 256
 )
 
-// serve carries each connection until ctx is done.
-func (f forward) serve(ctx context.Context, sc *ssh.Client, l net.Listener) {
+// failures says on standard error why a connection was not carried, as ssh(1) does: the
+// program that made it only sees its end. A raw terminal needs the carriage return.
+func (c *sshCmd) failures(p *program) func(to string, err error) {
+	end := "\n"
+	if !c.NoExec && c.wantsTTY(p) {
+		end = "\r\n"
+	}
+	return func(to string, err error) {
+		if !c.Quiet {
+			fmt.Fprintf(p.stderr, "Forwarding to %s: %s%s", fail.Clean(to), fail.Clean(openFailure(err)), end)
+		}
+	}
+}
+
+// openFailure is the other side's reason as ssh(1) prints it (RFC 4254, section 5.1).
+func openFailure(err error) string {
+	refused, ok := errors.AsType[*ssh.OpenChannelError](err)
+	if !ok {
+		return err.Error()
+	}
+	what := map[ssh.RejectionReason]string{
+		ssh.Prohibited: "administratively prohibited", ssh.ConnectionFailed: "connect failed",
+		ssh.UnknownChannelType: "unknown channel type", ssh.ResourceShortage: "resource shortage",
+	}[refused.Reason]
+	return "open failed: " + or(what, "reason "+strconv.Itoa(int(refused.Reason))) + ": " + refused.Message
+}
+
+// serve carries each connection until ctx is done; what cannot be carried is told.
+func (f forward) serve(ctx context.Context, sc *ssh.Client, l net.Listener, tell func(to string, err error)) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
@@ -245,13 +273,13 @@ func (f forward) serve(ctx context.Context, sc *ssh.Client, l net.Listener) {
 		places <- struct{}{}
 		each.Go(func() {
 			defer func() { <-places }()
-			f.carry(ctx, sc, conn)
+			f.carry(ctx, sc, conn, tell)
 		})
 	}
 }
 
 // carry connects one connection with its other end.
-func (f forward) carry(ctx context.Context, sc *ssh.Client, conn net.Conn) {
+func (f forward) carry(ctx context.Context, sc *ssh.Client, conn net.Conn, tell func(to string, err error)) {
 	answer := func(byte) error { return nil }
 	to := f.to
 	if to == "" {
@@ -266,6 +294,9 @@ func (f forward) carry(ctx context.Context, sc *ssh.Client, conn net.Conn) {
 	}
 	far, err := f.connect(ctx, sc, to)
 	if err != nil {
+		if ctx.Err() == nil {
+			tell(to, err)
+		}
 		_ = answer(dial.SocksRefused) // nobody is there to hear that it fails
 		conn.Close()
 		return

@@ -4,8 +4,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
 )
 
 func TestParseForward(t *testing.T) {
@@ -82,6 +85,30 @@ func TestForwardTold(t *testing.T) {
 	} {
 		if got := c.cmd.tells(forward{bind: c.bind, remote: true}); got != c.want {
 			t.Errorf("%q, %+v: %v", c.bind, c.cmd, got)
+		}
+	}
+}
+
+// TestForwardFailure: a connection that the other side refused was closed without a word.
+func TestForwardFailure(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	closed := l.Addr().String()
+	must(t, l.Close())
+	here, program := net.Pipe()
+	defer program.Close()
+	said := ""
+	forward{remote: true, to: closed}.carry(t.Context(), nil, here, func(to string, err error) { said = to + ": " + openFailure(err) })
+	if !strings.HasPrefix(said, closed+": ") || !strings.Contains(said, "refused") {
+		t.Errorf("%q", said)
+	}
+	for want, err := range map[string]error{
+		"open failed: connect failed: Connection refused":             &ssh.OpenChannelError{Reason: ssh.ConnectionFailed, Message: "Connection refused"},
+		"open failed: administratively prohibited: your roles do not": &ssh.OpenChannelError{Reason: ssh.Prohibited, Message: "your roles do not"},
+		"open failed: reason 77: x":                                   &ssh.OpenChannelError{Reason: 77, Message: "x"},
+	} {
+		if got := openFailure(err); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }
