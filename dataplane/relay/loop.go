@@ -11,11 +11,15 @@ const (
 	HungUp                         // both halves closed, or reset: reading tells which
 	Failed                         // a pending socket error (SO_ERROR)
 
-	// Ending: the peer will send nothing after what is queued now, or has marked
-	// something in the stream as urgent, at which reads end. It comes with
-	// Readable. A loop that cannot tell sets it whenever Readable is set.
-	// Without it a handler may stop at a read that did not fill its buffer.
+	// Ending: the peer will send nothing after what is queued now. It comes
+	// with Readable. A loop that cannot tell sets it whenever Readable is set.
+	// Without it, and without Urgent, a handler may stop at a read that did not
+	// fill its buffer.
 	Ending
+
+	// Urgent: something in the stream is marked as that. A read ends there,
+	// whatever lies behind it.
+	Urgent
 )
 
 // ScratchSize is the size of Loop.Scratch. Small enough for the first-level

@@ -201,7 +201,7 @@ func epollReadiness(events uint32) Readiness {
 	if events&unix.EPOLLIN != 0 {
 		r |= Readable
 	}
-	if events&(unix.EPOLLRDHUP|unix.EPOLLPRI) != 0 {
+	if events&unix.EPOLLRDHUP != 0 {
 		r |= Readable | Ending
 	}
 	if events&unix.EPOLLOUT != 0 {
@@ -212,6 +212,9 @@ func epollReadiness(events uint32) Readiness {
 	}
 	if events&unix.EPOLLERR != 0 {
 		r |= Failed
+	}
+	if events&unix.EPOLLPRI != 0 {
+		r |= Urgent
 	}
 	return r
 }

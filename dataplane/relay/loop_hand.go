@@ -11,11 +11,11 @@ type hander interface {
 }
 
 // lasting is what stays true of a descriptor once it has been reported.
-const lasting = Ending | HungUp | Failed
+const lasting = Ending | HungUp | Failed | Urgent
 
 // Hand gives fd to h. When l watches it already, what is there is not reported
 // again: h looks for itself, and hears of what comes from now on. past is what
-// earlier handlers have been told and still holds: Ending, HungUp, Failed. When
+// earlier handlers have been told and still holds: Ending, HungUp, Failed, Urgent. When
 // l does not watch fd, Hand is Watch.
 func Hand(l Loop, fd int, h Handler) (past Readiness, err error) {
 	if l, ok := l.(hander); ok {

@@ -204,7 +204,7 @@ func pollReadiness(events int16) Readiness {
 			r |= Ending
 		}
 	}
-	if events&(pollEnding|unix.POLLPRI) != 0 {
+	if events&pollEnding != 0 {
 		r |= Readable | Ending
 	}
 	if events&unix.POLLOUT != 0 {
@@ -218,6 +218,9 @@ func pollReadiness(events int16) Readiness {
 	}
 	if events&(unix.POLLERR|unix.POLLNVAL) != 0 {
 		r |= Failed
+	}
+	if events&unix.POLLPRI != 0 {
+		r |= Urgent
 	}
 	return r
 }

@@ -16,7 +16,7 @@ func (s *side) Ready(rd Readiness) {
 		return
 	}
 	r.copied = false
-	if rd&(Ending|HungUp|Failed) != 0 {
+	if rd&lasting != 0 {
 		s.ending = true
 	}
 	if rd&^Writable != 0 {
