@@ -26,7 +26,7 @@ const (
 	dialTimeout = 10 * time.Second
 	overWithin  = 10 * time.Second // from the end of a session to that of what it does
 	lineIdle    = time.Minute      // of a connection to an agent without a request
-	maxHead     = 64 << 10         // bytes of the head of an answer
+	maxHead     = 64 << 10         // bytes of a head, of requests and of answers
 
 	// A connection to an agent that died without a word is noticed within their sum.
 	pingAfter   = 15 * time.Second
@@ -114,6 +114,9 @@ func (l *line) RoundTrip(r *http.Request) (*http.Response, error) {
 	if isUpgrade(r.Header) {
 		return l.sockets.RoundTrip(r)
 	}
+	if headSize(r) > maxHead {
+		return nil, errHead
+	}
 	made, err := l.makes(r.Context())
 	if err != nil {
 		return nil, err
@@ -124,6 +127,22 @@ func (l *line) RoundTrip(r *http.Request) (*http.Response, error) {
 	defer made()
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { made() }}
 	return l.pages.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
+}
+
+// errHead: no agent takes a head of that size, and net/http sends none such.
+var errHead = errors.New("the head of the request is too large")
+
+// headSize is what the head of a request counts in HTTP/2 (RFC 9113, section 6.5.2): 32
+// bytes for each field are more than many a field has itself.
+func headSize(r *http.Request) int {
+	const field = 32
+	n := 4*field + len(":method:scheme:authority:path") + len(r.Method) + len(r.URL.Scheme) + len(r.Host) + len(r.URL.RequestURI())
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += field + len(name) + len(v)
+		}
+	}
+	return n
 }
 
 // makes waits for the first connection. Who is the first gets a function to call
@@ -224,6 +243,8 @@ func (l *line) broken(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler) // the browser is gone, or this process is
 	case errors.As(err, &large):
 		tell(w, http.StatusRequestEntityTooLarge, "the request is too large", "")
+	case errors.Is(err, errHead):
+		tell(w, http.StatusRequestHeaderFieldsTooLarge, "the head of the request is too large", "there may be too many cookies")
 	case app.IsUnread(err):
 		tell(w, http.StatusBadRequest, "the body of the request broke off, or cannot be read", "")
 	case errors.As(err, &p):

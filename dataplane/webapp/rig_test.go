@@ -130,7 +130,7 @@ func newRigWith(t testing.TB, deadline time.Duration) *rig {
 	r.server = &Server{Cluster: cluster, Desk: r, Dial: r.dial, Roots: func() *x509.CertPool { return r.ca.pool },
 		Now: func() time.Time { return time.Now().Add(time.Duration(r.now.Load())) }}
 	ctx, cancel := context.WithCancel(context.Background())
-	r.agent = r.listen(ctx, &http.Server{Handler: http.HandlerFunc(r.serveAgent)}, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: r.ca.pool,
+	r.agent = r.listen(ctx, &http.Server{Handler: http.HandlerFunc(r.serveAgent), MaxHeaderBytes: maxHead}, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: r.ca.pool,
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			pair := r.ca.pair(t, h.ServerName)
 			return &pair, nil

@@ -1611,3 +1611,26 @@ func TestBodiless(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeHead: a head with too many fields, or too long ones, was answered 502, as if
+// the application could not be reached.
+func TestLargeHead(t *testing.T) {
+	r := newRig(t)
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "http/1.1")
+	for _, head := range []struct{ fields, size, status int }{
+		{100, 100, http.StatusOK},
+		{1900, 2, http.StatusRequestHeaderFieldsTooLarge},
+		{1, maxHead, http.StatusRequestHeaderFieldsTooLarge},
+	} {
+		resp, body := r.ask(c, "GET", wiki+"/", func(q *http.Request) {
+			with(session)(q)
+			for i := range head.fields {
+				q.Header.Set(fmt.Sprintf("F%d", i), strings.Repeat("x", head.size))
+			}
+		})
+		if resp.StatusCode != head.status {
+			t.Errorf("%d fields of %d bytes: %s: %q", head.fields, head.size, resp.Status, body)
+		}
+	}
+}
