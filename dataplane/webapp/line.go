@@ -194,7 +194,7 @@ func (l *line) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = &upload{body{r.Body, l.session}}
 	}
-	out := &writer{ResponseWriter: w, line: l, ctx: ctx}
+	out := &writer{ResponseWriter: w, line: l, ctx: ctx, last: chunked(r)}
 	defer func() { out.drip.End() }()
 	l.proxy.ServeHTTP(out, r)
 }
@@ -310,6 +310,7 @@ type writer struct {
 	http.ResponseWriter
 	line *line
 	ctx  context.Context // of the request
+	last bool            // the connection ends with the answer
 	drip *app.Drip       // nil before the head, and where there is none
 }
 
@@ -323,6 +324,9 @@ func (w *writer) WriteHeader(code int) {
 		app.CleanResponse(w.Header())
 	} else {
 		app.Untyped(w.Header())
+	}
+	if w.last && code >= 200 {
+		w.Header().Set("Connection", "close") // hints have taken it out
 	}
 	w.ResponseWriter.WriteHeader(code)
 	if code >= 200 && w.drip == nil {

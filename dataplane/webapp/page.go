@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"html/template"
+	"maps"
 	"net/http"
 )
 
@@ -22,7 +23,7 @@ func ours(h http.Header) {
 // tell answers in plain text: what, and the next step.
 func tell(w http.ResponseWriter, status int, fact, hint string) {
 	h := w.Header()
-	clear(h) // of what an application may have begun to say
+	maps.DeleteFunc(h, func(name string, _ []string) bool { return name != "Connection" }) // what an application may have begun to say; that one is ours
 	ours(h)
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	text := fmt.Sprintf("%d %s\n\n%s\n", status, http.StatusText(status), fact)

@@ -123,6 +123,9 @@ type visit struct {
 
 // ServeHTTP serves one request of a browser.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if chunked(r) && !isUpgrade(r.Header) {
+		w.Header().Set("Connection", "close")
+	}
 	v, status, fact := s.visit(r)
 	if status != 0 {
 		tell(w, status, fact, "")
@@ -143,6 +146,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v.serve(w, r)
 	}
 }
+
+// chunked says that a request of HTTP/1.1 has a body in chunks. The connection ends with
+// its answer: that must be where a length was told too (RFC 9112, section 6.3), which
+// net/http forgets. Browsers send none such.
+func chunked(r *http.Request) bool { return r.ProtoMajor < 2 && len(r.TransferEncoding) > 0 }
 
 // visit finds whose request it is, before anything is asked about its sender.
 func (s *Server) visit(r *http.Request) (v *visit, status int, fact string) {

@@ -1634,3 +1634,30 @@ func TestLargeHead(t *testing.T) {
 		}
 	}
 }
+
+// TestLastRequest: the connection went on behind a request that told a length beside
+// chunks.
+func TestLastRequest(t *testing.T) {
+	r := newRig(t)
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) { io.Copy(io.Discard, q.Body) })
+	for name, cookie := range map[string]string{"logged in": r.know("wiki"), "a stranger": cookie(77)} {
+		conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
+		check(t, err)
+		defer conn.Close()
+		check(t, conn.SetDeadline(time.Now().Add(patience)))
+		head := "POST /x HTTP/1.1\r\nHost: wiki." + cluster + "\r\nSec-Fetch-Site: same-origin\r\nCookie: " + sessionCookie + "=" + cookie + "\r\n"
+		_, err = io.WriteString(conn, head+"Content-Length: 3\r\n\r\nabc"+head+"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+		check(t, err)
+		in := bufio.NewReader(conn)
+		for _, last := range []bool{false, true} {
+			resp, err := http.ReadResponse(in, nil)
+			check(t, err)
+			_, err = io.Copy(io.Discard, resp.Body)
+			check(t, err)
+			resp.Body.Close()
+			if resp.Close != last {
+				t.Errorf("%s: %s, the last: %v, want %v", name, resp.Status, resp.Close, last)
+			}
+		}
+	}
+}

@@ -31,6 +31,7 @@ type gathered struct {
 	net.Conn
 	buffers httputil.BufferPool // of at least gatherSize
 	late    atomic.Bool         // what is held waits for nothing any more
+	lengths lengths             // of the requests
 
 	mu      sync.Mutex
 	holding bool
@@ -156,7 +157,11 @@ func (g *gathered) overdue() {
 // Read first writes the end of an answer: the client may wait for it.
 func (g *gathered) Read(p []byte) (int, error) {
 	g.overdue()
-	return g.Conn.Read(p)
+	n, err := g.Conn.Read(p)
+	if len(p) <= headRead {
+		g.lengths.read(p[:n])
+	}
+	return n, err
 }
 
 // SetReadDeadline is what the server does when it stops reading ahead.

@@ -170,6 +170,10 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer v.http.End()
+	last := v.answers != nil && v.answers.lengths.both(r)
+	if last && r.Header.Get("Upgrade") == "" {
+		w.Header().Set("Connection", "close")
+	}
 	if status, fact := v.misfit(r); status != 0 {
 		tell(w, status, fact, "")
 		return
@@ -191,7 +195,7 @@ func (v *visit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	stop := context.AfterFunc(s.Context, func() { cancel(context.Cause(s.Context)) })
 	defer stop()
-	q := &request{ResponseWriter: w, visit: v, method: r.Method, path: r.URL.EscapedPath(), query: r.URL.RawQuery}
+	q := &request{ResponseWriter: w, visit: v, last: last, method: r.Method, path: r.URL.EscapedPath(), query: r.URL.RawQuery}
 	defer q.log(s)
 	defer q.complete()
 	r = r.WithContext(ctx)
@@ -424,6 +428,7 @@ type request struct {
 	visit               *visit
 	method, path, query string
 	code                int
+	last                bool  // the connection ends with the answer
 	drip                *Drip // nil before the head, and where there is none
 	upgraded            atomic.Bool
 }
@@ -442,6 +447,9 @@ func (q *request) WriteHeader(code int) {
 	}
 	if q.visit.answers != nil && code >= 200 {
 		q.visit.answers.hold()
+	}
+	if q.last && code >= 200 {
+		q.Header().Set("Connection", "close") // hints have taken it out
 	}
 	q.ResponseWriter.WriteHeader(code)
 	if code >= 200 && q.drip == nil {
