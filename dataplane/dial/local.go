@@ -155,6 +155,9 @@ func (p *LocalProxy) serve(ctx context.Context, local net.Conn) error {
 	if p.Postgres {
 		packet, err := startPostgres(local)
 		if err != nil {
+			if odd, ok := errors.AsType[*oddStart](err); ok {
+				p.part(local, preamble.Refused08P01(odd.fact, odd.hint))
+			}
 			return err
 		}
 		first = packet
@@ -202,14 +205,24 @@ func (p *LocalProxy) tell(local net.Conn, err error) {
 	if errors.As(err, &problem) {
 		fact, hint = problem.Fact, problem.Hint
 	}
+	p.part(local, refused(fact, hint))
+}
+
+// part ends a local program's connection with its last message.
+func (p *LocalProxy) part(local net.Conn, last []byte) {
 	local.SetDeadline(time.Now().Add(preambleTimeout))
-	if _, err := local.Write(refused(fact, hint)); err == nil && closeWrite(local) == nil {
+	if _, err := local.Write(last); err == nil && closeWrite(local) == nil {
 		// Until the program closes: what it has said meanwhile, or says now, would
 		// have it told of a broken connection and not why. It is for nobody.
 		local.SetDeadline(time.Now().Add(cmp.Or(p.linger, lingerTime)))
 		io.Copy(io.Discard, local)
 	}
 }
+
+// oddStart is a local program that begins otherwise than PostgreSQL's clients do, and is told so.
+type oddStart struct{ fact, hint string }
+
+func (o *oddStart) Error() string { return "local program: " + o.fact }
 
 // startPostgres answers requests for encryption with "no", at most one each,
 // and returns the packet that follows: a StartupMessage or a CancelRequest.
@@ -233,7 +246,7 @@ func startPostgres(local net.Conn) ([]byte, error) {
 			return packet, local.SetDeadline(time.Time{})
 		}
 		if asked[which] {
-			return nil, errors.New("local program: asked for encryption twice")
+			return nil, &oddStart{fact: "asked for encryption twice"}
 		}
 		asked[which] = true
 		if _, err := local.Write([]byte{preamble.PostgresNo}); err != nil {
@@ -254,7 +267,7 @@ func readPostgres(r io.Reader) ([]byte, preamble.PostgresKind, error) {
 	for {
 		p, need, err := preamble.ParsePostgres(packet)
 		if err != nil {
-			return nil, 0, fmt.Errorf("local program: does not speak PostgreSQL: %w", err)
+			return nil, 0, &oddStart{"no start-up message of PostgreSQL's protocol 3.0 or later: " + err.Error(), "PostgreSQL 7.4 and later speak it"}
 		}
 		if need == 0 {
 			return packet, p.Kind, nil

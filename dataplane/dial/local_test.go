@@ -142,7 +142,7 @@ func TestPostgresPreamble(t *testing.T) {
 		name string
 		send [][]byte
 		says string // what comes back before the stream
-		want []byte // what the other side gets first; nil: nothing
+		want []byte // what the other side gets first; nil: nothing, and an error comes back unless it is TLS
 	}{
 		{"startup at once", [][]byte{startup()}, "", startup()},
 		{"ssl", [][]byte{sslRequest, startup()}, "N", startup()},
@@ -152,6 +152,8 @@ func TestPostgresPreamble(t *testing.T) {
 		{"ssl and cancel", [][]byte{sslRequest, cancel}, "N", cancel},
 		{"ssl twice", [][]byte{sslRequest, sslRequest}, "N", nil},
 		{"direct TLS", [][]byte{{0x16, 3, 1, 2, 0, 1, 0, 1}}, "", nil},
+		{"protocol 2.0", [][]byte{append([]byte{0, 0, 1, 40, 0, 2, 0, 0}, make([]byte, 288)...)}, "", nil},
+		{"a start without a user", [][]byte{{0, 0, 0, 9, 0, 3, 0, 0, 0}}, "", nil},
 		{"garbage", [][]byte{[]byte("GET / HTTP/1.1\r\n")}, "", nil},
 		{"a length of 4 GiB", [][]byte{{0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0}}, "", nil},
 	}
@@ -174,8 +176,10 @@ func TestPostgresPreamble(t *testing.T) {
 				t.Errorf("answered %q, want %q", answered, tt.says)
 			}
 			if tt.want == nil {
-				if _, err := local.Read(make([]byte, 1)); err == nil {
-					t.Error("still open")
+				// Clients were told of a broken connection, and not why.
+				b, err := io.ReadAll(local)
+				if told := err == nil && bytes.HasPrefix(b, []byte("E")) && bytes.Contains(b, []byte("C08P01\x00")); told == (tt.name == "direct TLS") {
+					t.Errorf("told %q, %v", b, err)
 				}
 				if len(far) != 0 {
 					t.Error("dialed")

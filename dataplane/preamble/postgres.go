@@ -130,11 +130,17 @@ func pgString(b []byte) (s, rest []byte, ok bool) {
 // Refused28000 answers a StartupMessage in clear:
 // invalid_authorization_specification, severity FATAL, with a fact and a hint.
 // Zero bytes in either end the string early and so must not be there.
-func Refused28000(fact, hint string) []byte {
+func Refused28000(fact, hint string) []byte { return refusedPostgres("28000", fact, hint) }
+
+// Refused08P01 answers a first packet that is none (protocol_violation), as
+// Refused28000 does.
+func Refused08P01(fact, hint string) []byte { return refusedPostgres("08P01", fact, hint) }
+
+func refusedPostgres(sqlstate, fact, hint string) []byte {
 	fields := []struct {
 		code  byte
 		value string
-	}{{'S', "FATAL"}, {'V', "FATAL"}, {'C', "28000"}, {'M', fact}, {'H', hint}}
+	}{{'S', "FATAL"}, {'V', "FATAL"}, {'C', sqlstate}, {'M', fact}, {'H', hint}}
 	b := []byte{'E', 0, 0, 0, 0}
 	for _, f := range fields {
 		if f.value == "" {
