@@ -145,6 +145,9 @@ func (a *auditor) execute(body []byte) (pending, error) {
 	}
 	fields := map[string]any{}
 	var refused error
+	if id == lastStatement {
+		a.talk.last()
+	}
 	a.talk.statement(id, func(st *statement) {
 		if st == nil {
 			fields = unread(c.rest)
@@ -175,6 +178,10 @@ func (a *auditor) longData(body []byte) error {
 	id, param := c.uint32(), int(c.uint16())
 	if c.short {
 		return malformedf("COM_STMT_SEND_LONG_DATA that ends early")
+	}
+	// Of which of its parameters an EXECUTE has the values would not be known.
+	if id == lastStatement || !a.talk.given(id) {
+		return malformedf("COM_STMT_SEND_LONG_DATA for a statement that is not given yet")
 	}
 	fields := map[string]any{}
 	a.talk.statement(id, func(st *statement) {
@@ -208,9 +215,13 @@ func (a *auditor) reset(body []byte) error {
 	if err != nil {
 		return err
 	}
+	if id == lastStatement {
+		a.talk.last()
+	}
 	a.talk.statement(id, func(st *statement) {
 		if st != nil {
 			clear(st.long)
+			st.blind = false
 		}
 	})
 	return a.plain("statements.reset", "TMY04I", fields)

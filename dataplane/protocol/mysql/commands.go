@@ -22,7 +22,12 @@ type statement struct {
 	turn   int64        // how many EXECUTEs had types
 	taken  bool         // the server has read the last of them
 	long   map[int]bool // parameters whose values were sent before
+	blind  bool         // which these are, for the server, is not known
 }
+
+// lastStatement is MariaDB's name for the statement that was prepared last, answered
+// or not (LAST_STMT_ID).
+const lastStatement = math.MaxUint32
 
 // statementsMost are remembered of one session; of more, parameters are recorded
 // raw. It is the default of the server's max_prepared_stmt_count and some.
@@ -39,6 +44,10 @@ func (st *statement) values(b []byte) (v database.Values, ok bool, err error) {
 	v = database.NewValues()
 	if st.params == 0 {
 		return v, true, nil
+	}
+	if st.blind {
+		st.types, st.taken = nil, false
+		return v, false, nil
 	}
 	c := cursor{rest: b}
 	nulls := c.bytes((st.params + 7) / 8)

@@ -39,14 +39,16 @@
 // server's statement_id. COM_STMT_EXECUTE has its parameters by position,
 // numbers and times as text. Parameters that cannot be read, because the
 // statement is not known yet, or the server has not yet accepted an EXECUTE with
-// their types, are parameters_raw, base64.
+// their types, are parameters_raw, base64; so are those for the statement that was
+// prepared last, by MariaDB's name for it (statement_id 4294967295).
 //
 // # What is not passed on
 //
 // COM_CHANGE_USER, which would be another user than was authorized; replication;
 // commands that no release knows; sequences of packets that do not count on;
 // commands that are too long to be recorded; parameters of types that servers
-// read each in its own way; a server's request for a file of the client that no
+// read each in its own way; values sent before the server has given the statement
+// that they are for; a server's request for a file of the client that no
 // LOAD DATA LOCAL of the client has named; compression and query attributes, which
 // are not offered.
 //

@@ -220,3 +220,79 @@ func TestUnreadParametersAreCut(t *testing.T) {
 		t.Errorf("%v", f)
 	}
 }
+
+// said are the parameters of each EXECUTE as they were recorded, "raw" for those that
+// were not read.
+func (r *rig) said() []string {
+	var out []string
+	for _, e := range r.gate.All("db.session.mysql.statements.execute") {
+		if v, ok := e.Fields["parameters"].([]string); ok {
+			out = append(out, strings.Join(v, "|"))
+		} else {
+			out = append(out, "raw")
+		}
+	}
+	return out
+}
+
+// TestLastStatement: MariaDB takes an id for the statement that was prepared last. What
+// was done by it was not known of the statement, so that what an EXECUTE by its own id
+// was recorded with were other values than the server's.
+func TestLastStatement(t *testing.T) {
+	const last = "\xff\xff\xff\xff"
+	text, number := "\xfd\x00", "\x03\x00"
+	r := newRig(t)
+	c := r.dialRaw()
+	c.login("alice", proto.CLIENT_DEPRECATE_EOF)
+	execute := func(id, rest, want string) {
+		t.Helper()
+		if row, ok := c.execute(id, rest); !ok || row != want {
+			t.Fatalf("%q: %q, %v", rest, row, ok)
+		}
+	}
+	id := c.prepare("select concat_ws('|',?,?)")
+	execute(id, "\x00\x01"+number+text+"\x01\x00\x00\x00\x01b", "1|b")
+	execute(last, "\x00\x01"+text+text+"\x01a\x01b", "a|b")
+	execute(id, "\x00\x00"+"\x03abc\x01d", "abc|d")
+	// Long data of a statement, which the last one's reset ends, and its EXECUTE too.
+	for range 2 {
+		c.command(proto.COM_STMT_SEND_LONG_DATA, id+"\x00\x00evil")
+		c.command(proto.COM_STMT_RESET, last)
+		c.receive()
+		execute(id, "\x00\x01"+text+text+"\x015\x03abc", "5|abc")
+		c.command(proto.COM_STMT_RESET, id)
+		c.receive()
+	}
+	c.command(proto.COM_STMT_SEND_LONG_DATA, id+"\x00\x00evil")
+	execute(last, "\x00\x01"+text+text+"\x01b", "evil|b")
+	execute(id, "\x00\x01"+text+text+"\x015\x03abc", "5|abc")
+	c.command(proto.COM_STMT_RESET, id)
+	c.receive()
+	execute(id, "\x00\x01"+text+text+"\x016\x03abc", "6|abc")
+	want := []string{"1|b", "raw", "raw", "raw", "raw", "raw", "raw", "6|abc"}
+	if d := cmp.Diff(want, r.said()); d != "" {
+		t.Error(d)
+	}
+	c.command(proto.COM_STMT_SEND_LONG_DATA, last+"\x00\x00evil")
+	if code, text := c.fatal(); code != 1835 || !strings.Contains(text, "not given yet") {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
+// TestLongDataAhead: values that were sent for a statement whose PREPARE was not
+// answered yet were not known, so that others were recorded in their place.
+func TestLongDataAhead(t *testing.T) {
+	r := newRig(t)
+	c := r.dialRaw()
+	c.login("alice", proto.CLIENT_DEPRECATE_EOF)
+	id := c.prepare("select 1 from dual where ? = 2")
+	next := string([]byte{id[0] + 1}) + id[1:] // ids are counted
+	ahead := appendPacket(nil, 0, []byte("\x16select concat_ws('|',?,?)"))
+	c.send(append(ahead, appendPacket(nil, 0, []byte("\x18"+next+"\x00\x00evil"))...))
+	if code, text := c.fatal(); code != 1835 || !strings.Contains(text, "not given yet") {
+		t.Errorf("%d %s", code, text)
+	}
+	if e := r.gate.All("db.session.mysql.statements.send_long_data"); len(e) > 0 {
+		t.Errorf("%v", e[0].Fields)
+	}
+}

@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 
 	"github.com/sallyport/sallyport"
@@ -32,6 +33,7 @@ type talk struct {
 
 	mu         sync.Mutex
 	queue      []pending
+	now        pending // the last that was popped; none once it is a statement that is known
 	statements map[uint32]*statement
 	asked      bool // for a file
 	fileSeq    byte // of its first packet
@@ -76,6 +78,7 @@ func (t *talk) pop() (pending, bool) {
 		t.queue = nil
 	}
 	<-t.room
+	t.now = p
 	return p, true
 }
 
@@ -125,6 +128,7 @@ func (t *talk) fileEnded() {
 func (t *talk) prepared(p pending, id uint32, params int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.now = pending{}
 	if len(t.statements) < statementsMost {
 		t.statements[id] = &statement{number: p.number, params: params}
 	}
@@ -140,6 +144,26 @@ func (t *talk) accepted(p pending) {
 	}
 	if p.types != nil && p.types.turn == p.turn {
 		p.types.taken = true
+	}
+}
+
+// given says that a statement is known, or that none is that the server may have made
+// already: no PREPARE waits for its answer.
+func (t *talk) given(id uint32) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.statements[id] != nil || t.now.answer != answerPrepare &&
+		!slices.ContainsFunc(t.queue, func(p pending) bool { return p.answer == answerPrepare })
+}
+
+// last takes that the client has had something done with the statement that the
+// server has prepared last, whichever that is.
+func (t *talk) last() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, st := range t.statements {
+		st.types, st.turn, st.taken = nil, st.turn+1, false
+		st.blind = st.blind || len(st.long) > 0
 	}
 }
 
