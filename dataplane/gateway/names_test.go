@@ -5,7 +5,9 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -50,4 +52,35 @@ func TestHeirLooksUpFirst(t *testing.T) {
 		}
 	}
 	t.Error("connections are taken before a name is looked up")
+}
+
+// TestHeirLooksUpNothing: what the heir is to listen at is known by name only, and
+// while connections stand still nobody waits for a name.
+func TestHeirLooksUpNothing(t *testing.T) {
+	r := newRig(t, newLoops(t, relay.NewDefault, 2), nil)
+	was := net.DefaultResolver
+	defer func() { net.DefaultResolver = was }()
+	var asked atomic.Bool
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		asked.Store(true)
+		return nil, errors.New("no such server")
+	}}
+	port := r.Addrs()[0].Port()
+	h := r.heir(newLoops(t, relay.NewDefault, 2), func(c *Config) {
+		c.Listen = []string{fmt.Sprintf("here.example.com:%d", port), fmt.Sprintf("localhost:%d", port)}
+	})
+	if !asked.Swap(false) {
+		t.Error("the name was not looked up")
+	}
+	w := &wire{heir: h}
+	check(t, r.Giver().Copy(t.Context(), w))
+	check(t, r.Giver().Freeze(t.Context(), w))
+	if asked.Load() {
+		t.Error("a name is looked up while the loops stand still")
+	}
+	if got := h.Gateway().Addrs(); got[0].IsValid() || got[1] != r.Addrs()[0] {
+		t.Errorf("the socket is that of %v", got)
+	}
+	h.Close()
+	check(t, r.Giver().Thaw())
 }

@@ -22,6 +22,7 @@ import (
 type Heir struct {
 	gateway *Gateway
 	held    []*relay.Held // by lane
+	listen  []string      // Config.Listen without names
 
 	mu        sync.Mutex
 	places    map[uint32]int // from the other's list of addresses to Config.Listen; -1: it is no more
@@ -57,6 +58,9 @@ func Inherit(cfg Config) (*Heir, error) {
 		gateway: g, places: map[uint32]int{}, owed: map[uint64]*owed{},
 		conns: make([][]*conn, len(g.lanes)), started: make([][]*link, len(g.lanes)),
 		waiting: make([][]*link, len(g.lanes)),
+	}
+	for _, address := range cfg.Listen {
+		h.listen = append(h.listen, literal(address))
 	}
 	g.addrs = make([]netip.AddrPort, len(cfg.Listen))
 	for _, w := range g.lanes {

@@ -49,17 +49,17 @@ func (h *Heir) place(l *handoverv1.GatewayListener, fd int) int {
 		return at
 	}
 	bound := relay.LocalAddr(fd)
-	match := func(same func(string) bool) int {
-		for i, a := range h.gateway.cfg.Listen {
-			if !h.gateway.addrs[i].IsValid() && same(a) {
+	match := func(same func(i int) bool) int {
+		for i := range h.listen {
+			if !h.gateway.addrs[i].IsValid() && same(i) {
 				return i
 			}
 		}
 		return -1
 	}
-	at := match(func(a string) bool { return means(a, bound) })
+	at := match(func(i int) bool { return means(h.listen[i], bound) })
 	if at < 0 {
-		at = match(func(a string) bool { return a == l.Address })
+		at = match(func(i int) bool { return h.gateway.cfg.Listen[i] == l.Address })
 	}
 	h.places[l.Place] = at
 	if at >= 0 {
@@ -76,20 +76,30 @@ func means(address string, bound netip.AddrPort) bool {
 	if host == "" {
 		return bound.Addr().IsUnspecified()
 	}
-	addr, err := net.ResolveIPAddr("ip", host)
-	if err != nil {
-		return false
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap() == bound.Addr().Unmap()
+}
+
+// literal is an address without a name: when it is asked for connections stand still,
+// and whoever answers for names may be slow. One that means nothing stays as it is.
+func literal(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" {
+		return address
 	}
-	ip, _ := netip.AddrFromSlice(addr.IP)
-	return ip.Unmap().WithZone(addr.Zone) == bound.Addr().Unmap()
+	ip, err := net.ResolveIPAddr("ip", host)
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(ip.String(), port)
 }
 
 // bind opens what no socket has come for: addresses that are new, and those of
 // loops that the other process does not have. They get connections after the
 // commit only: until then there is a way back.
 func (h *Heir) bind() error {
-	for place, given := range h.gateway.cfg.Listen {
-		address := given
+	for place, address := range h.listen {
+		given := h.gateway.cfg.Listen[place]
 		if a := h.gateway.addrs[place]; a.IsValid() {
 			address = at(address, a.Port())
 		} else if !h.sharesPort(address) {
