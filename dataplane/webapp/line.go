@@ -249,6 +249,8 @@ func (l *line) broken(w http.ResponseWriter, r *http.Request, err error) {
 		tell(w, http.StatusBadRequest, "the body of the request broke off, or cannot be read", "")
 	case errors.As(err, &p):
 		tell(w, statusOf(p), p.Fact, p.Hint)
+	case errors.As(l.session.anew(r.Context(), l.browser.Addr()), &p):
+		tell(w, statusOf(p), p.Fact, p.Hint) // the agent knew it first
 	default:
 		l.session.server.log().Info("no way to an application", "app", l.session.app, "error", err)
 		tell(w, http.StatusBadGateway, "application "+l.session.app+" cannot be reached at the moment", "try again in a moment, or tell its owner")

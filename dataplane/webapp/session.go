@@ -267,6 +267,24 @@ func (s *session) good(ctx context.Context, from netip.Addr) error {
 	return s.await(ctx, q)
 }
 
+// anew asks auth, however young its last answer is: an agent that breaks a request off may
+// know of a lock that this gateway has not heard of yet.
+func (s *session) anew(ctx context.Context, from netip.Addr) error {
+	for range 2 { // a question that was under way may have been asked before
+		q, mine := s.inquire(0)
+		if q == nil {
+			return nil
+		}
+		if mine {
+			go s.answer(q, from, func() {})
+		}
+		if err := s.await(ctx, q); err != nil || mine {
+			return err
+		}
+	}
+	return nil
+}
+
 // place is one among the strangers, for a request and as long as there is the session.
 func (s *session) place(ctx context.Context, from netip.Addr) (leave func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -1661,3 +1661,32 @@ func TestLastRequest(t *testing.T) {
 		}
 	}
 }
+
+// TestLockAtAgent: an upload that the agent broke off because of a lock, of which the
+// gateway had not heard yet, was answered 502.
+func TestLockAtAgent(t *testing.T) {
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		r := newRig(t)
+		session := r.know("wiki")
+		c := r.client("wiki."+cluster, protocol)
+		r.serve("wiki", func(_ http.ResponseWriter, q *http.Request) {
+			if q.Method == "POST" {
+				_, _ = io.ReadFull(q.Body, make([]byte, 1)) // the upload is under way
+				r.set(func() { r.refusal = sallyport.Denied("you are locked", "") })
+				panic(http.ErrAbortHandler)
+			}
+		})
+		r.ask(c, "GET", wiki+"/", with(session)) // auth's answer is young
+		q, err := http.NewRequest("POST", wiki+"/", zeros{})
+		check(t, err)
+		with(session)(q)
+		resp, err := c.Do(q)
+		check(t, err)
+		b, err := io.ReadAll(resp.Body)
+		check(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusForbidden || !strings.Contains(string(b), "you are locked") {
+			t.Errorf("%s: %s: %q", protocol, resp.Status, b)
+		}
+	}
+}
