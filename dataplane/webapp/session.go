@@ -278,7 +278,11 @@ func (s *session) anew(ctx context.Context, from netip.Addr) error {
 		if mine {
 			go s.answer(q, from, func() {})
 		}
-		if err := s.await(ctx, q); err != nil || mine {
+		err := s.await(ctx, q)
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // the answer ends the request, before it is here
+		}
+		if err != nil || mine {
 			return err
 		}
 	}
