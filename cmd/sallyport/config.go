@@ -117,7 +117,7 @@ type routeConfig struct {
 	ALPN      []string    `yaml:"alpn"`       // Protocol ids, such as `h2`. Of several routes with a name, the one with the client's first id is taken. Default: any.
 	To        []string    `yaml:"to"`         // Servers, `host:port` or `unix:/path`, taken in turn; one that does not answer is passed over. Required, unless there is an `upstream`.
 	SendProxy string      `yaml:"send_proxy"` // Tell the servers of `to` the client's address by PROXY protocol: `v2`. Default: do not.
-	Postgres  string      `yaml:"postgres"`   // What the servers of `to` get of a PostgreSQL client that has asked for TLS: `request`, its SSLRequest first, as PostgreSQL and PgBouncer want it, or `direct`, TLS at once, as what ends TLS before them does. Default: `request`.
+	Postgres  string      `yaml:"postgres"`   // What the servers of `to` get of a PostgreSQL client that has asked for TLS: `request`, its SSLRequest first, as PostgreSQL and PgBouncer want it, and TLS at once where that is not understood; or `direct`, TLS at once. Default: `request`.
 	Match     matchConfig `yaml:"match"`      // `names` and `alpn` written as one.
 	Upstream  string      `yaml:"upstream"`   // A name from `upstreams`, instead of `to`.
 	Mode      string      `yaml:"mode"`       // What is done with TLS: `passthrough`, it is not ended here. Default: `passthrough`.

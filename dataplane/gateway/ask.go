@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"bytes"
 	"errors"
 
 	"github.com/sallyport/sallyport/alpn"
@@ -24,11 +25,13 @@ import (
 //	                     ClientHello ────────▶           from here on as for others
 //
 // Until the server has said 'S' it has got nothing of the client's, and any other may
-// be asked instead.
+// be asked instead. What ends TLS before a database knows no SSLRequest: a server that
+// ends the connection over it, or answers something else, gets the hello at once on
+// another one, and where that goes well, so it does for the clients after this one.
 
 // asks says whether a server is to hear the client's SSLRequest.
 func (c *conn) asks() bool {
-	return c.said&saidSSL != 0 && c.routed == alpn.Static && c.up != nil && !c.up.direct
+	return c.said&saidSSL != 0 && c.routed == alpn.Static && c.up != nil && !c.up.direct && !c.choice.direct
 }
 
 // unasked says that no server has answered the request yet.
@@ -56,10 +59,16 @@ func (c *conn) hearYes() {
 		c.stage = offering
 		c.loop.Arm(c, c.bounds.Stage)
 		c.goOn()
-	default:
+	case err == nil && bytes.IndexByte(postgresAnswers, answer[0]) >= 0:
 		c.notTaken()
+	default:
+		c.notKnown()
 	}
 }
+
+// postgresAnswers begin what a server of PostgreSQL says to an SSLRequest: yes, no,
+// or an ErrorResponse.
+var postgresAnswers = []byte{preamble.PostgresYes, preamble.PostgresNo, 'E'}
 
 // goOn gives the server the flight. Its end may have been told together with its
 // answer.
@@ -73,11 +82,39 @@ func (c *conn) goOn() {
 	}
 }
 
-// notTaken: the server has said something else than yes, has ended, or says nothing.
-// It is not left to rest for it, since anybody may ask a server of any route.
+// notTaken: the server does not say just yes, or nothing. It is not left to rest for
+// it, since anybody may ask a server of any route.
 func (c *conn) notTaken() {
 	c.counts.add(outcomeNotTaken)
+	c.choice.untaken = true
 	c.tryNext(outcomeNoPostgres)
+}
+
+// notKnown: the server speaks something else than PostgreSQL, or has ended. It may
+// want TLS at once.
+func (c *conn) notKnown() {
+	to, left := c.choice.to, c.bounds.Stage-c.loop.Now().Sub(c.asked)
+	if to == nil || left <= 0 || c.up.gone {
+		c.notTaken()
+		return
+	}
+	c.dropFar()
+	fd, err := c.reach(to)
+	if err != nil {
+		c.notTaken()
+		return
+	}
+	c.counts.add(outcomeNotTaken)
+	c.choice.untaken, c.choice.direct = true, true
+	c.begin(fd, min(left, c.bounds.Connect))
+}
+
+// learn notes whether the target that has got a hello at once, of a client that has
+// asked for TLS, wanted it so.
+func (c *conn) learn(direct bool) {
+	if t := c.choice.to; c.choice.direct && t != nil && c.said&saidSSL != 0 && t.direct.Load() != direct {
+		t.direct.Store(direct)
+	}
 }
 
 // askAnew: an older process, which asked nobody, has begun the connection. Nothing

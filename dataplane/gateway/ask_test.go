@@ -201,20 +201,17 @@ func TestAskedGateway(t *testing.T) {
 func TestNotAsked(t *testing.T) {
 	onLoops(t, func(t *testing.T, loops []relay.Loop) {
 		ca := newAuthority(t)
-		server := newBackend(t, "tcp", "127.0.0.1:0", echoTLS(ca.server(t))).Addr().String()
+		var hits atomic.Int32
+		echo := echoTLS(ca.server(t))
+		server := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+			hits.Add(1)
+			echo(conn)
+		}).Addr().String()
 		r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to(dbName, server)} })
 		echoes(t, tls.Client(r.dial(), ca.client(dbName)))
 		gss := r.say(pgGSSENC)
 		expect(t, gss, "N")
 		echoes(t, tls.Client(gss, ca.client(dbName)))
-
-		refused := r.asks()
-		_, err := refused.Write(helloBytes(t, ca.client(dbName)))
-		check(t, err)
-		if got := readAll(t, refused); !bytes.Equal(got, alertOf(alpn.InternalError)) {
-			t.Errorf("the answer is %x", got)
-		}
-		r.reaches(outcomeNoPostgres, 1)
 
 		direct := to(dbName, server)
 		direct.Direct = true
@@ -224,11 +221,87 @@ func TestNotAsked(t *testing.T) {
 		}
 		echoes(t, tls.Client(r.asks(), ca.client(dbName)))
 		r.reaches(outcomeRelayed, 3)
+		if n, asked := hits.Load(), r.count(outcomeNotTaken); n != 3 || asked > 0 {
+			t.Errorf("%d connections for three clients; %d requests were not taken", n, asked)
+		}
 	})
 }
 
+// TestTLSAtOnce: a server that ends TLS before a database knows no SSLRequest. It gets
+// the hello at once on another connection, and those of later clients on their first,
+// until it does not take one.
+func TestTLSAtOnce(t *testing.T) {
+	for name, unknown := range map[string]func(net.Conn){
+		"a TLS alert": func(conn net.Conn) { _, _ = conn.Write(alertOf(alpn.InternalError)) },
+		"HTTP":        func(conn net.Conn) { _, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) },
+		"its end":     func(conn net.Conn) { _ = conn.(*net.TCPConn).CloseWrite() },
+		"a reset":     func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			onLoops(t, func(t *testing.T, loops []relay.Loop) {
+				ca := newAuthority(t)
+				echo := echoTLS(ca.server(t))
+				var hits atomic.Int32
+				var postgres atomic.Bool
+				server := newBackend(t, "tcp", "127.0.0.1:0", func(conn net.Conn) {
+					hits.Add(1)
+					first := &peeked{Conn: conn}
+					first.b = make([]byte, len(pgSSL))
+					if _, err := io.ReadFull(conn, first.b); err != nil {
+						t.Error(err)
+						return
+					}
+					switch asked := bytes.Equal(first.b, pgSSL); {
+					case asked && postgres.Load():
+						_, _ = conn.Write([]byte{preamble.PostgresYes})
+						echo(conn)
+					case asked:
+						unknown(conn)
+					case !postgres.Load():
+						echo(first)
+					}
+				}).Addr().String()
+				r := newRig(t, loops, func(c *Config) { c.Static = []StaticRoute{to(dbName, server)} })
+				for i := range 3 {
+					echoes(t, tls.Client(r.asks(), ca.client(dbName)))
+					if n := hits.Load(); n != int32(i+2) {
+						t.Errorf("%d connections for %d clients", n, i+1)
+					}
+				}
+				postgres.Store(true) // there is another server now
+				conn := r.asks()
+				_, err := conn.Write(helloBytes(t, ca.client(dbName)))
+				check(t, err)
+				if got := readAll(t, conn); !bytes.Equal(got, alertOf(alpn.InternalError)) {
+					t.Errorf("the answer is %x", got)
+				}
+				echoes(t, tls.Client(r.asks(), ca.client(dbName)))
+				if n, asked := hits.Load(), r.count(outcomeNotTaken); n != 6 || asked != 1 {
+					t.Errorf("%d connections for five clients; %d requests were not taken", n, asked)
+				}
+			})
+		})
+	}
+}
+
+// peeked is a connection of which something has been read.
+type peeked struct {
+	net.Conn
+	b []byte
+}
+
+func (p *peeked) Read(b []byte) (int, error) {
+	if len(p.b) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.b)
+	p.b = p.b[n:]
+	return n, nil
+}
+
 // TestRequestNotTaken: a server that does not say just yes gets nothing of the client's,
-// and another one is asked. It is asked once, and not left to rest.
+// and another one is asked. It is asked once, and not left to rest. One that speaks
+// something else than PostgreSQL, or ends, gets the hello at once, on another connection.
 func TestRequestNotTaken(t *testing.T) {
 	answer := func(b ...byte) func(net.Conn) {
 		return func(conn net.Conn) { _, _ = conn.Write(b) }
@@ -236,11 +309,7 @@ func TestRequestNotTaken(t *testing.T) {
 	for name, answers := range map[string]func(net.Conn){
 		"no":          answer('N'),
 		"an error":    answer(preamble.Refused28000("too many clients", "")...),
-		"a TLS alert": answer(alertOf(alpn.InternalError)...),
-		"HTTP":        answer([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")...),
 		"early bytes": answer('S', 'S'),
-		"its end":     func(conn net.Conn) { _ = conn.(*net.TCPConn).CloseWrite() },
-		"a reset":     func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0); conn.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			onLoops(t, func(t *testing.T, loops []relay.Loop) {

@@ -100,28 +100,33 @@ func (c *conn) connect() {
 			c.attempt++
 			continue
 		}
-		c.other, c.head, c.sent, c.stage = fd, c.up.head(c), 0, connecting
-		if err := c.loop.Watch(fd, (*far)(c)); err != nil {
-			c.abandon(outcomeInternal)
-			return
-		}
 		limit := left
 		if others && c.attempt < c.tries()-1 {
 			limit = min(limit, c.bounds.Connect)
 		}
-		_ = relay.Tune(fd, tuning()) // a Unix socket has no such options
-		if c.await(limit) {
-			c.progress(0)
-		}
+		c.begin(fd, limit)
 		return
 	}
 	c.nowhere()
 }
 
+// begin goes on with a connection to the upstream that has been begun.
+func (c *conn) begin(fd int, limit time.Duration) {
+	c.other, c.head, c.sent, c.stage = fd, c.up.head(c), 0, connecting
+	if err := c.loop.Watch(fd, (*far)(c)); err != nil {
+		c.abandon(outcomeInternal)
+		return
+	}
+	_ = relay.Tune(fd, tuning()) // a Unix socket has no such options
+	if c.await(limit) {
+		c.progress(0)
+	}
+}
+
 // nowhere tells the client that no server of the upstream has taken it.
 func (c *conn) nowhere() {
 	why := outcomeNoUpstream
-	if c.stage == asking { // the last one, or it was the last that was reached
+	if c.choice.untaken {
 		why = outcomeNoPostgres
 	}
 	c.refuse(alpn.InternalError, why)
@@ -185,7 +190,7 @@ func (c *conn) offer(fd int, head []byte) {
 func (c *conn) progress(r relay.Readiness) {
 	connected, err := c.send()
 	if err != nil && c.stage == asking {
-		c.notTaken()
+		c.notKnown()
 		return
 	}
 	if err != nil {
@@ -252,6 +257,7 @@ func (c *conn) hadFlight() { c.choice.once = c.routed == alpn.Static }
 // answered joins: the far end's first byte has come.
 func (c *conn) answered() {
 	c.counts.firstByte.observe(c.loop.Now().Sub(c.since))
+	c.learn(true)
 	c.heard()
 	c.join(c.repaid())
 }
@@ -380,6 +386,9 @@ var errShort = errors.New("queued bytes are gone")
 func (c *conn) tryNext(why outcome) {
 	if c.stage == connecting && why == outcomeTimeout {
 		c.blame()
+	}
+	if c.stage == offering {
+		c.learn(false)
 	}
 	c.dropFar()
 	c.attempt++

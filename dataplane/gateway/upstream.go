@@ -67,6 +67,8 @@ type target struct {
 	path  string // of a Unix socket
 	addr  netip.AddrPort
 	rests atomic.Pointer[time.Time] // until when it is tried last; nil for never
+
+	direct atomic.Bool // has taken the hello of a client of PostgreSQL at once, and no SSLRequest
 }
 
 // restFor is how long a target that could not be connected to is tried only when
@@ -126,6 +128,9 @@ type choice struct {
 	at    *server // of the last
 	to    *target // the last; nil when another process chose it among several
 	once  bool    // none is tried again: a server has had the flight
+
+	untaken bool // a server has not taken an SSLRequest
+	direct  bool // the last gets the hello at once
 }
 
 // pick gives the next address: one that was not tried yet, and if there is one,
@@ -192,7 +197,7 @@ func (c *choice) take(at int, s *server, t *target) bool {
 	if at < 64 {
 		c.tried |= 1 << at
 	}
-	c.at, c.to = s, t
+	c.at, c.to, c.direct = s, t, t.direct.Load()
 	return true
 }
 
