@@ -13,6 +13,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -221,7 +222,7 @@ func (l *line) answer(r *http.Response) error {
 	}
 	h := r.Header
 	// Browsers that do not say what they ask for keep pages apart by these.
-	h.Add("Content-Security-Policy", "frame-ancestors 'self'")
+	h.Add("Content-Security-Policy", "frame-ancestors "+ancestors(h))
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	if len(h["Origin-Agent-Cluster"]) == 0 {
 		h.Set("Origin-Agent-Cluster", "?1") // document.domain joins no origins
@@ -230,6 +231,25 @@ func (l *line) answer(r *http.Response) error {
 		r.Body = &body{r.Body, l.session} // a stream of events goes on without anybody at the browser
 	}
 	return nil
+}
+
+// ancestors are the pages that may show an answer in a frame: of the same origin at most.
+// Where there is a word on that in Content-Security-Policy, browsers pass over
+// X-Frame-Options (HTML, section 7.4.1), so ours must not say less than that does.
+func ancestors(h http.Header) string {
+	for _, policy := range h["Content-Security-Policy"] {
+		if strings.Contains(strings.ToLower(policy), "frame-ancestors") {
+			return "'self'" // the application's own counts beside it
+		}
+	}
+	for _, options := range h["X-Frame-Options"] {
+		for option := range strings.SplitSeq(options, ",") {
+			if strings.EqualFold(strings.Trim(option, " \t"), "deny") {
+				return "'none'"
+			}
+		}
+	}
+	return "'self'"
 }
 
 // broken answers where the application does not.

@@ -305,6 +305,10 @@ func TestA73_Headers(t *testing.T) {
 		h.Set("Cross-Origin-Resource-Policy", "cross-origin")
 		fmt.Fprintf(w, "%q", q.Header["Cookie"])
 	})
+	r.serve("mail", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Frame-Options", "DENY") })
+	if resp, _ := r.ask(r.client("mail."+cluster, "h2"), "GET", "https://mail."+cluster+"/", with(r.know("mail"))); resp.Header.Get("Content-Security-Policy") != "frame-ancestors 'none'" {
+		t.Errorf("in no frame: %q", resp.Header["Content-Security-Policy"])
+	}
 	resp, body := r.ask(r.client("wiki."+cluster, "h2"), "GET", wiki+"/", func(q *http.Request) {
 		q.Header.Set("Cookie", "x=1; "+sessionCookie+"="+session+"; __host-sallyport-APP=2; y=3")
 		q.Header.Set("Sec-Fetch-Site", "same-origin")
@@ -1687,6 +1691,26 @@ func TestLockAtAgent(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != http.StatusForbidden || !strings.Contains(string(b), "you are locked") {
 			t.Errorf("%s: %s: %q", protocol, resp.Status, b)
+		}
+	}
+}
+
+// TestAncestors: an application that no page may show in a frame could be shown by its
+// own: browsers pass over X-Frame-Options where frame-ancestors is said.
+func TestAncestors(t *testing.T) {
+	for _, c := range []struct{ options, policy, want string }{
+		{"", "", "'self'"}, {"DENY", "", "'none'"}, {" deny ", "", "'none'"}, {"SAMEORIGIN, DENY", "", "'none'"}, {"SAMEORIGIN", "", "'self'"},
+		{"DENY", "default-src 'self'", "'none'"}, {"DENY", "default-src 'self'; Frame-Ancestors 'self'", "'self'"},
+	} {
+		h := http.Header{}
+		if c.options != "" {
+			h.Set("X-Frame-Options", c.options)
+		}
+		if c.policy != "" {
+			h.Set("Content-Security-Policy", c.policy)
+		}
+		if got := ancestors(h); got != c.want {
+			t.Errorf("%q, %q: %s, want %s", c.options, c.policy, got, c.want)
 		}
 	}
 }
