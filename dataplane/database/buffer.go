@@ -12,13 +12,17 @@ const FirstSize = 4 << 10
 // until it is whole. The zero value is ready.
 //
 //	for {
-//		n, err := conn.Read(b.Space())
+//		space := b.Space()
+//		if len(space) == 0 { … } // too much is held
+//		n, err := conn.Read(space)
 //		held := b.Add(n) // of which at bytes may pass
 //		pass := b.Pass(at)
 //		…
 //	}
+//	b.Drop()
 type Buffer struct {
 	Rooms *Rooms // where larger ones come from
+	User  string // whose they are there
 
 	own        []byte // of BufferSize, once there was need for it
 	buf        []byte
@@ -26,9 +30,9 @@ type Buffer struct {
 	head, tail int  // buf[head:tail] has been read and has not passed
 }
 
-// Space returns the room to read into; it is never empty. What is held gets room
-// as its bytes arrive, never by what its header promises. What Add and Pass have
-// returned holds no longer.
+// Space returns the room to read into; it is empty when what is held needs more than
+// Rooms has. What is held gets room as its bytes arrive, never by what its header
+// promises. What Add and Pass have returned holds no longer.
 func (b *Buffer) Space() []byte {
 	size := len(b.buf)
 	switch {
@@ -40,7 +44,9 @@ func (b *Buffer) Space() []byte {
 		size *= 2
 	}
 	if size != len(b.buf) {
-		b.change(size)
+		if !b.change(size) {
+			return nil
+		}
 	} else if b.head > 0 {
 		b.tail = copy(b.buf, b.buf[b.head:b.tail])
 		b.head = 0
@@ -49,23 +55,35 @@ func (b *Buffer) Space() []byte {
 }
 
 // change goes on in a buffer of another size. That of most of a session is kept
-// while a long message has a larger one.
-func (b *Buffer) change(size int) {
+// while a long message has a larger one. It reports false when there is no room.
+func (b *Buffer) change(size int) bool {
 	old, buf := b.buf, b.own
 	switch {
 	case size > BufferSize:
-		buf = b.Rooms.Take(size)
+		if buf = b.Rooms.lend(b.User, size); buf == nil {
+			return false
+		}
 	case size != len(buf):
 		buf = make([]byte, size)
 	}
 	b.tail = copy(buf, old[b.head:b.tail])
 	b.buf, b.head = buf, 0
 	if len(old) > BufferSize {
-		b.Rooms.Give(old)
+		b.Rooms.end(b.User, old)
 	}
 	if size == BufferSize {
 		b.own = buf
 	}
+	return true
+}
+
+// Drop gives all room back. Nothing is read any more, and what was returned holds no
+// longer.
+func (b *Buffer) Drop() {
+	if len(b.buf) > BufferSize {
+		b.Rooms.end(b.User, b.buf)
+	}
+	b.buf, b.own, b.head, b.tail = nil, nil, 0, 0
 }
 
 // Add accepts the n bytes that were read into Space, and returns all that has

@@ -24,3 +24,50 @@ func TestRooms(t *testing.T) {
 		t.Errorf("the largest is %d", got)
 	}
 }
+
+// TestRoomsHaveABound: what one user's sessions hold is bounded, what all hold too, and
+// what was given back can be had again.
+func TestRoomsHaveABound(t *testing.T) {
+	const long = 3 * BufferSize // needs a buffer of four, and has one of two before
+	r := &Rooms{OfUser: 10 * BufferSize, OfAll: 14 * BufferSize}
+	holds := func(user string) *Buffer {
+		b := &Buffer{Rooms: r, User: user}
+		fill(b, 'h', long)
+		return b
+	}
+	full := func(b *Buffer) bool {
+		for range 10 * BufferSize {
+			space := b.Space()
+			if len(space) == 0 {
+				return true
+			}
+			b.Add(len(space))
+			if len(b.Unpassed()) > long {
+				return false
+			}
+		}
+		return false
+	}
+	alice, other := holds("alice"), holds("alice")
+	third := &Buffer{Rooms: r, User: "alice"}
+	if !full(third) {
+		t.Error("a third message of one user is held")
+	}
+	if got := len(third.Unpassed()); got != 2*BufferSize {
+		t.Errorf("%d bytes of the third are there", got)
+	}
+	third.Drop()
+	bob := holds("bob")
+	if !full(&Buffer{Rooms: r, User: "carol"}) {
+		t.Error("a fourth message is held")
+	}
+	alice.Pass(long)
+	alice.Space() // nothing is held any more
+	other.Drop()
+	holds("alice").Drop()
+	bob.Drop()
+	alice.Drop()
+	if r.all != 2*BufferSize || len(r.users) != 1 { // carol's, which nobody dropped
+		t.Errorf("%d bytes are lent, to %v", r.all, r.users)
+	}
+}

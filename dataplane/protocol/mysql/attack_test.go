@@ -564,3 +564,27 @@ func TestLengthIsNotBelieved(t *testing.T) {
 		t.Errorf("room for %d bytes", n)
 	}
 }
+
+// TestLongCommandsHaveABound: commands that are held until they are whole took memory
+// without a bound, 64 MiB for each session of a user who sends no end.
+func TestLongCommandsHaveABound(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.server.rooms.OfUser = 512 << 10 })
+	for n := range 3 {
+		c := r.dialRaw()
+		c.login("alice", 0)
+		c.send(append([]byte{0, 0, 10, 0, proto.COM_QUERY}, make([]byte, 600<<10)...))
+		if code, text := c.fatal(); code != 1041 || !strings.Contains(text, "too many long statements") {
+			t.Errorf("%d %s", code, text)
+		}
+		c.Close()
+		if err := r.Result(); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Error(err)
+		}
+		r.gate.Await(t, "db.session.malformed_packet", n+1)
+	}
+	// What they had is given back.
+	c := r.dialRaw()
+	c.login("alice", 0)
+	c.command(proto.COM_QUERY, "select length('"+strings.Repeat("x", 200<<10)+"')")
+	r.gate.Await(t, "db.session.query", 1)
+}

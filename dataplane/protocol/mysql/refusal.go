@@ -17,6 +17,7 @@ type fault struct {
 }
 
 func faultDenied() fault         { return fault{1045, "28000"} } // ER_ACCESS_DENIED_ERROR
+func faultNoMemory() fault       { return fault{1041, "HY000"} } // ER_OUT_OF_RESOURCES
 func faultHandshake() fault      { return fault{1043, "08S01"} } // ER_HANDSHAKE_ERROR
 func faultUnknownCommand() fault { return fault{1047, "08S01"} } // ER_UNKNOWN_COM_ERROR
 func faultTooLarge() fault       { return fault{1153, "08S01"} } // ER_NET_PACKET_TOO_LARGE
@@ -53,6 +54,11 @@ func malformedf(format string, args ...any) *refusal {
 
 func outOfOrder(got, want byte) *refusal {
 	return refuse(faultOutOfOrder(), sallyport.ErrInvalid, fmt.Sprintf("malformed packet: sequence id %d in place of %d", got, want), "")
+}
+
+// tooManyLong is for a command that there is no room for beside others.
+func tooManyLong() *refusal {
+	return refuse(faultNoMemory(), sallyport.ErrExhausted, "too many long statements are being sent at once", "send fewer at a time, or use LOAD DATA LOCAL INFILE")
 }
 
 func tooLong(limit int) *refusal {

@@ -43,7 +43,7 @@ func newRelay(l *live, db *backend) *relay {
 		live:  l,
 		db:    db,
 		talk:  t,
-		split: splitter{limit: l.bounds.Command, Buffer: database.Buffer{Rooms: &l.server.rooms}, file: t.file, ended: t.fileEnded},
+		split: splitter{limit: l.bounds.Command, Buffer: database.Buffer{Rooms: &l.server.rooms, User: l.sess.Identity.Name}, file: t.file, ended: t.fileEnded},
 		track: tracker{
 			deprecateEOF: l.first.caps&proto.CLIENT_DEPRECATE_EOF != 0,
 			next:         t.pop, prepared: t.prepared, accepted: t.accepted, file: t.ask, asking: t.asking,
@@ -55,6 +55,7 @@ func newRelay(l *live, db *backend) *relay {
 func (r *relay) PassUp() error {
 	audit := newAuditor(r.live, r.talk)
 	r.split.see = audit.see
+	defer r.split.Drop()
 	err := r.copyUp(audit)
 	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
@@ -65,7 +66,13 @@ func (r *relay) PassUp() error {
 
 func (r *relay) copyUp(audit *auditor) error {
 	for {
-		n, readErr := r.Client.Read(r.split.Space())
+		space := r.split.Space()
+		if len(space) == 0 {
+			bad := tooManyLong()
+			audit.refused(bad, r.split.Unpassed())
+			return bad
+		}
+		n, readErr := r.Client.Read(space)
 		more := n > 0
 		if more {
 			r.Received(n)

@@ -174,3 +174,27 @@ func TestA63_BytesBeforeTLS(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 }
+
+// TestLongMessagesHaveABound: messages that are held until they are whole took memory
+// without a bound, 64 MiB for each session of a user who sends no end.
+func TestLongMessagesHaveABound(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.server.rooms.OfUser = 512 << 10 })
+	for n := range 3 {
+		conn := r.dialRaw("alice")
+		conn.login("user=alice", "database=orders")
+		conn.send(message('Q', 700<<10, strings.Repeat("x", 600<<10)))
+		if e := conn.fatal(); e.Code != stateOutOfMemory || e.Severity != "FATAL" {
+			t.Errorf("%+v", e)
+		}
+		conn.Close()
+		if err := r.Result(); !errors.Is(err, sallyport.ErrExhausted) {
+			t.Error(err)
+		}
+		r.gate.Await(t, "db.session.malformed_packet", n+1)
+	}
+	// What they had is given back.
+	conn := r.dialRaw("alice")
+	conn.login("user=alice", "database=orders")
+	conn.send(must((&pgproto3.Query{String: "select length('" + strings.Repeat("x", 200<<10) + "')"}).Encode(nil)))
+	r.gate.Await(t, "db.session.query", 1)
+}

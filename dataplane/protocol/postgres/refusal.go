@@ -17,6 +17,7 @@ const (
 	stateProtocol        = "08P01" // protocol_violation
 	stateUnsupported     = "0A000" // feature_not_supported
 	stateNotAuthorized   = "28000" // invalid_authorization_specification
+	stateOutOfMemory     = "53200" // out_of_memory
 	stateTooMany         = "53300" // too_many_connections
 	stateTooLong         = "54000" // program_limit_exceeded
 	stateEnded           = "57P01" // admin_shutdown
@@ -61,6 +62,11 @@ func tooLong(kind byte, length, limit uint32) *refusal {
 	return refuse(stateTooLong, sallyport.ErrExhausted,
 		fmt.Sprintf("message of type %q with %d bytes is too long to be recorded", kind, length),
 		fmt.Sprintf("send at most %d bytes in one message, or use COPY", limit))
+}
+
+// tooManyLong is for a message that there is no room for beside others.
+func tooManyLong() *refusal {
+	return refuse(stateOutOfMemory, sallyport.ErrExhausted, "too many long statements are being sent at once", "send fewer at a time, or use COPY")
 }
 
 // refusalOf turns any error into what may be told: a Problem's fact with the

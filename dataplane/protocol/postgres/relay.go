@@ -37,7 +37,7 @@ func newRelay(l *live, db *backend) *relay {
 		},
 		live:  l,
 		db:    db,
-		split: splitter{limit: l.bounds.Message, Buffer: database.Buffer{Rooms: &l.server.rooms}},
+		split: splitter{limit: l.bounds.Message, Buffer: database.Buffer{Rooms: &l.server.rooms, User: l.sess.Identity.Name}},
 		track: tracker{last: msgReadyForQuery},
 	}
 }
@@ -45,6 +45,7 @@ func newRelay(l *live, db *backend) *relay {
 // PassUp passes the client's messages on, each after its event.
 func (r *relay) PassUp() error {
 	audit := newAuditor(r.live)
+	defer r.split.Drop()
 	err := r.copyUp(audit)
 	if l, ok := errors.AsType[*database.Lost](err); ok && !l.ByServer() && l.InOrder() {
 		r.terminated.Store(true)
@@ -55,7 +56,13 @@ func (r *relay) PassUp() error {
 
 func (r *relay) copyUp(audit *auditor) error {
 	for {
-		n, readErr := r.Client.Read(r.split.Space())
+		space := r.split.Space()
+		if len(space) == 0 {
+			bad := tooManyLong()
+			audit.malformed(bad, r.split.Unpassed())
+			return bad
+		}
+		n, readErr := r.Client.Read(space)
 		if n > 0 {
 			r.Received(n)
 			pass, err := r.split.take(n, audit.see)
