@@ -39,9 +39,15 @@ type Server struct {
 	HTTP2     *http.HTTP2Config // nil: with MaxStreams, and little memory
 	ErrorLog  *log.Logger
 
+	// Parting is called once, when ctx is done, before what runs is cut, whose contexts are done by
+	// then: it waits, for a moment at most, for requests that have a last word. nil: none has.
+	Parting func()
+	parting sync.Once
+
 	mu      sync.Mutex
-	over    bool           // no request begins any more
-	running sync.WaitGroup // grows only while over is false
+	over    bool                             // no request begins any more
+	running sync.WaitGroup                   // grows only while over is false
+	whole   map[http.ResponseWriter]struct{} // answers that are not cut; nil: none
 
 	streams atomic.Int64 // requests of HTTP/2 that run, or ran when the connection was to end
 }
@@ -91,12 +97,17 @@ func (s *Server) cutting(ctx context.Context) http.Handler {
 		s.streams.Add(1)
 		reset := func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)) } // one that has passed does
 		cut := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() { defer close(cut); reset() })
+		stop := context.AfterFunc(ctx, func() {
+			defer close(cut)
+			if s.part(); !s.isWhole(w) {
+				reset()
+			}
+		})
 		defer func() {
 			switch {
 			case !stop():
 				<-cut // w is good until the handler has returned
-			case ctx.Err() != nil:
+			case ctx.Err() != nil && !s.isWhole(w):
 				reset() // the handler was faster
 			default:
 				s.streams.Add(-1)
@@ -106,9 +117,35 @@ func (s *Server) cutting(ctx context.Context) http.Handler {
 	})
 }
 
+// Whole says of an answer, after ctx is done, that its last word is said: it ends in order. w is
+// what the Handler was called with, and has not returned yet.
+func (s *Server) Whole(w http.ResponseWriter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.whole == nil {
+		s.whole = map[http.ResponseWriter]struct{}{}
+	}
+	s.whole[w] = struct{}{}
+}
+
+func (s *Server) isWhole(w http.ResponseWriter) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.whole[w]
+	return ok
+}
+
+// part returns when all that have a last word have said it.
+func (s *Server) part() {
+	if s.Parting != nil {
+		s.parting.Do(s.Parting)
+	}
+}
+
 // end closes the connection when it has said what is cut: GOAWAY, beside the resets.
 // Then net/http closes it by itself, a second later, or its client before that.
 func (s *Server) end(srv *http.Server, only *listener) {
+	s.part()
 	if s.streams.Load() > 0 {
 		now, cancel := context.WithCancel(context.Background())
 		cancel()

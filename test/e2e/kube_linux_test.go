@@ -641,6 +641,9 @@ func (k *kubectl) lock(t *testing.T, c *cluster) {
 			t.Errorf("the %s goes on after the lock", what)
 		}
 	}
+	if said := watch.out.String(); !strings.Contains(said, "for the test") || strings.Contains(said, "stream error") {
+		t.Errorf("the watch said of its end: %s", said)
+	}
 	if r := k.try("", "get", "pods"); r.code == 0 || !strings.Contains(r.stderr, "Error from server (Forbidden): ") || !strings.Contains(r.stderr, "for the test") {
 		t.Errorf("after the lock: %+v", r)
 	}

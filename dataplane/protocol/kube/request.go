@@ -30,6 +30,7 @@ const masters = "system:masters"
 // call is one request under way.
 type call struct {
 	live     *live
+	client   http.ResponseWriter
 	method   string
 	path     string
 	request  *request // nil: it could not be read
@@ -55,7 +56,7 @@ func (l *live) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer l.http.End()
-	c := &call{live: l, method: hr.Method, path: hr.URL.Path}
+	c := &call{live: l, client: w, method: hr.Method, path: hr.URL.Path}
 	defer func() { c.object.drop() }()
 	if p := c.check(hr); p != nil {
 		c.refuse(w, p)
@@ -361,6 +362,9 @@ func (s *Server) answered(res *http.Response) error {
 		} else {
 			filter(res, c.request.verb == "watch", c.keep)
 		}
+	}
+	if c.request != nil && c.request.verb == "watch" && res.StatusCode == http.StatusOK && filterable(res) {
+		c.live.farewells.add(res, func() { c.live.http.Whole(c.client) })
 	}
 	res.Header.Del("Set-Cookie") // of a program behind a proxy subresource: it would be every cluster's
 	c.record(res.StatusCode, "")

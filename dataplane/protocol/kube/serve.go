@@ -93,6 +93,7 @@ type live struct {
 	refusal   *sallyport.Problem // why
 	conn      *connected
 	http      oneconn.Server
+	farewells farewells
 }
 
 // serve speaks HTTP until the connection is closed, and waits for all requests.
@@ -100,6 +101,7 @@ func (l *live) serve(ctx context.Context, conn net.Conn) {
 	l.conn = &connected{Conn: conn, stalled: l.bounds.Stalled}
 	l.http.Handler, l.http.MaxHead, l.http.HeadTime, l.http.IdleTime = l, maxHeader, l.bounds.Header, l.bounds.Idle
 	l.http.ErrorLog = log.New(io.Discard, "", 0) // what clients do wrong is no news
+	l.http.Parting = l.farewells.part
 	if l.candidate.ALPN == "h2" {
 		l.http.Protocols.SetUnencryptedHTTP2(true) // TLS has been ended before
 	} else {

@@ -286,12 +286,79 @@ func TestWatch(t *testing.T) {
 				}
 			}
 			r.lock()
-			if _, err := lines.ReadString('\n'); err == nil {
-				t.Errorf("%s: the watch goes on after the lock", protocol)
+			// The answer broke off, which clients take for a watch that has ended in order.
+			var last struct {
+				Type   string
+				Object status
+			}
+			if line, err := lines.ReadString('\n'); err != nil || json.Unmarshal([]byte(line), &last) != nil {
+				t.Errorf("%s, filtered %v: %q, %v", protocol, keep != nil, line, err)
+			}
+			if last.Type != "ERROR" || last.Object.Kind != "Status" || last.Object.Message != "locked" || last.Object.Reason != "Forbidden" || last.Object.Code != 403 {
+				t.Errorf("%s, filtered %v: the last event: %+v", protocol, keep != nil, last)
+			}
+			// HTTP/2 clients were told of a broken stream beside it.
+			if line, err := lines.ReadString('\n'); err == nil || err != io.EOF && protocol == "h2" {
+				t.Errorf("%s: after the last event: %q, %v", protocol, line, err)
 			}
 			res.Body.Close()
 		}
 	}
+}
+
+// TestWatchWithoutFarewell: what cannot be told in JSON between two events is cut, and so is a watch
+// whose client does not read.
+func TestWatchWithoutFarewell(t *testing.T) {
+	for name, c := range map[string]struct{ kind, begin string }{
+		"protobuf":        {"application/vnd.kubernetes.protobuf;stream=watch", "\x00\x00\x00\x01x"},
+		"within an event": {"application/json", `{"type":"ADDED","obj`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+				w.Header().Set("Content-Type", c.kind)
+				io.WriteString(w, c.begin)
+				w.(http.Flusher).Flush()
+				<-hr.Context().Done()
+			})
+			for _, protocol := range []string{"h2", "http/1.1"} {
+				res, err := r.client(protocol).Get("http://kube/api/v1/pods?watch=1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				begun := make([]byte, len(c.begin))
+				if _, err := io.ReadFull(res.Body, begun); err != nil {
+					t.Fatal(err)
+				}
+				r.lock()
+				if rest, err := io.ReadAll(res.Body); err == nil || len(rest) > 0 {
+					t.Errorf("%s: %q, %v", protocol, rest, err)
+				}
+				res.Body.Close()
+			}
+		})
+	}
+	t.Run("a client that does not read", func(t *testing.T) {
+		var wrote atomic.Int64
+		event := `{"type":"ADDED","object":` + podA + "}\n"
+		r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			for hr.Context().Err() == nil {
+				if _, err := io.WriteString(w, event); err != nil {
+					return
+				}
+				wrote.Add(1)
+			}
+		})
+		client, served := r.dial("http/1.1")
+		io.WriteString(client, "GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: kube\r\n\r\n")
+		waitFor(t, "events", func() bool { return wrote.Load() > 1000 })
+		r.lock()
+		select {
+		case <-served:
+		case <-time.After(waitTime):
+			t.Error("the connection stays")
+		}
+	})
 }
 
 // TestLockIdle: a connection that is kept ends with a lock too.
