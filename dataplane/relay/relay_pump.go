@@ -167,8 +167,8 @@ func (r *Relay) splice(from, to *side) int {
 		to.unborrow()
 		// Some kinds of socket are not for splicing. And at a mark of urgent data
 		// splice(2) says that there is nothing, or that the stream has ended, while
-		// recv(2) goes on behind it.
-		if err == unix.EINVAL || from.ending && (err == nil || err == unix.EAGAIN) {
+		// recv(2) goes on behind it. Of a mark there is an event, if perhaps later.
+		if err == unix.EINVAL || err == nil || err == unix.EAGAIN && from.ending {
 			to.splicing = false
 			return 0
 		}

@@ -53,3 +53,26 @@ func TestRelayUrgentData(t *testing.T) {
 		})
 	}
 }
+
+// A relay finds a mark and the end behind it before an event has told of either.
+func TestRelayUrgentDataFromTheStart(t *testing.T) {
+	all := make([]byte, 64<<10)
+	rand.NewChaCha8([32]byte{8}).Read(all)
+	eachKind(t, 1, func(t *testing.T, loops []Loop) {
+		a, b := tcpBuffers(t, 4*len(all)), tcp(t)
+		say(t, a.peer, string(all[:len(all)/2]))
+		urge(t, a.peer)
+		say(t, a.peer, string(all[len(all)/2:]))
+		if err := a.peer.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "all has come", func() bool {
+			fds := []unix.PollFd{{Fd: int32(a.fd), Events: unix.POLLRDHUP}}
+			n, _ := unix.Poll(fds, 0)
+			return n == 1
+		})
+		r := startLinks(t, loops[0], a, b, State{})
+		want(t, r.right, string(all))
+		wantEOF(t, r.right)
+	})
+}
