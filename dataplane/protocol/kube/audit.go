@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"maps"
 	"net/http"
 	"strconv"
@@ -50,7 +51,7 @@ func (c *call) fields() map[string]any {
 	if r := c.request; r != nil && r.resource != "" {
 		f["resource_api_group"] = joinGroup(r)
 		f["resource_kind"] = printable(r.resource)
-		f["resource_name"] = printable(r.name)
+		f["resource_name"] = printable(cmp.Or(r.name, c.named))
 		f["resource_namespace"] = printable(r.namespace)
 		if r.subresource != "" {
 			f["resource_subresource"] = printable(r.subresource)

@@ -39,6 +39,7 @@ type call struct {
 	as       principal
 	keep     keepFunc
 	object   *holding // read for its name; nil for nearly all
+	named    string   // the name that was read
 	recorded bool
 }
 
@@ -150,7 +151,7 @@ func (c *call) authorize(hr *http.Request) *sallyport.Problem {
 				return p
 			}
 			if name != "" {
-				q.Name = name
+				c.named, q.Name = name, name
 				a = grant.Ask(q)
 			}
 		}

@@ -427,6 +427,13 @@ func TestNamesInBodies(t *testing.T) {
 			}
 		}
 	}
+	// A denial was of nothing by name, though the name was read.
+	events := r.named("kube.request")
+	for i, want := range []string{"web", "db", "", ""} {
+		if got := events[i].Fields["resource_name"]; got != want {
+			t.Errorf("event %d: %q, want %q", i, got, want)
+		}
+	}
 }
 
 // TestA75_Held: objects that are read for their names have a bound in memory, of
