@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/dial"
@@ -24,6 +29,7 @@ const maxSocketPath = 100
 type clientSocket struct {
 	net.Listener
 	dir, path string
+	lock      *os.File       // of dir, as long as this program lives
 	held      chan os.Signal // what would have ended this program before remove
 }
 
@@ -51,10 +57,20 @@ func listenIn(parent, name string) (*clientSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(parent, "sally-") // 0700
+	sweep(parent)
+	dir, err := os.MkdirTemp(parent, socketDir) // 0700
 	if err != nil {
 		return nil, err
 	}
+	s, err := listenBelow(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	s.lock, _ = lockDir(dir) // where there are no locks, nobody sweeps either
+	return s, nil
+}
+
+func listenBelow(dir, name string) (*clientSocket, error) {
 	path := filepath.Join(dir, name)
 	if len(path) > maxSocketPath {
 		return nil, errors.Join(fmt.Errorf("%s: longer than the %d bytes that a socket's address can have", path, maxSocketPath), os.Remove(dir))
@@ -69,7 +85,69 @@ func listenIn(parent, name string) (*clientSocket, error) {
 func (s *clientSocket) remove() {
 	s.Close()           // as the proxy that served it has done
 	os.RemoveAll(s.dir) // what stays is empty, and leads nowhere
+	_ = s.lock.Close()  // nil has none
 	signal.Stop(s.held)
+}
+
+const (
+	socketDir = "sally." // and a number: the directory of one clientSocket
+
+	// sweepAge is how old a directory is whose program must have locked it by now.
+	sweepAge = time.Minute
+)
+
+// lockDir holds dir for this program alone, until it ends, be it by SIGKILL; the client
+// that it starts does not inherit that.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// sweep removes what programs that were killed have left in parent. What cannot be is no
+// error: it leads nowhere.
+func sweep(parent string) {
+	f, err := os.Open(parent)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(-1) // those that could be read
+	for _, name := range names {
+		if strings.HasPrefix(name, socketDir) {
+			_ = sweepDir(filepath.Join(parent, name))
+		}
+	}
+}
+
+// sweepDir removes a directory of this user's that nobody holds, and in it a socket and nothing
+// else: where others may rename what is in parent, it could be another one by then.
+func sweepDir(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if own, ok := info.Sys().(*syscall.Stat_t); !ok || int(own.Uid) != os.Getuid() || info.Mode() != fs.ModeDir|0o700 || time.Since(info.ModTime()) < sweepAge {
+		return errors.ErrUnsupported
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	list, err := lock.ReadDir(2)
+	if err == nil && len(list) == 1 && list[0].Type() == fs.ModeSocket {
+		err = os.Remove(filepath.Join(dir, list[0].Name()))
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return os.Remove(dir) // if it is empty
 }
 
 // runOn runs a client of the user's, and the proxy that it comes by as long as that.

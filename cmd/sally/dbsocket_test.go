@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sallyport/sallyport/dataplane/dial"
 	"github.com/sallyport/sallyport/test/executable"
@@ -72,6 +73,59 @@ func TestListenForClient(t *testing.T) {
 	}
 	if s, err := listenIn(long, "x"); err == nil || !strings.Contains(err.Error(), "longer than the 100 bytes") {
 		t.Errorf("%v, %v", s, err)
+	}
+}
+
+// TestSweep: a program that was killed left its directory behind for good.
+func TestSweep(t *testing.T) {
+	tmp, err := os.MkdirTemp("/tmp", "sp")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(tmp) })
+	t.Setenv("TMPDIR", tmp)
+	long := time.Now().Add(-time.Hour)
+	abandoned := func(name string, files ...string) string {
+		dir := filepath.Join(tmp, name)
+		must(t, os.Mkdir(dir, 0o700))
+		for _, file := range files {
+			must(t, os.WriteFile(filepath.Join(dir, file), nil, 0o600))
+		}
+		return dir
+	}
+	socket := func(dir string) {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "orders"), Net: "unix"})
+		must(t, err)
+		l.SetUnlinkOnClose(false)
+		must(t, l.Close())
+	}
+	gone := []string{abandoned("sally.1"), abandoned("sally.2")}
+	socket(gone[1])
+	stay := []string{abandoned("sally.3", "file"), abandoned("sally.4", "orders"), abandoned("sally-1234"), abandoned("sally.open"), abandoned("sally.two", "file")}
+	socket(stay[4])
+	must(t, os.Chmod(stay[3], 0o755))
+	live, err := listenForClient("orders")
+	must(t, err)
+	for _, dir := range append(append([]string{live.dir}, gone...), stay...) {
+		must(t, os.Chtimes(dir, long, long))
+	}
+	young := abandoned("sally.young")
+	must(t, os.Symlink(stay[2], filepath.Join(tmp, "sally.link")))
+
+	s, err := listenForClient("orders")
+	must(t, err)
+	for _, dir := range gone {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s stays: %v", dir, err)
+		}
+	}
+	for _, path := range append(stay, young, live.path, s.path, filepath.Join(tmp, "sally.link"), filepath.Join(stay[0], "file"), filepath.Join(stay[4], "orders")) {
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	s.remove()
+	live.remove()
+	if _, err := os.Lstat(live.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s stays: %v", live.dir, err)
 	}
 }
 
