@@ -53,7 +53,7 @@ var house = []struct{ pkg, may string }{
 	{"dataplane/oneconn", ""},   // what is the same for all who serve HTTP behind the door
 	{"dataplane/halfclose", ""}, // the same for all who pass a switch of protocols on
 	{"dataplane/protocol/...", ". identity dataplane/session dataplane/database"},
-	{"dataplane/protocol/kube/...", ". dataplane/session dataplane/oneconn dataplane/halfclose"},
+	{"dataplane/protocol/kube/...", ". eventtext dataplane/session dataplane/oneconn dataplane/halfclose"},
 	{"dataplane/protocol/app/...", ". dataplane/session dataplane/oneconn dataplane/halfclose"},
 	{"dataplane/protocol/aws/...", ". dataplane/session dataplane/sigv4 dataplane/oneconn"},
 

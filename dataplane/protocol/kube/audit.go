@@ -2,6 +2,9 @@ package kube
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
 	"maps"
 	"net/http"
 	"strconv"
@@ -9,14 +12,12 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/session"
+	"github.com/sallyport/sallyport/eventtext"
 )
 
-// maxCommand bounds what one event holds of a command: arguments, and bytes of
-// them all.
-const (
-	maxArguments = 256
-	maxCommand   = 32 << 10
-)
+// maxCommand bounds what one event holds of a command, in bytes as its line has them;
+// all its arguments stand in a query of maxQuery.
+const maxCommand = 32 << 10
 
 // connection is what a client asks for by connecting.
 func connection(c *session.Candidate) session.Use {
@@ -39,14 +40,26 @@ func labelsOf(r sallyport.Resource) map[string]any {
 	return out
 }
 
-// fields are those that every event of a request has.
+// maxSaid bounds what one event holds of a kubelet's query.
+const maxSaid = 8 << 10
+
+// fields are those that every event of a request has. A path is there whole: of a
+// proxied program the end is what it is asked. So is what a kubelet is asked, which
+// runs commands that stand in its query; of others the query is not ours to tell.
 func (c *call) fields() map[string]any {
 	f := map[string]any{
 		"kubernetes_cluster": c.live.candidate.Resource.Name,
 		"kubernetes_labels":  labelsOf(c.live.candidate.Resource),
 		"proto":              "kube",
 		"verb":               c.method,
-		"request_path":       printable(c.path),
+		"request_path":       printableTo(c.path, maxPath),
+	}
+	if r := c.request; r != nil && r.group == "" && r.resource == "nodes" && r.subresource == "proxy" && c.query != "" {
+		f["request_query"] = printableTo(c.query, maxSaid)
+		if f["request_query"] != c.query {
+			sum := sha256.Sum256([]byte(c.query))
+			f["request_query_size"], f["request_query_sha256"] = int64(len(c.query)), hex.EncodeToString(sum[:])
+		}
 	}
 	if r := c.request; r != nil && r.resource != "" {
 		f["resource_api_group"] = joinGroup(r)
@@ -103,10 +116,10 @@ func (c *call) use() session.Use {
 	case subForward:
 		name, code = "port", "T3003I"
 		if ports := q["ports"]; len(ports) > 0 {
-			f["ports"] = bounded(ports)
+			f["ports"], _ = bounded(ports)
 		}
 	case subExec:
-		f["initial_command"] = bounded(q["command"])
+		sayCommand(f, q["command"])
 		f["interactive"] = truthy(q.Get("tty"))
 	default:
 		f["interactive"] = truthy(q.Get("tty"))
@@ -119,18 +132,36 @@ func (c *call) use() session.Use {
 
 func truthy(s string) bool { return s == "true" || s == "1" }
 
-// bounded keeps the beginning of a command.
-func bounded(args []string) []string {
-	out := []string{}
-	left := maxCommand
-	for i, a := range args {
-		if i == maxArguments || len(a) > left {
-			return append(out, "…")
-		}
-		left -= len(a)
-		out = append(out, clean(a))
+// sayCommand puts a command into the fields of an event. Where that is not all of it,
+// how many arguments it has and a hash, over each of them with a NUL behind it, say
+// which command it was.
+func sayCommand(f map[string]any, args []string) {
+	list, whole := bounded(args)
+	f["initial_command"] = list
+	if whole {
+		return
 	}
-	return out
+	sum := sha256.New()
+	for _, a := range args {
+		io.WriteString(sum, a+"\x00")
+	}
+	f["initial_command_truncated"], f["initial_command_count"] = true, int64(len(args))
+	f["initial_command_sha256"] = hex.EncodeToString(sum.Sum(nil))
+}
+
+// bounded is a command, or as much of its beginning as an event holds.
+func bounded(args []string) (list []string, whole bool) {
+	list = []string{}
+	left := maxCommand
+	for _, a := range args {
+		text := clean(a)
+		n, size := eventtext.Fit(text, max(0, left))
+		if left -= len(`"",`) + size; n < len(text) || left < 0 {
+			return append(list, text[:n]+"…"), false
+		}
+		list = append(list, text)
+	}
+	return list, true
 }
 
 // clean is an argument as the log can hold it; what is not UTF-8 is quoted, and

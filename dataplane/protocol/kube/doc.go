@@ -23,7 +23,8 @@
 // answer's status in response_code; a denial has 403 and success false. An exec
 // or attach that was switched over is a session of its own, session.start to
 // session.end with the command; a port-forward is port, and ends with
-// session.end. Starts are durable before the first byte passes.
+// session.end. Starts are durable before the first byte passes. Of a query nothing is
+// recorded but a kubelet's, in request_query: commands for pods stand there.
 //
 // # What is not passed on
 //

@@ -33,6 +33,7 @@ type call struct {
 	client   http.ResponseWriter
 	method   string
 	path     string
+	query    string   // as it came
 	request  *request // nil: it could not be read
 	stream   string   // exec, attach, portforward; ""
 	upgrade  string   // the protocol that the client asks for
@@ -57,7 +58,7 @@ func (l *live) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer l.http.End()
-	c := &call{live: l, client: w, method: hr.Method, path: hr.URL.Path}
+	c := &call{live: l, client: w, method: hr.Method, path: hr.URL.Path, query: hr.URL.RawQuery}
 	defer func() { c.object.drop() }()
 	if p := c.check(hr); p != nil {
 		c.refuse(w, p)

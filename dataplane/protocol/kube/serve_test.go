@@ -3,13 +3,16 @@ package kube
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -20,6 +23,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/eventtext"
 	"github.com/sallyport/sallyport/test/deaf"
 )
 
@@ -144,6 +148,80 @@ func TestEvents(t *testing.T) {
 	}
 	if e := events[1]; *e.Success || e.Fields["response_code"] != int64(404) || e.Code != "T3009I" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestProxiedIsRecorded: of a long path the end, which says what a program behind a
+// proxy subresource is asked, was not recorded, and of a kubelet's query nothing:
+// commands that it runs in pods stand there.
+func TestProxiedIsRecorded(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { io.WriteString(w, "{}") })
+	c := r.client("h2")
+	run := "/api/v1/nodes/n/proxy/run/a/" + strings.Repeat("b", 250) + "/c"
+	search := "/api/v1/namespaces/a/services/s/proxy/" + strings.Repeat("b/", 50) + strings.Repeat("c", 250) + "/_delete_by_query"
+	do(t, c, "POST", run+"?cmd=cat+/etc/shadow", nil, nil)
+	do(t, c, "POST", search+"?token=secret", nil, nil)
+	do(t, c, "POST", "/api/v1/nodes/n/proxy/run?cmd="+strings.Repeat("x", 3*maxSaid), nil, nil)
+	events := r.named("kube.request")
+	if len(events) != 3 {
+		t.Fatalf("%+v", events)
+	}
+	for i, want := range []map[string]any{{"request_path": run, "request_query": "cmd=cat+/etc/shadow"}, {"request_path": search, "request_query": nil}} {
+		for k, v := range want {
+			if got := events[i].Fields[k]; got != v {
+				t.Errorf("%s is %v, want %v", k, got, v)
+			}
+		}
+	}
+	f := events[2].Fields
+	if q, _ := f["request_query"].(string); len(q) != maxSaid+len("…") || f["request_query_size"] != int64(len("cmd=")+3*maxSaid) || f["request_query_sha256"] == nil {
+		t.Errorf("%d bytes of a query, %v %v", len(q), f["request_query_size"], f["request_query_sha256"])
+	}
+}
+
+// TestCommandIsRecorded: what stood behind 256 arguments, or behind what the log's line
+// has no room for, was left out of a command, and nothing told which it was.
+func TestCommandIsRecorded(t *testing.T) {
+	r := newRig(t, echo)
+	many := append(slices.Repeat([]string{"A=1"}, 300), "sh", "-c", "evil")
+	long := []string{"sh", "-c", ": '" + strings.Repeat("\x01", 9000) + "'; evil"}
+	for i, args := range [][]string{many, long} {
+		conn, _ := r.dial("http/1.1")
+		ask(t, conn, "POST", "/api/v1/namespaces/a/pods/b/exec?"+url.Values{"command": args}.Encode(), "SPDY/3.1", "")
+		if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != 101 {
+			t.Fatalf("%v %+v", err, res)
+		}
+		f := r.named("session.start")[i].Fields
+		said := f["initial_command"].([]string)
+		if i == 0 {
+			if !slices.Equal(said, args) || f["initial_command_truncated"] != nil {
+				t.Errorf("%q", said)
+			}
+			continue
+		}
+		sum := sha256.Sum256([]byte(strings.Join(args, "\x00") + "\x00"))
+		if len(said) != 3 || !strings.HasPrefix(args[2], strings.TrimSuffix(said[2], "…")) || f["initial_command_truncated"] != true ||
+			f["initial_command_count"] != int64(3) || f["initial_command_sha256"] != hex.EncodeToString(sum[:]) {
+			t.Errorf("%d, %v %v %v", len(said), f["initial_command_truncated"], f["initial_command_count"], f["initial_command_sha256"])
+		}
+		if _, size := eventtext.Fit(said[2], 1<<20); size > maxCommand+len("…") {
+			t.Errorf("%d bytes of a line", size)
+		}
+	}
+}
+
+// TestBoundedCommand: as many arguments as a query holds are recorded, and no more than
+// a line takes.
+func TestBoundedCommand(t *testing.T) {
+	most := maxQuery / len("command=&")
+	if list, whole := bounded(make([]string, most)); !whole || len(list) != most {
+		t.Errorf("%d arguments, whole: %v", len(list), whole)
+	}
+	if list, whole := bounded(make([]string, maxCommand)); whole || len(list) != maxCommand/len(`"",`)+1 {
+		t.Errorf("%d arguments, whole: %v", len(list), whole)
+	}
+	if list, whole := bounded([]string{strings.Repeat("x", maxCommand), "y"}); whole || len(list) != 1 {
+		t.Errorf("%d arguments, whole: %v", len(list), whole)
 	}
 }
 

@@ -325,15 +325,17 @@ func withoutBearer(lines []string) []string {
 }
 
 // printable bounds and cleans what a client said for a message.
-func printable(s string) string {
+func printable(s string) string { return printableTo(s, 256) }
+
+func printableTo(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == utf8.RuneError {
 			return '?'
 		}
 		return r
 	}, s)
-	if len(s) > 256 {
-		cut := 256
+	if len(s) > most {
+		cut := most
 		for !utf8.RuneStart(s[cut]) {
 			cut--
 		}
