@@ -299,6 +299,52 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("beyond all places: %v", b)
 		}
 	})
+	t.Run("known", func(t *testing.T) {
+		c := newCrowd(Bounds{WaitingSource: 2, SourceRate: 1}.withDefaults(), true)
+		const known = "192.0.2.200"
+		c.prove(addr(known), now)
+		for i := range 32 { // sixteen times a stranger's, and no rate
+			if _, b := enter(c, known, true); b != outcomeAccepted {
+				t.Fatalf("%d: %v", i, b)
+			}
+		}
+		if _, b := enter(c, known, true); b != outcomeSourceFull {
+			t.Errorf("a known source takes one more than it may: %v", b)
+		}
+		if usual := (Bounds{}).withDefaults().WaitingSource * knownFactor; usual < 256 {
+			t.Errorf("%d of a pool of 256 may come at once", usual)
+		}
+		now = now.Add(10*time.Minute - time.Second)
+		if _, ok := c.known.get(sourceOf(addr(known)), now); !ok {
+			t.Error("it is forgotten early")
+		}
+		now = now.Add(10*time.Minute + time.Second)
+		if _, ok := c.known.get(sourceOf(addr(known)), now); ok {
+			t.Error("after twenty minutes it is still known")
+		}
+	})
+	t.Run("speech", func(t *testing.T) {
+		c := newCrowd(Bounds{WaitingSSH: 4}.withDefaults(), true)
+		speak := func(a string, want outcome) {
+			t.Helper()
+			bound, ok := c.speak(addr(a), now)
+			if ok {
+				bound = outcomeAccepted
+			}
+			if bound != want {
+				t.Errorf("%s with %d speaking: %v, want %v", a, c.speech, bound, want)
+			}
+		}
+		c.prove(addr("192.0.2.200"), now)
+		for i := range 3 {
+			speak(fmt.Sprintf("192.0.2.%d", i), outcomeAccepted)
+		}
+		speak("192.0.2.100", outcomeGatewayFull) // the rest is for known sources
+		speak("192.0.2.200", outcomeAccepted)
+		speak("192.0.2.200", outcomeGatewayFull)
+		c.hush()
+		speak("192.0.2.200", outcomeAccepted)
+	})
 	t.Run("rate", func(t *testing.T) {
 		c := newCrowd(Bounds{WaitingSource: 1000, SourceRate: 10}.withDefaults(), true)
 		var all []*slot
