@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -306,4 +308,55 @@ func logOn(d *cutDisk, dir string) uint64 {
 		last = got
 	}
 	return last
+}
+
+// TestF6_PowerCutTail cuts the power while a start moves what was not signed out of
+// the log: it is in the log or beside it, whatever came of the start.
+func TestF6_PowerCutTail(t *testing.T) {
+	const tries = 6
+	torn := newCutDisk(-1)
+	synctest.Test(t, func(t *testing.T) { logOn(torn, t.TempDir()) })
+	names, err := listLog(torn)
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	name := names[len(names)-1].name
+	in := torn.now[name]
+	in.now = in.now[:len(in.now)-3]
+	in.safe = in.now
+	torn.safe = maps.Clone(torn.now)
+
+	whole := torn.afterCut(rand.New(rand.NewPCG(0, 6)))
+	before := whole.steps
+	synctest.Test(t, func(t *testing.T) { logOn(whole, t.TempDir()) })
+	tail := whole.aside()
+	if len(tail) == 0 || !bytes.HasSuffix(in.now, tail) {
+		t.Fatalf("%d bytes were cut, and they are not the end of the log", len(tail))
+	}
+	for left := range whole.steps - before {
+		for try := range tries {
+			seed := uint64(left)<<8 | uint64(try)
+			chance := rand.New(rand.NewPCG(seed, 7))
+			d := torn.afterCut(chance)
+			d.left = left
+			synctest.Test(t, func(t *testing.T) { logOn(d, t.TempDir()) })
+			d = d.afterCut(chance)
+			at := len(in.now) - len(tail)
+			now := d.now[name]
+			kept := now != nil && len(now.now) >= len(in.now) && bytes.Equal(now.now[at:len(in.now)], tail)
+			if !kept && !bytes.Equal(d.aside(), tail) {
+				t.Errorf("cut before step %d, seed %d: what was moved out of the log is nowhere", left, seed)
+			}
+		}
+	}
+}
+
+// aside is what a start has moved out of the log.
+func (d *cutDisk) aside() []byte {
+	for name, in := range d.now {
+		if strings.HasPrefix(name, cutPrefix) && !strings.HasSuffix(name, ".new") {
+			return in.now
+		}
+	}
+	return nil
 }
