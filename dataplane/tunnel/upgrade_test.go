@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"runtime"
@@ -129,6 +130,30 @@ func TestA147_NoDecompression(t *testing.T) {
 		wantSocketClosed(t, "a large message", c)
 		wantNothingHeld(t, g)
 	})
+}
+
+// TestA147_AgentAsksForNone: nor does the agent offer to unpack what a gateway, or
+// somebody on the way, sends it.
+func TestA147_AgentAsksForNone(t *testing.T) {
+	asked := make(chan http.Header, 1)
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Header
+		http.Error(w, "no", http.StatusForbidden)
+	}))
+	defer web.Close()
+	a := newAgent(t.Context(), AgentConfig{
+		Dial: (&net.Dialer{}).DialContext,
+		TLS:  func(string) (*tls.Config, error) { return &tls.Config{ServerName: "gw.test"}, nil },
+	})
+	l := &link{agent: a, addr: web.Listener.Addr().String()}
+	if conn, _, err := l.dialWebSocket(t.Context(), l.addr); err == nil {
+		conn.Close()
+		t.Fatal("a refusal was taken for a WebSocket")
+	}
+	h := receive(t, asked)
+	if got := h.Values("Sec-WebSocket-Extensions"); h.Get("Upgrade") != "websocket" || len(got) != 0 {
+		t.Errorf("asked for %q by %v", got, h)
+	}
 }
 
 // TestCarriedBound: no more are carried than allowed, and each gives its place back.
