@@ -68,6 +68,7 @@ const (
 	msgChannelExtended = 95
 	msgChannelEnd      = 96
 	msgChannelRequest  = 98
+	msgChannelClose    = 97
 	msgChannelSuccess  = 99
 	msgChannelFailure  = 100
 )

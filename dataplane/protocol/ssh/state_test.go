@@ -121,6 +121,66 @@ func TestA83_MessagesAfterAuthentication(t *testing.T) {
 	}
 }
 
+// TestA83_RequestsBehindAStart: a session runs one program (RFC 4254, section
+// 6.5), and what it runs in is settled before it starts.
+func TestA83_RequestsBehindAStart(t *testing.T) {
+	h := newHost(t, nil)
+	marker := filepath.Join(h.home, "marker")
+	starts := map[string][]byte{
+		"shell": channelRequest(0, "shell", true, nil),
+		"exec":  channelRequest(0, "exec", true, str("cat")),
+	}
+	for name, start := range starts {
+		t.Run(name, func(t *testing.T) {
+			c := h.rawLogin()
+			defer c.Close()
+			c.send(channelOpen("session", 0))
+			c.expect(msgChannelConfirm)
+			c.send(start)
+			c.expect(msgChannelSuccess)
+			for _, again := range [][]byte{
+				channelRequest(0, "exec", true, str("touch "+marker)),
+				channelRequest(0, "shell", true, nil),
+				channelRequest(0, "subsystem", true, str("sftp")),
+				channelRequest(0, "subsystem", true, str("none")),
+				channelRequest(0, "env", true, str("LANG", "C")),
+				channelRequest(0, "pty-req", true, join(str("xterm"), make([]byte, 16), str(""))),
+				channelRequest(0, "auth-agent-req@openssh.com", true, nil),
+			} {
+				if err := c.trySend(again); err != nil {
+					return
+				}
+				switch c.answer() {
+				case msgChannelSuccess:
+					t.Errorf("granted: %q", again)
+				case msgChannelClose:
+					return
+				}
+			}
+		})
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Error("a second command ran")
+	}
+	if n := len(h.gate.named("session.command")); n > len(starts) {
+		t.Errorf("%d commands", n)
+	}
+}
+
+// answer reads up to the answer to a channel request, or the channel's end.
+func (c *rawClient) answer() byte {
+	for {
+		p, err := c.read()
+		if err != nil {
+			return msgChannelClose
+		}
+		switch p[0] {
+		case msgChannelSuccess, msgChannelFailure, msgChannelClose:
+			return p[0]
+		}
+	}
+}
+
 // TestA82_UnsolicitedReplies: answers to questions nobody asked are dropped
 // (CVE-2026-39830).
 func TestA82_UnsolicitedReplies(t *testing.T) {
