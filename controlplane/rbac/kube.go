@@ -221,10 +221,28 @@ func (g *kubeGrant) Ask(r sallyport.KubeRequest) sallyport.KubeAnswer {
 
 // allowed looks for the roles that allow what no role denies as a whole.
 func (g *kubeGrant) allowed(r *sallyport.KubeRequest, denying []*kubeRule) sallyport.KubeAnswer {
-	var by []*Role
-	var some []*kubeRule
-	all := false
-	for _, role := range g.allow {
+	by, some, all := g.covering(r, g.allow)
+	if len(some) > 0 && len(by) > 1 {
+		// A role for all objects that gives nobody would lend its objects to the users and
+		// groups of one that is for some: alone none of them could be asked for.
+		if giving := slices.DeleteFunc(slices.Clone(by), g.givesNobody); len(giving) > 0 && len(giving) < len(by) {
+			by, some, all = g.covering(r, giving)
+		}
+	}
+	if len(by) == 0 {
+		return sallyport.KubeAnswer{Reason: fmt.Sprintf("no role of %q allows to %s", clean(g.scope.id.Name), kubeWords(r))}
+	}
+	answer := g.answer(by)
+	if !all || len(denying) > 0 {
+		answer.Keep = g.keeper(*r, all, some, denying)
+	}
+	return answer
+}
+
+// covering are those of roles that allow a request, the rules by which they allow some of it,
+// and whether one allows all.
+func (g *kubeGrant) covering(r *sallyport.KubeRequest, roles []*Role) (by []*Role, some []*kubeRule, all bool) {
+	for _, role := range roles {
 		found := false
 		for i := range role.allow.kubeResources {
 			rule := &role.allow.kubeResources[i]
@@ -241,14 +259,13 @@ func (g *kubeGrant) allowed(r *sallyport.KubeRequest, denying []*kubeRule) sally
 			by = append(by, role)
 		}
 	}
-	if len(by) == 0 {
-		return sallyport.KubeAnswer{Reason: fmt.Sprintf("no role of %q allows to %s", clean(g.scope.id.Name), kubeWords(r))}
-	}
-	answer := g.answer(by)
-	if !all || len(denying) > 0 {
-		answer.Keep = g.keeper(*r, all, some, denying)
-	}
-	return answer
+	return by, some, all
+}
+
+// givesNobody says that a role allows, and not as whom.
+func (g *kubeGrant) givesNobody(role *Role) bool {
+	a := g.answer([]*Role{role})
+	return len(a.Users) == 0 && len(a.Groups) == 0
 }
 
 // answer allows, as those whom the roles give.

@@ -165,6 +165,32 @@ func TestKubeLists(t *testing.T) {
 }
 
 // TestKubePrincipals: only the roles that allow a request say as whom.
+// TestKubeLists_roleWithoutPrincipals: who held a role for some objects, and one for all that gives
+// no user and no group, saw all objects in lists, as the group of the first.
+func TestKubeLists_roleWithoutPrincipals(t *testing.T) {
+	all := role(t, "access", "v7", "allow: {kubernetes_labels: {'*': '*'}, kubernetes_groups: ['{{internal.kubernetes_groups}}']}")
+	dev := role(t, "dev", "v7", kubeAll+", kubernetes_resources: [{kind: pod, namespace: dev, name: '*', verbs: ['*']}]}")
+	for name, roles := range map[string][]*Role{"first": {all, dev}, "last": {dev, all}} {
+		g := kubeOf(t, roles...)
+		if a := kubeAsk(g, "get /pods prod/vault"); len(a.Users)+len(a.Groups) > 0 {
+			t.Errorf("%s: of one object in prod: %+v", name, a)
+		}
+		for _, verb := range []string{"list", "watch"} {
+			a := kubeAsk(g, verb+" /pods")
+			if !a.Allowed || !slices.Equal(a.Groups, []string{"g"}) || a.Keep == nil || a.Keep("prod", "vault") || !a.Keep("dev", "web") {
+				t.Errorf("%s: %s of all: %+v", name, verb, a)
+			}
+		}
+		if a := kubeAsk(g, "list /pods dev"); a.Keep != nil || !slices.Equal(a.Groups, []string{"g"}) {
+			t.Errorf("%s: list of dev: %+v", name, a)
+		}
+	}
+	// Nobody but such roles: as before, the answer is whom they lack.
+	if a := kubeAsk(kubeOf(t, all), "list /pods"); !a.Allowed || len(a.Users)+len(a.Groups) > 0 {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestKubePrincipals(t *testing.T) {
 	view := role(t, "view", "v7", "allow: {kubernetes_labels: {'*': '*'}, kubernetes_groups: [view], kubernetes_resources: [{kind: '*', namespace: '*', name: '*', verbs: [get, list]}]}")
 	edit := role(t, "edit", "v7", "allow: {kubernetes_labels: {'*': '*'}, kubernetes_groups: [edit, 'team-{{external.team}}'], kubernetes_users: ['{{email.local(external.email)}}'], kubernetes_resources: [{kind: '*', namespace: dev, name: '*', verbs: ['*']}]}")
