@@ -146,7 +146,9 @@ func (c *call) authorize(hr *http.Request) *sallyport.Problem {
 	var answers []sallyport.KubeAnswer
 	for _, q := range c.request.questions() {
 		a := grant.Ask(q)
-		if !a.Allowed && q.Verb == "create" && q.Name == "" && !q.Whole && c.upgrade == "" {
+		// Of a role that allows all names and gives nobody, the answer is no better than none.
+		nobody := !a.Allowed || len(a.Users) == 0 && len(a.Groups) == 0
+		if nobody && q.Verb == "create" && q.Name == "" && !q.Whole && c.upgrade == "" {
 			name, p := c.readName(hr)
 			if p != nil {
 				return p

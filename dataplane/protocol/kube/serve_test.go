@@ -514,6 +514,30 @@ func TestNamesInBodies(t *testing.T) {
 	}
 }
 
+// TestNamesForPrincipals: a role that allowed everything and gave nobody kept one that gives a group
+// for some names from being asked.
+func TestNamesForPrincipals(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if got := hr.Header["Impersonate-Group"]; !slices.Equal(got, []string{"g"}) {
+			t.Errorf("as %q", got)
+		}
+		io.Copy(io.Discard, hr.Body)
+	})
+	r.roles(func(q sallyport.KubeRequest) sallyport.KubeAnswer {
+		a := sallyport.KubeAnswer{Allowed: true}
+		if q.Name == "web" {
+			a.Groups = []string{"g"}
+		}
+		return a
+	})
+	for name, want := range map[string]int{"web": 200, "db": 403} {
+		res, body := do(t, r.client("h2"), "POST", "/api/v1/namespaces/a/pods", http.Header{"Content-Type": {"application/json"}}, strings.NewReader(`{"metadata":{"name":"`+name+`"}}`))
+		if res.StatusCode != want {
+			t.Errorf("%s: %d %s", name, res.StatusCode, body)
+		}
+	}
+}
+
 // TestA75_Held: objects that are read for their names have a bound in memory, of
 // one user and of all, and give their room back.
 func TestA75_Held(t *testing.T) {
