@@ -323,6 +323,19 @@ func TestCrowd(t *testing.T) {
 			t.Error("after twenty minutes it is still known")
 		}
 	})
+	t.Run("taken over", func(t *testing.T) {
+		c := newCrowd(Bounds{WaitingSource: 2}.withDefaults(), true)
+		s := &slot{}
+		c.restore(s, addr("192.0.2.1"))
+		c.restore(new(slot), addr("192.0.2.1"))
+		if _, b := enter(c, "192.0.2.1", false); b != outcomeSourceFull {
+			t.Errorf("beside two that another process had: %v", b)
+		}
+		c.leave(s, false, now)
+		if _, b := enter(c, "192.0.2.1", false); b != outcomeAccepted || c.size() != 2 {
+			t.Errorf("after one of them has left: %v, %d wait", b, c.size())
+		}
+	})
 	t.Run("speech", func(t *testing.T) {
 		c := newCrowd(Bounds{WaitingSSH: 4}.withDefaults(), true)
 		speak := func(a string, want outcome) {
