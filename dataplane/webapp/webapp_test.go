@@ -327,6 +327,25 @@ func TestA73_Headers(t *testing.T) {
 	}
 }
 
+// TestA147_Packed: what an application has packed is not unpacked on its way to the
+// browser, nor asked for.
+func TestA147_Packed(t *testing.T) {
+	const packed = "no gzip, and nobody here looks"
+	r := newRig(t)
+	session := r.know("wiki")
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		if got := q.Header["Accept-Encoding"]; len(got) > 0 {
+			t.Errorf("asked for %q", got)
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		io.WriteString(w, packed)
+	})
+	resp, body := r.ask(r.client("wiki."+cluster, "h2"), "GET", wiki+"/", with(session))
+	if got := resp.Header.Get("Content-Encoding"); got != "gzip" || body != packed {
+		t.Errorf("%q in %q", body, got)
+	}
+}
+
 // TestCookieOfAnother: a cookie opens the application that it is for.
 func TestCookieOfAnother(t *testing.T) {
 	r := newRig(t)

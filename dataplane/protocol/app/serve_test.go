@@ -905,6 +905,26 @@ func TestConnections(t *testing.T) {
 	}
 }
 
+// TestA147_Packed: what an application has packed is passed as it is, and not
+// unpacked here; it is not asked to pack what its client has not.
+func TestA147_Packed(t *testing.T) {
+	const packed = "no gzip, and nobody here looks"
+	srv, asked := application(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		io.WriteString(w, packed)
+	})
+	r := newRig(t, Target{URI: srv.URL})
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		resp, body := r.get(r.client(protocol), "/", nil)
+		if got := resp.Header.Get("Content-Encoding"); got != "gzip" || body != packed {
+			t.Errorf("%s: %q in %q", protocol, body, got)
+		}
+		if got := asked.last(t).Header["Accept-Encoding"]; len(got) > 0 {
+			t.Errorf("%s: the application was asked for %q", protocol, got)
+		}
+	}
+}
+
 // TestSlow: an application that breaks off is not taken for one that is done.
 func TestBroken(t *testing.T) {
 	srv, _ := application(t, func(w http.ResponseWriter, r *http.Request) {

@@ -225,6 +225,29 @@ func TestBoundedCommand(t *testing.T) {
 	}
 }
 
+// TestA147_Packed: what the API server has packed is passed as it is, and not unpacked
+// here; it is not asked to pack what its client has not.
+func TestA147_Packed(t *testing.T) {
+	const packed = "no gzip, and nobody here looks"
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		if got := hr.Header["Accept-Encoding"]; len(got) > 0 {
+			t.Errorf("%s: asked for %q", hr.URL.Path, got)
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(http.StatusBadRequest) // of a stream, no switch
+		io.WriteString(w, packed)
+	})
+	for path, h := range map[string]http.Header{
+		"/api/v1/namespaces/a/pods/b":      nil,
+		"/api/v1/namespaces/a/pods/b/exec": {"Connection": {"Upgrade"}, "Upgrade": {"websocket"}},
+	} {
+		res, body := do(t, r.client("http/1.1"), "GET", path, h, nil)
+		if got := res.Header.Get("Content-Encoding"); got != "gzip" || body != packed {
+			t.Errorf("%s: %q in %q", path, body, got)
+		}
+	}
+}
+
 // TestFiltered: a narrowed list is asked for in JSON and filtered; a form that
 // cannot be filtered reaches nobody.
 func TestFiltered(t *testing.T) {
