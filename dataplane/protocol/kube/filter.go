@@ -46,9 +46,10 @@ func filterable(res *http.Response) bool {
 	return err == nil && kind == "application/json" && res.Header.Get("Content-Encoding") == ""
 }
 
-// filter puts a filter before an answer's body. It reads one object at a time.
-func filter(res *http.Response, watch bool, keep keepFunc) {
-	m := &meter{r: res.Body}
+// filter puts a filter before an answer's body. It reads one object at a time, for
+// which it has room for the user.
+func filter(res *http.Response, watch bool, keep keepFunc, room holding) {
+	m := &meter{r: res.Body, room: room, counted: shownStep}
 	f := &filtered{body: res.Body, meter: m, dec: json.NewDecoder(m), keep: keep}
 	f.dec.UseNumber()
 	f.step = f.begin
@@ -61,10 +62,13 @@ func filter(res *http.Response, watch bool, keep keepFunc) {
 	res.Header.Del("Etag")
 }
 
-// meter ends a read of one object that goes on for too long.
+// meter ends a read of one object that goes on for too long, or that there is no
+// room for. The room of the largest object stays taken: so does what it was read into.
 type meter struct {
-	r    io.Reader
-	left int
+	r       io.Reader
+	left    int
+	room    holding
+	counted int // bytes of an object that there is room for
 }
 
 func (m *meter) Read(p []byte) (int, error) {
@@ -76,6 +80,12 @@ func (m *meter) Read(p []byte) (int, error) {
 	}
 	n, err := m.r.Read(p)
 	m.left -= n
+	for maxObject-m.left > m.counted {
+		if !m.room.take(m.counted * shownCost) {
+			return 0, errHeld
+		}
+		m.counted *= 2
+	}
 	return n, err
 }
 
@@ -93,7 +103,10 @@ type filtered struct {
 	rows bool // of a table; else items
 }
 
-func (f *filtered) Close() error { return f.body.Close() }
+func (f *filtered) Close() error {
+	f.meter.room.drop()
+	return f.body.Close()
+}
 
 func (f *filtered) Read(p []byte) (int, error) {
 	for f.out.Len() == 0 {
@@ -103,7 +116,7 @@ func (f *filtered) Read(p []byte) (int, error) {
 		f.meter.left = maxObject
 		if f.err = f.step(); f.err != nil && f.err != io.EOF {
 			// An end of the body within an object is not an end.
-			if errors.Is(f.err, io.ErrUnexpectedEOF) || errors.Is(f.err, errObject) {
+			if errors.Is(f.err, io.ErrUnexpectedEOF) || errors.Is(f.err, errObject) || errors.Is(f.err, errHeld) {
 				return 0, f.err
 			}
 			f.err = fmt.Errorf("the API server's answer cannot be filtered: %w", f.err)

@@ -18,7 +18,7 @@ func onlyDev(namespace, name string) bool { return namespace == "dev" || name ==
 // run filters a body.
 func run(body string, watch bool) (string, error) {
 	res := &http.Response{Header: http.Header{}, Body: io.NopCloser(iotestOneByte{strings.NewReader(body)})}
-	filter(res, watch, onlyDev)
+	filter(res, watch, onlyDev, holding{})
 	out, err := io.ReadAll(res.Body)
 	return string(out), err
 }
@@ -96,7 +96,7 @@ func TestHostileAnswers(t *testing.T) {
 	// A string that never ends takes bounded memory and time.
 	endless := io.MultiReader(strings.NewReader(`{"items":[{"metadata":{"name":"`), endlessA{})
 	res := &http.Response{Header: http.Header{}, Body: io.NopCloser(endless)}
-	filter(res, false, onlyDev)
+	filter(res, false, onlyDev, holding{})
 	if _, err := io.Copy(io.Discard, res.Body); !errors.Is(err, errObject) {
 		t.Errorf("an endless object: %v", err)
 	}
@@ -180,7 +180,7 @@ func BenchmarkFilter(b *testing.B) {
 	b.SetBytes(int64(list.Len()))
 	for b.Loop() {
 		res := &http.Response{Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(list.Bytes()))}
-		filter(res, false, onlyDev)
+		filter(res, false, onlyDev, holding{})
 		if _, err := io.Copy(io.Discard, res.Body); err != nil {
 			b.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"sync"
@@ -15,12 +16,23 @@ const (
 	heldStep   = 32 << 10 // what is asked for at once
 )
 
+// What the objects of answers take that are narrowed: of one user, and of all of a
+// cluster's. A client that does not read has them held for as long as it may stall.
+const (
+	shownToUser = 256 << 20
+	shownToAll  = 1 << 30
+	shownStep   = 64 << 10 // bytes of an object that are not counted
+	shownCost   = 3        // copies of an object: as it is read, as it is judged, as it is passed on
+)
+
 // errHeld says that there is no room now.
 var errHeld = errors.New("too many objects are held for their names")
 
 // held counts the bytes of objects in memory. Its methods may be called
 // concurrently.
 type held struct {
+	ofUser, ofAll int // 0: heldOfUser, heldOfAll
+
 	mu    sync.Mutex
 	all   int
 	users map[string]int
@@ -30,7 +42,7 @@ type held struct {
 func (h *held) take(user string, n int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.all+n > heldOfAll || h.users[user]+n > heldOfUser {
+	if h.all+n > cmp.Or(h.ofAll, heldOfAll) || h.users[user]+n > cmp.Or(h.ofUser, heldOfUser) {
 		return false
 	}
 	if h.users == nil {
@@ -67,10 +79,9 @@ func (o *holding) read(r io.Reader, most int) error {
 		if len(o.body) == cap(o.body) {
 			// Doubling: for the time of the copy, both are there.
 			more := min(max(len(o.body), heldStep), most+1-len(o.body))
-			if !o.held.take(o.user, more) {
+			if !o.take(more) {
 				return errHeld
 			}
-			o.room += more
 			grown := make([]byte, len(o.body), len(o.body)+more)
 			copy(grown, o.body)
 			o.body = grown
@@ -88,9 +99,18 @@ func (o *holding) read(r io.Reader, most int) error {
 	}
 }
 
+// take takes n bytes more, or reports that there is no room.
+func (o *holding) take(n int) bool {
+	if o.held != nil && !o.held.take(o.user, n) {
+		return false
+	}
+	o.room += n
+	return true
+}
+
 // drop gives the room back, once the object is not needed any more.
 func (o *holding) drop() {
-	if o != nil && o.room > 0 {
+	if o != nil && o.held != nil && o.room > 0 {
 		o.held.give(o.user, o.room)
 		o.room, o.body = 0, nil
 	}

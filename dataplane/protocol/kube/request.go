@@ -364,7 +364,7 @@ func (s *Server) answered(res *http.Response) error {
 		} else if !filterable(res) {
 			return errors.New("the API server answered in a form that cannot be filtered")
 		} else {
-			filter(res, c.request.verb == "watch", c.keep)
+			filter(res, c.request.verb == "watch", c.keep, holding{held: &c.live.server.shown, user: c.live.candidate.Identity.Name})
 		}
 	}
 	if c.request != nil && c.request.verb == "watch" && res.StatusCode == http.StatusOK && filterable(res) {

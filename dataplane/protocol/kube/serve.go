@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -26,7 +27,8 @@ type Server struct {
 
 	init  sync.Once
 	proxy http.Handler
-	held  held
+	held  held // of requests
+	shown held // of answers
 }
 
 // Bounds limit what one client can use. A zero field means the default.
@@ -62,7 +64,10 @@ func set[T comparable](field *T, value T) {
 // door has ended, and closes conn: when the client is done, and at most a second
 // after ctx or the session's Context is done.
 func (s *Server) Serve(ctx context.Context, c *session.Candidate, conn net.Conn) error {
-	s.init.Do(func() { s.proxy = s.newProxy() })
+	s.init.Do(func() {
+		s.proxy = s.newProxy()
+		s.shown.ofUser, s.shown.ofAll = cmp.Or(s.shown.ofUser, shownToUser), cmp.Or(s.shown.ofAll, shownToAll)
+	})
 	defer conn.Close()
 	l := &live{server: s, bounds: s.Bounds.withDefaults(), candidate: c}
 	sess, err := c.Open(ctx, connection(c))

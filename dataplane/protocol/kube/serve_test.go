@@ -636,6 +636,67 @@ func TestA75_Held(t *testing.T) {
 	}
 }
 
+// TestA75_Shown: objects of lists that roles narrow were held without a bound, some
+// megabytes of each answer that a client does not read.
+func TestA75_Shown(t *testing.T) {
+	object := `{"metadata":{"namespace":"a","name":"web"},"pad":"` + strings.Repeat("x", 200<<10) + `"}`
+	goOn := make(chan struct{})
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"items":[`+object)
+		if hr.URL.Query().Has("wait") {
+			http.NewResponseController(w).Flush()
+			<-goOn
+		}
+		io.WriteString(w, ","+object+"]}")
+	})
+	r.server.shown.ofUser = 1 << 20
+	r.roles(func(sallyport.KubeRequest) sallyport.KubeAnswer {
+		return sallyport.KubeAnswer{Allowed: true, Groups: []string{"g"}, Keep: func(_, name string) bool { return name == "web" }}
+	})
+	taken := func() int {
+		r.server.shown.mu.Lock()
+		defer r.server.shown.mu.Unlock()
+		return r.server.shown.all
+	}
+	list := func(query string) (int, error) {
+		req, err := http.NewRequest("GET", "http://kube/api/v1/namespaces/a/secrets"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := r.client("h2").Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer res.Body.Close()
+		n, err := io.Copy(io.Discard, res.Body)
+		return int(n), err
+	}
+	first := make(chan error)
+	go func() {
+		n, err := list("?wait=1")
+		if err == nil && n < 2*len(object) {
+			err = fmt.Errorf("%d bytes", n)
+		}
+		first <- err
+	}()
+	const needs = (64 + 128) << 10 * shownCost // to 256 KiB
+	waitFor(t, "the first object", func() bool { return taken() == needs })
+	if n, err := list(""); err == nil {
+		t.Errorf("a second list of %d bytes is held", n)
+	}
+	waitFor(t, "the first alone", func() bool { return taken() == needs })
+	close(goOn)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "all room", func() bool { return taken() == 0 })
+	if n, err := list(""); err != nil || n < 2*len(object) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	waitFor(t, "all room", func() bool { return taken() == 0 })
+}
+
 // TestLargeBody: a request that is too large is refused, whether it says how
 // large it is or not.
 func TestLargeBody(t *testing.T) {
