@@ -243,13 +243,14 @@ func (s *site) launchPage(w http.ResponseWriter, r *http.Request, v visitor, l l
 	s.ask(w, v, "launch.html", page, fault)
 }
 
-// launched is the address at the application's origin that begins its session.
+// launched is the address at the application's origin that begins its session. It has the
+// challenge too: a browser may have begun several logins.
 func (s *site) launched(r *http.Request, v visitor, l launch) (to string, err error) {
 	code, err := s.Desk.Launch(r.Context(), v.cookie, l.App, l.Challenge, l.From)
 	if err != nil {
 		return "", err
 	}
-	return "https://" + s.appHost(r, l.App) + "/.sallyport/callback?code=" + code, nil
+	return "https://" + s.appHost(r, l.App) + "/.sallyport/callback?code=" + code + "&challenge=" + l.Challenge, nil
 }
 
 // decideLaunch takes the visitor's word about a login from another address.

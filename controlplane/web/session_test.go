@@ -352,7 +352,7 @@ func TestLaunch(t *testing.T) {
 		"gw.example.com:8443@evil.example": "wiki.gw.example.com", "evil.example:99999": "wiki.gw.example.com"} {
 		r := withCookie(httptest.NewRequest(http.MethodGet, "https://gw.example.com"+path, nil), cookie)
 		r.Host = host
-		if code, _, h := do(s, r); code != 303 || h.Get("Location") != "https://"+want+"/.sallyport/callback?code=CODE" {
+		if code, _, h := do(s, r); code != 303 || h.Get("Location") != "https://"+want+"/.sallyport/callback?code=CODE&challenge="+asked.Challenge {
 			t.Errorf("%s: %d %v", host, code, h)
 		}
 	}

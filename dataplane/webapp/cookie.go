@@ -13,13 +13,14 @@ import (
 // and so no other application, can set or read one.
 const (
 	sessionCookie = app.CookiePrefix + "-app"
-	loginCookie   = app.CookiePrefix + "-login"
+	loginCookie   = app.CookiePrefix + "-login" // a beginning: each login has its own
 )
 
 const (
 	sessionSize = 75 // letters of a session
 	codeSize    = 43 // letters of a code, and of a verifier: 32 bytes
 	loginTime   = 30 * time.Minute
+	maxLogins   = 8 // of one browser at a time
 	maxPath     = 2 << 10
 )
 

@@ -16,19 +16,64 @@ import (
 var b64 = base64.RawURLEncoding.Strict()
 
 // begin leads to the login at the cluster's origin. The verifier stays in this
-// browser, so that a code is good in no other one.
+// browser, so that a code is good in no other one. Tabs may begin at once, and each
+// comes back to its own page: a login is a cookie of its own.
 func (v *visit) begin(w http.ResponseWriter, r *http.Request) {
-	verifier, _, ok := parseLogin(cookieOf(r, loginCookie))
-	if !ok { // another tab may have begun: both then finish by one verifier
-		verifier = newVerifier()
+	if begun := loginsOf(r); len(begun) >= maxLogins {
+		for _, l := range begun[:len(begun)-maxLogins+1] { // the oldest (RFC 6265, section 5.4)
+			setCookie(w, l.cookie, "", 0)
+		}
 	}
+	verifier := newVerifier()
+	challenge := challengeOf(verifier)
 	path := localPath(r.URL.RequestURI())
-	setCookie(w, loginCookie, verifier+"."+b64.EncodeToString([]byte(path)), loginTime)
-	sum := sha256.Sum256([]byte(verifier))
+	setCookie(w, loginCookie+"-"+challenge[:loginName], verifier+"."+b64.EncodeToString([]byte(path)), loginTime)
 	ours(w.Header())
-	q := url.Values{"challenge": {b64.EncodeToString(sum[:])}, "from": {v.client.Addr().String()}}
+	q := url.Values{"challenge": {challenge}, "from": {v.client.Addr().String()}}
 	w.Header().Set("Location", "https://"+v.clusterHost(r)+"/web/launch/"+v.app+"?"+q.Encode())
 	w.WriteHeader(http.StatusFound)
+}
+
+// loginName is how many letters of its challenge name a login's cookie.
+const loginName = 10
+
+// login is one that this browser has begun.
+type login struct{ cookie, verifier, path string }
+
+// loginsOf are those of a request, in its order.
+func loginsOf(r *http.Request) []login {
+	var all []login
+	for _, c := range r.Cookies() {
+		if !strings.HasPrefix(c.Name, loginCookie) {
+			continue
+		}
+		if verifier, path, ok := parseLogin(c.Value); ok {
+			all = append(all, login{c.Name, verifier, path})
+		}
+	}
+	return all
+}
+
+// loginOf is the one with the challenge that auth says. An auth of before says none: then
+// it is the youngest.
+func loginOf(r *http.Request) (l login, ok bool) {
+	all := loginsOf(r)
+	challenge, said := r.URL.Query()["challenge"]
+	if !said && len(all) > 0 {
+		return all[len(all)-1], true
+	}
+	for _, l := range all {
+		if len(challenge) == 1 && challengeOf(l.verifier) == challenge[0] {
+			return l, true
+		}
+	}
+	return login{}, false
+}
+
+// challengeOf is what stands for a verifier where others see it (RFC 7636, section 4.2).
+func challengeOf(verifier string) string {
+	sum := sha256.Sum256([]byte(verifier))
+	return b64.EncodeToString(sum[:])
 }
 
 func newVerifier() string {
@@ -61,16 +106,16 @@ func (v *visit) callback(w http.ResponseWriter, r *http.Request) {
 		tell(w, http.StatusMethodNotAllowed, "the end of a login is a page that the browser is led to", "")
 		return
 	}
-	verifier, path, ok := parseLogin(cookieOf(r, loginCookie))
+	begun, ok := loginOf(r)
 	code := r.URL.Query()["code"]
 	if len(code) != 1 || !letters(code[0], codeSize) {
 		v.notHere(w, r)
 		return
 	}
 	if !ok { // not this browser's login: the code is used up all the same
-		verifier = newVerifier()
+		begun.verifier = newVerifier()
 	}
-	cookie, err := v.redeem(r.Context(), code[0], verifier)
+	cookie, err := v.redeem(r.Context(), code[0], begun.verifier)
 	if errors.Is(err, sallyport.ErrUnauthorized) {
 		v.notHere(w, r)
 		return
@@ -81,8 +126,8 @@ func (v *visit) callback(w http.ResponseWriter, r *http.Request) {
 	}
 	ours(w.Header())
 	setCookie(w, sessionCookie, cookie, 0)
-	setCookie(w, loginCookie, "", 0)
-	w.Header().Set("Location", path)
+	setCookie(w, begun.cookie, "", 0)
+	w.Header().Set("Location", begun.path)
 	w.WriteHeader(http.StatusSeeOther)
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -50,6 +51,16 @@ func TestLogin(t *testing.T) {
 	}
 }
 
+// loginIn is the cookie of a login that an answer begins.
+func loginIn(resp *http.Response) *http.Cookie {
+	for _, c := range resp.Cookies() {
+		if strings.HasPrefix(c.Name, loginCookie) && c.MaxAge > 0 {
+			return c
+		}
+	}
+	return nil
+}
+
 func testLogin(t *testing.T, dest string) {
 	r := newRig(t)
 	c := r.client("wiki."+cluster, "h2")
@@ -60,7 +71,7 @@ func testLogin(t *testing.T, dest string) {
 	}
 	resp, _ := r.ask(c, "GET", wiki+":8443/page?x=1", func(q *http.Request) { led(q, "cross-site") })
 	launch, err := url.Parse(resp.Header.Get("Location"))
-	login := cookies(resp)[loginCookie]
+	login := loginIn(resp)
 	if err != nil || resp.StatusCode != http.StatusFound || login == nil {
 		t.Fatalf("%s %v %v", resp.Status, resp.Header, err)
 	}
@@ -80,7 +91,7 @@ func testLogin(t *testing.T, dest string) {
 		led(q, "same-site")
 	})
 	session := cookies(resp)[sessionCookie]
-	if resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/page?x=1" || session == nil || cookies(resp)[loginCookie].MaxAge >= 0 {
+	if resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/page?x=1" || session == nil || cookies(resp)[login.Name].MaxAge >= 0 {
 		t.Fatalf("%s %v", resp.Status, resp.Header)
 	}
 	if !session.HttpOnly || !session.Secure || session.SameSite != http.SameSiteLaxMode || session.Path != "/" || session.Domain != "" {
@@ -116,6 +127,8 @@ func TestA73_CodeElsewhere(t *testing.T) {
 		"no code":             {app: "wiki", login: verifier + ".Lw", query: "", left: true},
 		"a long code":         {app: "wiki", login: verifier + ".Lw", query: "code=" + code + "c", left: true},
 		"no verifier":         {app: "wiki", login: "." + ".Lw", query: "code=" + code},
+		"another's challenge": {app: "wiki", login: other + ".Lw", query: "code=" + code + "&challenge=" + challengeOf(verifier)},
+		"two challenges":      {app: "wiki", login: verifier + ".Lw", query: "code=" + code + "&challenge=" + challengeOf(verifier) + "&challenge=" + challengeOf(other)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -1731,5 +1744,55 @@ func TestAncestors(t *testing.T) {
 		if got := ancestors(h); got != c.want {
 			t.Errorf("%q, %q: %s, want %s", c.options, c.policy, got, c.want)
 		}
+	}
+}
+
+// TestTabs: of tabs that began to log in at once all but one were told that their login
+// is not good here, or came to another's page.
+func TestTabs(t *testing.T) {
+	r := newRig(t)
+	c := r.client("wiki."+cluster, "h2")
+	jar := map[string]*http.Cookie{}
+	ask := func(path string, jar map[string]*http.Cookie) *http.Response {
+		resp, _ := r.ask(c, "GET", wiki+path, func(q *http.Request) {
+			for _, name := range slices.Sorted(maps.Keys(jar)) {
+				q.AddCookie(jar[name])
+			}
+		})
+		for _, set := range resp.Cookies() {
+			if jar[set.Name] = set; set.MaxAge < 0 {
+				delete(jar, set.Name)
+			}
+		}
+		return resp
+	}
+	const tabs = 3
+	var callbacks []string
+	for i := range tabs {
+		begun := map[string]*http.Cookie{} // none knows of the others
+		launch, err := url.Parse(ask(fmt.Sprintf("/tab/%d", i), begun).Header.Get("Location"))
+		check(t, err)
+		maps.Copy(jar, begun)
+		challenge, code := launch.Query().Get("challenge"), strings.Repeat(string(rune('a'+i)), codeSize)
+		for _, set := range begun {
+			verifier, _, _ := strings.Cut(set.Value, ".")
+			r.set(func() { r.codes[code] = Code{Verifier: verifier, App: "wiki"} })
+		}
+		callbacks = append(callbacks, callbackPath+"?code="+code+"&challenge="+challenge)
+	}
+	for i, callback := range callbacks {
+		if resp := ask(callback, jar); resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != fmt.Sprintf("/tab/%d", i) {
+			t.Errorf("tab %d: %s, to %q", i, resp.Status, resp.Header.Get("Location"))
+		}
+	}
+	if len(jar) != 1 || jar[sessionCookie] == nil {
+		t.Errorf("%d cookies are left", len(jar))
+	}
+	clear(jar)
+	for i := range 3 * maxLogins { // that nobody ends
+		ask(fmt.Sprintf("/%d", i), jar)
+	}
+	if len(jar) != maxLogins {
+		t.Errorf("%d logins", len(jar))
 	}
 }
