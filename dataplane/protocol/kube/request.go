@@ -317,6 +317,7 @@ func (s *Server) rewrite(pr *httputil.ProxyRequest) {
 	c := callOf(pr.Out.Context())
 	out := pr.Out
 	anonymous(out.Header)
+	out.Trailer = nil // what is taken out of the head is not to be in them
 	if c.keep != nil {
 		narrow(out.Header, c.request)
 	}

@@ -59,6 +59,31 @@ func TestA120_Impersonation(t *testing.T) {
 	}
 }
 
+// TestA120_Trailers: names that may not be in a request's head passed behind its body.
+func TestA120_Trailers(t *testing.T) {
+	seen := make(chan http.Header, 1)
+	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) {
+		io.Copy(io.Discard, hr.Body)
+		seen <- hr.Trailer
+		io.WriteString(w, "{}")
+	})
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		req, err := http.NewRequest("POST", "http://kube/api/v1/namespaces/a/pods", io.MultiReader(strings.NewReader("{}")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"Impersonate-Group": {masters}}
+		res, err := r.client(protocol).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if h := <-seen; len(h) > 0 {
+			t.Errorf("%s: %v is passed on", protocol, h)
+		}
+	}
+}
+
 // TestDenials are Status objects, whose message kubectl prints.
 func TestDenials(t *testing.T) {
 	r := newRig(t, func(w http.ResponseWriter, hr *http.Request) { t.Error("a denied request is passed on") })
