@@ -33,6 +33,10 @@ const lastStatement = math.MaxUint32
 // raw. It is the default of the server's max_prepared_stmt_count and some.
 const statementsMost = 20_000
 
+// paramsMost are the parameters of all statements that are remembered: of each there
+// may be a type, and a value that was sent before. One statement has 65,535 at most.
+const paramsMost = 1 << 20
+
 // executeFixed is what COM_STMT_EXECUTE has before the parameters: the
 // statement, flags, a count.
 const executeFixed = 9

@@ -296,3 +296,36 @@ func TestLongDataAhead(t *testing.T) {
 		t.Errorf("%v", e[0].Fields)
 	}
 }
+
+// TestStatementsHaveABound: types of parameters were remembered for as many statements
+// as there may be, 131 KB of each that a server says has 65,535.
+func TestStatementsHaveABound(t *testing.T) {
+	k := newTalk()
+	known := func() (n int) {
+		for id := range uint32(statementsMost) {
+			k.statement(id, func(st *statement) {
+				if st != nil {
+					n++
+				}
+			})
+		}
+		return n
+	}
+	for range 2 {
+		for id := range uint32(statementsMost) {
+			k.prepared(pending{}, id, 65535)
+		}
+		if n := known(); n != paramsMost/65535 {
+			t.Errorf("%d statements are remembered", n)
+		}
+	}
+	for id := range uint32(statementsMost) {
+		k.forget(id)
+	}
+	k.prepared(pending{}, 1, paramsMost)
+	k.reset()
+	k.prepared(pending{}, 2, paramsMost)
+	if n := known(); n != 1 {
+		t.Errorf("%d statements are remembered in the room of others", n)
+	}
+}

@@ -35,6 +35,7 @@ type talk struct {
 	queue      []pending
 	now        pending // the last that was popped; none once it is a statement that is known
 	statements map[uint32]*statement
+	params     int  // of all statements
 	asked      bool // for a file
 	fileSeq    byte // of its first packet
 }
@@ -129,8 +130,10 @@ func (t *talk) prepared(p pending, id uint32, params int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now = pending{}
-	if len(t.statements) < statementsMost {
+	t.forgetLocked(id)
+	if len(t.statements) < statementsMost && t.params+params <= paramsMost {
 		t.statements[id] = &statement{number: p.number, params: params}
+		t.params += params
 	}
 }
 
@@ -140,7 +143,7 @@ func (t *talk) accepted(p pending) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p.resets {
-		clear(t.statements)
+		t.clearLocked()
 	}
 	if p.types != nil && p.types.turn == p.turn {
 		p.types.taken = true
@@ -177,12 +180,24 @@ func (t *talk) statement(id uint32, f func(*statement)) {
 func (t *talk) forget(id uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.statements, id)
+	t.forgetLocked(id)
+}
+
+func (t *talk) forgetLocked(id uint32) {
+	if st := t.statements[id]; st != nil {
+		t.params -= st.params
+		delete(t.statements, id)
+	}
 }
 
 // reset forgets all statements, as COM_RESET_CONNECTION does.
 func (t *talk) reset() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.clearLocked()
+}
+
+func (t *talk) clearLocked() {
 	clear(t.statements)
+	t.params = 0
 }
