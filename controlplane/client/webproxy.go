@@ -72,6 +72,11 @@ func WebOrigin(d *Dialer, log *slog.Logger) http.Handler {
 		},
 	}
 	return http.MaxBytesHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor < 2 && len(r.TransferEncoding) > 0 {
+			// There may have been a length too, which net/http forgets: then the
+			// connection must end (RFC 9112, section 6.3). Browsers and sally send no chunks.
+			w.Header().Set("Connection", "close")
+		}
 		if !public(r) {
 			http.NotFound(w, r)
 			return

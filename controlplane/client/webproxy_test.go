@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -224,4 +225,40 @@ func TestWebOriginBounds(t *testing.T) {
 		t.Errorf("a call while auth is away: %#v", err)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestWebOriginLastRequest: the connection went on behind a request that told a length
+// beside chunks.
+func TestWebOriginLastRequest(t *testing.T) {
+	w := the()
+	s, _ := w.origin(t)
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	const head = "POST /login/password HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 3\r\n"
+	for _, q := range []struct {
+		text string
+		last bool
+	}{{head + "\r\na=b", false}, {head + "Transfer-Encoding: chunked\r\n\r\n3\r\na=b\r\n0\r\n\r\n", true}} {
+		if _, err := io.WriteString(conn, q.text); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.Close != q.last {
+			t.Errorf("%s, the last: %v, want %v", resp.Status, resp.Close, q.last)
+		}
+	}
 }
