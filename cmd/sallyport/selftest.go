@@ -126,7 +126,7 @@ func raiseDescriptors() (uint64, error) {
 			l = raised
 		}
 	}
-	return l.Cur, nil
+	return uint64(l.Cur), nil // FreeBSD has it signed
 }
 
 // fitted lowers the connections to what the limit of descriptors allows.
