@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -459,6 +460,91 @@ func TestA143_Ended(t *testing.T) {
 	c.bound(Bounds{EndedSource: 1, EndedGateway: 100}.withDefaults(), true)
 	hold("2001:db8::1", outcomeSourceFull) // a lower bound holds for the next
 	hold("192.0.2.9", granted)
+}
+
+// TestA143_EachWay: where a source has no place left, none of what it may say at once
+// gets it one: nothing is answered, connected or ended for it. What waits is charged
+// to its rate.
+func TestA143_EachWay(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		b := newBackend(t, "tcp", "127.0.0.1:0", func(c net.Conn) { _, _ = c.Write([]byte("reached")) })
+		r := newRig(t, loops, func(c *Config) {
+			c.Bounds.WaitingSource = 2
+			c.Ends = map[alpn.Class]End{alpn.Web: webEnd(t, ca.server(t, "h2", "http/1.1"))}
+			c.SSH = func(_ context.Context, conn Stranger) { _, _ = conn.Write([]byte("SSH-2.0-server\r\n")) }
+			c.Auth = Upstream{Address: b.Addr().String()}
+			c.Static = []StaticRoute{to("shop.example.com", b.Addr().String())}
+		})
+		for range 2 {
+			r.dial()
+		}
+		r.waiting(2)
+		for _, first := range [][]byte{
+			[]byte("GET / HTTP/1.1\r\nHost: gw.test\r\n\r\n"),
+			[]byte("SSH-2.0-client\r\n"),
+			pgStartup,
+			helloBytes(t, ca.client("unknown.example.com")),
+			helloBytes(t, ca.client(cluster, "h2")),
+			helloBytes(t, ca.client(cluster, alpn.Auth1)),
+			helloBytes(t, ca.client(cluster, alpn.Join1)),
+			helloBytes(t, ca.client("shop.example.com")),
+		} {
+			closes(t, r.saysAtOnce(loops, first))
+		}
+		r.waiting(2)
+	})
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) { c.Bounds.SourceRate = 1 })
+	eventually(t, "one that came too soon is turned away", func() bool {
+		r.dial()
+		return r.count(outcomeSourceRate) > 0
+	})
+}
+
+// TestA143_EndedHere: of clients whose TLS has ended here and who have shown no
+// certificate a source may have some at a time. One that shows a good one is not
+// counted, and makes its source known.
+func TestA143_EndedHere(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		config := ca.server(t, "http/1.1")
+		config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, ca.pool
+		held := make(chan net.Conn, 8)
+		r := newRig(t, loops, func(c *Config) {
+			c.Bounds.EndedSource = 2
+			c.Ends = map[alpn.Class]End{alpn.Web: {TLS: config, Handlers: map[string]Handler{"http/1.1": func(_ context.Context, conn *tls.Conn) {
+				held <- conn
+				_, _ = conn.Write([]byte{1})
+			}}}}
+		})
+		nobody := ca.client(cluster, "http/1.1")
+		somebody := nobody.Clone()
+		somebody.Certificates = []tls.Certificate{ca.issue(t, "/user/kate")}
+		served := func(config *tls.Config) bool {
+			_, err := io.ReadFull(tls.Client(r.dial(), config), make([]byte, 1))
+			return err == nil
+		}
+		wants := func(what string, got, want bool, ended int) {
+			t.Helper()
+			if n := r.Snapshot().Ended; got != want || n != ended {
+				t.Errorf("%s: %v, with %d counted; want %v and %d", what, got, n, want, ended)
+			}
+		}
+		wants("the first", served(nobody), true, 1)
+		wants("the second", served(nobody), true, 2)
+		wants("the third", served(nobody), false, 2)
+		r.reaches(outcomeSourceFull, 1)
+		(<-held).Close()
+		wants("one whose place has come back", served(nobody), true, 2)
+		wants("somebody", served(somebody), true, 2)
+		wants("one beside somebody", served(nobody), true, 3)
+		for range 4 {
+			(<-held).Close()
+		}
+		if n := r.Snapshot().Ended; n != 0 {
+			t.Errorf("%d places are held by nobody", n)
+		}
+	})
 }
 
 // TestSourceRateOfRoutes: joining is charged to its source's rate even when it
