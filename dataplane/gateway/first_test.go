@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -278,6 +279,18 @@ func TestA48_Proxy(t *testing.T) {
 		check(t, err)
 		closes(t, conn)
 		r.reaches(outcomeOutOfOrder, 2)
+
+		// From others it is not believed, whoever is trusted.
+		for _, trusted := range [][]netip.Prefix{nil, {netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("::/0")}} {
+			r := newRig(t, loops, func(c *Config) { c.TrustedProxies = trusted })
+			for i, header := range [][]byte{proxyLine, preamble.AppendProxyV2(nil, src, dst), []byte("PROXY UNKNOWN\r\n")} {
+				closes(t, r.say(join(header, hello)))
+				r.reaches(outcomeProxyRefused, uint64(i+1))
+			}
+			if n := len(r.tunnels.requests); n > 0 {
+				t.Errorf("%d streams were asked for", n)
+			}
+		}
 	})
 }
 
@@ -307,7 +320,7 @@ func TestA48_ClientIsCounted(t *testing.T) {
 			}
 			if !later {
 				for range most + 1 {
-					r.say(proxyLine)
+					r.saysAtOnce(loops, proxyLine)
 				}
 			}
 			r.reaches(outcomeSourceFull, 1)
@@ -339,6 +352,8 @@ func TestDataHello(t *testing.T) {
 		check(t, err)
 		expect(t, conn, "frame")
 		r.waiting(0)
+		from := sourceOf(p.from.Addr())
+		eventually(t, "the agent's source is known", func() bool { return slices.Contains(r.crowd.proven(time.Now()), from) })
 
 		r.tunnels.mu.Lock()
 		r.tunnels.parkErr = tunnel.ErrUnknownTunnel
