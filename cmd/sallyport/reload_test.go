@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/protocol/postgres"
 )
@@ -483,6 +484,25 @@ func TestCertificates(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got.Certificate, certs[0].Certificate) {
 			t.Errorf("%v", err)
 		}
+	}
+
+	// A reload replaces them when all of it is good, and not before.
+	n := &node{}
+	r.host = &client.Host{}
+	n.shownGateway.Store(r)
+	shown := func() []tls.Certificate { return *r.certs.Load() }
+	for _, bad := range []certificateConfig{old, {Cert: a.Cert, Key: b.Key}} {
+		if _, err := n.prepareReload(&config{Gateway: gatewayConfig{Certificates: []certificateConfig{a, bad}}}, &reloadReport{}); err == nil || !reflect.DeepEqual(shown(), second) {
+			t.Errorf("a certificate that is no good: %v, and %d are shown", err, len(shown()))
+		}
+	}
+	var report reloadReport
+	apply, err := n.prepareReload(&config{Gateway: gatewayConfig{Certificates: []certificateConfig{a, b}}}, &report)
+	if err != nil || report.Certificates != 1 || !reflect.DeepEqual(shown(), second) {
+		t.Fatalf("prepared: %v, %d are others, %d are shown", err, report.Certificates, len(shown()))
+	}
+	if apply(); !reflect.DeepEqual(shown(), first) {
+		t.Errorf("after the reload %d are shown, not those of the files", len(shown()))
 	}
 }
 
