@@ -80,3 +80,76 @@ func TestSpareDescriptors(t *testing.T) {
 		})
 	}
 }
+
+// TestPauseWithoutDescriptors: a gateway without descriptors resets one of those who
+// wait and then nobody until its pause is over; after a second time as many as it has
+// descriptors in reserve for, and not all. What it has spent it takes back as soon as
+// it can.
+func TestPauseWithoutDescriptors(t *testing.T) {
+	for name, kind := range loopKinds() {
+		t.Run(name, func(t *testing.T) {
+			fewDescriptors(t, uint64(descriptors())+512)
+			sparing := relay.Sparing()
+			r := newRig(t, newLoops(t, kind, 1), nil)
+			w := r.lanes[0]
+			const clients = 4 * reserved
+			held, begin, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			if !w.loop.Post(func() {
+				defer close(ended)
+				close(held)
+				<-begin // all are queued
+				null, err := os.Open(os.DevNull)
+				check(t, err)
+				defer null.Close()
+				var fill []int
+				for {
+					fd, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+					check(t, err)
+					if fd >= sparing {
+						relay.Close(fd)
+						break
+					}
+					fill = append(fill, fd)
+				}
+				l := w.listeners[0]
+				shed := func() int { return int(w.counts.outcomes[outcomeShed].Load()) }
+				l.accept()
+				if shed() != 1 || !l.paused {
+					t.Errorf("%d of %d were reset, want 1; paused is %v", shed(), clients, l.paused)
+				}
+				l.accept()
+				l.Ready(relay.Readable)
+				if shed() != 1 {
+					t.Errorf("%d were reset within the pause", shed()-1)
+				}
+				l.Due(w.loop.Now())
+				if n := shed() - 1; n < reserved || n > reserved+1 {
+					t.Errorf("%d of %d were reset after the pause, want %d or one more", n, clients, reserved)
+				}
+				if len(w.conns) != 0 {
+					t.Errorf("%d were taken", len(w.conns))
+				}
+				if len(w.reserve.files) == 0 {
+					t.Error("what those who were reset have had is not in reserve again")
+				}
+				w.reserve.close()
+				for _, fd := range fill {
+					relay.Close(fd)
+				}
+				l.Due(w.loop.Now())
+				if n := len(w.reserve.files); n != reserved {
+					t.Errorf("there are %d descriptors in reserve again, want %d", n, reserved)
+				}
+			}) {
+				t.Fatal("the loop is closed")
+			}
+			<-held
+			for range clients {
+				r.dial()
+			}
+			close(begin)
+			<-ended
+			r.waiting(clients - int(r.count(outcomeShed)))
+		})
+	}
+}
