@@ -81,7 +81,7 @@ func (c *proxyKubeCmd) Run(p *program) error {
 		}
 	}()
 	fmt.Fprintf(p.stdout, "Preparing the following Kubernetes cluster for local use: %s on %s.\n\nUse:\n  export KUBECONFIG=%s\n", c.Name, l.Addr(), shell.Word(path))
-	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Dial: p.lasting(cred).to(sallyport.KindKube, c.Name, alpn.HTTP11)})
+	return p.serve(&dial.LocalProxy{Listener: l, TLS: keys.config(), Kube: true, Dial: p.lasting(cred).to(sallyport.KindKube, c.Name, alpn.HTTP11)})
 }
 
 // localKeys are one key and one certificate that signs itself, for both ends. They

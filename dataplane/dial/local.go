@@ -57,6 +57,10 @@ type LocalProxy struct {
 	// failures are told as Redis errors.
 	Redis bool
 
+	// Kube says that local programs speak HTTP/1.1 to a Kubernetes API. Bytes pass as
+	// they are; failures are told as its Status objects, in answer to the first request.
+	Kube bool
+
 	MaxConnections int          // 0: DefaultMaxConnections
 	Log            *slog.Logger // nil: none
 
@@ -190,6 +194,9 @@ func (p *LocalProxy) handshake(ctx context.Context, local net.Conn) (net.Conn, e
 func (p *LocalProxy) tell(local net.Conn, err error) {
 	var refused func(fact, hint string) []byte
 	switch {
+	case p.Kube:
+		p.tellKube(local, err)
+		return
 	case p.Postgres:
 		refused = preamble.Refused28000
 	case p.MySQL:

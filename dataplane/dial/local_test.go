@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -230,6 +232,53 @@ func TestDialFails(t *testing.T) {
 	close(far)
 	if b, err := io.ReadAll(local); err == nil || len(b) != 0 {
 		t.Errorf("told %q, %v", b, err)
+	}
+}
+
+// TestKubeDialFails: kubectl was told of an unexpected end of the stream, and not that
+// its login had ended.
+func TestKubeDialFails(t *testing.T) {
+	for _, c := range []struct {
+		err    error
+		method string
+		code   int
+		reason string
+		says   string
+	}{
+		{&sallyport.Problem{Kind: sallyport.ErrUnauthorized, Fact: "your \"certificate\" ended", Hint: "sally login"}, "POST", 401, "Unauthorized", `your "certificate" ended (sally login)`},
+		{sallyport.Denied("not you", ""), "GET", 403, "Forbidden", "not you"},
+		{&sallyport.Problem{Kind: sallyport.ErrNotFound, Fact: "no live agent"}, "GET", 503, "ServiceUnavailable", "no live agent"},
+		{errors.New("10.0.0.1: refused"), "GET", 503, "ServiceUnavailable", "the cluster cannot be reached"},
+		{sallyport.Denied("not you", ""), "HEAD", 403, "", ""},
+	} {
+		dial := proxy(t, &LocalProxy{Kube: true}, func(context.Context) (net.Conn, error) { return nil, c.err })
+		client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return dial(), nil }}}
+		r, err := http.NewRequest(c.method, "http://kube/api/v1/pods", strings.NewReader(strings.Repeat("x", 1<<20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := client.Do(r)
+		if err != nil {
+			t.Errorf("%v: %v", c.err, err)
+			continue
+		}
+		var status struct {
+			Kind, APIVersion, Status, Message, Reason string
+			Code                                      int
+		}
+		if b, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != c.code || answer.ContentLength < 0 || !answer.Close {
+			t.Errorf("%v: %s %q, %v", c.err, answer.Status, b, err)
+		} else if c.method == "HEAD" {
+			continue
+		} else if err := json.Unmarshal(b, &status); err != nil || status.Kind != "Status" || status.APIVersion != "v1" || status.Status != "Failure" ||
+			status.Code != c.code || status.Reason != c.reason || status.Message != c.says || answer.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%v: %q, %v", c.err, b, err)
+		}
+	}
+	local := proxy(t, &LocalProxy{Kube: true}, func(context.Context) (net.Conn, error) { return nil, sallyport.Denied("not you", "") })()
+	local.Write(bytes.Repeat([]byte("x"), 2*kubeHead))
+	if b, err := io.ReadAll(local); err == nil || len(b) != 0 {
+		t.Errorf("a request without an end: told %q, %v", b, err)
 	}
 }
 
