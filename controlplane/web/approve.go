@@ -27,7 +27,7 @@ func (s *site) provingFields(v visitor) (template.HTML, error) {
 	if s.Desk.Fresh(v.Session) {
 		return "", nil
 	}
-	return passwords{s.Desk, s.Accounts.SecondFactor(), s.pages}.fields("prove")
+	return passwords{s.Desk, s.Accounts.SecondFactor(), s.pages}.fields("prove", "")
 }
 
 // program shows which program wants to act as the visitor, and asks.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/controlplane/login"
@@ -47,8 +48,9 @@ type Desk interface {
 type Method interface {
 	// Name is one segment of a path: the form goes to /login/<name>.
 	Name() string
-	// Fields are what the form asks for, with its button.
-	Fields() (template.HTML, error)
+	// Fields are what the form asks for, with its button. refused is the request of
+	// one that comes back, whose secrets are not in it again; nil for a new one.
+	Fields(refused *http.Request) (template.HTML, error)
 	// LogIn judges the form, and begins a session. was is the cookie that the
 	// browser came with. What is wrong with the form's content is a Problem.
 	LogIn(r *http.Request, was string) (cookie string, ws websession.Session, err error)
@@ -70,13 +72,25 @@ type passwords struct {
 // Name meets Method.
 func (passwords) Name() string { return "password" }
 
+// maxUserField is the length of the field for a user's name.
+const maxUserField = 64
+
 // Fields meets Method.
-func (p passwords) Fields() (template.HTML, error) { return p.fields("password") }
+func (p passwords) Fields(refused *http.Request) (template.HTML, error) {
+	user := ""
+	if refused != nil {
+		user = strings.TrimSpace(refused.PostForm.Get("username"))
+	}
+	if utf8.RuneCountInString(user) > maxUserField {
+		user = ""
+	}
+	return p.fields("password", user)
+}
 
 // fields renders one of the parts with the policy in view.
-func (p passwords) fields(part string) (template.HTML, error) {
+func (p passwords) fields(part, user string) (template.HTML, error) {
 	var b bytes.Buffer
-	err := p.pages.ExecuteTemplate(&b, part, view{CodeNeed: codeNeed(p.policy)})
+	err := p.pages.ExecuteTemplate(&b, part, view{CodeNeed: codeNeed(p.policy), User: user})
 	return template.HTML(b.String()), err
 }
 
@@ -162,7 +176,7 @@ func (s *site) visited(next func(w http.ResponseWriter, r *http.Request, v visit
 					to = q
 				}
 			}
-			s.loginPage(w, http.StatusOK, local(to), nil)
+			s.loginPage(w, http.StatusOK, local(to), nil, nil)
 			return
 		}
 		if err != nil {
@@ -178,7 +192,7 @@ func (s *site) home(w http.ResponseWriter, r *http.Request) {
 	cookie := cookieOf(r)
 	ws, err := s.Desk.Visit(r.Context(), cookie)
 	if errors.Is(err, sallyport.ErrUnauthorized) {
-		s.loginPage(w, http.StatusOK, "/", nil)
+		s.loginPage(w, http.StatusOK, "/", nil, nil)
 		return
 	}
 	if err != nil {
@@ -190,8 +204,8 @@ func (s *site) home(w http.ResponseWriter, r *http.Request) {
 
 // browser is one session on the page.
 type browser struct {
-	ID, Name, Addr, Created, Seen string
-	This                          bool
+	ID, Name, Agent, Addr, Created, Seen string
+	This                                 bool
 }
 
 // resource is one resource on the page.
@@ -215,7 +229,7 @@ func (s *site) homeOf(w http.ResponseWriter, r *http.Request, v visitor) {
 	page := s.view()
 	page.User, page.Expires = v.User, moment(v.Ends)
 	for _, ws := range sessions {
-		page.Browsers = append(page.Browsers, browser{ID: ws.ID, Name: ws.Browser, Addr: ws.Addr, Created: moment(ws.Created), Seen: moment(ws.Seen), This: ws.ID == v.ID})
+		page.Browsers = append(page.Browsers, browser{ID: ws.ID, Name: browserName(ws.Browser), Agent: ws.Browser, Addr: ws.Addr, Created: moment(ws.Created), Seen: moment(ws.Seen), This: ws.ID == v.ID})
 	}
 	for _, a := range resources {
 		page.Resources = append(page.Resources, s.resource(r, a))
@@ -276,14 +290,15 @@ func (s *site) appHost(r *http.Request, app string) string {
 
 func moment(t time.Time) string { return t.UTC().Format("2 January 2006, 15:04 MST") }
 
-func (s *site) loginPage(w http.ResponseWriter, status int, next string, fault *sallyport.Problem) {
+// loginPage shows the forms, or after a fault refused's again.
+func (s *site) loginPage(w http.ResponseWriter, status int, next string, refused *http.Request, fault *sallyport.Problem) {
 	v := s.view()
 	v.Next = next
 	if fault != nil {
 		v.Problem, v.Hint = fault.Fact, fault.Hint
 	}
 	for _, m := range s.methods {
-		fields, err := m.Fields()
+		fields, err := m.Fields(refused)
 		if err != nil {
 			s.refuse(w, err)
 			return
@@ -302,7 +317,7 @@ func (s *site) logIn(w http.ResponseWriter, r *http.Request) {
 		}
 		cookie, _, err := m.LogIn(r, cookieOf(r))
 		if status, fault := fault(err); fault != nil {
-			s.loginPage(w, status, next, fault)
+			s.loginPage(w, status, next, r, fault)
 			return
 		}
 		if err != nil {

@@ -158,6 +158,13 @@ func TestLogIn(t *testing.T) {
 	if code != 403 || !strings.Contains(page, "wrong") || h.Get("Set-Cookie") != "" || strings.Contains(page, "something wrong") || !strings.Contains(page, "challenge=") {
 		t.Errorf("wrong: %d %v\n%s", code, h, page)
 	}
+	for user, want := range map[string]string{
+		" alice ": `required value="alice">`, `"><b>`: `required value="&#34;&gt;&lt;b&gt;">`, "": `required autofocus>`, strings.Repeat("a", maxUserField+1): `required autofocus>`,
+	} {
+		if _, page, _ := do(s, ownForm("/login/password", "username", user, "password", "something wrong")); !strings.Contains(page, `maxlength="64" `+want) {
+			t.Errorf("the page of %q again has no %q\n%s", user, want, page)
+		}
+	}
 	s.desk.fail = &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: "too many"}
 	if code, page, _ := do(s, ownForm("/login/password", "username", "alice", "password", password)); code != 429 || !strings.Contains(page, "too many") {
 		t.Errorf("too many: %d\n%s", code, page)
