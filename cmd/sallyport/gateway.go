@@ -155,7 +155,7 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	r.hub = tunnel.NewHub(tunnel.HubConfig{
 		GatewayID: r.host.ID(), Cluster: r.host.Cluster(), Gateways: keeper.Gateways, Bounds: r.cfg.tunnelBounds(), Loops: r.loops, Log: r.log,
 		Verify: func(assignment []byte, agentID string) (tunnel.Assignment, error) {
-			if err := standing(keeper, agentID); err != nil {
+			if err := welcome(keeper, agentID); err != nil {
 				return tunnel.Assignment{}, err
 			}
 			a, err := client.VerifyAssignment(keeper, assignment, agentID)
@@ -218,7 +218,17 @@ func (r *gatewayRole) verifyAgent(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	return standing(r.host.Keeper(), id.Name)
+	return welcome(r.host.Keeper(), id.Name)
+}
+
+// welcome refuses agents that were removed, and those that are locked: nobody is to
+// be led to a machine that is in wrong hands, nor to one that refuses everybody
+// while another serves the name.
+func welcome(keeper *client.Keeper, agent string) error {
+	if slices.Contains(keeper.Locked(), agent) {
+		return fmt.Errorf("agent %s is locked", agent)
+	}
+	return standing(keeper, agent)
 }
 
 // standing refuses hosts whose certificates are good and stand for nothing any more.
@@ -232,24 +242,30 @@ func standing(keeper *client.Keeper, id string) error {
 // mostTunnels of one agent are ended at once; upgrades leave fewer.
 const mostTunnels = 64
 
-// evict ends the tunnels of agents that were removed, as soon as a snapshot says
-// so. Whoever slips in beside it is found at the next snapshot, within a minute.
+// evict ends the tunnels of agents that were removed or locked, as soon as a snapshot
+// says so. Whoever slips in beside it is found at the next snapshot, within a minute.
 func (r *gatewayRole) evict(ctx context.Context) error {
 	keeper := r.host.Keeper()
 	for {
 		changed := keeper.Changed() // taken before the question: no change is missed
-		for _, id := range keeper.Removed() {
-			for range mostTunnels { // and what upgrades have left of older ones
-				if !r.hub.Evict(id) {
-					break
-				}
-				r.log.Warn("tunnel ended: the agent was removed from the cluster", "agent", id)
-			}
-		}
+		r.turnOut(keeper.Removed(), "the agent was removed from the cluster")
+		r.turnOut(keeper.Locked(), "the agent is locked")
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		}
+	}
+}
+
+// turnOut ends the agents' tunnels, and what upgrades have left of older ones.
+func (r *gatewayRole) turnOut(agents []string, reason string) {
+	for _, id := range agents {
+		for range mostTunnels {
+			if !r.hub.Evict(id) {
+				break
+			}
+			r.log.Warn("tunnel ended: "+reason, "agent", id)
 		}
 	}
 }

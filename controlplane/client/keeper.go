@@ -325,6 +325,23 @@ func (k *Keeper) Removed() []string {
 	return nil
 }
 
+// Locked are the ids of hosts that a lock names, and nothing besides, as last told
+// by auth.
+func (k *Keeper) Locked() (ids []string) {
+	v := k.newest()
+	if v == nil {
+		return nil
+	}
+	now := k.now().Unix()
+	for _, l := range v.trust.Locks {
+		host := l.Target.ServerID
+		if host != "" && l.Target == (sallyport.LockTarget{ServerID: host}) && (l.Expires == 0 || l.Expires > now) {
+			ids = append(ids, host)
+		}
+	}
+	return ids
+}
+
 // Revision is that of the newest snapshot, 0 without one.
 func (k *Keeper) Revision() uint64 {
 	if v := k.newest(); v != nil {

@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -296,6 +297,32 @@ func TestKeeperDisk(t *testing.T) {
 	k.now = func() time.Time { return noon.Add(DefaultOfflineMaxAge + time.Second) }
 	if _, err := k.Trust(); err == nil {
 		t.Error("a snapshot from the future never gets old")
+	}
+}
+
+// TestKeeperLocked: a host is locked by a lock that names it and nothing besides,
+// until that ends. One with a user too is that user's, there.
+func TestKeeperLocked(t *testing.T) {
+	s := newSigner(t)
+	k := keeper(t, t.TempDir(), s)
+	if got := k.Locked(); got != nil {
+		t.Errorf("without a snapshot: %v", got)
+	}
+	err := k.Take(s.snapshot(t, 3, noon, func(m *sallyportv1.Snapshot) {
+		m.Locks = []*sallyportv1.Lock{
+			{Name: "for good", ServerId: "a"},
+			{Name: "for an hour", ServerId: "b", Expires: noon.Add(time.Hour).Unix()},
+			{Name: "over", ServerId: "c", Expires: noon.Unix()},
+			{Name: "of a user there", ServerId: "d", User: "ann"},
+			{Name: "of a user", User: "bob"},
+		}
+	}))
+	if got := k.Locked(); err != nil || !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("locked: %v, %v", got, err)
+	}
+	k.now = func() time.Time { return noon.Add(time.Hour) }
+	if got := k.Locked(); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("an hour later: %v", got)
 	}
 }
 

@@ -73,6 +73,31 @@ func TestHostRemoved(t *testing.T) {
 	}
 }
 
+// TestAgentLocked: an agent that is locked gets no client any more, whatever it makes
+// of the lock itself, and serves again without it. Gateways went on leading clients
+// to it, also those whom another agent of its group could have served.
+func TestAgentLocked(t *testing.T) {
+	p := newPerson(t)
+	c := startCluster(t, p, func(*cluster) string { return "  ssh: {enabled: true}\n" }, func(c *cluster) string { return c.gateway })
+	c.user(p, "ann")
+	c.online(p, "node")
+	node, id := nodeName(t, p), c.host(p, "agent")
+
+	session := startSession(t, p, node)
+	c.admin(p, "create", c.write("lock.yaml", "kind: lock\nversion: v2\nmetadata: {name: stop}\nspec: {target: {server_id: "+id+"}}\n"))
+	session.end(t)
+	await(t, "the gateway has ended its tunnel", upWait, func() bool { return len(c.tunnels(p).Tunnels) == 0 })
+	turned := c.tunnels(p).Outcomes["handshake_failed"]
+	await(t, "the gateway has turned it away", upWait, func() bool { return c.tunnels(p).Outcomes["handshake_failed"] > turned })
+	if s := c.tunnels(p); len(s.Tunnels) != 0 {
+		t.Errorf("it has a tunnel again: %v", s.Tunnels)
+	}
+	p.refused(1, []string{"ERROR"}, "sally", "ssh", login(t)+"@"+node, "true")
+
+	c.admin(p, "rm", "lock/stop")
+	await(t, "it serves again", upWait, func() bool { return p.try("", "sally", "ssh", login(t)+"@"+node, "true").code == 0 })
+}
+
 // tunnelsStatus is what the gateway says of agents' tunnels.
 type tunnelsStatus struct {
 	Tunnels []struct {
