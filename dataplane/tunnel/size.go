@@ -18,6 +18,10 @@ type demand struct {
 	unsent  int // of those, what the tunnel's writer has still to say
 	low     int // the least that pending without unsent has been in the present round
 	ticks   int // of the present round
+
+	began  bool   // counts among the pools that share the budget
+	hunger uint64 // budget.hunger at the last tick
+	tight  bool   // others have less than their share: this pool gets no more than its own
 }
 
 const (
@@ -43,6 +47,10 @@ const (
 func (p *pool) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.began && !p.closed {
+		p.began, p.hunger = true, p.all.hunger.Load()
+		p.all.pools.Add(1)
+	}
 	p.refill()
 }
 
@@ -61,13 +69,22 @@ func (p *pool) grow() {
 // take of it.
 func (p *pool) refill() {
 	n := p.target - p.parked - int(p.share.spare.Load()) + p.short - p.pending
-	n = min(n, p.ceiling-p.parked-p.pending)
+	have := p.parked + p.pending
+	n = min(n, p.ceiling-have)
 	if n <= 0 || p.closed || p.orphan {
 		return
 	}
-	n = p.all.take(n, p.parked+p.pending < p.floor)
-	p.pending += n
-	p.unsent += n
+	bite, share := n, p.all.share()
+	if p.tight {
+		n = min(n, max(share-have, 0))
+		bite = min(n, max(share/decayPart, 1)) // some for each, before one has its share
+	}
+	got := p.all.take(bite, have < p.floor)
+	if got < n && have+got < share {
+		p.all.hunger.Add(1)
+	}
+	p.pending += got
+	p.unsent += got
 }
 
 // asks says that the agent should be asked for connections now: somebody waits,
@@ -106,6 +123,10 @@ func (p *pool) arrived() bool {
 
 // forget gives back what was asked for: the pool is closed.
 func (p *pool) forget() {
+	if p.began {
+		p.began = false
+		p.all.pools.Add(-1)
+	}
 	p.all.add(-p.pending)
 	p.pending, p.unsent, p.low = 0, 0, 0
 }
@@ -117,6 +138,11 @@ func (p *pool) tick(now time.Time) (retired []*entry, lost int) {
 	defer p.mu.Unlock()
 	want := min(max(p.taken, p.floor), p.ceiling)
 	p.taken = 0
+	hunger := p.all.hunger.Load()
+	p.tight, p.hunger = hunger != p.hunger, hunger
+	if p.tight {
+		want = min(want, p.all.share())
+	}
 	if want >= p.target {
 		p.target = want
 	} else {
@@ -161,10 +187,21 @@ func (p *pool) retire(now time.Time) (out []*entry) {
 }
 
 // budget bounds the connections of all pools together, those asked for included.
+// While there is not enough, pools with more than their share give up of it, until
+// none has less that wants more: an agent that comes late, or is seldom used, is not
+// left without any, however many the floor promises to those that were first.
 type budget struct {
 	most    int64
 	used    atomic.Int64
+	pools   atomic.Int64   // that ask
+	hunger  atomic.Uint64  // how often a pool with less than its share got less than it asked for
 	refused *atomic.Uint64 // how often there was less than was asked for
+}
+
+// share is what each pool may have when there is not enough for all: a part of
+// what is not kept for those below their floor.
+func (b *budget) share() int {
+	return int(max(int64(open(int(b.most), false))/max(b.pools.Load(), 1), 1))
 }
 
 // take grants as much of n as there is room for. A quarter is kept for pools

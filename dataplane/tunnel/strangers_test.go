@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -383,6 +384,95 @@ func TestPoolsTogether(t *testing.T) {
 	}
 	if err := newPool(b, &budget{most: 0, refused: new(atomic.Uint64)}).accept(1); err != ErrPoolFull {
 		t.Errorf("what nobody asked for: %v", err)
+	}
+}
+
+// TestPoolsShare: when all pools together are full, those with more than their share
+// give up of it to those with less, and no more than that. An agent that came when
+// the others' floors, or their clients, had taken everything was left without a
+// connection for good.
+func TestPoolsShare(t *testing.T) {
+	const most, early, late = 400, 4, 3 // a share is 42
+	for name, c := range map[string]struct {
+		floor, clients int // clients a second, of the first agents
+	}{
+		"floors":  {floor: 100},
+		"clients": {floor: 4, clients: 150},
+	} {
+		all := &budget{most: most, refused: new(atomic.Uint64)}
+		now := time.Unix(1e9, 0)
+		loop := newScriptLoop(&now)
+		var pools []*pool
+		come := func() {
+			for _, p := range pools {
+				for range p.need() {
+					check0(t, p.accept(p.generation+1))
+					p.park(&entry{}, loop)
+				}
+			}
+		}
+		second := func() (retired int) {
+			for i, p := range pools {
+				for n := 0; n < c.clients && i < early; n++ {
+					if e, _ := p.claim(loop, true, true); e != nil {
+						p.release(&Lease{holds: true})
+						p.dismiss(e)
+					}
+				}
+				come()
+				out, _ := p.tick(now)
+				retired += len(out)
+			}
+			come()
+			return retired
+		}
+		for range early {
+			p := newPool(Bounds{PoolFloor: c.floor, PoolCeiling: 256}.withDefaults(), all)
+			pools = append(pools, p)
+			p.begin()
+			come()
+		}
+		for range 60 {
+			second()
+		}
+		if c.clients == 0 && all.used.Load() != most {
+			t.Fatalf("%s: %d parked of %d", name, all.used.Load(), most)
+		}
+		for range late {
+			p := newPool(Bounds{PoolFloor: c.floor, PoolCeiling: 256}.withDefaults(), all)
+			pools = append(pools, p)
+			p.begin()
+			come()
+		}
+		seconds := 0
+		for slices.ContainsFunc(pools, func(p *pool) bool { return p.parked == 0 }) && seconds < 600 {
+			second()
+			seconds++
+		}
+		if seconds > 3 {
+			t.Errorf("%s: somebody had no connection for %d s", name, seconds)
+		}
+		for range 120 {
+			second()
+		}
+		want := min(c.floor, all.share())
+		for i, p := range pools {
+			if p.parked < want {
+				t.Errorf("%s: agent %d has %d, want %d at least", name, i, p.parked, want)
+			}
+		}
+		if n := second(); c.clients == 0 && n > 0 {
+			t.Errorf("%s: %d retired when all have their share", name, n)
+		}
+		if n := all.used.Load(); n > most {
+			t.Errorf("%s: %d of %d", name, n, most)
+		}
+		for _, p := range pools {
+			p.close()
+		}
+		if all.used.Load() != 0 || all.pools.Load() != 0 {
+			t.Errorf("%s: %d connections, %d pools are left", name, all.used.Load(), all.pools.Load())
+		}
 	}
 }
 
