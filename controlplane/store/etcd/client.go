@@ -35,6 +35,7 @@ type Store struct {
 	stop   func() error
 	done   <-chan struct{}
 	space  space
+	disk   disk
 }
 
 var _ store.Store = (*Store)(nil)
@@ -118,6 +119,11 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (int64, error) {
 		return 0, unavailable(err)
 	}
 	bytes, ordinary := costOf(ops)
+	leave, err := s.disk.enter(bytes, ordinary)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
 	if ordinary {
 		leave, err := s.enter(bytes)
 		if err != nil {
@@ -198,6 +204,11 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.LeaseID, er
 	if ttl < store.MinTTL || ttl > store.MaxTTL {
 		return 0, invalid(fmt.Sprintf("lease of %v: want %v to %v", ttl, store.MinTTL, store.MaxTTL))
 	}
+	left, err := s.disk.enter(leaseCost, true)
+	if err != nil {
+		return 0, err
+	}
+	defer left()
 	leave, err := s.enter(leaseCost)
 	if err != nil {
 		return 0, err
@@ -304,6 +315,9 @@ func leaseError(err error) error {
 
 // unavailable keeps etcd's own words for the log: they may name addresses.
 func unavailable(err error) error {
+	if errors.Is(err, errDiskFull) {
+		return diskFull(err)
+	}
 	fact, hint := "the store does not answer", ""
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		fact, hint = "the store is full", "remove what is not needed, or raise auth.etcd.quota_mib; of an etcd cluster of your own, compact, defragment and disarm the alarm"

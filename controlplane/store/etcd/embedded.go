@@ -97,6 +97,10 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Sto
 		s.space.log = slog.New(slog.DiscardHandler)
 	}
 	s.space.backend = server.Server.Backend()
+	s.disk.file, s.disk.log = filepath.Join(server.Config().Dir, "member", "snap", "db"), s.space.log
+	s.disk.size, s.disk.commit = s.space.backend.Size, s.space.commit
+	s.disk.allocate, s.disk.free = allocateBlocks, freeBytes
+	s.disk.renewed()
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)

@@ -262,7 +262,9 @@ func (s *Store) makeRoom(ctx context.Context, most int64) (size int64, err error
 	}
 	all := s.space.most()
 	if st.DbSizeInUse < most || st.DbSize >= all && st.DbSizeInUse < all { // else it would stop the store for nothing
-		if err := s.space.defragment(); err != nil {
+		err := s.space.defragment()
+		s.disk.renewed()
+		if err != nil {
 			return 0, err
 		}
 		if st, err = s.client.Status(ctx, ""); err != nil {

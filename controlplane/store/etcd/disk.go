@@ -1,0 +1,128 @@
+package etcd
+
+import (
+	"errors"
+	"log/slog"
+	"math"
+	"sync"
+
+	"github.com/sallyport/sallyport"
+)
+
+const (
+	// diskAhead is what the database has on the disk beyond its pages. What etcd
+	// writes by itself (history that it drops, leases that end) comes out of it too.
+	diskAhead = 16 << 20
+
+	// diskFloor is what others must have left of the file system for ordinary
+	// changes: the log's next file and snapshots are made of that.
+	diskFloor = 8 << 20
+)
+
+// errDiskFull is refused before etcd hears of it.
+var errDiskFull = errors.New("no space left for the store's database")
+
+// disk keeps room for the database on its file system. bbolt makes its file longer
+// without blocks behind it, and etcd ends the whole process, in the middle of
+// everybody's connections, when one cannot be written. So the blocks are taken
+// beforehand, and a change that could need others is refused.
+type disk struct {
+	file   string       // of the database; "" for a cluster's, which others look after
+	size   func() int64 // of the last commit
+	commit func()       // what etcd would write within a moment
+	log    *slog.Logger
+
+	allocate func(file string, end int64) error // blocks for all bytes before end
+	free     func(file string) (int64, error)   // bytes of its file system
+
+	mu       sync.Mutex
+	end      int64 // the database has blocks before it; math.MaxInt64: that cannot be known here
+	underway int64 // bytes of changes that have begun and not ended
+	unseen   int64 // those, and of changes that have ended what the size may not show
+	told     bool  // that it is full
+}
+
+// enter admits a change of so many bytes. leave is called when it has ended.
+func (d *disk) enter(bytes int64, ordinary bool) (leave func(), err error) {
+	if d.file == "" {
+		return func() {}, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.fits(bytes, ordinary) {
+		if !d.told {
+			d.told = true
+			d.log.Error("the store's disk is full: changes are refused", "file", d.file)
+		}
+		return nil, unavailable(errDiskFull)
+	}
+	if ordinary && d.told {
+		d.told = false
+		d.log.Info("the store's disk has room again", "file", d.file)
+	}
+	d.underway += bytes
+	d.unseen += bytes
+	return func() { d.leave(bytes) }, nil
+}
+
+func (d *disk) leave(bytes int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.underway -= bytes
+}
+
+// fits is called with the lock held. The size is of the last commit, of a moment
+// ago: what has begun since is counted here, and only when it matters a commit is
+// waited for.
+func (d *disk) fits(bytes int64, ordinary bool) bool {
+	if ordinary {
+		if free, err := d.free(d.file); err == nil && free < diskFloor {
+			return false
+		}
+	}
+	need := func() int64 { return d.size() + d.unseen + bytes + pagesAnew }
+	if need()+diskAhead/2 <= d.end {
+		return true
+	}
+	d.commit()
+	d.unseen = d.underway
+	if need()+diskAhead/2 > d.end {
+		d.extend()
+	}
+	return need() <= d.end
+}
+
+// extend takes what there is, up to diskAhead.
+func (d *disk) extend() {
+	for ahead := int64(diskAhead); ahead >= diskAhead/16; ahead /= 2 {
+		end := d.size() + d.unseen + pagesAnew + ahead
+		if end <= d.end {
+			return
+		}
+		err := d.allocate(d.file, end)
+		switch {
+		case err == nil:
+			d.end = end
+			return
+		case errors.Is(err, errors.ErrUnsupported):
+			d.end = math.MaxInt64
+			return
+		}
+	}
+}
+
+// renewed is called when the database is in a new file, which has no more blocks
+// than pages.
+func (d *disk) renewed() {
+	if d.file == "" {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.end = 0
+	d.extend()
+}
+
+func diskFull(err error) *sallyport.Problem {
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store's disk is full", Hint: "make room on the disk of auth's data directory", Cause: err}
+}
