@@ -148,8 +148,9 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 		},
 		Tunnel: tunnel.AgentConfig{
 			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel, Gate: &r.gate,
-			Refused: func(gateway string) error { return standing(keeper, gateway) },
-			Proxy:   proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
+			Refused:  func(gateway string) error { return standing(keeper, gateway) },
+			Outdated: host.AnnounceAgain,
+			Proxy:    proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
 		},
 		Services: []agent.Service{
 			{Kind: sallyport.KindNode, Serve: nodes.Serve},

@@ -80,6 +80,7 @@ type Host struct {
 	served   served
 	changed  chan struct{}        // closed at each change of served
 	serves   []sallyport.Resource // what to announce
+	again    time.Time            // of the last AnnounceAgain that did something
 
 	announced chan struct{} // what to announce has changed
 

@@ -627,6 +627,33 @@ func TestSetResources(t *testing.T) {
 	served(two.Name)
 }
 
+// TestAnnounceAgain: auth is asked for an assignment that is not older than any that
+// it has given, and not again at once.
+func TestAnnounceAgain(t *testing.T) {
+	w := the()
+	h := w.host(t, w.config(t, sallyport.KindAgent, sallyport.Resource{Kind: sallyport.KindTCP, Name: "again-" + uuid.NewString()[:8]}))
+	if _, err := h.announceOnce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first := h.served.parsed.GetRevision()
+	for i, want := range []bool{true, false} {
+		h.AnnounceAgain()
+		select {
+		case <-h.announced:
+			if !want {
+				t.Errorf("%d: auth is asked once more", i)
+			}
+		default:
+			if want {
+				t.Errorf("%d: auth is not asked", i)
+			}
+		}
+	}
+	if _, err := h.announceOnce(t.Context()); err != nil || h.served.parsed.GetRevision() < first {
+		t.Errorf("revision %d after %d, %v", h.served.parsed.GetRevision(), first, err)
+	}
+}
+
 // TestResourceWire: nothing of a resource is lost on the way.
 func TestResourceWire(t *testing.T) {
 	r := sallyport.Resource{Kind: "db", Name: "a", ID: "b", Description: "c", Protocol: "d", Address: "e", Hostname: "f", Labels: map[string]string{"g": "h"}, AgentID: "i", Group: "j", Version: "k"}

@@ -26,6 +26,9 @@ const (
 	// from their end.
 	announceEvery = 12 * time.Hour
 
+	// againEvery is how often auth is asked for what a gateway does not take.
+	againEvery = time.Minute
+
 	// refusedEvery is how soon a name that was refused is asked for again: its
 	// owner may have gone.
 	refusedEvery = 5 * time.Minute
@@ -86,6 +89,28 @@ func (h *Host) SetResources(resources []sallyport.Resource) {
 	h.mu.Lock()
 	h.serves = resources
 	h.mu.Unlock()
+	h.wakeAnnounce()
+}
+
+// AnnounceAgain has auth asked for a new assignment soon, once in a while: a gateway
+// does not take the one that is here. When a copy of the directory has got a newer
+// one, each of the two takes the other's tunnel away, and not more often than that.
+func (h *Host) AnnounceAgain() {
+	h.mu.Lock()
+	now := time.Now()
+	soon := now.Sub(h.again) < againEvery
+	if !soon {
+		h.again = now
+	}
+	h.mu.Unlock()
+	if soon {
+		return
+	}
+	h.cfg.Log.Warn("a gateway does not take this host's assignment, auth is asked for another one; is a copy of this data directory in use?", "dir", h.cfg.Dir)
+	h.wakeAnnounce()
+}
+
+func (h *Host) wakeAnnounce() {
 	select {
 	case h.announced <- struct{}{}:
 	default: // it will be told all of it

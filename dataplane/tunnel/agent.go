@@ -37,6 +37,10 @@ type AgentConfig struct {
 	// changes. Nothing is dialed before the first. It may be closed.
 	Assignments <-chan []byte
 
+	// Outdated is told that a gateway takes no tunnel with the newest assignment:
+	// it knows a newer one, or this one is no good. It does not block; nil for nobody.
+	Outdated func()
+
 	// Serve serves one stream. The connection is closed when it returns. ctx
 	// is done when the agent stops.
 	Serve func(ctx context.Context, s *Stream)
@@ -164,6 +168,9 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	}
 	if cfg.Cancel == nil {
 		cfg.Cancel = func(context.Context, uint32, []byte) {}
+	}
+	if cfg.Outdated == nil {
+		cfg.Outdated = func() {}
 	}
 	if cfg.Gate == nil {
 		cfg.Gate = new(Gate)

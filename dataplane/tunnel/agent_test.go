@@ -70,6 +70,34 @@ func TestServedOnce(t *testing.T) {
 	})
 }
 
+// TestOutdated: an agent whose assignment a gateway takes for outdated hears of it, and
+// has its tunnel with the next one. It was without one until it asked auth for its own
+// reasons, half a day later.
+func TestOutdated(t *testing.T) {
+	loops, err := relay.New(1)
+	check0(t, err)
+	t.Cleanup(func() { loops[0].Close() })
+	ca := newAuthority(t)
+	g := startGateway(t, ca, loops, nil)
+	copied := byHand(t, g, agentID, assigned(2, "tcp/echo"))
+	g.come(t)
+	copied.close()
+	assignments, outdated := make(chan []byte, 1), make(chan struct{}, 1)
+	assignments <- assigned(1, "tcp/echo")
+	startAgent(t, ca, []string{g.control.Addr().String()}, func(c *AgentConfig) {
+		c.Assignments = assignments
+		c.Outdated = func() {
+			select {
+			case outdated <- struct{}{}:
+			default:
+			}
+		}
+	})
+	receive(t, outdated)
+	assignments <- assigned(3, "tcp/echo")
+	eventually(t, "the tunnel", func() bool { return g.hub.Live("tcp", "echo") })
+}
+
 // TestStreamReports: the gateway's half-open slot is freed by the first word.
 func TestStreamReports(t *testing.T) {
 	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -163,6 +164,9 @@ func (l *link) greet(ctx context.Context, conn *tls.Conn) (sent []byte, err erro
 		return nil, fmt.Errorf("welcome: %w", err)
 	}
 	if m.GetGoodbye() != nil {
+		if newest, _ := l.agent.currentAssignment(); m.GetGoodbye().GetReason() == byeReason(errAssignment) && bytes.Equal(newest, sent) {
+			l.agent.Outdated()
+		}
 		return nil, fmt.Errorf("%w: %s", ErrGoodbye, word(m.GetGoodbye().GetReason()))
 	}
 	if err := l.accept(m.GetWelcome(), conn); err != nil {
