@@ -110,6 +110,9 @@ func (a *auth) freeze(ctx context.Context) error {
 	if a.serving == nil {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth does not serve at the moment", Hint: "its log says why"}
 	}
+	if err := a.shownStore.Load().Room(); err != nil {
+		return err // opened again, here or there, it might never be
+	}
 	a.frozen = true
 	began := time.Now()
 	a.drainLocked(ctx)

@@ -78,7 +78,11 @@ func authOnly(t *testing.T) *config {
 
 func startAuthProcess(t *testing.T) *authProcess {
 	t.Helper()
-	cfg := authOnly(t)
+	return startAuthProcessOf(t, authOnly(t))
+}
+
+func startAuthProcessOf(t *testing.T, cfg *config) *authProcess {
+	t.Helper()
 	a, err := openAuth(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

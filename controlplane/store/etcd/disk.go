@@ -17,6 +17,9 @@ const (
 	// diskFloor is what others must have left of the file system for ordinary
 	// changes: the log's next file and snapshots are made of that.
 	diskFloor = 8 << 20
+
+	// diskAgain is what opening takes, besides what closing has given back.
+	diskAgain = 2 * diskFloor
 )
 
 // errDiskFull is refused before etcd hears of it.
@@ -109,6 +112,19 @@ func (d *disk) extend() {
 			return
 		}
 	}
+}
+
+// Room says whether there is enough on the disk to close the store and to open it
+// again, also in another process: what etcd gives back meanwhile others may take.
+func (s *Store) Room() error {
+	d := &s.disk
+	if d.file == "" {
+		return nil
+	}
+	if free, err := d.free(d.file); err == nil && free < diskAgain {
+		return unavailable(errDiskFull)
+	}
+	return nil
 }
 
 // renewed is called when the database is in a new file, which has no more blocks
