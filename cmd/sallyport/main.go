@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -61,6 +62,9 @@ func main() {
 	if lives(os.Args) {
 		_ = timerslack.Widen() // without it all is as it was, and somewhat slower
 	}
+	if serves(os.Args) {
+		outliveReader()
+	}
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spareProcessors)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &program{ctx: ctx, stdout: os.Stdout, stderr: os.Stderr}
@@ -74,6 +78,16 @@ func main() {
 
 // lives says that a command serves until somebody ends it.
 func lives(args []string) bool { return len(args) > 1 && (args[1] == "start" || args[1] == "demo") }
+
+// serves says that others depend on the process of a command.
+func serves(args []string) bool {
+	return lives(args) || len(args) > 1 && slices.Contains([]string{"supervise", "canary", "demo-child"}, args[1])
+}
+
+// outliveReader lets a process go on without whoever reads its log: a line that
+// nobody takes would end it, by SIGPIPE. The signal is caught and not ignored, since
+// what is ignored stays so in the programs that are started.
+func outliveReader() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 func (p *program) run(args []string) error {
 	ctx, err := parse(args, p.stdout, p.stderr)
