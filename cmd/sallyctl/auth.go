@@ -86,6 +86,10 @@ type authSignCmd struct {
 
 // Run makes a key here, has its public half signed, and writes three files.
 func (c *authSignCmd) Run(p *program) error {
+	ttl, err := lifeSeconds(c.TTL)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
@@ -94,7 +98,7 @@ func (c *authSignCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	m, err := call(p, api.SignDatabaseServer, &sallyportv1.SignDatabaseServerRequest{TlsPublicKey: pub, Hosts: c.Host, TtlSeconds: int64(c.TTL.Seconds())})
+	m, err := call(p, api.SignDatabaseServer, &sallyportv1.SignDatabaseServerRequest{TlsPublicKey: pub, Hosts: c.Host, TtlSeconds: ttl})
 	if err != nil {
 		return err
 	}

@@ -100,6 +100,10 @@ type usersAddCmd struct {
 
 // Run creates the user without a password: the link sets it.
 func (c *usersAddCmd) Run(p *program) error {
+	ttl, err := lifeSeconds(c.TTL)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
@@ -112,7 +116,7 @@ func (c *usersAddCmd) Run(p *program) error {
 		}
 	}
 	m, err := call(p, api.CreateUser, &sallyportv1.CreateUserRequest{
-		User: &sallyportv1.User{Name: c.Name, Roles: c.Roles, Traits: traits}, LinkTtlSeconds: int64(c.TTL.Seconds())})
+		User: &sallyportv1.User{Name: c.Name, Roles: c.Roles, Traits: traits}, LinkTtlSeconds: ttl})
 	if err != nil {
 		return err
 	}
@@ -195,11 +199,15 @@ type usersResetCmd struct {
 
 // Run resets a user.
 func (c *usersResetCmd) Run(p *program) error {
+	ttl, err := lifeSeconds(c.TTL)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
 	}
-	m, err := call(p, api.ResetUser, &sallyportv1.ResetUserRequest{Name: c.Name, LinkTtlSeconds: int64(c.TTL.Seconds())})
+	m, err := call(p, api.ResetUser, &sallyportv1.ResetUserRequest{Name: c.Name, LinkTtlSeconds: ttl})
 	if err != nil {
 		return err
 	}
@@ -210,6 +218,15 @@ type tokensCmd struct {
 	Add tokensAddCmd `cmd:"" help:"Make a join token and print how to use it."`
 	Ls  tokensLsCmd  `cmd:"" help:"List join tokens; the secret itself is shown only once."`
 	Rm  tokensRmCmd  `cmd:"" help:"Delete a join token."`
+}
+
+// lifeSeconds is what --ttl asks for. In the API 0 is auth's own default, which
+// nobody means who writes it.
+func lifeSeconds(ttl time.Duration) (int64, error) {
+	if ttl < time.Second {
+		return 0, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("--ttl=%v: want at least 1s", ttl), Hint: "for example --ttl=30m"}
+	}
+	return int64(ttl.Seconds()), nil
 }
 
 type tokensAddCmd struct {
@@ -234,6 +251,10 @@ type tokenJSON struct {
 
 // Run makes a token. Teleport's names of types that are agents here are taken.
 func (c *tokensAddCmd) Run(p *program) error {
+	ttl, err := lifeSeconds(c.TTL)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
@@ -251,7 +272,7 @@ func (c *tokensAddCmd) Run(p *program) error {
 		}
 	}
 	m, err := call(p, api.CreateToken, &sallyportv1.CreateTokenRequest{
-		Roles: roles, TtlSeconds: int64(c.TTL.Seconds()), Value: c.Value, SingleUse: c.Once,
+		Roles: roles, TtlSeconds: ttl, Value: c.Value, SingleUse: c.Once,
 		Allow: &sallyportv1.TokenAllow{Kinds: c.Kinds, Names: c.Names, Labels: c.Labels},
 	})
 	if err != nil {

@@ -407,3 +407,18 @@ func TestAuditSearch(t *testing.T) {
 		}
 	}
 }
+
+// TestLifeSeconds: --ttl=0s and --ttl=500ms made tokens and links of the longest
+// usual life, not of the shortest.
+func TestLifeSeconds(t *testing.T) {
+	for ttl, want := range map[time.Duration]int64{time.Second: 1, 90 * time.Second: 90, 48 * time.Hour: 172800} {
+		if got, err := lifeSeconds(ttl); got != want || err != nil {
+			t.Errorf("%v: %d, %v", ttl, got, err)
+		}
+	}
+	for _, ttl := range []time.Duration{0, 999 * time.Millisecond, -time.Second} {
+		if got, err := lifeSeconds(ttl); !errors.Is(err, sallyport.ErrInvalid) {
+			t.Errorf("%v: %d, %v", ttl, got, err)
+		}
+	}
+}
