@@ -328,9 +328,9 @@ func (c *versionCmd) Run(p *program) error {
 	if c.Format != "text" {
 		return output.Write(p.stdout, c.Format, v)
 	}
-	fmt.Fprintf(p.stdout, "Sallyport %s git:%s %s\n", v.Version, v.Gitref, v.Runtime)
-	if v.ProxyVersion != "" {
-		fmt.Fprintf(p.stdout, "Proxy version: %s\nProxy: %s\n", v.ProxyVersion, v.ProxyPublicAddress)
+	_, err := fmt.Fprintf(p.stdout, "Sallyport %s git:%s %s\n", v.Version, v.Gitref, v.Runtime)
+	if v.ProxyVersion != "" && err == nil {
+		_, err = fmt.Fprintf(p.stdout, "Proxy version: %s\nProxy: %s\n", v.ProxyVersion, v.ProxyPublicAddress)
 	}
-	return nil
+	return err
 }
