@@ -392,6 +392,39 @@ func TestLogGoesOnAfterDamage(t *testing.T) {
 	}
 }
 
+// TestLongTail: lines that no head signs are moved out of the log, however many, and
+// nothing of them is left behind the shorter ones that follow.
+func TestLongTail(t *testing.T) {
+	dir := t.TempDir()
+	l := openLog(t, dir, 0)
+	appendTo(t, l, "h/1", records(1, 3), 3)
+	l.Close()
+	name := filepath.Join(dir, segmentName(1))
+	b := must(os.ReadFile(name))
+	sc := must(scanSegment(b, logMagic, nil))
+	end := sc.chain
+	for _, r := range records(4, 300) {
+		b = end.append(b, frameEvent, r.JSON)
+	}
+	if err := os.WriteFile(name, b[:len(b)-3], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = openLog(t, dir, 0)
+	appendTo(t, l, "h/1", records(4, 1), 4)
+	l.Close()
+	if rep := mustVerify(t, dir); rep.Unfinished != 0 {
+		t.Errorf("%d bytes stand behind the last head", rep.Unfinished)
+	}
+	l = openLog(t, dir, 0)
+	if found, err := l.Search(t.Context(), Query{Names: []string{AuditRecovered}}); err != nil || len(found) != 1 {
+		t.Errorf("recovered once: %s, %v", found, err)
+	}
+	wantEvents(t, l, 4)
+	if aside, err := filepath.Glob(filepath.Join(dir, cutPrefix+"*")); err != nil || len(aside) != 1 {
+		t.Errorf("moved out of the log: %v, %v", aside, err)
+	}
+}
+
 // TestVerifyUntoldGap: numbers of a spool may only jump where the log says so.
 func TestVerifyUntoldGap(t *testing.T) {
 	for name, c := range map[string]struct {
