@@ -471,6 +471,13 @@ func TestSpoolTornTail(t *testing.T) {
 				t.Errorf("cut at %d: %v", size, err)
 			}
 			s.Close()
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if sc, err := scanSegment(b, spoolMagic, nil); err != nil || sc.fault != nil {
+				t.Errorf("cut at %d: of %d bytes %d are whole: %v, %v", size, len(b), sc.good, err, sc.fault)
+			}
 		}
 	}
 }
@@ -512,6 +519,41 @@ func TestSpoolDamage(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "audit spool was damaged") {
 		t.Errorf("log: %s", log.String())
+	}
+}
+
+// TestSpoolBehindAcknowledged: a spool that has lost lines which auth has got begins
+// anew. Under its old id auth would take the next ones for those.
+func TestSpoolBehindAcknowledged(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, SpoolConfig{Dir: dir})
+	for range 3 {
+		if err := s.Emit(t.Context(), event("x", nil), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := s.ID()
+	if err := s.Acknowledge(3); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	name := filepath.Join(dir, segmentName(1))
+	st, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, headerSize+(st.Size()-headerSize)/3); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, SpoolConfig{Dir: dir})
+	if s.ID() == old {
+		t.Fatal("it goes on under the old id")
+	}
+	if err := s.Emit(t.Context(), event("y", nil), true); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, drain(t, s, 0)); got != "audit.recovered y" {
+		t.Errorf("events %q", got)
 	}
 }
 
