@@ -187,8 +187,9 @@ func TestProxiedIsRecorded(t *testing.T) {
 	do(t, c, "POST", run+"?cmd=cat+/etc/shadow", nil, nil)
 	do(t, c, "POST", search+"?token=secret", nil, nil)
 	do(t, c, "POST", "/api/v1/nodes/n/proxy/run?cmd="+strings.Repeat("x", 3*maxSaid), nil, nil)
+	do(t, c, "GET", "/api/v1/nodes/n?token=secret", nil, nil)
 	events := r.named("kube.request")
-	if len(events) != 3 {
+	if len(events) != 4 {
 		t.Fatalf("%+v", events)
 	}
 	for i, want := range []map[string]any{{"request_path": run, "request_query": "cmd=cat+/etc/shadow"}, {"request_path": search, "request_query": nil}} {
@@ -197,6 +198,9 @@ func TestProxiedIsRecorded(t *testing.T) {
 				t.Errorf("%s is %v, want %v", k, got, v)
 			}
 		}
+	}
+	if q := events[3].Fields["request_query"]; q != nil {
+		t.Errorf("of a node: %v", q)
 	}
 	f := events[2].Fields
 	if q, _ := f["request_query"].(string); len(q) != maxSaid+len("…") || f["request_query_size"] != int64(len("cmd=")+3*maxSaid) || f["request_query_sha256"] == nil {
@@ -682,7 +686,13 @@ func TestA75_Shown(t *testing.T) {
 	taken := func() int {
 		r.server.shown.mu.Lock()
 		defer r.server.shown.mu.Unlock()
+		if all, hers := r.server.shown.all, r.server.shown.users["kate"]; all != hers {
+			t.Errorf("%d bytes are taken, %d by the only user", all, hers)
+		}
 		return r.server.shown.all
+	}
+	if shownToUser > 256<<20 || shownToAll > 1<<30 {
+		t.Errorf("%d bytes of a user, %d of all", shownToUser, shownToAll)
 	}
 	list := func(query string) (int, error) {
 		req, err := http.NewRequest("GET", "http://kube/api/v1/namespaces/a/secrets"+query, nil)
