@@ -28,6 +28,9 @@ func TestRooms(t *testing.T) {
 // TestRoomsHaveABound: what one user's sessions hold is bounded, what all hold too, and
 // what was given back can be had again.
 func TestRoomsHaveABound(t *testing.T) {
+	if lentToUser > 384<<20 || lentToAll > 1<<30 {
+		t.Errorf("%d bytes of a user, %d of all", lentToUser, lentToAll)
+	}
 	const long = 3 * BufferSize // needs a buffer of four, and has one of two before
 	r := &Rooms{OfUser: 10 * BufferSize, OfAll: 14 * BufferSize}
 	holds := func(user string) *Buffer {
