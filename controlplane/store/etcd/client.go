@@ -318,6 +318,9 @@ func unavailable(err error) error {
 	if errors.Is(err, errDiskFull) {
 		return diskFull(err)
 	}
+	if errors.Is(err, errLogEnds) {
+		return logEnds(err)
+	}
 	fact, hint := "the store does not answer", ""
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		fact, hint = "the store is full", "remove what is not needed, or raise auth.etcd.quota_mib; of an etcd cluster of your own, compact, defragment and disarm the alarm"

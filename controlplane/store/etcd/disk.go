@@ -4,7 +4,11 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"sync"
+
+	"go.etcd.io/etcd/server/v3/storage/wal"
 
 	"github.com/sallyport/sallyport"
 )
@@ -14,16 +18,25 @@ const (
 	// writes by itself (history that it drops, leases that end) comes out of it too.
 	diskAhead = 16 << 20
 
+	// logFile is how long a file of etcd's log is. The next one is made as soon as one
+	// is begun, and when that fails etcd ends the process at its end, room or not.
+	logFile = 16 << 20
+
 	// diskFloor is what others must have left of the file system for ordinary
 	// changes: the log's next file and snapshots are made of that.
-	diskFloor = 8 << 20
+	diskFloor = logFile + logFile/2
 
 	// diskAgain is what opening takes, besides what closing has given back.
 	diskAgain = 2 * diskFloor
 )
 
-// errDiskFull is refused before etcd hears of it.
-var errDiskFull = errors.New("no space left for the store's database")
+// Both are refused before etcd hears of it.
+var (
+	errDiskFull = errors.New("no space left for the store's database")
+	errLogEnds  = errors.New("there was no space for the next file of the store's log")
+)
+
+func init() { wal.SegmentSizeBytes = logFile } // 64 MB would have to be free each time
 
 // disk keeps room for the database on its file system. bbolt makes its file longer
 // without blocks behind it, and etcd ends the whole process, in the middle of
@@ -33,6 +46,7 @@ type disk struct {
 	file   string       // of the database; "" for a cluster's, which others look after
 	size   func() int64 // of the last commit
 	commit func()       // what etcd would write within a moment
+	ends   func() bool  // etcd's log has no next file
 	log    *slog.Logger
 
 	allocate func(file string, end int64) error // blocks for all bytes before end
@@ -42,6 +56,7 @@ type disk struct {
 	end      int64 // the database has blocks before it; math.MaxInt64: that cannot be known here
 	underway int64 // bytes of changes that have begun and not ended
 	unseen   int64 // those, and of changes that have ended what the size may not show
+	last     int64 // bytes of changes since there is no next file of the log
 	told     bool  // that it is full
 }
 
@@ -52,6 +67,13 @@ func (d *disk) enter(bytes int64, ordinary bool) (leave func(), err error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.ends() {
+		// It is known at the beginning of the last file, of which others have a part too.
+		if ordinary || d.last+bytes > logFile/2 {
+			return nil, unavailable(errLogEnds)
+		}
+		d.last += bytes
+	}
 	if !d.fits(bytes, ordinary) {
 		if !d.told {
 			d.told = true
@@ -137,6 +159,27 @@ func (d *disk) renewed() {
 	defer d.mu.Unlock()
 	d.end = 0
 	d.extend()
+}
+
+// spareFile holds the room of the log's next file while the store is closed, so that
+// it can be opened again on a disk that others have filled.
+func spareFile(dir string) string { return filepath.Join(dir, "spare") }
+
+func keepSpare(dir string) error {
+	f, err := os.OpenFile(spareFile(dir), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(f.Close(), allocateBlocks(f.Name(), logFile))
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+func logEnds(err error) *sallyport.Problem {
+	return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store's disk was full when its log needed room", Cause: err,
+		Hint: "make room on the disk of auth's data directory, then run sallyport upgrade, or start it again"}
 }
 
 func diskFull(err error) *sallyport.Problem {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
@@ -65,6 +66,10 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 		lock.Close()
 	}
 	log := newBridge(cfg.Log)
+	if err := os.Remove(spareFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		release()
+		return nil, err
+	}
 	server, err := start(serverConfig(cfg, dir, socks.path), log.zap())
 	if err != nil {
 		release()
@@ -83,11 +88,16 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 			return nil, err
 		}
 	}
-	return embedded(cfg, server, func() { log.quiet.Store(true) }, release), nil
+	return embedded(cfg, server, log, func() {
+		if err := keepSpare(dir); err != nil {
+			log.log.Warn("no room is kept for opening the store again", "error", err)
+		}
+		release()
+	}), nil
 }
 
 // embedded puts the client beside the running server.
-func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Store {
+func embedded(cfg EmbeddedConfig, server *embed.Etcd, log *bridge, release func()) *Store {
 	done := make(chan struct{})
 	s := &Store{client: v3client.New(server.Server), prefix: prefixOf(cfg.Prefix), done: done}
 	// The client of an embedded server cannot ask for it: etcd's own service has
@@ -99,7 +109,10 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Sto
 	s.space.backend = server.Server.Backend()
 	s.disk.file, s.disk.log = filepath.Join(server.Config().Dir, "member", "snap", "db"), s.space.log
 	s.disk.size, s.disk.commit = s.space.backend.Size, s.space.commit
-	s.disk.allocate, s.disk.free = allocateBlocks, freeBytes
+	s.disk.ends, s.disk.allocate, s.disk.free = log.ends.Load, allocateBlocks, freeBytes
+	if log.ends.Load() {
+		s.disk.last = logFile // what the last file has left is not known
+	}
 	s.disk.renewed()
 	drained := make(chan struct{})
 	go func() {
@@ -111,7 +124,7 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, hush, release func()) *Sto
 		close(done)
 	}()
 	s.stop = sync.OnceValue(func() error {
-		hush()
+		log.quiet.Store(true)
 		s.space.close()
 		err := s.client.Close()
 		server.Close()

@@ -13,17 +13,18 @@ import (
 
 // bridge is a zapcore.Core that writes to our logger, one level quieter: what
 // etcd finds worth telling its operator is detail here. Copies made by With
-// share quiet.
+// share quiet and ends.
 type bridge struct {
 	log   *slog.Logger
 	quiet *atomic.Bool // set before an orderly stop, which etcd logs as errors
+	ends  *atomic.Bool // etcd's log has no next file; it tells that only here
 }
 
 func newBridge(log *slog.Logger) *bridge {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &bridge{log: log.With("part", "etcd"), quiet: new(atomic.Bool)}
+	return &bridge{log: log.With("part", "etcd"), quiet: new(atomic.Bool), ends: new(atomic.Bool)}
 }
 
 // zap is the logger to give to etcd. Where etcd would exit the process it
@@ -44,11 +45,11 @@ func (b *bridge) level(l zapcore.Level) slog.Level {
 }
 
 func (b *bridge) Enabled(l zapcore.Level) bool {
-	return l >= zapcore.InfoLevel && b.log.Enabled(context.Background(), b.level(l))
+	return l >= zapcore.ErrorLevel || l >= zapcore.InfoLevel && b.log.Enabled(context.Background(), b.level(l))
 }
 
 func (b *bridge) With(fields []zapcore.Field) zapcore.Core {
-	return &bridge{log: b.log.With(attrs(fields)...), quiet: b.quiet}
+	return &bridge{log: b.log.With(attrs(fields)...), quiet: b.quiet, ends: b.ends}
 }
 
 func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -60,6 +61,10 @@ func (b *bridge) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 
 func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := b.level(e.Level)
+	if e.Message == "failed to preallocate space when creating a new WAL" && !b.quiet.Load() {
+		b.ends.Store(true)
+		level = slog.LevelError
+	}
 	if level == slog.LevelWarn && tooEarly(e.Message, fields) {
 		level = slog.LevelDebug
 	}
