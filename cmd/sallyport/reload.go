@@ -126,6 +126,8 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 	if c := n.canary.Load(); c != nil {
 		return errCanary(c)
 	}
+	n.tell(n.keeping.manager.Reloading())
+	defer func() { n.tell(n.keeping.manager.Ready()) }() // refused or not: it serves
 	next, read, err := loadConfigAgain(r.file, n.cluster(), r.read)
 	if err != nil {
 		return err

@@ -266,6 +266,31 @@ func TestUpgradeNotify(t *testing.T) {
 	m.believed(t, first)
 }
 
+// TestReloadNotify: a service manager is told when a reload begins and when it has
+// ended, also of one that is refused: it waits for both (Type=notify-reload).
+func TestReloadNotify(t *testing.T) {
+	m := startManager(t)
+	g := startRoutesAs(t, oneRoute(newBackend(t, "one", false)), func(args ...string) *exec.Cmd {
+		cmd := exec.Command(program(t, "sallyport"), args...)
+		cmd.Env = []string{"NOTIFY_SOCKET=" + m.name}
+		return cmd
+	})
+	pid := g.cmd.Process.Pid
+	m.heard(t, pid, "READY=1")
+	for i, routes := range []string{oneRoute(newBackend(t, "two", false)), "  routs: []\n"} {
+		g.configure(routes)
+		if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		await(t, fmt.Sprintf("reload %d begins and ends", i), runWait, func() bool {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			n := len(m.said)
+			return n == 3+2*i && strings.HasPrefix(m.said[n-2], fmt.Sprintf("%d: RELOADING=1\nMONOTONIC_USEC=", pid)) && m.said[n-1] == fmt.Sprintf("%d: READY=1", pid)
+		})
+	}
+}
+
 // TestUnits: systemd finds nothing wrong with the unit and the drop-in of the
 // operator's guide.
 func TestUnits(t *testing.T) {
