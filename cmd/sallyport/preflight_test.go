@@ -152,6 +152,28 @@ func TestCheckSaysWhoItIs(t *testing.T) {
 	}
 }
 
+// TestCheckReadsCertificates: the check once found a configuration good whose
+// certificates no start could read.
+func TestCheckReadsCertificates(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	for _, tt := range []struct {
+		roles, want string
+	}{
+		{"[auth, gateway]", "gateway.certificates[0]: open "},
+		{"[auth]", ""}, // sections of other roles are left alone
+	} {
+		text := "version: 1\ncluster: gw.test\ndata_dir: /d\nroles: " + tt.roles + "\ngateway: {certificates: [{cert: gone.pem, key: gone.key}]}\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		err := (&program{ctx: t.Context(), stdout: &out}).run([]string{"start", "--config=" + file, "--check"})
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.want)) {
+			t.Errorf("roles %s: %v, printed %q; want %q", tt.roles, err, out.Bytes(), tt.want)
+		}
+	}
+}
+
 func TestAgree(t *testing.T) {
 	for _, tt := range []struct {
 		dir   string
