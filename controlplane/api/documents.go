@@ -135,7 +135,7 @@ func (h header) check() error {
 			return invalid(fmt.Sprintf("metadata.labels: %q is empty, too long or not printable", trim(k)))
 		}
 	}
-	if h.Kind != kindRole && h.Version != "" && h.Version != documentVersion {
+	if (h.Kind == kindUser || h.Kind == kindLock) && h.Version != "" && h.Version != documentVersion {
 		return invalid(fmt.Sprintf("version %q of kind %s is not known; this is %s", trim(h.Version), trim(h.Kind), documentVersion))
 	}
 	if m.Expires != nil && h.Kind != kindRole {

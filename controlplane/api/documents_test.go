@@ -25,3 +25,20 @@ func TestUnread(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestUnknownKind: who sends what this version does not know is told so, not
+// that another version of it would do.
+func TestUnknownKind(t *testing.T) {
+	for doc, want := range map[string]string{
+		`{"kind": "github", "version": "v3", "metadata": {"name": "x"}}`: `kind "github": this version knows role, user and lock`,
+		`{"kind": "lock", "version": "v3", "metadata": {"name": "x"}}`:   `version "v3" of kind lock is not known; this is v2`,
+	} {
+		h, err := headerOf([]byte(doc))
+		if err == nil {
+			_, err = (&Server{}).put(t.Context(), h, nil)
+		}
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", doc, err, want)
+		}
+	}
+}
