@@ -25,7 +25,7 @@ type program struct {
 	stdin  *os.File
 	stdout io.Writer
 	stderr io.Writer
-	home   profile.Dir
+	home   profile.Dir   // not known where a command needs none
 	self   string        // how to call this program again
 	held   *heldIdentity // by --identity; nil: the profile's
 }
@@ -41,12 +41,8 @@ func run(args []string) int {
 	ctx, stop := interruptible()
 	defer stop()
 	usage.DropEmpty()
-	home, err := profile.Home()
-	if err != nil {
-		return fail.Report(os.Stderr, err)
-	}
-	p := &program{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, home: home, self: self(args[0])}
-	err = p.run(args)
+	p := &program{ctx: ctx, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, self: self(args[0])}
+	err := p.run(args)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return interrupted
 	}
@@ -82,10 +78,16 @@ func (p *program) run(args []string) error {
 		return err
 	}
 	p.globals = g.cli.globals
+	command := usage.Path(g.ctx.Selected())
+	if command != "completion" { // help and completion are there without a home directory, as for a package's build
+		if p.home, err = profile.Home(); err != nil {
+			return err
+		}
+	}
 	if err := p.settle(); err != nil {
 		return err
 	}
-	if err := p.useIdentity(usage.Path(g.ctx.Selected())); err != nil {
+	if err := p.useIdentity(command); err != nil {
 		return err
 	}
 	return g.ctx.Run(p, g.kong)

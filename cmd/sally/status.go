@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -59,7 +60,7 @@ func (c *statusCmd) Run(p *program) error {
 	if c.Format != "text" {
 		err = output.Write(p.stdout, c.Format, statusJSON{Active: active, Profiles: append([]profileStatus{}, others...), Environment: environment()})
 	} else {
-		c.text(p, active, others)
+		err = c.text(p, active, others)
 	}
 	switch {
 	case err != nil:
@@ -113,17 +114,20 @@ func environment() map[string]string {
 	return out
 }
 
-func (c *statusCmd) text(p *program, active *profileStatus, others []profileStatus) {
+func (c *statusCmd) text(p *program, active *profileStatus, others []profileStatus) error {
+	verbose := c.Verbose || p.Debug
+	var b bytes.Buffer
 	if active != nil {
-		c.write(p, "> ", *active)
+		writeStatus(&b, verbose, "> ", *active)
 	}
 	for _, s := range others {
-		c.write(p, "  ", s)
+		writeStatus(&b, verbose, "  ", s)
 	}
+	_, err := p.stdout.Write(b.Bytes())
+	return err
 }
 
-func (c *statusCmd) write(p *program, mark string, s profileStatus) {
-	w := p.stdout
+func writeStatus(w *bytes.Buffer, verbose bool, mark string, s profileStatus) {
 	row := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(w, "%s%-20s%s\n", mark, name+":", fail.Clean(value))
@@ -135,7 +139,7 @@ func (c *statusCmd) write(p *program, mark string, s profileStatus) {
 	row("Active requests", strings.Join(s.ActiveRequests, ", "))
 	row("Cluster", s.Cluster)
 	row("Roles", strings.Join(s.Roles, ", "))
-	if c.Verbose || p.Debug {
+	if verbose {
 		for _, name := range slices.Sorted(maps.Keys(s.Traits)) {
 			row("Trait "+name, strings.Join(s.Traits[name], ", "))
 		}
