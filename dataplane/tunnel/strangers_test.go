@@ -73,6 +73,43 @@ func TestStrangers(t *testing.T) {
 	})
 }
 
+// TestA144_KnownSource: a source that somebody has proved himself from may hold more,
+// as fast as it likes, and also what is kept from strangers.
+func TestA144_KnownSource(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	const known = "192.0.2.200"
+	admit := func(s *strangers, from, want string) {
+		t.Helper()
+		if _, why := s.admit(netip.MustParseAddr(from), 0, now); why != want {
+			t.Errorf("%s with %d half-open: %q, want %q", from, s.total, why, want)
+		}
+	}
+	prove := func(s *strangers) {
+		t.Helper()
+		a, why := s.admit(netip.MustParseAddr(known), 0, now)
+		if why != "" {
+			t.Fatal(why)
+		}
+		s.settle(a, true, now)
+	}
+	s := newStrangers(Bounds{HalfOpenSource: 2, SourceRate: 1}.withDefaults())
+	prove(s)
+	for range 2 * trustedFactor {
+		admit(s, known, "")
+	}
+	admit(s, known, FailSourceHalfOpen)
+
+	s = newStrangers(Bounds{HalfOpenSource: 2, HalfOpenGateway: 8}.withDefaults())
+	prove(s)
+	for _, from := range []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6"} {
+		admit(s, from, "")
+	}
+	admit(s, "192.0.2.7", FailGatewayHalfOpen)
+	admit(s, known, "")
+	admit(s, known, "")
+	admit(s, known, FailGatewayHalfOpen)
+}
+
 // TestSourcesAreBounded: a million sources do not cost a million entries.
 func TestSourcesAreBounded(t *testing.T) {
 	s := newStrangers(Bounds{}.withDefaults())
