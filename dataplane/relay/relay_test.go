@@ -220,6 +220,9 @@ func unixLink(t *testing.T) unixEnd {
 
 // A stuck stream costs a bounded amount, and its neighbours nothing.
 func TestF18_StalledReader(t *testing.T) {
+	if pipeSize > 256<<10 || ScratchSize > 256<<10 { // what a system with large buffers fills
+		t.Errorf("a pipe of %d bytes, a buffer of %d", pipeSize, ScratchSize)
+	}
 	eachKind(t, 1, func(t *testing.T, loops []Loop) {
 		l := loops[0]
 		const size = 8 << 20

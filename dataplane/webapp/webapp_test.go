@@ -1675,7 +1675,10 @@ func TestLargeHead(t *testing.T) {
 // chunks.
 func TestLastRequest(t *testing.T) {
 	r := newRig(t)
-	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) { io.Copy(io.Discard, q.Body) })
+	r.serve("wiki", func(w http.ResponseWriter, q *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		io.Copy(io.Discard, q.Body)
+	})
 	for name, cookie := range map[string]string{"logged in": r.know("wiki"), "a stranger": cookie(77)} {
 		conn, err := tls.Dial("tcp", r.addr, &tls.Config{RootCAs: r.ca.pool, ServerName: "wiki." + cluster, NextProtos: []string{"http/1.1"}})
 		check(t, err)
@@ -1687,6 +1690,9 @@ func TestLastRequest(t *testing.T) {
 		in := bufio.NewReader(conn)
 		for _, last := range []bool{false, true} {
 			resp, err := http.ReadResponse(in, nil)
+			for err == nil && resp.StatusCode == http.StatusEarlyHints {
+				resp, err = http.ReadResponse(in, nil)
+			}
 			check(t, err)
 			_, err = io.Copy(io.Discard, resp.Body)
 			check(t, err)

@@ -25,6 +25,36 @@ func TestLengths(t *testing.T) {
 	}
 }
 
+// TestLastRefused: a connection ends behind a request that told both lengths also when
+// it is refused, or when hints come before its answer.
+func TestLastRefused(t *testing.T) {
+	srv, _ := application(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Link", "</a.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		io.Copy(io.Discard, r.Body)
+	})
+	r := newRig(t, Target{URI: srv.URL})
+	for host, status := range map[string]int{appHost: http.StatusOK, "other.example": http.StatusMisdirectedRequest} {
+		conn := r.dial()
+		in := bufio.NewReader(conn)
+		if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: "+host+"\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		for err == nil && resp.StatusCode == http.StatusEarlyHints {
+			resp, err = http.ReadResponse(in, nil)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", host, err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != status || !resp.Close {
+			t.Errorf("%s: %s, the last: %v", host, resp.Status, resp.Close)
+		}
+	}
+}
+
 // TestLastRequest: the connection went on behind a request that told a length beside
 // chunks. Behind others it still does.
 func TestLastRequest(t *testing.T) {

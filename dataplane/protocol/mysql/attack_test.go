@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/database"
 	"github.com/sallyport/sallyport/dataplane/database/dbtest"
+	"github.com/sallyport/sallyport/dataplane/session"
 )
 
 // hostile is a server of packets: TLS and a login by the book, then what a test
@@ -562,6 +563,14 @@ func TestLengthIsNotBelieved(t *testing.T) {
 	}
 	if n := len(s.Space()); n > database.BufferSize {
 		t.Errorf("room for %d bytes", n)
+	}
+}
+
+// TestRoomIsTheUsers: what is held of long statements counts for who sends them.
+func TestRoomIsTheUsers(t *testing.T) {
+	l := &live{server: &Server{}, first: &response{}, sess: &session.Session{Identity: sallyport.Identity{Name: "alice"}}}
+	if got := newRelay(l, &backend{}).split.User; got != "alice" {
+		t.Errorf("it counts for %q", got)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/dataplane/database"
+	"github.com/sallyport/sallyport/dataplane/session"
 )
 
 func message(kind byte, length uint32, body string) []byte {
@@ -172,6 +173,14 @@ func TestA63_BytesBeforeTLS(t *testing.T) {
 	conn.send(startupBytes(protocol30, "user=alice"))
 	if e := conn.fatal(); e.Code != stateUnableToConnect {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestRoomIsTheUsers: what is held of long statements counts for who sends them.
+func TestRoomIsTheUsers(t *testing.T) {
+	l := &live{server: &Server{}, first: &startup{}, sess: &session.Session{Identity: sallyport.Identity{Name: "alice"}}}
+	if got := newRelay(l, &backend{}).split.User; got != "alice" {
+		t.Errorf("it counts for %q", got)
 	}
 }
 
