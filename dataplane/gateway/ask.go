@@ -5,6 +5,7 @@ package gateway
 import (
 	"bytes"
 	"errors"
+	"time"
 
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/preamble"
@@ -112,9 +113,16 @@ func (c *conn) notKnown() {
 // learn notes whether the target that has got a hello at once, of a client that has
 // asked for TLS, wanted it so.
 func (c *conn) learn(direct bool) {
-	if t := c.choice.to; c.choice.direct && t != nil && c.said&saidSSL != 0 && t.direct.Load() != direct {
-		t.direct.Store(direct)
+	t, now := c.choice.to, c.loop.Now()
+	if !c.choice.direct || t == nil || c.said&saidSSL == 0 || t.directAt(now) == direct {
+		return
 	}
+	var until *time.Time
+	if direct {
+		end := now.Add(directFor)
+		until = &end
+	}
+	t.direct.Store(until)
 }
 
 // askAnew: an older process, which asked nobody, has begun the connection. Nothing

@@ -540,3 +540,41 @@ func TestAskedToOlderHeir(t *testing.T) {
 		t.Errorf("%v", m)
 	}
 }
+
+// TestDirectIsForgotten: a server that has ended once over SSLRequest, as one that is
+// restarted does, and then took a hello at once, was never asked again. PostgreSQL 17
+// takes it so, and then ends all whose clients name no protocol.
+func TestDirectIsForgotten(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops []relay.Loop) {
+		r := newRig(t, loops, nil)
+		w, done := r.lanes[0], make(chan struct{})
+		if !w.loop.Post(func() {
+			defer close(done)
+			to, now := new(target), w.loop.Now()
+			learn := func(direct bool) {
+				c := &conn{lane: w, said: saidSSL}
+				c.choice.to, c.choice.direct = to, true
+				c.learn(direct)
+			}
+			var c choice
+			for _, step := range []struct {
+				learn func()
+				at    time.Time
+				want  bool
+			}{
+				{func() {}, now, false},
+				{func() { learn(true) }, now, true},
+				{func() { learn(true) }, now.Add(directFor), false},
+				{func() { learn(false) }, now, false},
+			} {
+				step.learn()
+				if c.take(0, nil, to, step.at); c.direct != step.want {
+					t.Errorf("%v after it was learned: direct is %v", step.at.Sub(now), c.direct)
+				}
+			}
+		}) {
+			t.Fatal("the loop is closed")
+		}
+		<-done
+	})
+}

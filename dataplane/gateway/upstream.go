@@ -68,7 +68,7 @@ type target struct {
 	addr  netip.AddrPort
 	rests atomic.Pointer[time.Time] // until when it is tried last; nil for never
 
-	direct atomic.Bool // has taken the hello of a client of PostgreSQL at once, and no SSLRequest
+	direct atomic.Pointer[time.Time] // until when clients of PostgreSQL come at once, without SSLRequest; nil for never
 }
 
 // restFor is how long a target that could not be connected to is tried only when
@@ -84,6 +84,16 @@ func (t *target) rest(now time.Time) {
 func (t *target) restsAt(now time.Time) bool {
 	until := t.rests.Load()
 	return until != nil && now.Before(*until) // by what has passed, whatever the clock says
+}
+
+// directFor is how long a target that has ended over SSLRequest, and then taken a hello
+// at once, is not asked again. It may have ended over something else: PostgreSQL 17
+// takes such a hello too, and not of every client.
+const directFor = 10 * time.Second
+
+func (t *target) directAt(now time.Time) bool {
+	until := t.direct.Load()
+	return until != nil && now.Before(*until)
 }
 
 func (t *target) connect() (fd int, err error) {
@@ -159,7 +169,7 @@ func (u *upstream) pick(c *choice, now time.Time) (t *target, others, ok bool) {
 		at = own
 	}
 	s, t, ok := u.address(at)
-	return t, n > 1, ok && c.take(at, s, t)
+	return t, n > 1, ok && c.take(at, s, t, now)
 }
 
 // free finds an address that was not tried yet and does not rest: from the turn's on
@@ -193,11 +203,11 @@ func (u *upstream) free(c *choice, now time.Time, skip int) (at, free, resting i
 	return at, free, resting
 }
 
-func (c *choice) take(at int, s *server, t *target) bool {
+func (c *choice) take(at int, s *server, t *target, now time.Time) bool {
 	if at < 64 {
 		c.tried |= 1 << at
 	}
-	c.at, c.to, c.direct = s, t, t.direct.Load()
+	c.at, c.to, c.direct = s, t, t.directAt(now)
 	return true
 }
 
