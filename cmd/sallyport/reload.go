@@ -123,11 +123,11 @@ func (n *node) reloadLocked(ctx context.Context, report *reloadReport) error {
 	if !r.up.Load() {
 		return &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "this process is still starting", Hint: "it reads the configuration as it was when it began; reload it when it is up"}
 	}
+	n.tell(n.keeping.manager.Reloading())
+	defer func() { n.tell(n.keeping.manager.Ready()) }() // refused or not: it serves
 	if c := n.canary.Load(); c != nil {
 		return errCanary(c)
 	}
-	n.tell(n.keeping.manager.Reloading())
-	defer func() { n.tell(n.keeping.manager.Ready()) }() // refused or not: it serves
 	next, read, err := loadConfigAgain(r.file, n.cluster(), r.read)
 	if err != nil {
 		return err
