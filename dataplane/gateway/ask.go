@@ -28,7 +28,7 @@ import (
 // Until the server has said 'S' it has got nothing of the client's, and any other may
 // be asked instead. What ends TLS before a database knows no SSLRequest: a server that
 // ends the connection over it, or answers something else, gets the hello at once on
-// another one, and where that goes well, so it does for the clients after this one.
+// another one, and where that goes well, so do the clients of the time after it (directFor).
 
 // asks says whether a server is to hear the client's SSLRequest.
 func (c *conn) asks() bool {
