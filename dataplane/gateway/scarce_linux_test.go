@@ -18,6 +18,19 @@ func fewDescriptors(t *testing.T, most uint64) {
 	t.Cleanup(func() { check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) })
 }
 
+// useUp takes all descriptors below one.
+func useUp(t *testing.T, below int) (fds []int) {
+	for {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		check(t, err)
+		if fd >= below {
+			relay.Close(fd)
+			return fds
+		}
+		fds = append(fds, fd)
+	}
+}
+
 // TestSpareDescriptors: on a loop that closes in batches a client who came while
 // closes were put off was accepted on one of the last descriptors, and kept it.
 func TestSpareDescriptors(t *testing.T) {
@@ -48,18 +61,7 @@ func TestSpareDescriptors(t *testing.T) {
 				defer close(ended)
 				close(came)
 				<-queued
-				null, err := os.Open(os.DevNull)
-				check(t, err)
-				defer null.Close()
-				for {
-					fd, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-					check(t, err)
-					if fd >= sparing {
-						relay.Close(fd)
-						break
-					}
-					fill = append(fill, fd)
-				}
+				fill = useUp(t, sparing)
 				for c := range w.conns { // one that is there ends, as any does
 					c.abandon(outcomeClosed)
 					break
@@ -98,19 +100,7 @@ func TestPauseWithoutDescriptors(t *testing.T) {
 				defer close(ended)
 				close(held)
 				<-begin // all are queued
-				null, err := os.Open(os.DevNull)
-				check(t, err)
-				defer null.Close()
-				var fill []int
-				for {
-					fd, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-					check(t, err)
-					if fd >= sparing {
-						relay.Close(fd)
-						break
-					}
-					fill = append(fill, fd)
-				}
+				fill := useUp(t, sparing)
 				l := w.listeners[0]
 				shed := func() int { return int(w.counts.outcomes[outcomeShed].Load()) }
 				l.accept()
