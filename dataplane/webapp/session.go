@@ -76,6 +76,7 @@ type session struct {
 
 	mu      sync.Mutex
 	asking  *inquiry        // that is under way; nil for none
+	renewed time.Time       // when anew asked last
 	grant   Grant           // the last with a certificate
 	chain   tls.Certificate // nil Certificate before the first grant
 	ends    time.Time       // of the web session at the latest, as auth said last; zero when it did not
@@ -267,9 +268,16 @@ func (s *session) good(ctx context.Context, from netip.Addr) error {
 	return s.await(ctx, q)
 }
 
-// anew asks auth, however young its last answer is: an agent that breaks a request off may
-// know of a lock that this gateway has not heard of yet.
+// anewAfter is how often the session's requests that break off make auth be asked: an
+// application that is down breaks all of them off.
+const anewAfter = time.Second
+
+// anew asks auth, however young its last answer is, but for one to this very question: an
+// agent that breaks a request off may know of a lock that this gateway has not heard of yet.
 func (s *session) anew(ctx context.Context, from netip.Addr) error {
+	if !s.anewNow() {
+		return nil
+	}
 	for range 2 { // a question that was under way may have been asked before
 		q, mine := s.inquire(0)
 		if q == nil {
@@ -287,6 +295,21 @@ func (s *session) anew(ctx context.Context, from netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// anewNow says that auth is to be asked by anew, or is being asked already.
+func (s *session) anewNow() bool {
+	now := s.server.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asking != nil {
+		return true
+	}
+	if now.Sub(s.renewed) < anewAfter {
+		return false
+	}
+	s.renewed = now
+	return true
 }
 
 // place is one among the strangers, for a request and as long as there is the session.

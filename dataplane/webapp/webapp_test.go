@@ -1733,6 +1733,39 @@ func TestLockAtAgent(t *testing.T) {
 	}
 }
 
+// TestBrokenAsksSeldom: each request to an application that breaks it off asked auth about
+// its session. The clock stands still: one second has one question.
+func TestBrokenAsksSeldom(t *testing.T) {
+	r := newRig(t)
+	still := time.Now()
+	r.server.Now = func() time.Time { return still.Add(time.Duration(r.now.Load())) }
+	session := r.know("wiki")
+	c := r.client("wiki."+cluster, "h2")
+	r.serve("wiki", func(_ http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/broken" {
+			panic(http.ErrAbortHandler)
+		}
+	})
+	r.ask(c, "GET", wiki+"/", with(session))
+	asked := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.questions)
+	}
+	before := asked()
+	for second := 1; second <= 3; second++ {
+		for range 20 {
+			if resp, b := r.ask(c, "GET", wiki+"/broken", with(session)); resp.StatusCode != http.StatusBadGateway {
+				t.Fatalf("%s: %q", resp.Status, b)
+			}
+		}
+		if n := asked() - before; n != second {
+			t.Errorf("%d questions in %d s", n, second)
+		}
+		r.now.Add(int64(anewAfter))
+	}
+}
+
 // TestAncestors: an application that no page may show in a frame could be shown by its
 // own: browsers pass over X-Frame-Options where frame-ancestors is said.
 func TestAncestors(t *testing.T) {
