@@ -1,12 +1,18 @@
 package etcd
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/storage/wal"
 
@@ -21,6 +27,16 @@ const (
 	// logFile is how long a file of etcd's log is. The next one is made as soon as one
 	// is begun, and when that fails etcd ends the process at its end, room or not.
 	logFile = 16 << 20
+
+	// logBeyond is what the last entries of such a file may take behind its end, where
+	// it has no blocks by itself: what is under way at once.
+	logBeyond = 4 << 20
+
+	// snapEvery is after how many entries etcd writes a snapshot, of some kilobytes,
+	// and ends the process when it cannot. So without snapRoom no change leads there.
+	snapEvery = 10_000
+	snapSoon  = snapEvery / 100 // changes under way and etcd's own
+	snapRoom  = 1 << 20
 
 	// diskFloor is what others must have left of the file system for ordinary
 	// changes: the log's next file and snapshots are made of that.
@@ -43,10 +59,11 @@ func init() { wal.SegmentSizeBytes = logFile } // 64 MB would have to be free ea
 // everybody's connections, when one cannot be written. So the blocks are taken
 // beforehand, and a change that could need others is refused.
 type disk struct {
-	file   string       // of the database; "" for a cluster's, which others look after
-	size   func() int64 // of the last commit
-	commit func()       // what etcd would write within a moment
-	ends   func() bool  // etcd's log has no next file
+	file   string        // of the database; "" for a cluster's, which others look after
+	size   func() int64  // of the last commit
+	commit func()        // what etcd would write within a moment
+	ends   func() bool   // etcd's log has no next file
+	index  func() uint64 // of the last entry that etcd has applied
 	log    *slog.Logger
 
 	allocate func(file string, end int64) error // blocks for all bytes before end
@@ -57,6 +74,7 @@ type disk struct {
 	underway int64 // bytes of changes that have begun and not ended
 	unseen   int64 // those, and of changes that have ended what the size may not show
 	last     int64 // bytes of changes since there is no next file of the log
+	logged   int64 // bytes of changes since the log's last file had room beyond its end
 	told     bool  // that it is full
 }
 
@@ -100,10 +118,15 @@ func (d *disk) leave(bytes int64) {
 // ago: what has begun since is counted here, and only when it matters a commit is
 // waited for.
 func (d *disk) fits(bytes int64, ordinary bool) bool {
-	if ordinary {
-		if free, err := d.free(d.file); err == nil && free < diskFloor {
-			return false
-		}
+	free, err := d.free(d.file)
+	if err != nil {
+		free = math.MaxInt64
+	}
+	if ordinary && free < diskFloor+d.underway {
+		return false
+	}
+	if !d.logFits(bytes, free) {
+		return false
 	}
 	need := func() int64 { return d.size() + d.unseen + bytes + pagesAnew }
 	if need()+diskAhead/2 <= d.end {
@@ -115,6 +138,72 @@ func (d *disk) fits(bytes int64, ordinary bool) bool {
 		d.extend()
 	}
 	return need() <= d.end
+}
+
+// logFits says whether etcd's log has room for the change, and looks only when the
+// disk is nearly full, or the log may have come to another file.
+func (d *disk) logFits(bytes, free int64) bool {
+	d.logged += bytes + stepCost
+	if free >= diskAgain && d.logged < logFile/4 {
+		return true
+	}
+	beyond := d.roomBeyond()
+	for try := 0; !beyond && try < 10; try++ {
+		time.Sleep(time.Millisecond) // etcd may be between two files
+		beyond = d.roomBeyond()
+	}
+	if beyond {
+		d.logged = 0
+	}
+	if free >= diskFloor {
+		return true
+	}
+	snap := free >= snapRoom || d.index()+snapSoon < d.snapAt()
+	return beyond && snap && d.underway+bytes <= logBeyond/2
+}
+
+// roomBeyond takes blocks beyond the end of the log's last file, and of the next one,
+// which keeps them when it becomes the last.
+func (d *disk) roomBeyond() bool {
+	dir := filepath.Join(filepath.Dir(d.file), "..", "wal")
+	last := ""
+	for _, name := range namesIn(dir) {
+		switch filepath.Ext(name) {
+		case ".tmp":
+			_ = d.allocate(filepath.Join(dir, name), logFile+logBeyond) // it matters when it is the last
+		case ".wal":
+			last = name
+		}
+	}
+	err := d.allocate(filepath.Join(dir, last), logFile+logBeyond)
+	return err == nil || errors.Is(err, errors.ErrUnsupported)
+}
+
+// snapAt is the entry after which etcd writes its next snapshot. A snapshot's name
+// ends with the entry that it was written after.
+func (d *disk) snapAt() uint64 {
+	at := uint64(snapEvery)
+	for _, name := range namesIn(filepath.Dir(d.file)) {
+		stem, snapshot := strings.CutSuffix(name, ".snap")
+		_, index, ok := strings.Cut(stem, "-")
+		if n, err := strconv.ParseUint(index, 16, 64); snapshot && ok && err == nil {
+			at = max(at, n+snapEvery)
+		}
+	}
+	return at
+}
+
+// namesIn is sorted.
+func namesIn(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names
 }
 
 // extend takes what there is, up to diskAhead.
@@ -161,20 +250,58 @@ func (d *disk) renewed() {
 	d.extend()
 }
 
-// spareFile holds the room of the log's next file while the store is closed, so that
-// it can be opened again on a disk that others have filled.
-func spareFile(dir string) string { return filepath.Join(dir, "spare") }
+// nextFile is what etcd takes for the next file of its log. It removes it when it
+// closes; made anew then, it keeps its room for opening on a disk that others have
+// filled meanwhile, and before opening, so that etcd need not look for room. (It
+// gives the blocks of the last file back for a moment, and a next file made at that
+// moment could take them: such a log cannot be opened.)
+func nextFile(dir string) string { return filepath.Join(dir, "etcd", "member", "wal", "0.tmp") }
 
-func keepSpare(dir string) error {
-	f, err := os.OpenFile(spareFile(dir), os.O_CREATE|os.O_RDWR, 0o600)
+// keepNext makes sure of the next file's room. A store that is not there yet has none.
+func keepNext(dir string) error {
+	next := nextFile(dir)
+	if _, err := os.Stat(filepath.Dir(next)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// After a crash it is the one of the two names that etcd had come to, and may
+	// have been begun.
+	if other := filepath.Join(filepath.Dir(next), "1.tmp"); !exists(next) && exists(other) {
+		if err := os.Rename(other, next); err != nil {
+			return err
+		}
+	}
+	if begun(next) {
+		if err := os.Remove(next); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(f.Close(), allocateBlocks(f.Name(), logFile))
+	err = errors.Join(f.Close(), allocateBlocks(next, logFile))
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
 	return err
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
+
+// begun says that something was written to a file of the log, which begins with the
+// length of its first record.
+func begun(file string) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	head := make([]byte, 8)
+	n, _ := io.ReadFull(f, head)
+	return !bytes.Equal(head[:n], make([]byte, n))
 }
 
 func logEnds(err error) *sallyport.Problem {

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -66,8 +66,12 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 		lock.Close()
 	}
 	log := newBridge(cfg.Log)
-	if err := os.Remove(spareFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := keepNext(dir); err != nil {
 		release()
+		if errors.Is(err, syscall.ENOSPC) {
+			err = &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "the store in " + dir + " cannot be opened: its disk is full",
+				Hint: fmt.Sprintf("make room for %d MiB on it", logFile>>20), Cause: err}
+		}
 		return nil, err
 	}
 	server, err := start(serverConfig(cfg, dir, socks.path), log.zap())
@@ -89,7 +93,7 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 		}
 	}
 	return embedded(cfg, server, log, func() {
-		if err := keepSpare(dir); err != nil {
+		if err := keepNext(dir); err != nil {
 			log.log.Warn("no room is kept for opening the store again", "error", err)
 		}
 		release()
@@ -109,11 +113,9 @@ func embedded(cfg EmbeddedConfig, server *embed.Etcd, log *bridge, release func(
 	s.space.backend = server.Server.Backend()
 	s.disk.file, s.disk.log = filepath.Join(server.Config().Dir, "member", "snap", "db"), s.space.log
 	s.disk.size, s.disk.commit = s.space.backend.Size, s.space.commit
-	s.disk.ends, s.disk.allocate, s.disk.free = log.ends.Load, allocateBlocks, freeBytes
-	if log.ends.Load() {
-		s.disk.last = logFile // what the last file has left is not known
-	}
+	s.disk.ends, s.disk.index, s.disk.allocate, s.disk.free = log.ends.Load, server.Server.AppliedIndex, allocateBlocks, freeBytes
 	s.disk.renewed()
+	s.disk.logged = logFile // the first change takes room beyond the log's end
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -168,6 +170,7 @@ func serverConfig(cfg EmbeddedConfig, dir, sockets string) *embed.Config {
 	c.Dir = filepath.Join(dir, "etcd")
 	c.TickMs, c.ElectionMs = tickMS, electionMS
 	c.QuotaBackendBytes = mostOf(quotaOf(cfg))
+	c.SnapshotCount = snapEvery
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = compactionEvery
 	c.EnableGRPCGateway = false

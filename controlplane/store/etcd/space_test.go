@@ -19,7 +19,11 @@ func openSmall(t *testing.T, dir string, quota int64) *Store {
 	t.Helper()
 	s, err := OpenEmbedded(t.Context(), EmbeddedConfig{Dir: dir, Quota: quota, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		t.Fatalf("open: %v", err)
+		cause := err
+		if p := new(sallyport.Problem); errors.As(err, &p) && p.Cause != nil {
+			cause = p.Cause
+		}
+		t.Fatalf("open: %v: %v", err, cause)
 	}
 	t.Cleanup(func() { s.Close() })
 	return s
