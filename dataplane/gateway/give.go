@@ -38,16 +38,17 @@ const (
 	leaveSlices = 64
 	leavePause  = time.Millisecond
 
-	// Relays and such in one record: within handover.MaxFDs and MaxBody.
+	// Relays and such in one record: within handover.MaxFDs and MaxBody. What has
+	// strings of the configuration is cut by bytes, too: see fit.
 	relaysRecord    = handover.MaxFDs / 2
 	listenersRecord = handover.MaxFDs
 	busyRecord      = handover.MaxFDs / 4
 	wordsRecord     = 2500 // of up to 33 bytes
 	droppedRecord   = 8000 // of up to 10 bytes
-	namesRecord     = 32   // of up to 255 bytes and resolvedMost addresses
+	namesRecord     = 32
 	sourcesRecord   = 2000 // of up to 18 bytes
 	pendingRecord   = 64 << 10
-	connsBytes      = 80 << 10 // a connection has at most MaxHello and some hundred bytes
+	recordBytes     = 80 << 10 // a connection has at most MaxHello, some hundred bytes and its route's label
 
 	// resolvedMost addresses of a name are passed on.
 	resolvedMost = 64
@@ -178,7 +179,7 @@ var errFull = errors.New("no room")
 
 // step is one slice, in one of the loop's rounds.
 func (t *tour) step() {
-	n := min(copySlice, len(t.todo))
+	n := fit(t.todo, copySlice, (*link).imageSize)
 	ok, err := t.lane.copySlice(t.out, t.todo[:n])
 	if ok {
 		t.todo = t.todo[n:]

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // has proved himself.
 func (g *Gateway) sendKnown(ctx context.Context, out handover.Writer) error {
 	var all []handover.Record
-	for some := range slices.Chunk(g.named(), namesRecord) {
+	for some := range cut(g.named(), namesRecord, (*server).imageSize) {
 		m := &handoverv1.GatewayNames{}
 		for _, s := range some {
 			m.Name = append(m.Name, s.image())
@@ -34,6 +35,52 @@ func (g *Gateway) sendKnown(ctx context.Context, out handover.Writer) error {
 	return sendAll(ctx, out, all)
 }
 
+// fit is how many of all, from the first on, go into one record: most of them at
+// most, and no more than recordBytes, but one.
+func fit[T any](all []T, most int, size func(T) int) (n int) {
+	bytes := 0
+	for n < min(most, len(all)) {
+		if bytes += size(all[n]); bytes > recordBytes && n > 0 {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// cut is all in parts of which each fits into one record.
+func cut[T any](all []T, most int, size func(T) int) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		for len(all) > 0 {
+			n := fit(all, most, size)
+			if !yield(all[:n]) {
+				return
+			}
+			all = all[n:]
+		}
+	}
+}
+
+// What the fields of an image take at most, but for strings of the configuration
+// and bytes of the client.
+const (
+	nameSize     = resolvedMost * addressSize
+	addressSize  = 40 // with a zone
+	listenerSize = 32
+	relaySize    = 200
+	connSize     = 2 << 10
+)
+
+func (s *server) imageSize() int { return nameSize + len(s.address) }
+
+func (l *listener) imageSize() int { return listenerSize + len(l.address) }
+
+func (l *link) imageSize() int { return relaySize + len(l.acct.name) }
+
+func connImageSize(m *handoverv1.GatewayConnection) int {
+	return connSize + len(m.Account) + len(m.Server) + len(m.Name) + len(m.Buffer) + len(m.Answer)
+}
+
 func (s *server) image() *handoverv1.GatewayName {
 	m := &handoverv1.GatewayName{Address: s.address}
 	if targets := s.targets.Load(); targets != nil {
@@ -49,7 +96,7 @@ func (s *server) image() *handoverv1.GatewayName {
 func (w *lane) frozen() (out []handover.Record) {
 	out = w.listenersRecords(out)
 	uncopied, changed := w.unsaid()
-	for some := range slices.Chunk(uncopied, relaysRecord) {
+	for some := range cut(uncopied, relaysRecord, (*link).imageSize) {
 		r := w.relaysRecord(some)
 		r.FDs, r.Body = slices.Clone(r.FDs), slices.Clone(r.Body) // the next one has the same form
 		out = append(out, r)
@@ -78,7 +125,7 @@ func (w *lane) unsaid() (uncopied, changed []*link) {
 }
 
 func (w *lane) listenersRecords(out []handover.Record) []handover.Record {
-	for some := range slices.Chunk(w.listeners, listenersRecord) {
+	for some := range cut(w.listeners, listenersRecord, (*listener).imageSize) {
 		m := &handoverv1.GatewayListeners{Lane: uint32(w.index)}
 		var fds []int
 		for _, l := range some {
@@ -268,7 +315,7 @@ func (w *lane) connectionsRecords(out []handover.Record) []handover.Record {
 	}
 	for c := range w.conns {
 		image := c.image()
-		if n := connSize + len(image.Buffer) + len(image.Answer); size+n > connsBytes || len(fds)+2 > handover.MaxFDs {
+		if n := connImageSize(image); size+n > recordBytes || len(fds)+2 > handover.MaxFDs {
 			flush()
 			size = n
 		} else {
@@ -283,9 +330,6 @@ func (w *lane) connectionsRecords(out []handover.Record) []handover.Record {
 	flush()
 	return out
 }
-
-// connSize is more than all fields of a connection take but for its bytes.
-const connSize = 2 << 10
 
 func (c *conn) image() *handoverv1.GatewayConnection {
 	now := c.loop.Now()

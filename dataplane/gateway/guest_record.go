@@ -28,7 +28,7 @@ func (c *conn) connectionRecord(counted bool) handover.Record {
 // record takes, which is so for a moment only.
 func (l *link) relayRecord() *handover.Record {
 	image := l.relay.Image()
-	if len(image.A.Pending)+len(image.B.Pending) > connsBytes {
+	if len(image.A.Pending)+len(image.B.Pending)+l.imageSize() > recordBytes {
 		return nil
 	}
 	a, b := l.relay.Descriptors()

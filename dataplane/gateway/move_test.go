@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -1058,6 +1059,76 @@ func TestMoveRemovedRoute(t *testing.T) {
 	s.wants(s.far, []byte("still"))
 	check(t, s.client.Close())
 	s.wantsEnd(s.far)
+}
+
+// TestMoveLongLabels: records were cut by the number of what is in them alone, and
+// where routes have many protocol ids, or servers long names, one was too large:
+// nothing could be handed over.
+func TestMoveLongLabels(t *testing.T) {
+	long := func(with string) (ids []string) {
+		ids = append(ids, with)
+		for i := range 20 {
+			ids = append(ids, strings.Repeat(string(rune('a'+i)), 200))
+		}
+		return ids
+	}
+	for name, copied := range map[string]int{"before the freeze": copyFew + 20, "in the freeze": copyFew - 20} {
+		t.Run(name, func(t *testing.T) {
+			backend, err := net.Listen("tcp", "127.0.0.1:0")
+			check(t, err)
+			t.Cleanup(func() { backend.Close() })
+			w := &ways{rig: newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) {
+				shop := to("shop.example.com", backend.Addr().String())
+				shop.Match.ALPN = long("h2")
+				c.Static = []StaticRoute{shop}
+				for i := range 2 * namesRecord {
+					server := fmt.Sprintf("%s.s%d.invalid:443", strings.Repeat("x", 4000), i)
+					c.Static = append(c.Static, to(fmt.Sprintf("s%d.example.com", i), server))
+				}
+			}), backend: backend}
+			hello := helloBytes(t, w.ca.client("shop.example.com", "h2"))
+			all := make([]*session, copied)
+			for i := range all {
+				all[i] = w.open(t, hello, func() net.Conn {
+					conn, err := backend.Accept()
+					check(t, err)
+					return conn
+				})
+			}
+			w.moves(newLoops(t, relay.NewDefault, 1), nil)
+			for _, s := range all {
+				s.says(s.client, "still")
+				s.wants(s.far, []byte("still"))
+			}
+		})
+	}
+}
+
+// TestConnectionsLongLabels: a route's label counts in a record of connections.
+func TestConnectionsLongLabels(t *testing.T) {
+	r := newRig(t, newLoops(t, relay.NewDefault, 1), nil)
+	w := r.lanes[0]
+	acct := &account{name: strings.Repeat("x", 4000)}
+	var records []handover.Record
+	w.on(func() {
+		real := w.conns
+		defer func() { w.conns = real }()
+		w.conns = map[*conn]struct{}{}
+		for range 100 {
+			w.conns[&conn{lane: w, fd: 0, other: -1, acct: acct}] = struct{}{}
+		}
+		records = w.connectionsRecords(nil)
+	})
+	n := 0
+	for _, one := range records {
+		n += len(one.FDs)
+		if len(one.Body) > handover.MaxBody {
+			t.Errorf("a record of %d bytes, more than %d", len(one.Body), handover.MaxBody)
+		}
+	}
+	if n != 100 {
+		t.Errorf("%d connections, want 100", n)
+	}
 }
 
 // TestMoveRouteBytes: bytes of a route's last relay were gone from its account, and
