@@ -38,17 +38,18 @@ var house = []struct{ pkg, may string }{
 	{"dataplane/handover/failpoint", ""},                                                // nothing in a program without its build tag: hence also for the control plane
 	{"dataplane/handover/handovertest", "dataplane/handover"},
 	{"dataplane/handover/verdict", ""}, // pure
-	{"dataplane/tunnel", ". alpn identity wire/sallyport/tunnel/v1 wire/sallyport/handover/v1 dataplane/relay dataplane/handover dataplane/handover/failpoint"},
-	{"dataplane/gateway", ". alpn wire/sallyport/handover/v1 dataplane/relay dataplane/preamble dataplane/tunnel dataplane/handover dataplane/handover/failpoint"},
+	{"dataplane/carrier", ""},          // agents, clients and the gateway put connections inside others in the same way
+	{"dataplane/tunnel", ". alpn identity dataplane/carrier wire/sallyport/tunnel/v1 wire/sallyport/handover/v1 dataplane/relay dataplane/handover dataplane/handover/failpoint"},
+	{"dataplane/gateway", ". alpn wire/sallyport/handover/v1 dataplane/carrier dataplane/relay dataplane/preamble dataplane/tunnel dataplane/handover dataplane/handover/failpoint"},
 	{"dataplane/session", ". dataplane/handover/failpoint"},
 	{"dataplane/swift", ""},      // system calls, and nothing else
 	{"dataplane/timerslack", ""}, // the same: programs ask for it when they start, and who starts programs of others
 	{"dataplane/access", ". alpn identity dataplane/session dataplane/swift"},
 	{"dataplane/agent", ". alpn dataplane/access dataplane/session dataplane/tunnel dataplane/handover/failpoint"},
 	{"dataplane/sigv4", ""}, // both ends of sally aws read the same signatures
-	{"dataplane/dial", ". alpn identity dataplane/preamble dataplane/sigv4 dataplane/halfclose"}, // servers are checked by SPIFFE id and by pin
-	{"dataplane/database", ". eventtext dataplane/swift"},                                        // what is the same for all databases, so that no protocol imports another
-	{"dataplane/webapp", ". alpn dataplane/protocol/app dataplane/halfclose"},                    // the browser's side of that protocol: what neither passes on is written once
+	{"dataplane/dial", ". alpn identity dataplane/carrier dataplane/preamble dataplane/sigv4 dataplane/halfclose"}, // servers are checked by SPIFFE id and by pin
+	{"dataplane/database", ". eventtext dataplane/swift"},                                                          // what is the same for all databases, so that no protocol imports another
+	{"dataplane/webapp", ". alpn dataplane/protocol/app dataplane/halfclose"},                                      // the browser's side of that protocol: what neither passes on is written once
 	{"dataplane/database/dbtest", ". dataplane/session"},
 	{"dataplane/oneconn", ""},   // what is the same for all who serve HTTP behind the door
 	{"dataplane/halfclose", ""}, // the same for all who pass a switch of protocols on

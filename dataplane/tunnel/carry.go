@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coder/websocket"
+	"github.com/sallyport/sallyport/dataplane/carrier"
 )
 
 // The gateway's half of the carriers. A data connection that comes inside TLS or
@@ -39,15 +39,15 @@ const tlsHandshake = 22
 func (h *Hub) serveData(ctx context.Context, in inbound) error {
 	t, d, err := h.greetData(in)
 	if err != nil {
-		abort(in.carrier)
+		carrier.Abort(in.Conn)
 		h.counters.add("carried_refused")
 		return fmt.Errorf("carried data connection: %w", err)
 	}
 	defer h.carried.Add(-1)
 	in.lift() // its agent is known
-	fd, local, err := pair()
+	fd, local, err := carrier.Pair()
 	if err != nil {
-		abort(in.carrier)
+		carrier.Abort(in.Conn)
 		return err
 	}
 	t.carrier.Store(in.kind)
@@ -57,7 +57,7 @@ func (h *Hub) serveData(ctx context.Context, in inbound) error {
 	if !loop.Post(func() { _ = h.settleIn(loop, e, d.Answer) }) { // its error is counted, and closes the pair
 		closeFD(fd)
 	}
-	pump(ctx, in.carrier, local)
+	carrier.Pump(ctx, in.Conn, local)
 	return nil
 }
 
@@ -66,7 +66,7 @@ const turnMask = 1<<30 - 1
 
 // inbound is a carrier at the gateway, before it is known whose it is.
 type inbound struct {
-	carrier
+	carrier.Conn
 	kind int32
 	head []byte // what has been read
 	from netip.AddrPort
@@ -77,7 +77,7 @@ type inbound struct {
 func (h *Hub) greetData(in inbound) (*tunnel, DataHello, error) {
 	hello := make([]byte, HelloSize)
 	n := copy(hello, in.head)
-	if _, err := io.ReadFull(in.carrier, hello[n:]); err != nil {
+	if _, err := io.ReadFull(in.Conn, hello[n:]); err != nil {
 		return nil, DataHello{}, err
 	}
 	if len(h.cfg.Loops) == 0 {
@@ -126,47 +126,47 @@ func (h *Hub) Upgrade(cfg *tls.Config) http.Handler {
 			http.Error(w, "this is for agents", http.StatusForbidden)
 			return
 		}
-		conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled, OnPingReceived: noPong})
+		s, err := carrier.Accept(w, r)
 		if err != nil {
 			h.counters.add("carried_refused") // and answered
 			return
 		}
-		if err := h.serveSocket(r, newSocket(conn), cfg); err != nil {
+		if err := h.serveSocket(r, s, cfg); err != nil {
 			h.cfg.Log.Debug("WebSocket of an agent ended", "from", r.RemoteAddr, "err", err)
 		}
 	})
 }
 
-func (h *Hub) serveSocket(r *http.Request, s *socket, cfg *tls.Config) error {
+func (h *Hub) serveSocket(r *http.Request, s *carrier.Socket, cfg *tls.Config) error {
 	ctx := r.Context()
-	deadline := time.AfterFunc(h.bounds.HelloWait, s.abort)
+	deadline := time.AfterFunc(h.bounds.HelloWait, s.Abort)
 	lift := sync.OnceFunc(func() {
 		deadline.Stop()
 		tellProven(ctx)
 	})
 	head := make([]byte, magicSize)
 	if _, err := io.ReadFull(s, head); err != nil {
-		s.abort()
+		s.Abort()
 		h.counters.add("carried_refused")
 		return err
 	}
 	from, _ := netip.ParseAddrPort(r.RemoteAddr)
 	switch {
 	case string(head) == Magic:
-		return h.serveData(ctx, inbound{carrier: s, kind: carriedWebSocket, head: head, from: from, lift: lift})
+		return h.serveData(ctx, inbound{Conn: s, kind: carriedWebSocket, head: head, from: from, lift: lift})
 	case head[0] == tlsHandshake:
 		return h.serveInner(ctx, s, head, func(c net.Conn) error {
 			return h.serve(ctx, tls.Server(c, cfg), lift)
 		})
 	}
-	s.abort()
+	s.Abort()
 	h.counters.add("carried_refused")
 	return ErrMalformed
 }
 
 // serveInner gives what is inside a WebSocket to f as a connection. It returns
 // when both have ended.
-func (h *Hub) serveInner(ctx context.Context, s *socket, head []byte, f func(net.Conn) error) error {
+func (h *Hub) serveInner(ctx context.Context, s *carrier.Socket, head []byte, f func(net.Conn) error) error {
 	c := &innerConn{socket: s, head: head, ctx: ctx}
 	defer c.task.Wait()
 	defer c.Close()
@@ -178,7 +178,7 @@ func (h *Hub) serveInner(ctx context.Context, s *socket, head []byte, f func(net
 // and whose deadline its owner keeps; the connection's own are for later. From
 // settle on it is one end of a pair. One goroutine has it until then.
 type innerConn struct {
-	socket *socket
+	socket *carrier.Socket
 	head   []byte // read before the rest
 	ctx    context.Context
 	task   sync.WaitGroup // the pump
@@ -196,7 +196,7 @@ func (c *innerConn) settle() error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	far, local, err := connPair()
+	far, local, err := carrier.ConnPair()
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (c *innerConn) settle() error {
 		return err
 	}
 	c.far = far
-	c.task.Go(func() { pump(c.ctx, c.socket, local) })
+	c.task.Go(func() { carrier.Pump(c.ctx, c.socket, local) })
 	return nil
 }
 
@@ -241,7 +241,7 @@ func (c *innerConn) Close() error {
 	if c.far != nil {
 		return c.far.Close()
 	}
-	c.socket.abort()
+	c.socket.Abort()
 	return nil
 }
 

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"slices"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/dataplane/carrier"
 )
 
 // How an agent gets through to a gateway. A control connection is TLS: it goes
@@ -178,32 +176,17 @@ func (l *link) dialWebSocket(ctx context.Context, addr string) (conn net.Conn, r
 	name := tunnelTLS(cfg, l.addr).ServerName
 	ctx, cancel := context.WithTimeout(ctx, greetLimit)
 	defer cancel()
-	outer := tls.Client(under, &tls.Config{
-		ServerName: name, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: true, // see above
-	})
-	if err := outer.HandshakeContext(ctx); err != nil {
-		under.Close()
-		return nil, "", fmt.Errorf("WebSocket: %w", err)
-	}
-	ws, _, err := websocket.Dial(ctx, "wss://"+name+UpgradePath, &websocket.DialOptions{
-		HTTPClient: &http.Client{
-			Transport:     &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return outer, nil }},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		CompressionMode: websocket.CompressionDisabled, OnPingReceived: noPong,
-	})
+	s, err := carrier.DialSocket(ctx, under, name, UpgradePath)
 	if err != nil {
 		under.Close()
 		return nil, "", fmt.Errorf("WebSocket: %w", err)
 	}
-	far, local, err := connPair()
+	far, local, err := carrier.ConnPair()
 	if err != nil {
-		under.Close()
+		s.Abort()
 		return nil, "", err
 	}
-	s := newSocket(ws)
-	l.agent.tasks.Go(func() { pump(l.agent.ctx, s, local) })
+	l.agent.tasks.Go(func() { carrier.Pump(l.agent.ctx, s, local) })
 	return far, reached, nil
 }
 

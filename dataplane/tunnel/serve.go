@@ -53,7 +53,7 @@ func (h *Hub) serve(ctx context.Context, conn *tls.Conn, lift func()) error {
 	defer place.leave()
 	if string(head) == Magic {
 		greeted()
-		return h.serveData(ctx, inbound{carrier: conn, kind: carriedTLS, head: head, from: addrOf(conn), lift: func() {
+		return h.serveData(ctx, inbound{Conn: conn, kind: carriedTLS, head: head, from: addrOf(conn), lift: func() {
 			lift()
 			place.leave()
 			_ = conn.SetDeadline(time.Time{}) // fails on a closed connection: the pump finds out

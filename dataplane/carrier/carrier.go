@@ -1,48 +1,27 @@
-package tunnel
+// Package carrier moves the bytes of one connection inside another, for networks
+// that let only certain things through: inside TLS, or inside a WebSocket
+// (RFC 6455). What is carried is authenticated by itself; nothing is believed of
+// what carries it.
+package carrier
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
 )
 
-// Carriers: how a data connection's bytes get through a network that lets only
-// certain things through. The hello, the frames and the client's bytes are the
-// same in all of them. Both halves use what is here.
-
-// Carrier names a way for an agent's data connections.
-type Carrier string
-
-// The carriers, in the order in which an agent tries them. The later ones move
-// bytes in this process and not in the kernel.
-const (
-	CarrierTCP       Carrier = "tcp"       // plain TCP
-	CarrierTLS       Carrier = "tls"       // inside TLS, with the protocol id of control connections
-	CarrierWebSocket Carrier = "websocket" // inside a WebSocket, RFC 6455, on the gateway's web origin
-)
-
-// The numbers of carriers in tunnel.carrier.
-const (
-	carriedNone = iota
-	carriedTCP
-	carriedTLS
-	carriedWebSocket
-)
-
-func carrierName(n int32) string {
-	return [...]string{
-		carriedNone: "", carriedTCP: string(CarrierTCP), carriedTLS: string(CarrierTLS), carriedWebSocket: string(CarrierWebSocket),
-	}[n]
-}
-
-// carrier is a connection that carries another one's bytes. Its two directions
+// Conn is a connection that carries another one's bytes. Its two directions
 // end separately. Reading ends with io.EOF only when the peer has said so.
-type carrier interface {
+type Conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 }
@@ -58,15 +37,15 @@ const (
 	hangUpCheck = time.Second
 )
 
-// pump moves bytes between a carrier and the local end of a pair, until both
+// Pump moves bytes between a carrier and the local end of a pair, until both
 // directions have ended, one has failed, the pair's other end has been closed, or
 // ctx is done. It closes both.
-func pump(ctx context.Context, c carrier, local *net.UnixConn) {
+func Pump(ctx context.Context, c Conn, local *net.UnixConn) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	stop := context.AfterFunc(ctx, func() {
 		local.Close()
-		abort(c) // Close may wait for the peer
+		Abort(c) // Close may wait for the peer
 	})
 	inbound := make(chan struct{})
 	go func() {
@@ -112,11 +91,11 @@ func watchHangUp(inbound <-chan struct{}, local *net.UnixConn) bool {
 	}
 }
 
-// abort closes without waiting for the peer.
-func abort(c carrier) {
+// Abort closes without waiting for the peer.
+func Abort(c Conn) {
 	switch c := c.(type) {
-	case interface{ abort() }:
-		c.abort()
+	case interface{ Abort() }:
+		c.Abort()
 	case interface{ NetConn() net.Conn }:
 		c.NetConn().Close()
 	default:
@@ -156,13 +135,14 @@ const (
 	pingWait = 5 * time.Second
 )
 
-// socket is a WebSocket as a carrier. A binary message carries bytes, wherever
+// Socket is a WebSocket as a carrier. A binary message carries bytes, wherever
 // it begins and ends; an empty one ends its direction. Other messages end the
 // connection.
-type socket struct {
+type Socket struct {
 	conn  *websocket.Conn
-	in    io.Reader // the message that is being read; nil between two
-	fresh bool      // nothing of it has come
+	over  *atomic.Bool // the connection beneath it has ended
+	in    io.Reader    // the message that is being read; nil between two
+	fresh bool         // nothing of it has come
 	alarm *time.Timer
 
 	mu      sync.Mutex
@@ -171,15 +151,91 @@ type socket struct {
 	closed  bool
 }
 
-func newSocket(c *websocket.Conn) *socket {
+// Accept answers a request for a WebSocket, also when it fails.
+func Accept(w http.ResponseWriter, r *http.Request) (*Socket, error) {
+	over := new(atomic.Bool)
+	conn, err := websocket.Accept(&taken{w, over}, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled, OnPingReceived: noPong})
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(conn, over), nil
+}
+
+// taken is an answer whose connection tells of its end.
+type taken struct {
+	http.ResponseWriter
+	over *atomic.Bool
+}
+
+// Hijack implements http.Hijacker. What is buffered was read before: the library
+// goes on reading from the connection.
+func (t *taken) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &ending{conn, t.over}, rw, nil
+}
+
+// ending notes that a connection has ended. To the library's reader of a message an
+// end in front of its first byte is the end of an empty message.
+type ending struct {
+	net.Conn
+	over *atomic.Bool
+}
+
+// Read implements net.Conn.
+func (e *ending) Read(b []byte) (int, error) {
+	n, err := e.Conn.Read(b)
+	if err != nil {
+		e.over.Store(true)
+	}
+	return n, err
+}
+
+func newSocket(c *websocket.Conn, over *atomic.Bool) *Socket {
 	c.SetReadLimit(maxMessage)
-	s := &socket{conn: c, wrote: time.Now()}
+	s := &Socket{conn: c, over: over, wrote: time.Now()}
 	s.alarm = time.AfterFunc(awake, s.stayAwake)
 	return s
 }
 
-// Read implements carrier. One goroutine reads.
-func (s *socket) Read(b []byte) (int, error) {
+// ConnectPath is where a gateway's web origin takes WebSockets that carry a
+// connection to its port.
+const ConnectPath = "/sallyport/connect"
+
+// DialSocket makes a WebSocket to the path of a web origin, at the other end of
+// under, which is closed with it, or by the caller when this fails. Nothing is
+// believed of the TLS around it; name is what it says it wants.
+func DialSocket(ctx context.Context, under net.Conn, name, path string) (*Socket, error) {
+	outer := tls.Client(under, &tls.Config{
+		ServerName: name, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
+		InsecureSkipVerify: true, // see above
+	})
+	if err := outer.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return Upgrade(ctx, outer, name, path)
+}
+
+// Upgrade is DialSocket with TLS that stands.
+func Upgrade(ctx context.Context, outer net.Conn, name, path string) (*Socket, error) {
+	over := new(atomic.Bool)
+	ws, _, err := websocket.Dial(ctx, "wss://"+name+path, &websocket.DialOptions{
+		HTTPClient: &http.Client{
+			Transport:     &http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return &ending{outer, over}, nil }},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		CompressionMode: websocket.CompressionDisabled, OnPingReceived: noPong,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(ws, over), nil
+}
+
+// Read implements Conn. One goroutine reads.
+func (s *Socket) Read(b []byte) (int, error) {
 	for {
 		if s.in == nil {
 			kind, r, err := s.conn.Reader(context.Background())
@@ -197,6 +253,9 @@ func (s *socket) Read(b []byte) (int, error) {
 		switch {
 		case errors.Is(err, io.EOF):
 			s.in = nil
+			if empty && s.over.Load() {
+				return 0, errCut
+			}
 			if empty {
 				return 0, io.EOF
 			}
@@ -223,8 +282,8 @@ func closeError(err error) error {
 	return err
 }
 
-// Write implements carrier. One goroutine writes.
-func (s *socket) Write(b []byte) (int, error) {
+// Write implements Conn. One goroutine writes.
+func (s *Socket) Write(b []byte) (int, error) {
 	for sent := 0; sent < len(b); {
 		part := b[sent:min(len(b), sent+busyBuffer)]
 		if err := s.send(part); err != nil {
@@ -235,16 +294,16 @@ func (s *socket) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// CloseWrite implements carrier.
-func (s *socket) CloseWrite() error { return s.send(nil) }
+// CloseWrite implements Conn.
+func (s *Socket) CloseWrite() error { return s.send(nil) }
 
-func (s *socket) send(b []byte) error {
+func (s *Socket) send(b []byte) error {
 	s.busy(true)
 	defer s.busy(false)
 	return s.conn.Write(context.Background(), websocket.MessageBinary, b)
 }
 
-func (s *socket) busy(yes bool) {
+func (s *Socket) busy(yes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.writing, s.wrote = yes, time.Now()
@@ -252,7 +311,7 @@ func (s *socket) busy(yes bool) {
 
 // stayAwake pings when nothing has been sent for long. No pong is expected: a
 // peer that has stopped reading could not send one, and is not dead for that.
-func (s *socket) stayAwake() {
+func (s *Socket) stayAwake() {
 	s.mu.Lock()
 	idle := time.Since(s.wrote)
 	ping, again := !s.writing && idle >= awake, !s.closed
@@ -273,18 +332,19 @@ func (s *socket) stayAwake() {
 // noPong is a websocket option: see stayAwake.
 func noPong(context.Context, []byte) bool { return false }
 
-// Close implements carrier: both directions have ended, and the peer knows.
-func (s *socket) Close() error {
+// Close implements Conn: both directions have ended, and the peer knows.
+func (s *Socket) Close() error {
 	s.rest()
 	return s.conn.Close(websocket.StatusNormalClosure, "")
 }
 
-func (s *socket) abort() {
+// Abort closes without waiting for the peer.
+func (s *Socket) Abort() {
 	s.rest()
 	_ = s.conn.CloseNow() // whatever its error, it is closed
 }
 
-func (s *socket) rest() {
+func (s *Socket) rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true

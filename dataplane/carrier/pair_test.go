@@ -1,12 +1,14 @@
 //go:build unix
 
-package tunnel
+package carrier
 
 import (
 	"os/exec"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // A program that is started while a pair is made has no end of it: a session's
@@ -17,12 +19,12 @@ func TestPairIsNotInherited(t *testing.T) {
 	for range 4 {
 		makers.Go(func() {
 			for !over.Load() {
-				fd, local, err := pair()
+				fd, local, err := Pair()
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				closeFD(fd)
+				_ = unix.Close(fd)
 				local.Close()
 			}
 		})
