@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/controlplane/client"
 	"github.com/sallyport/sallyport/controlplane/remnant"
+	"github.com/sallyport/sallyport/dataplane/carrier"
 	"github.com/sallyport/sallyport/dataplane/gateway"
 	"github.com/sallyport/sallyport/dataplane/jump"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -179,7 +180,7 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.host.Certificate() },
 		ClientAuth:     tls.RequireAnyClientCert, VerifyConnection: r.verifyAgent,
 	}
-	r.web = newWebServer(besideUpgrades(r.hub.Upgrade(tunnelTLS), onlyOwn(r.host.Cluster(), client.WebOrigin(r.host.Dialer(), r.log))), r.log)
+	r.web = newWebServer(r.besideUpgrades(r.hub.Upgrade(tunnelTLS), onlyOwn(r.host.Cluster(), client.WebOrigin(r.host.Dialer(), r.log))), r.log)
 	r.browsers = newBrowsers(r.host, r.log)
 	gc.Ends = map[alpn.Class]gateway.End{
 		alpn.Web: {
@@ -199,14 +200,22 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 	return r.withJump(gc)
 }
 
-// besideUpgrades takes agents' WebSockets out of what the web origin gets.
-func besideUpgrades(upgrades, web http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == tunnel.UpgradePath {
-			upgrades.ServeHTTP(w, r)
-			return
+// besideUpgrades takes WebSockets that carry other connections out of what the web
+// origin gets: those of agents, and those that lead to the gateway's port.
+func (r *gatewayRole) besideUpgrades(agents, web http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch req.URL.Path {
+		case tunnel.UpgradePath:
+			agents.ServeHTTP(w, req)
+		case carrier.ConnectPath:
+			if g := r.browsers.gateway.Load(); g != nil {
+				g.Inside().ServeHTTP(w, req)
+				return
+			}
+			http.Error(w, "the gateway is starting", http.StatusServiceUnavailable)
+		default:
+			web.ServeHTTP(w, req)
 		}
-		web.ServeHTTP(w, r)
 	})
 }
 

@@ -72,10 +72,10 @@ func (r *gatewayRole) holds() map[string]int {
 	if r.hub == nil {
 		return nil
 	}
-	left, jumps := r.hub.Remaining(), r.jump.Open()
+	left, jumps, inside := r.hub.Remaining(), r.jump.Open(), r.gateway.Carried()
 	return map[string]int{
-		"carried streams": left.Carried, "web connections": int(r.web.open.Load()), "browsers at applications": r.browsers.open(), "jump connections": jumps,
-		"connections whose TLS ends here": max(0, r.gateway.Serving()-left.Control-left.Carried-jumps),
+		"carried streams": left.Carried, "connections inside WebSockets": inside, "web connections": int(r.web.open.Load()), "browsers at applications": r.browsers.open(), "jump connections": jumps,
+		"connections whose TLS ends here": max(0, r.gateway.Serving()-left.Control-left.Carried-jumps-inside),
 	}
 }
 
@@ -85,7 +85,8 @@ func (r *gatewayRole) working() map[string]int {
 	if r.hub == nil {
 		return nil
 	}
-	out := map[string]int{"web connections": r.web.working(), "browsers at applications": r.browsers.working(), "jump connections": r.jump.Open()}
+	out := map[string]int{"web connections": r.web.working(), "browsers at applications": r.browsers.working(), "jump connections": r.jump.Open(),
+		"connections inside WebSockets": r.gateway.Carried()}
 	maps.DeleteFunc(out, func(_ string, n int) bool { return n == 0 })
 	return out
 }

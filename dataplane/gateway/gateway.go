@@ -169,6 +169,7 @@ type Gateway struct {
 	unnamed context.CancelFunc
 	tasks   sync.WaitGroup // handshakes, handlers, the resolver
 	serving atomic.Int64   // of them, handshakes and handlers
+	inside  atomic.Int64   // of them, what comes inside a WebSocket
 	closed  sync.Once
 	served  chan struct{} // closed when the gateway has left and no handler runs
 	giver   *Giver

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ var sslRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}
 
 // upgradeRequest is an agent's that gets through by a WebSocket.
 const upgradeRequest = "GET /sallyport/tunnel HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+
+// connectRequest is a client's that gets through by a WebSocket.
+var connectRequest = strings.Replace(upgradeRequest, "/sallyport/tunnel", "/sallyport/connect", 1)
 
 var gssRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30}
 
@@ -143,6 +147,10 @@ func TestA32_Silence(t *testing.T) {
 		{"web: a WebSocket of an agent, and nothing", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest)},
 		{"web: a WebSocket, one byte of a frame", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest+"\x82")},
 		{"web: a WebSocket, half a data hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, upgradeRequest+"\x82\x84\x00\x00\x00\x00SLYP")},
+		{"web: a WebSocket of a client, and nothing", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, connectRequest)},
+		{"web: a WebSocket of a client, one byte of a frame", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, connectRequest+"\x82")},
+		{"web: a WebSocket of a client, one byte of TLS", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, connectRequest+"\x82\x81\x00\x00\x00\x00\x16")},
+		{"web: a WebSocket of a client, and the end of its direction", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"http/1.1"}}, connectRequest+"\x82\x80\x00\x00\x00\x00")},
 		{"tunnel: half a data hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-tunnel/1"}, Certificates: mine(agent)}, "SLYP\x01\x00")},
 		{"web: no preface, h2", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"h2"}}, "")},
 		{"tunnel: no hello", handshake(&tls.Config{ServerName: d.Cluster, NextProtos: []string{"sallyport-tunnel/1"}, Certificates: mine(agent)}, "")},
