@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"connectrpc.com/connect"
 	"golang.org/x/net/http/httpproxy"
@@ -30,7 +31,9 @@ func (c *credentials) api() (sallyportv1connect.AccessServiceClient, *http.Clien
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
 		Connect:     dial.ByEnvironment,
+		Inside:      dial.Inside,
 	}
+	c.asked.Store(d)
 	hc := d.HTTP(client.ProtocolAuth)
 	return sallyportv1connect.NewAccessServiceClient(hc, client.BaseURL), hc
 }
@@ -128,7 +131,17 @@ func (p *program) width() int {
 }
 
 // credentials are those of the profile in use.
-type credentials struct{ *profile.Credentials }
+type credentials struct {
+	*profile.Credentials
+	asked atomic.Pointer[client.Dialer] // the last way to auth
+}
+
+// ended says that something on the way to the gateway ends TLS, as far as auth has
+// been asked: clients that speak TLS themselves do not get through.
+func (c *credentials) ended() bool {
+	d := c.asked.Load()
+	return d != nil && d.Ended()
+}
 
 // errInvalid is short for the kind of bad input.
 var errInvalid = sallyport.ErrInvalid

@@ -29,7 +29,7 @@ func someDatabase(t *testing.T, p *program) *database {
 		t.Fatal(err)
 	}
 	return &database{
-		cred: &credentials{c}, name: "orders", service: serviceName(f, "orders"), host: "orders.db.gw.test", port: "8443",
+		cred: &credentials{Credentials: c}, name: "orders", service: serviceName(f, "orders"), host: "orders.db.gw.test", port: "8443",
 		ca: p.home.CAsPath(f), cert: databaseFile(p.home, f, "orders", ".crt"), key: databaseFile(p.home, f, "orders", ".key"),
 	}
 }
@@ -225,13 +225,13 @@ func TestDestination(t *testing.T) {
 		{"", "a@b@web", "a@b", "web"},
 	} {
 		p.LoginName = tt.flag
-		login, node, err := p.destination(&credentials{c}, tt.arg)
+		login, node, err := p.destination(&credentials{Credentials: c}, tt.arg)
 		if err != nil || login != tt.login || node != tt.node {
 			t.Errorf("%+v: %q %q %v", tt, login, node, err)
 		}
 	}
 	p.LoginName = ""
-	if _, _, err := p.destination(&credentials{c}, "root@"); !errors.Is(err, sallyport.ErrInvalid) {
+	if _, _, err := p.destination(&credentials{Credentials: c}, "root@"); !errors.Is(err, sallyport.ErrInvalid) {
 		t.Errorf("no node: %v", err)
 	}
 }

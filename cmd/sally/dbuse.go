@@ -15,6 +15,7 @@ import (
 	"github.com/sallyport/sallyport/cmd/internal/libpq"
 	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/shell"
+	"github.com/sallyport/sallyport/dataplane/dial"
 )
 
 type dbLoginCmd struct {
@@ -125,7 +126,8 @@ func (c *dbConnectCmd) separate() {
 	}
 }
 
-// psql is started straight to the gateway, with the environment that libpq reads.
+// psql is started straight to the gateway, with the environment that libpq reads,
+// or, where something on the way ends TLS, on a socket.
 func (c *dbConnectCmd) psql(p *program, d *database) error {
 	psql, err := exec.LookPath("psql")
 	if err != nil {
@@ -138,9 +140,27 @@ func (c *dbConnectCmd) psql(p *program, d *database) error {
 		d.dbname = d.user // libpq's own default, said here so that PGDATABASE is not asked
 	}
 	cmd := exec.Command(psql, c.Args...)
+	if d.cred.ended() {
+		return p.psqlOnSocket(d, cmd)
+	}
 	cmd.Env = libpqEnv(os.Environ(), d.settings())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
 	return childExit(runClient(cmd))
+}
+
+// psqlOnSocket starts psql on a socket that is there as long as it runs.
+func (p *program) psqlOnSocket(d *database, psql *exec.Cmd) error {
+	const port = "5432" // of the name that libpq looks for
+	l, err := listenForClient(".s.PGSQL." + port)
+	if err != nil {
+		return err
+	}
+	defer l.remove()
+	psql.Env = libpqEnv(os.Environ(), []libpq.Setting{
+		{Key: "host", Value: l.dir}, {Key: "port", Value: port}, {Key: "user", Value: d.user}, {Key: "dbname", Value: d.dbname},
+		{Key: "sslmode", Value: "disable"}, {Key: "gssencmode", Value: "disable"},
+	})
+	return p.runOn(&dial.LocalProxy{Listener: l, Postgres: true, Dial: p.lasting(d.cred).to(sallyport.KindDatabase, d.name, protocolDB)}, psql)
 }
 
 // bounded says that it is known which names may be opened in the server.

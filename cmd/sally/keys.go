@@ -156,13 +156,13 @@ func (p *program) loadValid() (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.valid(&credentials{c}); err != nil {
+	if err := p.valid(&credentials{Credentials: c}); err != nil {
 		return nil, err
 	}
 	if p.Cluster != "" && p.Cluster != f.Cluster {
 		return nil, problem(sallyport.ErrNotFound, fmt.Sprintf("cluster %q is not known here", p.Cluster), "sally clusters")
 	}
-	return &credentials{c}, nil
+	return &credentials{Credentials: c}, nil
 }
 
 // valid says when a login has ended, and how to get another.

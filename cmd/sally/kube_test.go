@@ -47,7 +47,7 @@ func someKube(t *testing.T, p *program, name string) kubeEntry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := (&kubeLoginCmd{Namespace: "web"}).entries(p, &credentials{c}, []string{name})
+	list, err := (&kubeLoginCmd{Namespace: "web"}).entries(p, &credentials{Credentials: c}, []string{name})
 	if err != nil {
 		t.Fatal(err)
 	}

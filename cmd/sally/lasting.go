@@ -73,7 +73,7 @@ func (p *program) again(c *credentials) (*credentials, error) {
 	case read.Identity.Name != c.Identity.Name || read.Identity.Cluster != c.Identity.Cluster:
 		return nil, problem(sallyport.ErrConflict, "the login is somebody else's now", "")
 	}
-	return &credentials{read}, nil
+	return &credentials{Credentials: read}, nil
 }
 
 func readIdentity(path, proxy string) (*profile.Credentials, error) {

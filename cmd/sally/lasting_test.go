@@ -126,7 +126,7 @@ func TestLasting(t *testing.T) {
 				must(t, err)
 				c, err := p.credentials(f)
 				must(t, err)
-				to := p.lasting(&credentials{c}).to(sallyport.KindDatabase, "orders", protocolDB)
+				to := p.lasting(&credentials{Credentials: c}).to(sallyport.KindDatabase, "orders", protocolDB)
 				got, err := shown(to)
 				var told *sallyport.Problem
 				switch ended := tt.first < 0; {

@@ -337,10 +337,11 @@ func (p *program) dialWeb(f profile.Profile) (*web, error) {
 			return nil, err
 		}
 	}
-	hc := &http.Client{Timeout: webTimeout, Transport: &http.Transport{
-		TLSClientConfig: cfg, ForceAttemptHTTP2: true, DialContext: dial.ByEnvironment,
-		TLSHandshakeTimeout: 10 * time.Second,
-	}}
+	t := &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: true, DialContext: dial.ByEnvironment, TLSHandshakeTimeout: 10 * time.Second}
+	if len(pins) > 0 && !p.Insecure {
+		t.DialTLSContext = func(ctx context.Context, _, addr string) (net.Conn, error) { return dialPinned(ctx, addr, cfg, pins) }
+	}
+	hc := &http.Client{Timeout: webTimeout, Transport: t}
 	w.api = sallyportv1connect.NewPublicServiceClient(hc, "https://"+f.WebProxyAddr)
 	return w, nil
 }
@@ -364,6 +365,35 @@ func verifyPins(cfg *tls.Config, host string, pins []string) {
 		_, err = verifyName(cs.PeerCertificates, roots, host)
 		return err
 	}
+}
+
+// dialPinned goes inside a WebSocket where something on the way ends TLS: whoever
+// that is has not the pinned CA.
+func dialPinned(ctx context.Context, addr string, cfg *tls.Config, pins []string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	raw, err := dial.ByEnvironment(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, cfg)
+	if err = conn.HandshakeContext(ctx); err == nil {
+		return conn, nil
+	}
+	raw.Close()
+	raw, ierr := dial.Inside(ctx, addr, func(chain []*x509.Certificate) bool {
+		_, err := identity.PinnedRoots(chain, pins)
+		return err == nil
+	})
+	if ierr != nil {
+		return nil, err
+	}
+	conn = tls.Client(raw, cfg)
+	if ierr = conn.HandshakeContext(ctx); ierr != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // errPublic is an ErrPin of a chain that would be good for who has no pin.

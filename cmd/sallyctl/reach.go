@@ -179,6 +179,7 @@ func byLogin(home profile.Dir, f profile.Profile) (sallyportv1connect.AdminServi
 		Roots:       func() *x509.CertPool { return c.Roots },
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
 		Connect:     dial.ByEnvironment,
+		Inside:      dial.Inside,
 	}
 	return sallyportv1connect.NewAdminServiceClient(d.HTTP(client.ProtocolAuth), client.BaseURL), nil
 }

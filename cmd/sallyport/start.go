@@ -445,6 +445,7 @@ func (n *node) openAgent(ctx context.Context, inherits bool) error {
 	}
 	host, err := n.join(ctx, client.HostConfig{
 		Dir: agentDir(n.cfg), Kind: sallyport.KindAgent, Name: hostname(), Log: n.log, Addresses: ways, Resources: n.cfg.resources(), Held: inherits, Connect: dial.ByEnvironment,
+		Inside: dial.Inside,
 	}, n.cfg.Agent.Join)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

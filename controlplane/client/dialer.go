@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,8 +56,13 @@ type Dialer struct {
 	// example through an HTTP proxy; nil: net.Dialer.
 	Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	mu   sync.Mutex
-	last string // the address that worked last
+	// Inside makes it where something on the way ends TLS, which own denies of a
+	// chain that leads to the cluster's CAs; nil: such a way is none.
+	Inside func(ctx context.Context, addr string, own func(chain []*x509.Certificate) bool) (net.Conn, error)
+
+	mu    sync.Mutex
+	last  string // the address that worked last
+	ended bool   // inside what Inside makes
 }
 
 // Dial opens one TLS 1.3 connection to auth with the given protocol id.
@@ -80,6 +86,13 @@ func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// Ended says that the last connection was made by Inside.
+func (d *Dialer) Ended() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ended
 }
 
 func (d *Dialer) inOrder() []string {
@@ -132,16 +145,56 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 		}
 		cfg.Certificates = []tls.Certificate{*cert}
 	}
-	network, address, connect := "tcp", addr, d.Connect
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		return handshake(ctx, addr, cfg, func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) })
+	}
+	connect := d.Connect
 	if connect == nil {
 		connect = (&net.Dialer{}).DialContext
 	}
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		network, address, connect = "unix", path, (&net.Dialer{}).DialContext
+	ways := []func(context.Context) (net.Conn, error){func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", addr) }}
+	if d.Inside != nil {
+		ways = append(ways, func(ctx context.Context) (net.Conn, error) { return d.Inside(ctx, addr, d.own) })
 	}
-	raw, err := within(ctx, dialTimeout, func(ctx context.Context) (net.Conn, error) { return connect(ctx, network, address) })
+	return d.byEither(ctx, addr, cfg, ways)
+}
+
+// byEither goes straight, and where the handshake fails inside. What got through
+// the last time is tried first. The failure is that of the first that was tried:
+// the other says no more than that it is not needed.
+func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, ways []func(context.Context) (net.Conn, error)) (*tls.Conn, error) {
+	d.mu.Lock()
+	ended := d.ended && d.last == addr
+	d.mu.Unlock()
+	if ended && len(ways) > 1 {
+		slices.Reverse(ways)
+	}
+	var first error
+	for i, way := range ways {
+		conn, err := handshake(ctx, addr, cfg, way)
+		if err == nil {
+			d.mu.Lock()
+			d.ended = (i == 1) != ended
+			d.mu.Unlock()
+			return conn, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if ctx.Err() != nil || !ended && errors.Is(err, errNoWay) {
+			break
+		}
+	}
+	return nil, first
+}
+
+// errNoWay marks a connection that was not made, so that there was no handshake.
+var errNoWay = errors.New("no connection")
+
+func handshake(ctx context.Context, addr string, cfg *tls.Config, connect func(context.Context) (net.Conn, error)) (*tls.Conn, error) {
+	raw, err := within(ctx, dialTimeout, connect)
 	if err != nil {
-		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth by way of " + addr + " cannot be reached", Cause: err}
+		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "auth by way of " + addr + " cannot be reached", Cause: errors.Join(errNoWay, err)}
 	}
 	conn := tls.Client(raw, cfg)
 	_, err = within(ctx, handshakeTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, conn.HandshakeContext(ctx) })
@@ -159,21 +212,39 @@ func within[T any](ctx context.Context, d time.Duration, step func(ctx context.C
 	return step(ctx)
 }
 
-func (d *Dialer) verify(cs tls.ConnectionState) error {
-	var roots *x509.CertPool
+// roots are the CAs to check a chain by.
+func (d *Dialer) roots(chain []*x509.Certificate) (*x509.CertPool, error) {
 	if len(d.Pins) > 0 {
-		pool, err := identity.PinnedRoots(cs.PeerCertificates, d.Pins)
-		if err != nil {
-			return err
+		return identity.PinnedRoots(chain, d.Pins)
+	}
+	if d.Roots != nil {
+		if roots := d.Roots(); roots != nil {
+			return roots, nil
 		}
-		roots = pool
-	} else if d.Roots != nil {
-		roots = d.Roots()
 	}
-	if roots == nil {
-		return errors.New("neither a CA nor a pin to check auth by")
+	return nil, errors.New("neither a CA nor a pin to check auth by")
+}
+
+// own says whether a chain leads to the cluster's CAs.
+func (d *Dialer) own(chain []*x509.Certificate) bool {
+	roots, err := d.roots(chain)
+	if err != nil || len(chain) == 0 {
+		return false
 	}
-	_, err := identity.VerifyPeer(cs.PeerCertificates, identity.Want{
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err = chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
+	return err == nil
+}
+
+func (d *Dialer) verify(cs tls.ConnectionState) error {
+	roots, err := d.roots(cs.PeerCertificates)
+	if err != nil {
+		return err
+	}
+	_, err = identity.VerifyPeer(cs.PeerCertificates, identity.Want{
 		Roots:   roots,
 		Cluster: d.Cluster,
 		Kinds:   []sallyport.IdentityKind{sallyport.KindAuth},

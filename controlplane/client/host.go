@@ -61,6 +61,9 @@ type HostConfig struct {
 	// see Dialer. nil: net.Dialer.
 	Connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
+	// Inside makes them where something on the way ends TLS; see Dialer.
+	Inside func(ctx context.Context, addr string, own func(chain []*x509.Certificate) bool) (net.Conn, error)
+
 	// Held says that an old process still writes to Dir: see Take.
 	Held bool
 }
@@ -144,7 +147,7 @@ func Join(ctx context.Context, cfg HostConfig, token string, pins []string) (*Ho
 	if err != nil {
 		return nil, err
 	}
-	d := &Dialer{Addresses: cfg.Addresses, Pins: pins, Connect: cfg.Connect}
+	d := &Dialer{Addresses: cfg.Addresses, Pins: pins, Connect: cfg.Connect, Inside: cfg.Inside}
 	hc := d.HTTP(ProtocolJoin)
 	defer hc.CloseIdleConnections()
 	resp, err := sallyportv1connect.NewJoinServiceClient(hc, BaseURL, connect.WithReadMaxBytes(maxFile)).Join(ctx, connect.NewRequest(req))
@@ -243,7 +246,7 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 
 // dialerWith is a way to auth on which a certificate is shown.
 func (h *Host) dialerWith(certificate func() (*tls.Certificate, error)) *Dialer {
-	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate, Connect: h.cfg.Connect}
+	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate, Connect: h.cfg.Connect, Inside: h.cfg.Inside}
 }
 
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for

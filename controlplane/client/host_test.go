@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -533,6 +535,93 @@ func TestHostConnect(t *testing.T) {
 	cfg = w.config(t, sallyport.KindAgent)
 	cfg.Connect = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("not for sockets") }
 	w.host(t, cfg)
+}
+
+// TestHostInside: where something on the way ends TLS a host joins, and hears of
+// everything, inside of what Inside makes; from the second connection on at once,
+// and where the way has become straight again the straight one.
+func TestHostInside(t *testing.T) {
+	w := the()
+	other := newSigner(t)
+	balancer := w.foreign(t, other)
+	var straight, inside atomic.Int32
+	var open atomic.Bool // nobody ends TLS any more
+	cfg := w.config(t, sallyport.KindAgent)
+	cfg.Addresses = func() []string { return []string{"gw.test:443"} }
+	cfg.Connect = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		straight.Add(1)
+		if open.Load() {
+			return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", balancer)
+	}
+	cfg.Inside = func(ctx context.Context, addr string, own func([]*x509.Certificate) bool) (net.Conn, error) {
+		if addr != "gw.test:443" || own([]*x509.Certificate{other.cert}) {
+			t.Errorf("%s is not what ends TLS", addr)
+		}
+		if open.Load() {
+			return nil, errors.New("nobody ends TLS")
+		}
+		inside.Add(1)
+		return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
+	}
+	h := w.host(t, cfg)
+	if straight.Load() != 1 || inside.Load() != 1 {
+		t.Errorf("joined after %d straight and %d inside", straight.Load(), inside.Load())
+	}
+	dial := func() {
+		t.Helper()
+		conn, err := h.dialer.Dial(t.Context(), ProtocolAuth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !h.dialer.own(conn.ConnectionState().PeerCertificates) {
+			t.Error("auth's chain is not the cluster's own")
+		}
+		conn.Close()
+	}
+	dial()
+	dial()
+	if straight.Load() != 2 || inside.Load() != 3 {
+		t.Errorf("%d straight and %d inside: what got through is not tried first", straight.Load(), inside.Load())
+	}
+	open.Store(true)
+	dial()
+	dial()
+	if straight.Load() != 4 || inside.Load() != 3 {
+		t.Errorf("%d straight and %d inside with nobody on the way", straight.Load(), inside.Load())
+	}
+	h.dialer.Inside = nil
+	open.Store(false)
+	if _, err := h.dialer.Dial(t.Context(), ProtocolAuth); !errors.Is(err, sallyport.ErrUnavailable) {
+		t.Errorf("without a way inside: %v", err)
+	}
+}
+
+// foreign ends TLS with a certificate that is none of the cluster's, without a
+// protocol.
+func (w *world) foreign(t *testing.T, s signer) (addr string) {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{s.cert.Raw}, PrivateKey: s.key}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(time.Minute))
+				_, _ = io.Copy(io.Discard, c)
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); conns.Wait() })
+	return l.Addr().String()
 }
 
 // TestDialerOrder: ways are tried in turn, and the one that worked comes first.

@@ -271,19 +271,19 @@ func TestDialALPN(t *testing.T) {
 		name     string
 		kind     sallyport.IdentityKind
 		protocol string
-		d        Dialer
+		d        *Dialer
 		ok       bool
 	}{
-		{"auth by pool", sallyport.KindAuth, alpn.Auth1, Dialer{Roots: ca.pool()}, true},
-		{"auth by pin", sallyport.KindAuth, alpn.Join1, Dialer{Pins: []string{pin}}, true},
-		{"auth by a wrong pin", sallyport.KindAuth, alpn.Join1, Dialer{Pins: []string{"sha256:00"}}, false},
-		{"auth by nothing", sallyport.KindAuth, alpn.Join1, Dialer{}, false},
-		{"A67 agent in place of auth", sallyport.KindAgent, alpn.Auth1, Dialer{Roots: ca.pool()}, false},
-		{"A67 gateway in place of auth", sallyport.KindGateway, alpn.Join1, Dialer{Pins: []string{pin}}, false},
-		{"A67 auth in place of a gateway", sallyport.KindAuth, alpn.Gateway1, Dialer{Roots: ca.pool()}, false},
-		{"web by pool", sallyport.KindGateway, alpn.HTTP11, Dialer{Roots: ca.pool()}, true},
-		{"web by pin", sallyport.KindGateway, alpn.HTTP2, Dialer{Pins: []string{pin}}, true},
-		{"web by the system's CAs", sallyport.KindGateway, alpn.HTTP11, Dialer{}, false},
+		{"auth by pool", sallyport.KindAuth, alpn.Auth1, &Dialer{Roots: ca.pool()}, true},
+		{"auth by pin", sallyport.KindAuth, alpn.Join1, &Dialer{Pins: []string{pin}}, true},
+		{"auth by a wrong pin", sallyport.KindAuth, alpn.Join1, &Dialer{Pins: []string{"sha256:00"}}, false},
+		{"auth by nothing", sallyport.KindAuth, alpn.Join1, &Dialer{}, false},
+		{"A67 agent in place of auth", sallyport.KindAgent, alpn.Auth1, &Dialer{Roots: ca.pool()}, false},
+		{"A67 gateway in place of auth", sallyport.KindGateway, alpn.Join1, &Dialer{Pins: []string{pin}}, false},
+		{"A67 auth in place of a gateway", sallyport.KindAuth, alpn.Gateway1, &Dialer{Roots: ca.pool()}, false},
+		{"web by pool", sallyport.KindGateway, alpn.HTTP11, &Dialer{Roots: ca.pool()}, true},
+		{"web by pin", sallyport.KindGateway, alpn.HTTP2, &Dialer{Pins: []string{pin}}, true},
+		{"web by the system's CAs", sallyport.KindGateway, alpn.HTTP11, &Dialer{}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -37,6 +38,8 @@ type Dialer struct {
 	Timeout time.Duration                                                     // 0: DefaultTimeout
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Now     func() time.Time                                                  // nil: time.Now
+
+	ended atomic.Bool // something on the way ends TLS
 }
 
 // DialResource connects to a resource's agent and returns the stream inside
@@ -144,12 +147,46 @@ func (d *Dialer) expired(cert *tls.Certificate) *sallyport.Problem {
 		Fact: "your login expired at " + leaf.NotAfter.UTC().Format(time.RFC3339)}
 }
 
-// tls makes the connection: TCP, then the handshake, both within ctx.
+// tls makes the connection: TCP, then the handshake, both within ctx. Where
+// something on the way ends TLS that is done inside a WebSocket, and from then on
+// at once.
 func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*stream, error) {
+	if d.ended.Load() {
+		if conn, err := d.tlsInside(ctx, cfg); err == nil {
+			return conn, nil
+		}
+	}
 	raw, err := d.tcp(ctx)
 	if err != nil {
 		return nil, err
 	}
+	conn, err := handshake(ctx, raw, cfg)
+	if err == nil || d.Dial != nil || ctx.Err() != nil {
+		return conn, err
+	}
+	within, ierr := d.tlsInside(ctx, cfg)
+	if ierr != nil {
+		return nil, err
+	}
+	d.ended.Store(true)
+	return within, nil
+}
+
+func (d *Dialer) tlsInside(ctx context.Context, cfg *tls.Config) (*stream, error) {
+	under, err := d.tcp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := inside(ctx, under, d.Proxy, d.own)
+	if err != nil {
+		under.Close()
+		return nil, err
+	}
+	return handshake(ctx, raw, cfg)
+}
+
+// handshake owns raw.
+func handshake(ctx context.Context, raw net.Conn, cfg *tls.Config) (*stream, error) {
 	under := &wire{Conn: raw}
 	conn := &stream{tls.Client(under, cfg), under}
 	if err := conn.HandshakeContext(ctx); err != nil {

@@ -27,6 +27,7 @@ type cluster struct {
 	pin     string
 	authAt  string
 	gateway string // what people use; the recorder in front when there is one
+	listen  string // where the gateway itself listens
 	proc    map[string]*process
 }
 
@@ -85,7 +86,13 @@ func (c *cluster) token(p *person, role string) string {
 // the configuration, and reach is where the agent finds the gateway.
 func startCluster(t testing.TB, p *person, agent func(c *cluster) string, reach func(c *cluster) string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: shortDir(t), authAt: freePort(t), gateway: freePort(t), proc: map[string]*process{}}
+	at := freePort(t)
+	return (&cluster{gateway: at, listen: at}).start(t, p, agent, reach)
+}
+
+func (c *cluster) start(t testing.TB, p *person, agent func(c *cluster) string, reach func(c *cluster) string) *cluster {
+	t.Helper()
+	c.t, c.dir, c.authAt, c.proc = t, shortDir(t), freePort(t), map[string]*process{}
 	c.write("auth.yaml", fmt.Sprintf("version: 1\ncluster: %s\ndata_dir: auth\nroles: [auth]\nauth: {listen: [%q], second_factor: optional}\ngateway: {public_address: %q}\n", clusterName, c.authAt, c.gateway))
 	c.up("auth")
 	var status struct {
@@ -97,10 +104,10 @@ func startCluster(t testing.TB, p *person, agent func(c *cluster) string, reach 
 	})
 	c.pin = status.CAPins[0]
 	c.write("gateway.yaml", fmt.Sprintf("version: 1\ndata_dir: gateway\nroles: [gateway]\ngateway:\n  listen: [%q]\n  public_address: %q\n  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n",
-		c.gateway, c.gateway, c.authAt, c.token(p, "gateway"), c.pin))
+		c.listen, c.gateway, c.authAt, c.token(p, "gateway"), c.pin))
 	c.up("gateway")
 	await(t, "the gateway's port", upWait, func() bool {
-		conn, err := net.Dial("tcp", c.gateway)
+		conn, err := net.Dial("tcp", c.listen)
 		if err == nil {
 			conn.Close()
 		}
