@@ -44,7 +44,7 @@ func (c *credentials) dialer() *dial.Dialer {
 	return &dial.Dialer{
 		Proxy: c.Profile.WebProxyAddr, Cluster: c.Profile.Cluster, Roots: c.Roots,
 		Certificate: func() (*tls.Certificate, error) { return &c.TLS, nil },
-		HTTPSProxy:  env.HTTPSProxy, NoProxy: env.NoProxy,
+		HTTPSProxy:  env.HTTPSProxy, NoProxy: env.NoProxy, Ended: c.ended(),
 	}
 }
 

@@ -39,7 +39,11 @@ type Dialer struct {
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Now     func() time.Time                                                  // nil: time.Now
 
-	ended atomic.Bool // something on the way ends TLS
+	// Ended says that something on the way ends TLS, if that is known: connections go
+	// inside a WebSocket at once. Otherwise the first one finds out.
+	Ended bool
+
+	ended atomic.Bool // it was found out
 }
 
 // DialResource connects to a resource's agent and returns the stream inside
@@ -151,7 +155,7 @@ func (d *Dialer) expired(cert *tls.Certificate) *sallyport.Problem {
 // something on the way ends TLS that is done inside a WebSocket, and from then on
 // at once.
 func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*stream, error) {
-	if d.ended.Load() {
+	if d.Ended || d.ended.Load() {
 		if conn, err := d.tlsInside(ctx, cfg); err == nil {
 			return conn, nil
 		}

@@ -76,7 +76,8 @@ func TestInside(t *testing.T) {
 	agent := ca.issue(t, sallyport.KindAgent, []string{"orders.db.gw.test"}, nil)
 	b := newBalancer(t, other.issue(t, sallyport.KindGateway, []string{"127.0.0.1"}, nil), &tls.Config{Certificates: []tls.Certificate{agent}, NextProtos: []string{alpn.DB1}})
 	d := &Dialer{Proxy: b.addr, Cluster: cluster, Roots: ca.pool()}
-	for range 2 {
+	known := &Dialer{Proxy: b.addr, Cluster: cluster, Roots: ca.pool(), Ended: true}
+	for _, d := range []*Dialer{d, d, known} {
 		conn, err := d.DialResource(t.Context(), sallyport.KindDatabase, "orders", alpn.DB1)
 		if err != nil {
 			t.Fatal(err)
@@ -95,7 +96,7 @@ func TestInside(t *testing.T) {
 		}
 		conn.Close()
 	}
-	if n, m := b.direct.Load(), b.upgrades.Load(); n != 1 || m != 2 {
+	if n, m := b.direct.Load(), b.upgrades.Load(); n != 1 || m != 3 {
 		t.Errorf("%d straight, %d inside", n, m)
 	}
 }
