@@ -181,7 +181,7 @@ func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, way
 		if first == nil {
 			first = err
 		}
-		if ctx.Err() != nil || !ended && errors.Is(err, errNoWay) {
+		if ctx.Err() != nil || !ended && (errors.Is(err, errNoWay) || unanswered(err)) {
 			break
 		}
 	}
@@ -258,10 +258,22 @@ func (d *Dialer) verify(cs tls.ConnectionState) error {
 // the alert internal_error (RFC 8446, section 6.2), from other failures.
 func handshakeProblem(addr string, err error) error {
 	p := &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: fmt.Sprintf("handshake with auth by way of %s: %v", addr, err), Cause: err}
-	if strings.Contains(err.Error(), "tls: internal error") {
+	if unanswered(err) {
 		p.Fact, p.Hint = "the control plane behind gateway "+addr+" does not answer", waitForAuth
 	}
 	return p
+}
+
+// unanswered says that a gateway has given that alert: it has been reached, and
+// auth has not.
+func unanswered(err error) bool { return strings.Contains(errorText(err), "tls: internal error") }
+
+// errorText is that of an error's cause, if it has one.
+func errorText(err error) string {
+	if p := new(sallyport.Problem); errors.As(err, &p) && p.Cause != nil {
+		return p.Cause.Error()
+	}
+	return err.Error()
 }
 
 // waitForAuth is what people are told while auth is away.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -591,6 +592,26 @@ func TestHostInside(t *testing.T) {
 	if straight.Load() != 4 || inside.Load() != 3 {
 		t.Errorf("%d straight and %d inside with nobody on the way", straight.Load(), inside.Load())
 	}
+	// A gateway that says that auth is away has been reached: there is no other way to try.
+	made := straight.Load()
+	h.dialer.Connect = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		straight.Add(1)
+		ours, theirs := net.Pipe()
+		go func() {
+			go func() { _, _ = io.Copy(io.Discard, theirs) }()
+			_, _ = theirs.Write([]byte{21, 3, 3, 0, 2, 2, 80})
+			theirs.Close()
+		}()
+		return ours, nil
+	}
+	h.dialer.Inside = func(context.Context, string, func([]*x509.Certificate) bool) (net.Conn, error) {
+		t.Error("another way was tried")
+		return nil, errors.New("none")
+	}
+	if _, err := h.dialer.Dial(t.Context(), ProtocolAuth); err == nil || !strings.Contains(err.Error(), "does not answer") || straight.Load() == made {
+		t.Errorf("auth away: %v", err)
+	}
+	h.dialer.Connect = cfg.Connect
 	h.dialer.Inside = nil
 	open.Store(false)
 	if _, err := h.dialer.Dial(t.Context(), ProtocolAuth); !errors.Is(err, sallyport.ErrUnavailable) {
