@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/sallyport/sallyport"
 )
@@ -64,6 +65,11 @@ func (v *visit) broken(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	case IsUnread(err):
 		tell(w, http.StatusBadRequest, "the body of the request broke off, or cannot be read", "")
+		return
+	}
+	if errors.Is(err, errAnswerHead) {
+		v.server.log().Warn("application's answer refused", "session", v.session.ID, "resource", v.candidate.Resource.Name, "error", err)
+		tell(w, http.StatusBadGateway, "application "+v.candidate.Resource.Name+": "+err.Error()+": "+strconv.Itoa(maxAnswerHead)+" bytes at most, with 32 more for each field", "tell its owner")
 		return
 	}
 	v.server.log().Warn("application does not answer", "session", v.session.ID, "resource", v.candidate.Resource.Name, "error", err)

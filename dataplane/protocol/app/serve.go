@@ -403,7 +403,7 @@ func (v *visit) answer(r *http.Response) error {
 			r.Header[name] = []string{Outward(l[0], p.scheme, outer, p.redirects)}
 		}
 	}
-	return nil
+	return v.fits(r)
 }
 
 // leg is what is known of a request while it is at the application. It is its own
@@ -439,6 +439,9 @@ func (q *request) status() int { return q.code }
 func (q *request) WriteHeader(code int) {
 	if code < 200 && code != http.StatusSwitchingProtocols {
 		CleanResponse(q.Header())
+		if q.visit.framed() && headSize(q.Header()) > maxAnswerHead {
+			return // the answer follows without it
+		}
 	} else {
 		Untyped(q.Header())
 	}

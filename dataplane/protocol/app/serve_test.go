@@ -363,6 +363,86 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestLargeAnswerHead: an answer with thousands of fields, hints or trailers ended the
+// connection of HTTP/2, and what else ran on it. It alone is refused.
+func TestLargeAnswerHead(t *testing.T) {
+	fields := func(h http.Header, prefix string, n int) {
+		for i := range n {
+			h[fmt.Sprintf("%sX%d", prefix, i)] = []string{"v"}
+		}
+	}
+	const many, few = 4000, 1000 // that are within 64 KiB as HTTP/1.1 writes them, and also as HTTP/2 counts them
+	finish := make(chan struct{})
+	end := sync.OnceFunc(func() { close(finish) })
+	srv, _ := application(t, func(w http.ResponseWriter, q *http.Request) {
+		switch q.URL.Path {
+		case "/long":
+			io.WriteString(w, "first ")
+			w.(http.Flusher).Flush()
+			<-finish
+			io.WriteString(w, "last")
+		case "/head":
+			fields(w.Header(), "", many)
+		case "/hints":
+			fields(w.Header(), "", many)
+			w.WriteHeader(http.StatusEarlyHints)
+			clear(w.Header())
+			io.WriteString(w, "ok")
+		case "/trailers":
+			io.WriteString(w, "ok")
+			w.(http.Flusher).Flush()
+			fields(w.Header(), http.TrailerPrefix, many*3/4)
+		case "/announced":
+			var names []string
+			for i := range 10_000 { // a space more for each, on their way
+				names = append(names, fmt.Sprintf("X%d", i))
+			}
+			w.Header().Set("Trailer", strings.Join(names, ","))
+			io.WriteString(w, "ok")
+		case "/few":
+			fields(w.Header(), "", few)
+			io.WriteString(w, "ok")
+			w.(http.Flusher).Flush()
+			fields(w.Header(), http.TrailerPrefix, few)
+		}
+	})
+	r := newRig(t, Target{URI: srv.URL})
+	defer end()
+	c := r.client("h2")
+	c.Transport.(*http.Transport).MaxResponseHeaderBytes = maxHead // as of gateways
+	long, err := c.Get("https://" + appHost + "/long")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Body.Close()
+	for _, path := range []string{"/head", "/announced"} {
+		if resp, body := r.get(c, path, nil); resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, errAnswerHead.Error()) {
+			t.Errorf("%s: %s %q", path, resp.Status, body)
+		}
+	}
+	if resp, body := r.get(c, "/hints", nil); resp.StatusCode != http.StatusOK || body != "ok" {
+		t.Errorf("hints: %s %q", resp.Status, body)
+	}
+	if resp, body := r.get(c, "/few", nil); resp.StatusCode != http.StatusOK || body != "ok" || len(resp.Header) < few || len(resp.Trailer) != few {
+		t.Errorf("few: %s %q, %d fields and %d trailers", resp.Status, body, len(resp.Header), len(resp.Trailer))
+	}
+	if resp, err := c.Get("https://" + appHost + "/trailers"); err != nil {
+		t.Error(err)
+	} else {
+		if b, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("trailers: %q and %d trailers passed for a whole answer", b, len(resp.Trailer))
+		}
+		resp.Body.Close()
+	}
+	end()
+	if b, err := io.ReadAll(long.Body); err != nil || string(b) != "first last" {
+		t.Errorf("the other request: %q, %v", b, err)
+	}
+	if resp, _ := r.get(r.client("http/1.1"), "/head", nil); resp.StatusCode != http.StatusOK || len(resp.Header) < many {
+		t.Errorf("HTTP/1.1: %s with %d fields", resp.Status, len(resp.Header))
+	}
+}
+
 // TestUntyped: an answer without a type gets none on its way, also after hints: one
 // that net/http guesses would make a page of what the application calls no page.
 func TestUntyped(t *testing.T) {
