@@ -184,13 +184,17 @@ type ending struct {
 	over *atomic.Bool
 }
 
-// Read implements net.Conn.
+// Read implements net.Conn. An end that comes with bytes, as TLS may say it, is told
+// when these have been read: they may end their direction themselves.
 func (e *ending) Read(b []byte) (int, error) {
 	n, err := e.Conn.Read(b)
+	if n > 0 {
+		return n, nil
+	}
 	if err != nil {
 		e.over.Store(true)
 	}
-	return n, err
+	return 0, err
 }
 
 func newSocket(c *websocket.Conn, over *atomic.Bool) *Socket {

@@ -26,6 +26,11 @@ func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func accepted(t testing.TB) (*Socket, net.Conn) {
 	t.Helper()
 	ours, theirs := net.Pipe()
+	return acceptedOn(t, ours), theirs
+}
+
+func acceptedOn(t testing.TB, ours net.Conn) *Socket {
+	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, ConnectPath, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +40,7 @@ func accepted(t testing.TB) (*Socket, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, theirs
+	return s
 }
 
 // frame is one masked frame of a client, RFC 6455, section 5.2.
@@ -50,6 +55,44 @@ func frame(first byte, payload []byte) []byte {
 		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(n))
 	}
 	return append(append(b, 0, 0, 0, 0), payload...) // a mask of zeros
+}
+
+// withEnd says its end with its last bytes.
+type withEnd struct {
+	net.Conn
+	said bytes.Reader
+}
+
+func (w *withEnd) Read(b []byte) (int, error) {
+	n, err := w.said.Read(b)
+	if err == nil && w.said.Len() == 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// TestSocketEndsWithItsConnection: the end of a direction is one also when the
+// connection's comes with it, and a cut is one then, too.
+func TestSocketEndsWithItsConnection(t *testing.T) {
+	for name, c := range map[string]struct {
+		said []byte
+		ends bool
+	}{
+		"ended": {append(frame(0x82, []byte("ab")), frame(0x82, nil)...), true},
+		"cut":   {append(frame(0x82, []byte("ab")), 0x82, 0x85, 0, 0, 0, 0), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, theirs) }() // ends with ours
+			w := &withEnd{Conn: ours}
+			w.said.Reset(c.said)
+			s := acceptedOn(t, w)
+			defer s.Abort()
+			if got, err := io.ReadAll(s); string(got) != "ab" || (err == nil) != c.ends {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
 }
 
 // FuzzSocket: whatever comes as frames, no more comes out of them than came in, and
