@@ -80,13 +80,13 @@ func (r *gatewayRole) holds() map[string]int {
 }
 
 // working is what of that people would miss at once: a drain waits for it. Not for
-// connections that are kept for the next request, which would never end.
+// connections that are kept for the next request, which would never end. What is
+// inside a WebSocket counts as what it is: a relay, or one of these.
 func (r *gatewayRole) working() map[string]int {
 	if r.hub == nil {
 		return nil
 	}
-	out := map[string]int{"web connections": r.web.working(), "browsers at applications": r.browsers.working(), "jump connections": r.jump.Open(),
-		"connections inside WebSockets": r.gateway.Carried()}
+	out := map[string]int{"web connections": r.web.working(), "browsers at applications": r.browsers.working(), "jump connections": r.jump.Open()}
 	maps.DeleteFunc(out, func(_ string, n int) bool { return n == 0 })
 	return out
 }
