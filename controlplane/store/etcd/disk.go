@@ -148,7 +148,7 @@ func (d *disk) logFits(bytes, free int64) bool {
 		return true
 	}
 	beyond := d.roomBeyond()
-	for try := 0; !beyond && try < 10; try++ {
+	for try := 0; !beyond && free < diskFloor && try < 10; try++ {
 		time.Sleep(time.Millisecond) // etcd may be between two files
 		beyond = d.roomBeyond()
 	}
