@@ -389,7 +389,7 @@ func dialPinned(ctx context.Context, addr string, cfg *tls.Config, pins []string
 		return nil, err
 	}
 	conn = tls.Client(raw, cfg)
-	if ierr = conn.HandshakeContext(ctx); ierr != nil {
+	if err = conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -152,40 +151,47 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 	if connect == nil {
 		connect = (&net.Dialer{}).DialContext
 	}
-	ways := []func(context.Context) (net.Conn, error){func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", addr) }}
-	if d.Inside != nil {
-		ways = append(ways, func(ctx context.Context) (net.Conn, error) { return d.Inside(ctx, addr, d.own) })
+	straight := func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", addr) }
+	if d.Inside == nil {
+		return handshake(ctx, addr, cfg, straight)
 	}
-	return d.byEither(ctx, addr, cfg, ways)
+	return d.byEither(ctx, addr, cfg, straight, func(ctx context.Context) (net.Conn, error) { return d.Inside(ctx, addr, d.own) })
 }
 
-// byEither goes straight, and where the handshake fails inside. What got through
-// the last time is tried first. The failure is that of the first that was tried:
-// the other says no more than that it is not needed.
-func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, ways []func(context.Context) (net.Conn, error)) (*tls.Conn, error) {
+// byEither goes straight, and where the handshake fails inside, which is tried first
+// when it got through the last time. What is said inside is the gateway's word, and
+// the answer; that there is no way inside says no more than that it is not needed.
+func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, straight, inside func(context.Context) (net.Conn, error)) (*tls.Conn, error) {
 	d.mu.Lock()
-	ended := d.ended && d.last == addr
+	known := d.ended && d.last == addr
 	d.mu.Unlock()
-	if ended && len(ways) > 1 {
-		slices.Reverse(ways)
-	}
-	var first error
-	for i, way := range ways {
-		conn, err := handshake(ctx, addr, cfg, way)
-		if err == nil {
-			d.mu.Lock()
-			d.ended = (i == 1) != ended
-			d.mu.Unlock()
-			return conn, nil
-		}
-		if first == nil {
-			first = err
-		}
-		if ctx.Err() != nil || !ended && (errors.Is(err, errNoWay) || unanswered(err)) {
-			break
+	if known {
+		if conn, err := handshake(ctx, addr, cfg, inside); !errors.Is(err, errNoWay) || ctx.Err() != nil {
+			return conn, err
 		}
 	}
-	return nil, first
+	conn, err := handshake(ctx, addr, cfg, straight)
+	if err == nil {
+		d.around(false)
+		return conn, nil
+	}
+	if known || ctx.Err() != nil || errors.Is(err, errNoWay) || unanswered(err) {
+		return nil, err
+	}
+	conn, ierr := handshake(ctx, addr, cfg, inside)
+	switch {
+	case errors.Is(ierr, errNoWay):
+		return nil, err
+	case ierr == nil:
+		d.around(true)
+	}
+	return conn, ierr
+}
+
+func (d *Dialer) around(ended bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = ended
 }
 
 // errNoWay marks a connection that was not made, so that there was no handshake.

@@ -43,7 +43,7 @@ type Dialer struct {
 	// inside a WebSocket at once. Otherwise the first one finds out.
 	Ended bool
 
-	ended atomic.Bool // it was found out
+	found atomic.Bool // that
 }
 
 // DialResource connects to a resource's agent and returns the stream inside
@@ -153,11 +153,12 @@ func (d *Dialer) expired(cert *tls.Certificate) *sallyport.Problem {
 
 // tls makes the connection: TCP, then the handshake, both within ctx. Where
 // something on the way ends TLS that is done inside a WebSocket, and from then on
-// at once.
+// at once. What is said inside is the gateway's word, and the answer.
 func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*stream, error) {
-	if d.Ended || d.ended.Load() {
-		if conn, err := d.tlsInside(ctx, cfg); err == nil {
-			return conn, nil
+	known := d.Ended || d.found.Load()
+	if known {
+		if raw, err := d.inside(ctx); err == nil {
+			return handshake(ctx, raw, cfg)
 		}
 	}
 	raw, err := d.tcp(ctx)
@@ -165,28 +166,27 @@ func (d *Dialer) tls(ctx context.Context, cfg *tls.Config) (*stream, error) {
 		return nil, err
 	}
 	conn, err := handshake(ctx, raw, cfg)
-	if err == nil || d.Dial != nil || ctx.Err() != nil {
+	if err == nil || known || d.Dial != nil || ctx.Err() != nil {
 		return conn, err
 	}
-	within, ierr := d.tlsInside(ctx, cfg)
+	raw, ierr := d.inside(ctx)
 	if ierr != nil {
 		return nil, err
 	}
-	d.ended.Store(true)
-	return within, nil
+	d.found.Store(true)
+	return handshake(ctx, raw, cfg)
 }
 
-func (d *Dialer) tlsInside(ctx context.Context, cfg *tls.Config) (*stream, error) {
+func (d *Dialer) inside(ctx context.Context) (net.Conn, error) {
 	under, err := d.tcp(ctx)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := inside(ctx, under, d.Proxy, d.own)
+	conn, err := inside(ctx, under, d.Proxy, d.own)
 	if err != nil {
 		under.Close()
-		return nil, err
 	}
-	return handshake(ctx, raw, cfg)
+	return conn, err
 }
 
 // handshake owns raw.

@@ -3,6 +3,7 @@ package dial
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -97,6 +98,17 @@ func TestInside(t *testing.T) {
 		conn.Close()
 	}
 	if n, m := b.direct.Load(), b.upgrades.Load(); n != 1 || m != 3 {
+		t.Errorf("%d straight, %d inside", n, m)
+	}
+	// What is said inside is the answer: nothing else is tried, and of nothing else is told.
+	if _, err := known.DialResource(t.Context(), sallyport.KindDatabase, "orders", alpn.SSH1); err == nil || errors.Is(err, errUntrusted) {
+		t.Errorf("a protocol that is not spoken: %v", err)
+	}
+	fresh := &Dialer{Proxy: b.addr, Cluster: cluster, Roots: ca.pool()}
+	if _, err := fresh.DialResource(t.Context(), sallyport.KindDatabase, "orders", alpn.SSH1); err == nil || errors.Is(err, errUntrusted) {
+		t.Errorf("a protocol that is not spoken: %v", err)
+	}
+	if n, m := b.direct.Load(), b.upgrades.Load(); n != 2 || m != 5 {
 		t.Errorf("%d straight, %d inside", n, m)
 	}
 }
