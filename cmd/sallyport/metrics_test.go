@@ -173,6 +173,7 @@ func metricsPage(t *testing.T) string {
 
 - ` + "`sallyport_gateway_refused_total`" + ` by ` + "`reason`" + `: ` + "`source_full`, `source_rate`, `gateway_full`" + ` are ` + "`gateway.limits`" + ` at work, ` + "`no_upstream`" + `
   is a static route whose servers do not answer, ` + "`pg_no_upstream`" + ` one whose servers take no SSLRequest of PostgreSQL (` + "`postgres: direct`" + `),
+  ` + "`no_local_port`" + ` one to whose servers this machine has used up its ports (` + "`ip_local_port_range`, `tcp_tw_reuse`" + `, more servers or addresses),
   ` + "`unrecognized_name`" + ` mostly strangers.
 - ` + "`sallyport_gateway_server_down`" + `: a server of a static route. Nobody asks it but clients, so that it is told from the first that did not reach it to the
   first that does, and one that nobody was sent to is not told.

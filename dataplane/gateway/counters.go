@@ -56,6 +56,7 @@ const (
 	outcomeNoApplicationProtocol
 	outcomeNoUpstream
 	outcomeNoPostgres // no server of the upstream has taken an SSLRequest
+	outcomeNoPort     // this machine has no address or port left to connect to a server from
 	outcomeSourceFull
 	outcomeGatewayFull
 	outcomeSourceRate
@@ -78,7 +79,7 @@ func (o outcome) String() string {
 		outcomeUnknown: "unknown_protocol", outcomeSSH: "ssh", outcomeRDP: "rdp", outcomeMalformed: "malformed",
 		outcomeProxyRefused: "proxy_refused", outcomeEarlyBytes: "early_bytes", outcomeOutOfOrder: "out_of_order",
 		outcomeHelloRecord: "hello_record", outcomeHelloSyntax: "hello_syntax", outcomeHelloLarge: "hello_large", outcomeHelloName: "hello_name",
-		outcomeUnrecognizedName: "unrecognized_name", outcomeNoApplicationProtocol: "no_application_protocol", outcomeNoUpstream: "no_upstream", outcomeNoPostgres: "pg_no_upstream",
+		outcomeUnrecognizedName: "unrecognized_name", outcomeNoApplicationProtocol: "no_application_protocol", outcomeNoUpstream: "no_upstream", outcomeNoPostgres: "pg_no_upstream", outcomeNoPort: "no_local_port",
 		outcomeSourceFull: "source_full", outcomeGatewayFull: "gateway_full", outcomeSourceRate: "source_rate",
 		outcomeLargeHellos: "large_hellos", outcomeInternal: "internal", outcomeClosed: "closed",
 	}[o]
@@ -180,7 +181,7 @@ func (o outcome) result() result {
 	case outcomeNoUpstream, outcomeNoPostgres, outcomeLeaseFailed:
 		return resultUnreachable
 	case outcomeSourceFull, outcomeGatewayFull, outcomeSourceRate, outcomeLargeHellos, outcomeUnrecognizedName, outcomeNoApplicationProtocol,
-		outcomeExhausted, outcomeShed:
+		outcomeExhausted, outcomeShed, outcomeNoPort:
 		return resultRefused
 	case outcomeReset, outcomeTimeout, outcomeEndedEarly, outcomeInternal, outcomeClosed:
 		return resultEnded

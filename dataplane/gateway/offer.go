@@ -96,7 +96,9 @@ func (c *conn) connect() {
 			return
 		}
 		if err != nil {
-			c.blame()
+			if c.choice.portless = errors.Is(err, unix.EADDRNOTAVAIL); !c.choice.portless {
+				c.blame()
+			}
 			c.attempt++
 			continue
 		}
@@ -126,7 +128,10 @@ func (c *conn) begin(fd int, limit time.Duration) {
 // nowhere tells the client that no server of the upstream has taken it.
 func (c *conn) nowhere() {
 	why := outcomeNoUpstream
-	if c.choice.untaken {
+	switch {
+	case c.choice.portless:
+		why = outcomeNoPort
+	case c.choice.untaken:
 		why = outcomeNoPostgres
 	}
 	c.refuse(alpn.InternalError, why)

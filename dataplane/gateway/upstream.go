@@ -139,8 +139,9 @@ type choice struct {
 	to    *target // the last; nil when another process chose it among several
 	once  bool    // none is tried again: a server has had the flight
 
-	untaken bool // a server has not taken an SSLRequest
-	direct  bool // the last gets the hello at once
+	untaken  bool // a server has not taken an SSLRequest
+	direct   bool // the last gets the hello at once
+	portless bool // to the last this machine has no port left: no fault of the server's
 }
 
 // pick gives the next address: one that was not tried yet, and if there is one,
