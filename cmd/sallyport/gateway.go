@@ -172,6 +172,11 @@ func (r *gatewayRole) withCluster(gc *gateway.Config) error {
 				r.presence.Down(p.AgentID)
 			}
 		},
+		Proven: func(from netip.Addr) {
+			if g := r.browsers.gateway.Load(); g != nil {
+				g.Proven(from)
+			}
+		},
 	})
 	gc.Cluster = r.host.Cluster()
 	gc.Tunnels = gateway.Through(r.hub)

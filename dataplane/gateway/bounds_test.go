@@ -547,6 +547,49 @@ func TestA143_EndedHere(t *testing.T) {
 	})
 }
 
+// TestEndedHereProven: who has proved himself by what is inside his TLS is not counted
+// any more, and makes his source known, as one does who has proved himself to an agent.
+func TestEndedHereProven(t *testing.T) {
+	type prover interface{ Proven() }
+	for name, prove := range map[string]func(*rig, *tls.Conn){
+		"here":     func(_ *rig, c *tls.Conn) { c.NetConn().(prover).Proven() },
+		"an agent": func(r *rig, _ *tls.Conn) { r.Proven(netip.MustParseAddr("127.0.0.1")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca := newAuthority(t)
+			held := make(chan *tls.Conn, 8)
+			r := newRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) {
+				c.Bounds.EndedSource = 1
+				c.Ends = map[alpn.Class]End{alpn.Web: {TLS: ca.server(t, "http/1.1"), Handlers: map[string]Handler{"http/1.1": func(_ context.Context, conn *tls.Conn) {
+					held <- conn
+					_, _ = conn.Write([]byte{1})
+				}}}}
+			})
+			served := func() bool {
+				_, err := io.ReadFull(tls.Client(r.dial(), ca.client(cluster, "http/1.1")), make([]byte, 1))
+				return err == nil
+			}
+			if !served() || served() {
+				t.Error("the first is not served, or the second is")
+			}
+			first := <-held
+			prove(r, first)
+			for range 3 {
+				if !served() {
+					t.Error("refused")
+				}
+			}
+			first.Close()
+			for range 3 {
+				(<-held).Close()
+			}
+			if n := r.Snapshot().Ended; n != 0 {
+				t.Errorf("%d places are held by nobody", n)
+			}
+		})
+	}
+}
+
 // TestSourceRateOfRoutes: joining is charged to its source's rate even when it
 // says everything at once, and auth's answer does not pay it back; calls to auth
 // are charged until auth answers; a static route's clients are not charged.

@@ -177,6 +177,7 @@ func (h *handshake) serve() {
 		return
 	} else {
 		under.closed = sync.OnceFunc(func() { h.crowd.release(h.peer.Addr()) })
+		under.proven = func() { h.Proven(h.peer.Addr()) }
 	}
 	h.done(outcomeHandshake, true)
 	handler(h.ctx, conn)
@@ -190,7 +191,8 @@ func (h *handshake) done(why outcome, good bool) {
 // endedConn tells when it is closed, whoever owns the connection by then.
 type endedConn struct {
 	net.Conn
-	closed func() // set before the connection is given away; nil for nobody to tell
+	closed func() // set before the connection is given away, as proven is; nil for nobody to tell
+	proven func()
 }
 
 // Close closes the connection and gives its place back, once.
@@ -202,10 +204,12 @@ func (c *endedConn) Close() error {
 	return err
 }
 
-// Proven gives the place back before the end: who is at the other end has proved
-// who it is by what is inside the TLS, or inside a WebSocket in it.
+// Proven gives the place back before the end, and makes the source known: who is at
+// the other end has proved who it is by what is inside the TLS, or inside a WebSocket
+// in it.
 func (c *endedConn) Proven() {
 	if c.closed != nil {
+		c.proven()
 		c.closed()
 	}
 }

@@ -111,6 +111,10 @@ func def[T int | time.Duration](v *T, d T) {
 	}
 }
 
+// Proven makes a source known: somebody from there has proved who he is, to whom the
+// caller believes. It may be called concurrently.
+func (g *Gateway) Proven(from netip.Addr) { g.crowd.prove(from, time.Now()) }
+
 // Handler serves a connection whose handshake is done. It owns conn and closes
 // it. It runs on a goroutine of its own, and returns soon after ctx is done,
 // which is when the gateway closes.

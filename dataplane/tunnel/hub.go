@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,10 @@ type HubConfig struct {
 	// agent. It must not block for long, nor serve control connections.
 	// nil for nobody to tell.
 	Presence func(Presence)
+
+	// Proven is told that somebody from a source (an address of its /32 or /64) has
+	// proved himself to an agent. It must not block. nil for nobody to tell.
+	Proven func(from netip.Addr)
 
 	// Loops watch the data connections that come inside TLS or a WebSocket, in
 	// turn. Without any, those are refused.

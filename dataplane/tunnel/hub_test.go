@@ -297,6 +297,34 @@ func TestHalfOpen(t *testing.T) {
 	})
 }
 
+// TestProvenIsTold: of whom an agent has let in the source is told, and of nobody else.
+func TestProvenIsTold(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		proven := make(chan netip.Addr, 8)
+		g := startGateway(t, newAuthority(t), loops, func(c *HubConfig) { c.Proven = func(from netip.Addr) { proven <- from } })
+		a := byHand(t, g, agentID, assigned(1, "tcp/echo"))
+		g.come(t)
+		for range 8 {
+			a.park(g)
+		}
+		for i, from := range []string{"198.51.100.7:1", "192.0.2.1:2"} {
+			r := request0("tcp", "echo")
+			r.Source = netip.MustParseAddrPort(from)
+			o := g.lease(t, r)
+			defer closeFD(o.lease.FD)
+			defer o.lease.Ended()
+			if i == 0 {
+				a.streamRefused(r.ConnectionID)
+			} else {
+				a.streamUp(r.ConnectionID)
+			}
+		}
+		if got := <-proven; got != netip.MustParseAddr("192.0.2.1") {
+			t.Errorf("%v has proved himself", got)
+		}
+	})
+}
+
 // TestReservedQuarter: strangers do not empty a pool.
 func TestReservedQuarter(t *testing.T) {
 	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {

@@ -358,6 +358,9 @@ func (h *Hub) streamUp(t *tunnel, id []byte) {
 		return // ended meanwhile
 	}
 	h.settle(l, true)
+	if h.cfg.Proven != nil {
+		h.cfg.Proven(l.admission.source.Addr())
+	}
 	l.up.Store(true) // who sees it finds its source known
 	h.counters.add("stream_up")
 }

@@ -88,6 +88,18 @@ func TestBehindBalancer(t *testing.T) {
 	shell.say("before", "before")
 	psql := p.dialogue(t, "sally", "db", "connect", "--db-user=app", "--db-name=app", "orders", "--", "-Atq")
 	psql.say("select 'before';", "before")
+	// All come from the balancer's address, from where somebody has proved who he is.
+	c.limit("web_per_source", 4)
+	p.run("sallyport", "reload", "--config="+c.path("gateway.yaml"))
+	var others []*dialogue
+	for range 6 {
+		d := p.dialogue(t, "sally", "ssh", node, "read line; echo $line")
+		others = append(others, d)
+	}
+	for _, d := range others {
+		d.say("beside others", "beside others")
+		d.leave()
+	}
 	for i := range 2 {
 		p.run("sallyport", "upgrade", "--config="+c.path("gateway.yaml"))
 		shell.say(fmt.Sprint("upgrade ", i), fmt.Sprint("upgrade ", i))
@@ -105,4 +117,21 @@ func TestBehindBalancer(t *testing.T) {
 	if said := c.proc["agent"].out.String(); !strings.Contains(said, "control connection goes inside a WebSocket") {
 		t.Errorf("the agent has found another way:\n%s", said)
 	}
+	c.proc["agent"].stop()
+	c.up("agent")
+	await(t, "the agent that has come back", upWait, func() bool {
+		return p.try("", "sally", "ssh", node, "echo new").stdout == "new\n"
+	})
+	// The agent's connection to auth goes on inside its WebSocket, and nobody waits for it.
+	p.run("sallyport", "drain", "--notice=0s", "--timeout="+upWait.String(), "--config="+c.path("gateway.yaml"))
+}
+
+// limit sets one of the gateway's limits in its configuration.
+func (c *cluster) limit(name string, n int) {
+	c.t.Helper()
+	b, err := os.ReadFile(c.path("gateway.yaml"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.write("gateway.yaml", fmt.Sprintf("%s  limits: {%s: %d}\n", b, name, n))
 }
