@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -103,7 +102,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := tryLock(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
@@ -132,7 +131,7 @@ func sweepDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	if own, ok := info.Sys().(*syscall.Stat_t); !ok || int(own.Uid) != os.Getuid() || info.Mode() != fs.ModeDir|0o700 || time.Since(info.ModTime()) < sweepAge {
+	if !ours(info) || info.Mode() != fs.ModeDir|0o700 || time.Since(info.ModTime()) < sweepAge {
 		return errors.ErrUnsupported
 	}
 	lock, err := lockDir(dir)

@@ -8,11 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/signal"
 	"os/user"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -435,7 +433,7 @@ func (p *program) terminalFor(s *ssh.Session) (restore func(), err error) {
 	fd := int(p.stdin.Fd())
 	w, h := 80, 24
 	if term.IsTerminal(fd) {
-		if w, h, err = term.GetSize(fd); err != nil {
+		if w, h, err = terminalSize(p.stdin, os.Stdout); err != nil {
 			return nil, err
 		}
 	}
@@ -453,18 +451,15 @@ func (p *program) terminalFor(s *ssh.Session) (restore func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	resized := make(chan os.Signal, 1)
-	signal.Notify(resized, syscall.SIGWINCH)
-	go func() {
-		for range resized {
-			if w, h, err := term.GetSize(fd); err == nil {
-				s.WindowChange(h, w)
-			}
+	stop := onResize(func() {
+		now, high, err := terminalSize(p.stdin, os.Stdout)
+		if err == nil && (now != w || high != h) {
+			w, h = now, high
+			_ = s.WindowChange(h, w) // the session's end says more
 		}
-	}()
+	})
 	return func() {
-		signal.Stop(resized)
-		close(resized)
+		stop()
 		term.Restore(fd, state)
 	}, nil
 }
@@ -520,14 +515,5 @@ func exitOf(err error) error {
 }
 
 func signalNumber(name string) int {
-	for s, n := range map[ssh.Signal]syscall.Signal{
-		ssh.SIGABRT: syscall.SIGABRT, ssh.SIGALRM: syscall.SIGALRM, ssh.SIGFPE: syscall.SIGFPE, ssh.SIGHUP: syscall.SIGHUP,
-		ssh.SIGILL: syscall.SIGILL, ssh.SIGINT: syscall.SIGINT, ssh.SIGKILL: syscall.SIGKILL, ssh.SIGPIPE: syscall.SIGPIPE,
-		ssh.SIGQUIT: syscall.SIGQUIT, ssh.SIGSEGV: syscall.SIGSEGV, ssh.SIGTERM: syscall.SIGTERM, ssh.SIGUSR1: syscall.SIGUSR1, ssh.SIGUSR2: syscall.SIGUSR2,
-	} {
-		if string(s) == name {
-			return int(n)
-		}
-	}
-	return 0
+	return int(signalNumbers()[ssh.Signal(name)])
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -216,7 +215,7 @@ func (f forward) listen(ctx context.Context, sc *ssh.Client) (l net.Listener, er
 	if networkOf(f.bind) == "unix" {
 		// As ssh(1) does it: nobody else on this machine goes to the node as this person. A mode that
 		// is set afterwards lets others in before. Nothing else makes files at this time.
-		defer syscall.Umask(syscall.Umask(0o177))
+		defer onlyOurs()()
 	}
 	l, err = (&net.ListenConfig{}).Listen(ctx, networkOf(f.bind), f.bind)
 	if err != nil {

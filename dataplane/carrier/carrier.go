@@ -40,7 +40,7 @@ const (
 // Pump moves bytes between a carrier and the local end of a pair, until both
 // directions have ended, one has failed, the pair's other end has been closed, or
 // ctx is done. It closes both.
-func Pump(ctx context.Context, c Conn, local *net.UnixConn) {
+func Pump(ctx context.Context, c Conn, local *PairEnd) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	stop := context.AfterFunc(ctx, func() {
@@ -71,7 +71,7 @@ func Pump(ctx context.Context, c Conn, local *net.UnixConn) {
 
 // watchHangUp waits until the inbound direction has ended too. It is false when
 // nobody is at the pair's other end any more who could want it.
-func watchHangUp(inbound <-chan struct{}, local *net.UnixConn) bool {
+func watchHangUp(inbound <-chan struct{}, local *PairEnd) bool {
 	t := time.NewTicker(hangUpCheck)
 	defer t.Stop()
 	for {

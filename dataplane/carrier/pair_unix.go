@@ -10,9 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// PairEnd is one end of a pair.
+type PairEnd = net.UnixConn
+
 // Pair makes a connection within this process: a descriptor for a loop, and the
 // other end.
-func Pair() (fd int, local *net.UnixConn, err error) {
+func Pair() (fd int, local *PairEnd, err error) {
 	fds, err := ownPair()
 	if err != nil {
 		return -1, nil, os.NewSyscallError("socketpair", err)
@@ -27,7 +30,7 @@ func Pair() (fd int, local *net.UnixConn, err error) {
 		_ = unix.Close(fds[0])
 		return -1, nil, err
 	}
-	return fds[0], conn.(*net.UnixConn), nil // a socket of AF_UNIX is one
+	return fds[0], conn.(*PairEnd), nil // a socket of AF_UNIX is one
 }
 
 // ownPair holds the fork lock: not every system sets the flag at once, and what is
@@ -43,7 +46,7 @@ func ownPair() (fds [2]int, err error) {
 }
 
 // ConnPair is Pair with both ends as connections.
-func ConnPair() (far, local *net.UnixConn, err error) {
+func ConnPair() (far, local *PairEnd, err error) {
 	fd, local, err := Pair()
 	if err != nil {
 		return nil, nil, err
@@ -55,12 +58,12 @@ func ConnPair() (far, local *net.UnixConn, err error) {
 		local.Close()
 		return nil, nil, err
 	}
-	return conn.(*net.UnixConn), local, nil
+	return conn.(*PairEnd), local, nil
 }
 
 // hungUp says whether the other end of a pair has been closed, not only for
 // writing.
-func hungUp(c *net.UnixConn) (gone bool) {
+func hungUp(c *PairEnd) (gone bool) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return true

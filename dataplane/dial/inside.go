@@ -73,7 +73,7 @@ func inside(ctx context.Context, under net.Conn, addr string, own func([]*x509.C
 // carried is the end of a pair; what is known of the way is the connection's
 // around it.
 type carried struct {
-	*net.UnixConn
+	*carrier.PairEnd
 	under net.Conn
 }
 

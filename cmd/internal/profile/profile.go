@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
-	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport"
 )
@@ -284,7 +283,7 @@ func (d Dir) Locked(f func() error) error {
 		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+	if err := lockFile(lock); err != nil {
 		return err
 	}
 	return f()
