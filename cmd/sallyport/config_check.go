@@ -34,7 +34,11 @@ func (c *config) check() error { return c.checkOf("") }
 // checkOf is check where the cluster is known although it is not written down.
 func (c *config) checkOf(cluster string) error {
 	k := &checker{cluster: orText(c.Cluster, cluster)}
-	if c.Version != configVersion {
+	switch c.Version {
+	case configVersion:
+	case 0:
+		k.add("version", "missing; write version: %d", configVersion)
+	default:
 		k.add("version", "%d; this program reads version: %d", c.Version, configVersion)
 	}
 	if len(c.Roles) == 0 {

@@ -213,7 +213,7 @@ func TestConfigFaults(t *testing.T) {
 		{"duration without a unit", head + "auth: {offline: {max_age: 12}}\n", "4:27: auth.offline.max_age: a duration such as 12h or 30s is needed here, not the number 12"},
 		{"server with a weight", head + "gateway: {upstreams: {a: {servers: [{address: \"a:1\", weight: 2}]}}}\n", "4:37: gateway.upstreams.a.servers[0]: text is needed here, not names with values"},
 
-		{"no version", "cluster: a\nroles: [auth]\n", "1:1: version: 0; this program reads version: 1"},
+		{"no version", "cluster: a\nroles: [auth]\n", "1:1: version: missing; write version: 1"},
 		{"other version", "version: 2\ncluster: a\nroles: [auth]\n", "1:10: version: 2; this program reads version: 1"},
 		{"no roles", "version: 1\n", "1:1: roles: name at least one of auth, gateway, agent"},
 		{"unknown role", "version: 1\ncluster: a\nroles: [auth, gatewya]\n", `3:15: roles[1]: "gatewya" is none of auth, gateway, agent; did you mean "gateway"?`},

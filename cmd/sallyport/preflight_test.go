@@ -152,24 +152,32 @@ func TestCheckSaysWhoItIs(t *testing.T) {
 	}
 }
 
-// TestCheckReadsCertificates: the check once found a configuration good whose
-// certificates no start could read.
-func TestCheckReadsCertificates(t *testing.T) {
+// TestCheckReadsFiles: the check once found a configuration good whose certificates
+// and CAs no start could read.
+func TestCheckReadsFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "c.yaml")
+	const certificates = "gateway: {certificates: [{cert: gone.pem, key: gone.key}]}"
+	const agent = "agent: {gateways: [\"gw.test:443\"], join: {token_file: gone.token, ca_pin: \"sha256:0000000000000000000000000000000000000000000000000000000000000000\"}, "
 	for _, tt := range []struct {
-		roles, want string
+		roles, section, want string
 	}{
-		{"[auth, gateway]", "gateway.certificates[0]: open "},
-		{"[auth]", ""}, // sections of other roles are left alone
+		{"[auth, gateway]", certificates, "gateway.certificates[0]: open "},
+		{"[auth]", certificates, ""}, // sections of other roles are left alone
+		{"[auth]", "auth: {etcd: {endpoints: [\"https://10.0.0.1:2379\"], tls: {ca: gone.pem}}}", "auth.etcd.tls: open "},
+		{"[agent]", agent + "databases: [{name: a, protocol: postgres, address: \"10.0.0.1:5432\", tls: {ca: gone.pem}}]}", "agent.databases a: open "},
+		{"[agent]", agent + "databases: [{name: a, protocol: postgres, address: \"10.0.0.1:5432\", tls: {ca: c.yaml}}]}", "agent.databases a: " + file + ": no certificate"},
+		{"[agent]", agent + "apps: [{name: a, uri: \"https://10.0.0.1\", tls: {ca: gone.pem}}]}", "agent.apps a: open "},
+		{"[agent]", agent + "kubernetes: [{name: a, kubeconfig: gone.yaml}]}", "agent.kubernetes a: "},
+		{"[agent]", agent + "tcp: [{name: a, address: \"10.0.0.1:1\"}]}", ""}, // the host may have joined
 	} {
-		text := "version: 1\ncluster: gw.test\ndata_dir: /d\nroles: " + tt.roles + "\ngateway: {certificates: [{cert: gone.pem, key: gone.key}]}\n"
+		text := "version: 1\ncluster: gw.test\ndata_dir: /d\nroles: " + tt.roles + "\n" + tt.section + "\n"
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
 		err := (&program{ctx: t.Context(), stdout: &out}).run([]string{"start", "--config=" + file, "--check"})
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.want)) {
-			t.Errorf("roles %s: %v, printed %q; want %q", tt.roles, err, out.Bytes(), tt.want)
+			t.Errorf("roles %s, %s: %v, printed %q; want %q", tt.roles, tt.section, err, out.Bytes(), tt.want)
 		}
 	}
 }

@@ -88,17 +88,15 @@ func (c *startCmd) Run(p *program) error {
 	return n.live(p.ctx, heir)
 }
 
-// check reads the configuration and the certificates, without which a gateway
-// does not start, and says what an upgrade asks for.
+// check reads the configuration and the files without which none of its roles
+// starts, and says what an upgrade asks for.
 func (c *startCmd) check(p *program) error {
 	cfg, err := loadConfig(c.Config)
 	if err != nil {
 		return err
 	}
-	if cfg.has(roleGateway) {
-		if _, err := loadCertificates(cfg.Gateway.Certificates); err != nil {
-			return err
-		}
+	if err := cfg.readFiles(); err != nil {
+		return err
 	}
 	if c.Format != "text" {
 		own := ownVersion()

@@ -14,7 +14,7 @@ import (
 const configHead = `# Configuration
 
 One file, ` + "`/etc/sallyport.yaml`" + ` unless ` + "`--config`" + ` or ` + "`SALLY_CONFIG_FILE`" + ` says otherwise, for every process of a cluster: ` + "`roles`" + ` says
-what a process runs, and sections of other roles are left alone. ` + "`sallyport configure`" + ` writes one to start from, ` + "`sallyport start\n--check`" + ` finds its faults, each with line and column, and reads the certificates of ` + "`gateway.certificates`" + `. Unknown fields are faults. File names are relative to the file that names
+what a process runs, and sections of other roles are left alone. ` + "`sallyport configure`" + ` writes one to start from, ` + "`sallyport start\n--check`" + ` finds its faults, each with line and column, and reads the files that it names but for the join token. Unknown fields are faults. File names are relative to the file that names
 them. Resources such as roles and users are not configuration: ` + "`sallyctl create`" + ` takes those.
 
 ## Changes
