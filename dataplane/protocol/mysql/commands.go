@@ -35,7 +35,7 @@ const statementsMost = 20_000
 
 // paramsMost are the parameters of all statements that are remembered: of each there
 // may be a type, and a value that was sent before. One statement has 65,535 at most.
-const paramsMost = 1 << 20
+const paramsMost = 1 << 17
 
 // executeFixed is what COM_STMT_EXECUTE has before the parameters: the
 // statement, flags, a count.

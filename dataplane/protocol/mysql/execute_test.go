@@ -300,7 +300,7 @@ func TestLongDataAhead(t *testing.T) {
 // TestStatementsHaveABound: types of parameters were remembered for as many statements
 // as there may be, 131 KB of each that a server says has 65,535.
 func TestStatementsHaveABound(t *testing.T) {
-	if paramsMost > 1<<20 {
+	if paramsMost > 1<<17 {
 		t.Errorf("parameters of %d are remembered", paramsMost)
 	}
 	k := newTalk()
