@@ -47,14 +47,18 @@ func writeJSON(path string, v any) error {
 	return writeFile(path, data)
 }
 
-// readJSON reports whether there was a file.
+// errDamaged marks a file whose text is not what was written.
+var errDamaged = errors.New("damaged")
+
+// readJSON reports whether there was a file. The error is errDamaged for one that
+// cannot be what was written there.
 func readJSON(path string, v any) (bool, error) {
 	data, err := readFile(path, maxFile)
 	if err != nil || data == nil {
 		return false, err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return false, fmt.Errorf("%s: %w", path, err)
+		return false, fmt.Errorf("%s: %w: %w", path, errDamaged, err)
 	}
 	return true, nil
 }

@@ -118,7 +118,11 @@ var ErrNotJoined = errors.New("this host has not joined a cluster")
 // there is nothing in the directory.
 func OpenHost(cfg HostConfig) (*Host, error) {
 	var s standing
-	found, err := readJSON(filepath.Join(cfg.Dir, hostFile), &s)
+	path := filepath.Join(cfg.Dir, hostFile)
+	found, err := readJSON(path, &s)
+	if errors.Is(err, errDamaged) {
+		return nil, damaged(path, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,9 +134,15 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 		err = s.check(cfg.Kind, k)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, hostFile), err)
+		return nil, damaged(path, fmt.Errorf("%s: %w", path, err))
 	}
 	return newHost(cfg, k, s)
+}
+
+// damaged says what to do about a standing that is not good.
+func damaged(path string, cause error) *sallyport.Problem {
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: cause.Error(), Cause: cause,
+		Hint: "put a copy of it there; or move it away and join again, with a new token (sallyctl tokens add)"}
 }
 
 // Join makes keys, joins by token, and stores the standing. pins say which CA

@@ -307,6 +307,7 @@ func TestServedDamaged(t *testing.T) {
 	for what, change := range map[string]func(*served){
 		"another agent's assignment": func(s *served) { s.Assignment = stranger.Assignment() },
 		"no assignment":              func(s *served) { s.Assignment = nil },
+		"cut":                        func(*served) {}, // below
 		"assignment changed":         func(s *served) { s.Assignment = append([]byte{}, append(s.Assignment[:10], 'x')...) },
 		"another key's certificate": func(s *served) {
 			c, err := stranger.ServerCertificate("other-" + name + ".tcp." + cluster)
@@ -324,6 +325,11 @@ func TestServedDamaged(t *testing.T) {
 		if err := writeJSON(path, bad); err != nil {
 			t.Fatal(err)
 		}
+		if what == "cut" {
+			if err := writeFile(path, []byte(`{"assignment": "`)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		h, err := OpenHost(cfg)
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
@@ -334,6 +340,24 @@ func TestServedDamaged(t *testing.T) {
 		stop := run(t, h)
 		until(t, what, h.AssignmentChanged, func() bool { return len(h.Resources()) == 1 })
 		stop()
+	}
+}
+
+// TestStandingDamaged: what to do is said.
+func TestStandingDamaged(t *testing.T) {
+	w := the()
+	cfg := w.config(t, sallyport.KindAgent)
+	w.host(t, cfg)
+	path := filepath.Join(cfg.Dir, hostFile)
+	for _, text := range []string{"", `{"id": "`, "{}"} {
+		if err := writeFile(path, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := OpenHost(cfg)
+		var p *sallyport.Problem
+		if !errors.As(err, &p) || !strings.HasPrefix(p.Fact, path+": ") || !strings.Contains(p.Hint, "join again") {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
 }
 

@@ -196,10 +196,16 @@ func (h *Host) setServed(s served) {
 func (h *Host) loadServed() error {
 	var s served
 	found, err := readJSON(filepath.Join(h.cfg.Dir, servedFile), &s)
-	if err != nil || !found {
+	if err == nil && !found {
+		return nil
+	}
+	if err != nil && !errors.Is(err, errDamaged) {
 		return err
 	}
-	if err := h.parseServed(&s); err != nil {
+	if err == nil {
+		err = h.parseServed(&s)
+	}
+	if err != nil {
 		h.cfg.Log.Warn("what this agent served before does not verify; waiting for auth", "error", err)
 		return nil
 	}
