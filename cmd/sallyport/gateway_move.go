@@ -64,6 +64,7 @@ func (r *gatewayRole) left() {
 	if r.jump != nil {
 		r.jump.Leave()
 	}
+	go r.gateway.DismissInside(r.life)
 }
 
 // holds is what does not move, and ends by itself. Agents' control connections

@@ -35,6 +35,7 @@ type conn struct {
 	lowat   int       // SO_RCVLOWAT of fd
 	buf     []byte
 	slot    slot
+	around  *carriage // nil for what does not come inside a WebSocket by this process
 
 	// From here on: the way to the far end (offer.go).
 	name    string // the resource's

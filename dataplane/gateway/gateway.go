@@ -167,18 +167,18 @@ type Gateway struct {
 	current   atomic.Pointer[settings]
 	renamed   chan struct{} // the settings have other names to resolve
 
-	ctx     context.Context // done when the gateway closes
-	stop    context.CancelFunc
-	names   context.Context // done when the gateway has left, or closes: no name is resolved, nothing leased any more
-	unnamed context.CancelFunc
-	tasks   sync.WaitGroup // handshakes, handlers, the resolver
-	serving atomic.Int64   // of them, handshakes and handlers
-	inside  atomic.Int64   // of them, what comes inside a WebSocket
-	closed  sync.Once
-	served  chan struct{} // closed when the gateway has left and no handler runs
-	giver   *Giver
-	strays  strays
-	trials  trials
+	ctx      context.Context // done when the gateway closes
+	stop     context.CancelFunc
+	names    context.Context // done when the gateway has left, or closes: no name is resolved, nothing leased any more
+	unnamed  context.CancelFunc
+	tasks    sync.WaitGroup // handshakes, handlers, the resolver
+	serving  atomic.Int64   // of them, handshakes and handlers
+	insiders insiders       // of them, what comes inside a WebSocket
+	closed   sync.Once
+	served   chan struct{} // closed when the gateway has left and no handler runs
+	giver    *Giver
+	strays   strays
+	trials   trials
 }
 
 // Start opens the sockets and serves until Close.

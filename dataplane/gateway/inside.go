@@ -3,9 +3,13 @@
 package gateway
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/sallyport/sallyport/dataplane/carrier"
 	"github.com/sallyport/sallyport/dataplane/relay"
@@ -31,14 +35,15 @@ func (g *Gateway) Inside() http.Handler {
 			http.Error(w, "this connection is inside a WebSocket already", http.StatusForbidden)
 			return
 		}
-		s, err := carrier.Accept(w, r)
+		socket, err := carrier.Accept(w, r)
 		if err != nil {
 			return // it is answered
 		}
+		s := &carriage{Socket: socket}
 		g.serving.Add(1)
 		defer g.serving.Add(-1)
-		g.inside.Add(1)
-		defer g.inside.Add(-1)
+		g.insiders.add(s)
+		defer g.insiders.remove(s)
 		fd, near, err := carrier.Pair()
 		if err != nil {
 			s.Abort()
@@ -47,15 +52,108 @@ func (g *Gateway) Inside() http.Handler {
 		}
 		peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 		lane := g.nextLane()
-		if !lane.loop.Post(func() { lane.admitInside(fd, unmap(peer), addrPortOf(local)) }) {
+		if !lane.loop.Post(func() { lane.admitInside(fd, unmap(peer), addrPortOf(local), s) }) {
 			relay.Close(fd)
 		}
 		carrier.Pump(r.Context(), s, near)
 	})
 }
 
+// carriage is a WebSocket with a connection inside.
+type carriage struct {
+	*carrier.Socket
+	toAuth atomic.Bool
+	passed atomic.Uint64 // reads and writes that have come to something
+}
+
+// Read implements carrier.Conn.
+func (s *carriage) Read(b []byte) (int, error) {
+	n, err := s.Socket.Read(b)
+	s.passed.Add(1)
+	return n, err
+}
+
+// Write implements carrier.Conn.
+func (s *carriage) Write(b []byte) (int, error) {
+	s.passed.Add(1)
+	return s.Socket.Write(b)
+}
+
+// insiders are the connections that come inside a WebSocket by this process.
+type insiders struct {
+	mu  sync.Mutex
+	all map[*carriage]uint64 // how much had passed when it was last looked
+}
+
+func (i *insiders) add(s *carriage) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.all == nil {
+		i.all = map[*carriage]uint64{}
+	}
+	i.all[s] = 0
+}
+
+func (i *insiders) remove(s *carriage) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.all, s)
+}
+
+func (i *insiders) count() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.all)
+}
+
+// calls are those to auth; with quiet, by which nothing has passed since it was last
+// called.
+func (i *insiders) calls(quiet bool) (out []*carriage) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for s, before := range i.all {
+		passed := s.passed.Load()
+		if s.toAuth.Load() && (passed == before || !quiet) {
+			out = append(out, s)
+		}
+		i.all[s] = passed
+	}
+	return out
+}
+
 // Carried is how many connections come inside a WebSocket by this process.
-func (g *Gateway) Carried() int { return int(g.inside.Load()) }
+func (g *Gateway) Carried() int { return g.insiders.count() }
+
+const (
+	// quietFor is how long nothing may pass between a client and auth until it is
+	// taken that no answer is on its way.
+	quietFor = 3 * time.Second
+
+	// callsFor is how long that is waited for. Hosts say again what was not answered.
+	callsFor = time.Minute
+)
+
+// DismissInside ends, until ctx is done, connections to auth inside WebSockets: each
+// when nothing passes, and after a minute all. It is for a process that has handed
+// everything over: hosts keep such a connection for as long as they live, and make
+// another when it ends. What leads elsewhere is somebody's session.
+func (g *Gateway) DismissInside(ctx context.Context) { g.dismissInside(ctx, quietFor, callsFor) }
+
+func (g *Gateway) dismissInside(ctx context.Context, quiet, most time.Duration) {
+	begun := time.Now()
+	tick := time.NewTicker(quiet)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, s := range g.insiders.calls(time.Since(begun) < most) {
+			s.Abort()
+		}
+	}
+}
 
 func addrPortOf(a net.Addr) netip.AddrPort {
 	if t, ok := a.(*net.TCPAddr); ok {
@@ -65,7 +163,7 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 }
 
 // admitInside is admit for a connection that has travelled inside another.
-func (w *lane) admitInside(fd int, peer, local netip.AddrPort) {
+func (w *lane) admitInside(fd int, peer, local netip.AddrPort, around *carriage) {
 	w.counts.add(outcomeAccepted)
 	if w.few(fd) {
 		w.counts.add(outcomeExhausted)
@@ -73,6 +171,6 @@ func (w *lane) admitInside(fd int, peer, local netip.AddrPort) {
 		return
 	}
 	c := w.begin(fd, peer)
-	c.local, c.said, c.slot.exempt = local, saidProxy, false
+	c.local, c.said, c.slot.exempt, c.around = local, saidProxy, false, around
 	c.look()
 }

@@ -188,3 +188,56 @@ func TestInsideEnds(t *testing.T) {
 	}
 	eventually(t, "nothing is carried", func() bool { return r.Carried() == 0 && r.Serving() == 0 })
 }
+
+// TestInsideDismissed: of what is inside WebSockets a process that others follow ends
+// what leads to auth when nothing passes, and nothing else.
+func TestInsideDismissed(t *testing.T) {
+	ca := newAuthority(t)
+	b := newBackend(t, "tcp", "127.0.0.1:0", echoTLS(ca.server(t, alpn.Auth1)))
+	r := insideRig(t, newLoops(t, relay.NewDefault, 1), func(c *Config) {
+		c.Auth = Upstream{Address: b.Addr().String()}
+		c.Static = []StaticRoute{to("shop.example.com", b.Addr().String())}
+	})
+	talks := func(conn *tls.Conn) {
+		t.Helper()
+		got := make([]byte, 6)
+		_, err := conn.Write([]byte("hello?"))
+		check(t, err)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello?" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	open := func(config *tls.Config) *tls.Conn {
+		under, _ := r.inside(r.dial())
+		conn := tls.Client(under, config)
+		talks(conn)
+		return conn
+	}
+	shop, idle, busy := open(ca.client("shop.example.com")), open(ca.client(cluster, alpn.Auth1)), open(ca.client(cluster, alpn.Auth1))
+	r.insiders.calls(true) // how much has passed until now
+	talks(busy)
+	if quiet := r.insiders.calls(true); len(quiet) != 1 {
+		t.Errorf("nothing passes by %d connections", len(quiet))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.dismissInside(ctx, time.Millisecond, time.Hour)
+	}()
+	for _, conn := range []*tls.Conn{idle, busy} {
+		if n, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%d bytes", n)
+		}
+	}
+	eventually(t, "one is carried", func() bool { return r.Carried() == 1 })
+	talks(shop)
+	stop()
+	<-done
+
+	last := open(ca.client(cluster, alpn.Auth1))
+	talks(last)
+	if all := r.insiders.calls(false); len(all) != 1 || !all[0].toAuth.Load() {
+		t.Errorf("%d lead to auth", len(all))
+	}
+}

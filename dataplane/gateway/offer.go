@@ -45,6 +45,9 @@ func (c *conn) toUpstream(u *upstream, unserved alpn.Alert) {
 		c.abandon(bound)
 		return
 	}
+	if c.around != nil {
+		c.around.toAuth.Store(c.routed == alpn.Auth)
+	}
 	c.up, c.choice, c.asked = u, choice{turn: u.turns.Add(1) & turnMask}, c.loop.Now()
 	c.connect()
 }

@@ -117,6 +117,9 @@ func TestBehindBalancer(t *testing.T) {
 	if said := c.proc["agent"].out.String(); !strings.Contains(said, "control connection goes inside a WebSocket") {
 		t.Errorf("the agent has found another way:\n%s", said)
 	}
+	await(t, "old processes end with what people had there", upWait, func() bool {
+		return !strings.Contains(p.run("sallyport", "status", "--config="+c.path("gateway.yaml"), "--format=json"), `"holds"`)
+	})
 	c.proc["agent"].stop()
 	c.up("agent")
 	await(t, "the agent that has come back", upWait, func() bool {
