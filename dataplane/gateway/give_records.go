@@ -75,7 +75,13 @@ func (s *server) imageSize() int { return nameSize + len(s.address) }
 
 func (l *listener) imageSize() int { return listenerSize + len(l.address) }
 
-func (l *link) imageSize() int { return relaySize + len(l.acct.name) }
+// imageSize is also asked of a relay that has ended since it was noted: that has none.
+func (l *link) imageSize() int {
+	if l.place == 0 {
+		return 0
+	}
+	return relaySize + len(l.acct.name)
+}
 
 func connImageSize(m *handoverv1.GatewayConnection) int {
 	return connSize + len(m.Account) + len(m.Server) + len(m.Name) + len(m.Buffer) + len(m.Answer)

@@ -1061,6 +1061,63 @@ func TestMoveRemovedRoute(t *testing.T) {
 	s.wantsEnd(s.far)
 }
 
+// roomless has no room until somebody has been asked for some.
+type roomless struct {
+	wire
+	ask func()
+	had bool // asked; of the test's, and of the loop's thread when that has been called
+}
+
+func (w *roomless) TrySend(r handover.Record) (bool, error) {
+	if !w.had {
+		return false, nil
+	}
+	return true, w.Send(context.Background(), r)
+}
+
+// Room implements handover.Pacer.
+func (w *roomless) Room(context.Context) error {
+	w.had = true
+	w.ask()
+	return nil
+}
+
+// Taken implements handover.Pacer.
+func (*roomless) Taken(context.Context) error { return nil }
+
+// TestMoveEndsWhileItWaits: relays that end between two slices of a copy took the
+// process along with all others.
+func TestMoveEndsWhileItWaits(t *testing.T) {
+	const sessions = 2 * copyFew
+	w := newWays(t, newLoops(t, relay.NewDefault, 1))
+	all := make([]*session, sessions)
+	for i := range all {
+		way := w.both(t)[i%2]
+		all[i] = w.open(t, way.hello, way.far)
+	}
+	old, h := w.Gateway, w.heir(newLoops(t, relay.NewDefault, 1), nil)
+	out := &roomless{wire: wire{heir: h}, ask: sync.OnceFunc(func() {
+		for _, s := range all[:sessions/2] {
+			reset(s, s.client)
+		}
+		eventually(t, "half have ended", func() bool { return old.Snapshot().Relays == sessions/2 })
+	})}
+	check(t, old.Giver().Copy(t.Context(), out))
+	if !out.had {
+		t.Fatal("there was room")
+	}
+	check(t, old.Giver().Freeze(t.Context(), out))
+	check(t, h.Complete(t.Context()))
+	h.Start()
+	old.Giver().Leave()
+	old.Close()
+	w.Gateway = h.Gateway()
+	for _, s := range all[sessions/2:] {
+		s.says(s.client, "still")
+		s.wants(s.far, []byte("still"))
+	}
+}
+
 // TestMoveLongLabels: records were cut by the number of what is in them alone, and
 // where routes have many protocol ids, or servers long names, one was too large:
 // nothing could be handed over.
