@@ -143,6 +143,14 @@ func (c *credentials) ended() bool {
 	return d != nil && d.Ended()
 }
 
+// warnEnded says, where something on the way ends TLS, that a client which speaks TLS
+// itself does not get through, and what does.
+func (p *program) warnEnded(c *credentials, who, instead string) {
+	if c.ended() {
+		fmt.Fprintf(p.stderr, "WARNING: something between this machine and the gateway ends TLS: %s will not get through. Use: %s\n", who, instead)
+	}
+}
+
 // errInvalid is short for the kind of bad input.
 var errInvalid = sallyport.ErrInvalid
 

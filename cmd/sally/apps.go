@@ -243,6 +243,7 @@ func (c *appsLoginCmd) Run(p *program) error {
 	if err := p.appFiles(a); err != nil || c.Quiet {
 		return err
 	}
+	p.warnEnded(a.cred, "curl", "sally proxy app "+a.name)
 	_, err = fmt.Fprintf(p.stdout, "Logged into app %q. Example curl command:\n\n%s\n", a.name, a.curl(shell.Word))
 	return err
 }

@@ -32,6 +32,7 @@ func (c *dbLoginCmd) Run(p *program) error {
 	if err := p.dbLogin(d); err != nil {
 		return err
 	}
+	p.warnEnded(d.cred, "a client that sally does not start", "sally db connect "+d.name+", or sally proxy db "+d.name)
 	switch d.protocol {
 	case protocolMySQL:
 		return p.saidMySQL(d)

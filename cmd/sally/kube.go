@@ -112,15 +112,18 @@ func (c *kubeLoginCmd) Run(p *program) error {
 	var cred *credentials
 	var names []string
 	if c.All {
-		list, err := p.listed(sallyport.KindKube, filter{})
-		if err != nil {
-			return err
-		}
+		var err error
 		if cred, err = p.loadValid(); err != nil {
 			return err
 		}
+		list, err := cred.list(p.ctx, sallyport.KindKube, "")
+		if err != nil {
+			return err
+		}
 		for _, a := range list {
-			names = append(names, a.GetResource().GetName())
+			if a.GetOnline() {
+				names = append(names, a.GetResource().GetName())
+			}
 		}
 		if len(names) == 0 {
 			return problem(sallyport.ErrNotFound, "there is no Kubernetes cluster that you may reach", "sally kube ls")
@@ -159,6 +162,7 @@ func (c *kubeLoginCmd) Run(p *program) error {
 	for _, e := range entries {
 		fmt.Fprintf(p.stdout, "Logged into Kubernetes cluster %q. Try 'kubectl --context=%s version' to test the connection.\n", e.kube, e.context)
 	}
+	p.warnEnded(cred, "kubectl", "sally proxy kube "+names[0])
 	return nil
 }
 

@@ -80,8 +80,11 @@ func TestBehindBalancer(t *testing.T) {
 	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, c.gateway, ownCertificate(t, dir), c.listen), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	kube := startKubeStub(t, shortDir(t))
 	startCommand(t, "haproxy", exec.Command("haproxy", "-db", "-f", config))
-	c.start(t, p, func(c *cluster) string { return "  ssh: {enabled: true}\n" + c.orders(p) }, func(c *cluster) string { return c.gateway })
+	c.start(t, p, func(c *cluster) string {
+		return "  ssh: {enabled: true}\n" + c.orders(p) + fmt.Sprintf("  kubernetes: [{name: prod, kubeconfig: %q}]\n", kube)
+	}, func(c *cluster) string { return c.gateway })
 
 	node, _ := c.ready(p)
 	shell := p.dialogue(t, "sally", "ssh", node, "while read line; do echo $line; done")
@@ -111,6 +114,14 @@ func TestBehindBalancer(t *testing.T) {
 	text := strings.Repeat("all of it, in order\n", 1<<15)
 	if r := p.try(text, "sally", "ssh", node, "cat"); r.stdout != text {
 		t.Errorf("%d of %d bytes came back: exit code %d, %s", len(r.stdout), len(text), r.code, r.stderr)
+	}
+	c.online(p, "kube")
+	if r := p.try("", "sally", "kube", "login", "prod"); r.code != 0 || !strings.Contains(r.stderr, "Use: sally proxy kube prod") {
+		t.Errorf("exit code %d, %s", r.code, r.stderr)
+	}
+	client, server := p.kubeProxy("prod")
+	if code, body := kubeGet(t, client, server+"/api/v1/namespaces/dev/pods/web"); code != 403 || !strings.Contains(body, "your roles give you no user") { // the agent's answer
+		t.Errorf("%d %s", code, body)
 	}
 	shell.leave()
 	psql.leave()

@@ -129,6 +129,28 @@ func (p *person) kubeClient(file string) (*http.Client, string) {
 	return &http.Client{Transport: tr, Timeout: runWait}, cluster.Server
 }
 
+// kubeProxy is kubeClient by a local proxy.
+func (p *person) kubeProxy(name string) (*http.Client, string) {
+	p.t.Helper()
+	proxy := p.command(context.Background(), "sally", "proxy", "kube", name)
+	out := &tail{}
+	proxy.Stdout, proxy.Stderr = out, out
+	if err := proxy.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		proxy.Process.Signal(os.Interrupt)
+		proxy.Wait()
+	})
+	var file string
+	await(p.t, "the local proxy", runWait, func() bool {
+		_, rest, ok := strings.Cut(out.String(), "KUBECONFIG=")
+		file, _, _ = strings.Cut(rest, "\n")
+		return ok && strings.Contains(rest, "\n")
+	})
+	return p.kubeClient(strings.Trim(file, "'"))
+}
+
 func kubeGet(t testing.TB, c *http.Client, url string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), "GET", url, nil)
@@ -173,23 +195,7 @@ func TestKubeLogin(t *testing.T) {
 		t.Errorf("the server is %s", server)
 	}
 
-	proxy := p.command(context.Background(), "sally", "proxy", "kube", "prod")
-	out := &tail{}
-	proxy.Stdout, proxy.Stderr = out, out
-	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		proxy.Process.Signal(os.Interrupt)
-		proxy.Wait()
-	})
-	var file string
-	await(t, "the local proxy", runWait, func() bool {
-		_, rest, ok := strings.Cut(out.String(), "KUBECONFIG=")
-		file, _, _ = strings.Cut(rest, "\n")
-		return ok && strings.Contains(rest, "\n")
-	})
-	local, localServer := p.kubeClient(strings.Trim(file, "'"))
+	local, localServer := p.kubeProxy("prod")
 
 	for name, client := range map[string]*http.Client{"straight": straight, "by the proxy": local} {
 		server := map[bool]string{true: server, false: localServer}[name == "straight"]

@@ -136,7 +136,7 @@ func (c *cluster) user(p *person, name string) {
 
 func (c *cluster) online(p *person, kind string) {
 	c.t.Helper()
-	args := map[string][]string{"node": {"ls", "-f", "json"}, "db": {"db", "ls", "-f", "json"}, "tcp": {"tcp", "ls", "-f", "json"}}[kind]
+	args := map[string][]string{"node": {"ls", "-f", "json"}, "db": {"db", "ls", "-f", "json"}, "tcp": {"tcp", "ls", "-f", "json"}, "kube": {"kube", "ls", "-f", "json"}}[kind]
 	await(c.t, kind+" online", upWait, func() bool {
 		r := p.try("", "sally", args...)
 		return r.code == 0 && strings.TrimSpace(r.stdout) != "[]"
