@@ -49,7 +49,7 @@ func (p *program) useIdentity(command string) error {
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(p.Identity); err == nil && info.Mode().Perm()&0o077 != 0 {
+	if info, err := os.Stat(p.Identity); err == nil && othersMayRead(info) {
 		fmt.Fprintf(p.stderr, "WARNING: %s holds a key and can be read by others (mode %04o): chmod 600\n", fail.Clean(p.Identity), info.Mode().Perm())
 	}
 	file, err := profile.ReadIdentityFile(p.Identity)

@@ -21,6 +21,9 @@ func ours(info fs.FileInfo) bool {
 	return ok && int(own.Uid) == os.Getuid()
 }
 
+// othersMayRead says that a file is not its owner's alone.
+func othersMayRead(info fs.FileInfo) bool { return info.Mode().Perm()&0o077 != 0 }
+
 // onlyOurs makes what files are made until restore is called this user's alone.
 func onlyOurs() (restore func()) {
 	before := syscall.Umask(0o177)

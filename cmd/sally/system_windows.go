@@ -20,6 +20,9 @@ func tryLock(f *os.File) error {
 // ours does not know: nothing is taken for this user's.
 func ours(fs.FileInfo) bool { return false }
 
+// othersMayRead does not know: a mode says nothing about that.
+func othersMayRead(fs.FileInfo) bool { return false }
+
 // onlyOurs does nothing: what is made in a user's own directories is the user's.
 func onlyOurs() (restore func()) { return func() {} }
 
