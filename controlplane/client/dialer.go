@@ -71,13 +71,8 @@ func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no address of auth is known"}
 	}
 	var errs []error
-	for _, addr := range addrs {
-		conn, err := d.dial(ctx, addr, protocol)
-		if hungUp(err) {
-			// A process that ends its service closes what is half made; the
-			// next one, or the word that there is none, is behind the same address.
-			conn, err = d.dial(ctx, addr, protocol)
-		}
+	for i, addr := range addrs {
+		conn, err := d.dialAgain(ctx, len(addrs)-i, addr, protocol)
 		if err == nil {
 			d.remember(addr)
 			return conn, nil
@@ -85,6 +80,23 @@ func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// dialAgain dials the first of n addresses, with its part of the time that there is: one
+// that is silent leaves some for the others.
+func (d *Dialer) dialAgain(ctx context.Context, n int, addr, protocol string) (*tls.Conn, error) {
+	if end, ok := ctx.Deadline(); ok && n > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(n))
+		defer cancel()
+	}
+	conn, err := d.dial(ctx, addr, protocol)
+	if hungUp(err) {
+		// A process that ends its service closes what is half made; the
+		// next one, or the word that there is none, is behind the same address.
+		conn, err = d.dial(ctx, addr, protocol)
+	}
+	return conn, err
 }
 
 // Ended says that the last connection was made by Inside.

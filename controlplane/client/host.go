@@ -13,11 +13,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -256,7 +258,23 @@ func newHost(cfg HostConfig, k keys, s standing) (*Host, error) {
 
 // dialerWith is a way to auth on which a certificate is shown.
 func (h *Host) dialerWith(certificate func() (*tls.Certificate, error)) *Dialer {
-	return &Dialer{Addresses: h.cfg.Addresses, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate, Connect: h.cfg.Connect, Inside: h.cfg.Inside}
+	return &Dialer{Addresses: h.ways, Cluster: h.Cluster(), Roots: h.keeper.Roots, Certificate: certificate, Connect: h.cfg.Connect, Inside: h.cfg.Inside}
+}
+
+// othersMost is how many gateways that are not configured an agent tries in turn.
+const othersMost = 8
+
+// ways are the addresses of auth. An agent that goes by gateways goes by others of the
+// cluster, too, when those that it was told do not lead there: else it would hear of no
+// lock while one gateway is away, beside others to which it has tunnels.
+func (h *Host) ways() []string {
+	own := h.cfg.Addresses()
+	if h.cfg.Kind != sallyport.KindAgent || slices.ContainsFunc(own, func(a string) bool { return strings.HasPrefix(a, "unix:") }) {
+		return own
+	}
+	others := slices.DeleteFunc(slices.Clone(h.keeper.Gateways()), func(a string) bool { return slices.Contains(own, a) })
+	mathrand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] }) // agents do not all go to one
+	return append(slices.Clip(own), others[:min(len(others), othersMost)]...)
 }
 
 // Run keeps the standing fresh until ctx is done: snapshots, renewals, and for
