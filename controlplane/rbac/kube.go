@@ -80,17 +80,21 @@ func (d *decoder) kubeRule(n *node, path string, c *conditions) {
 			strange = fmt.Sprintf("this version does not know %q", clean(e.key))
 		}
 	}
-	if r.plural {
-		r.group = d.kubePattern(n, "api_group", "")
-	} else if n.get("api_group") != nil {
-		strange = "api_group needs a role of version v8"
-	}
-	if why := r.unknownKind(); why != "" {
-		strange = why
-	}
 	missing := ""
 	if deny {
 		missing = "*"
+	}
+	if r.plural {
+		r.group = d.kubePattern(n, "api_group", missing) // without one, allow means the core group
+	} else if n.get("api_group") != nil {
+		strange = "api_group needs a role of version v8"
+	}
+	why := r.unknownKind()
+	if why == "" && !deny {
+		why = r.reachesNothing(d.role.version, d.text(n, "api_group"))
+	}
+	if why != "" {
+		strange = why
 	}
 	r.name, r.namespace = d.kubePattern(n, "name", missing), d.kubePattern(n, "namespace", missing)
 	for _, v := range d.strings(n, "verbs") {
@@ -116,17 +120,36 @@ func (r *kubeRule) unknownKind() string {
 	if r.kind == "" {
 		return "the kind is missing"
 	}
-	if r.plural || r.kind == "*" {
+	if r.kind == "*" {
 		return ""
 	}
 	var names []string
 	for _, k := range kubeKinds {
+		if k.kind == r.kind && r.plural {
+			return fmt.Sprintf("a role of version v8 names kinds as the API does: %q in place of %q", k.resource, k.kind)
+		}
 		if k.kind == r.kind {
 			return ""
 		}
 		names = append(names, k.kind)
 	}
+	if r.plural {
+		return "" // any that the API server may know
+	}
 	return fmt.Sprintf("there is no kind %q%s", clean(r.kind), suggest(r.kind, names))
+}
+
+// reachesNothing is why an entry of allow cannot mean what it says.
+func (r *kubeRule) reachesNothing(version int, group string) string {
+	if version <= 6 && r.kind != "pod" && r.kind != "*" {
+		return fmt.Sprintf("roles of versions to v6 restrict pods only, and let everything else through: a role of version v7 restricts %q", r.kind)
+	}
+	for _, k := range kubeKinds {
+		if r.plural && group == "" && k.resource == r.kind && k.group != "" {
+			return fmt.Sprintf("%q are of the group %q, and no api_group means the core group", r.kind, k.group)
+		}
+	}
+	return ""
 }
 
 // kubePattern decodes a pattern, which may be a template.

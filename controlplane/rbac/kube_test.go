@@ -103,7 +103,10 @@ func TestKubeResources(t *testing.T) {
 		{"v8", kubeAll + ", kubernetes_resources: [{kind: nodes, name: '*', verbs: [get]}]}", "get /nodes /n", "get /pods a/b"},
 		{"v8", kubeAll + ", kubernetes_resources: [{kind: nodes, namespace: x, name: '*', verbs: [get]}]}", "", "get /nodes /n"},
 
-		// Deny wins, and needs no labels.
+		// Deny wins, and needs no labels. Without a group it is for all.
+		{"v8", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: deployments}]}", "get /pods a/b", "get apps/deployments a/b, list apps/deployments"},
+		{"v8", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: deployments, api_group: apps}]}", "get /pods a/b, get x/deployments a/b", "get apps/deployments a/b"},
+		{"v8", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: '*', namespace: kube-system}]}", "get /pods a/b", "get /pods kube-system/b, get apps/deployments kube-system/b"},
 		{"v7", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: secret}]}", "get /pods a/b", "get /secrets a/b, list /secrets, create /secrets a"},
 		{"v7", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: '*', namespace: kube-system, name: '*'}]}", "get /pods a/b, list /pods", "get /pods kube-system/b, list /pods kube-system"},
 		{"v7", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: pod, verbs: [exec]}]}", "get /pods a/b, portforward /pods a/b", "exec /pods a/b"},
@@ -125,6 +128,34 @@ func TestKubeResources(t *testing.T) {
 			if a := kubeAsk(g, words); a.Allowed || a.Reason == "" {
 				t.Errorf("%s %s\n%s is allowed, or denied without a reason", tt.version, tt.spec, words)
 			}
+		}
+	}
+}
+
+// TestKubeStrange: an entry that cannot mean what it says grants nothing, with a word about
+// it; in deny it denies the cluster.
+func TestKubeStrange(t *testing.T) {
+	for _, tt := range []struct{ version, entry, says string }{
+		{"v8", "{kind: pod, namespace: '*', name: '*', verbs: ['*']}", `"pods" in place of "pod"`},
+		{"v8", "{kind: kube_node, name: '*', verbs: ['*']}", `"nodes" in place of "kube_node"`},
+		{"v8", "{kind: deployments, namespace: '*', name: '*', verbs: ['*']}", `are of the group "apps"`},
+		{"v6", "{kind: secret, namespace: dev, name: '*'}", "restrict pods only"},
+	} {
+		spec := kubeAll + ", kubernetes_resources: [" + tt.entry + "]}"
+		doc := fmt.Sprintf("kind: role\nversion: %s\nmetadata: {name: r}\nspec:\n%s\n", tt.version, indent(spec))
+		r, warnings, err := ParseRole([]byte(doc))
+		if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0].String(), tt.says) || !strings.Contains(warnings[0].String(), "grants nothing") {
+			t.Errorf("%s %s: %v, %v", tt.version, tt.entry, warnings, err)
+			continue
+		}
+		if a := kubeAsk(kubeOf(t, r), "get /pods a/b"); a.Allowed {
+			t.Errorf("%s %s: grants something", tt.version, tt.entry)
+		}
+	}
+	for _, entry := range []string{"{kind: pod}", "{kind: pod, namespace: '*', name: '*', verbs: ['*']}"} {
+		r := role(t, "r", "v8", kubeAll+"}\ndeny: {kubernetes_resources: ["+entry+"]}")
+		if d := ask(NewPolicy([]*Role{r}, 1), user(r), kubeCluster(labels{"env": "prod"}), ""); d.Allowed || !strings.Contains(d.Reason, `in place of "pod"`) {
+			t.Errorf("deny %s: %v %s", entry, d.Allowed, d.Reason)
 		}
 	}
 }
