@@ -157,9 +157,18 @@ func (p *program) runOn(lp *dial.LocalProxy, cmd *exec.Cmd) error {
 	go func() { served <- lp.Serve(ctx) }()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
 	err := childExit(runClient(cmd))
+	// What it said last is passed on, and its connections end as it has ended them: else
+	// a session that ended is told of as one that was lost.
+	lp.Listener.Close()
+	late := time.AfterFunc(clientEnds, stop)
+	failed := <-served
+	late.Stop()
 	stop()
-	if failed := <-served; err == nil {
+	if err == nil && !errors.Is(failed, net.ErrClosed) {
 		err = failed
 	}
 	return err
 }
+
+// clientEnds is how long a client's connections may take to end behind it.
+const clientEnds = 2 * time.Second

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -147,3 +148,69 @@ func TestRunOn(t *testing.T) {
 		t.Errorf("it stays: %v", err)
 	}
 }
+
+// lastWordsTo is set in a process that is a client in TestRunOnEnds.
+const lastWordsTo = "SALLY_TEST_LAST_WORDS_TO"
+
+// TestRunOnEnds: what a client says before it exits arrives, and its connection ends in
+// order. Sessions that had ended were in the audit log as lost.
+func TestRunOnEnds(t *testing.T) {
+	if path := os.Getenv(lastWordsTo); path != "" {
+		conn, err := net.Dial("unix", path)
+		must(t, err)
+		_, err = conn.Read(make([]byte, 1)) // the server's
+		must(t, err)
+		_, err = conn.Write([]byte("last words"))
+		must(t, err)
+		must(t, syscall.Kill(os.Getpid(), syscall.SIGKILL)) // a program of the race detector takes a second for any other end
+		select {}
+	}
+	p := newProgram(t)
+	p.stdout = io.Discard
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	type end struct {
+		said []byte
+		err  error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			ended <- end{err: err}
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte{0}) // what is wrong the client says
+		said, err := io.ReadAll(conn)
+		ended <- end{said, err}
+	}()
+	s, err := listenForClient("orders")
+	must(t, err)
+	defer s.remove()
+	client := exec.Command(os.Args[0], "-test.run=^TestRunOnEnds$")
+	client.Env = append(os.Environ(), lastWordsTo+"="+s.path)
+	err = p.runOn(&dial.LocalProxy{Listener: s, Dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		return slow{conn}, err
+	}}, client)
+	if err == nil {
+		t.Error("the client was not killed")
+	}
+	if got := <-ended; string(got.said) != "last words" || got.err != nil {
+		t.Errorf("%q, %v", got.said, got.err)
+	}
+}
+
+// slow is a way on which the client has exited before its words arrive.
+type slow struct{ net.Conn }
+
+func (s slow) Write(b []byte) (int, error) {
+	if len(b) > 0 {
+		time.Sleep(200 * time.Millisecond)
+	}
+	return s.Conn.Write(b)
+}
+
+func (s slow) CloseWrite() error { return s.Conn.(*net.TCPConn).CloseWrite() }
