@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sallyport/sallyport/cmd/internal/logsink"
 	"github.com/sallyport/sallyport/dataplane/gateway"
 	"github.com/sallyport/sallyport/dataplane/handover"
 	"github.com/sallyport/sallyport/dataplane/handover/failpoint"
@@ -49,7 +50,7 @@ func (c *canaryCmd) Run(p *program) error {
 		return fmt.Errorf("only a running sallyport starts a canary: %w", err)
 	}
 	defer talk.Close()
-	g := &guest{talk: talk, log: slog.Default()}
+	g := &guest{talk: talk, lines: p.sink(), log: slog.Default()}
 	if err := g.open(c.Config); err != nil {
 		fact, hint := problemText(err)
 		_ = g.say(handoverv1.CanaryKind_CANARY_KIND_FAILED, &handoverv1.CanaryFailed{Reason: fact, Hint: hint})
@@ -63,6 +64,7 @@ func (c *canaryCmd) Run(p *program) error {
 // guest is the canary's process.
 type guest struct {
 	talk    *handover.Talk
+	lines   *logsink.Sink
 	log     *slog.Logger
 	cfg     *config
 	loops   []relay.Loop
@@ -96,7 +98,7 @@ func (g *guest) open(file string) (err error) {
 	if g.cfg, err = loadConfig(file); err != nil {
 		return err
 	}
-	g.log = logger(os.Stderr, g.cfg.Log).With("canary", os.Getpid())
+	g.log = logger(g.lines, g.cfg.Log).With("canary", os.Getpid())
 	r, err := g.talk.Receive()
 	if err != nil {
 		return fmt.Errorf("the old process: %w", err)

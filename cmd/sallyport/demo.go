@@ -102,8 +102,8 @@ func (d *demo) prepare(inherits bool) (err error) {
 			return err
 		}
 	}
-	d.node = newNode(cfg, logger(d.p.stderr, cfg.Log))
-	d.node.demo, d.node.reloads.file = d, file
+	d.node = newNode(cfg, logger(d.p.sink(), cfg.Log))
+	d.node.lines, d.node.demo, d.node.reloads.file = d.p.sink(), d, file
 	if d.node.keeping, err = keepingOf(""); err != nil || inherits {
 		d.offer()
 		return err

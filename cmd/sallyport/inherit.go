@@ -142,6 +142,9 @@ func (n *node) stepBack() error {
 	if n.stand == nil {
 		return nil
 	}
+	if n.lines != nil {
+		n.lines.Close(lastLines)
+	}
 	if code, over := n.stand.rest(); over {
 		return fail.Exit{Code: code}
 	}

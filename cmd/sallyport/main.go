@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -10,12 +11,14 @@ import (
 	"runtime"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/lmittmann/tint"
 	"github.com/mattn/go-isatty"
 
 	"github.com/sallyport/sallyport/cmd/internal/fail"
+	"github.com/sallyport/sallyport/cmd/internal/logsink"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 	"github.com/sallyport/sallyport/dataplane/handover"
 	"github.com/sallyport/sallyport/dataplane/timerslack"
@@ -46,6 +49,7 @@ type program struct {
 	ctx    context.Context
 	stdout io.Writer
 	stderr *os.File
+	log    *logsink.Sink // nil until needed
 
 	saving thrift // of memory, while an upgrade runs
 }
@@ -71,9 +75,21 @@ func main() {
 	if handover.Inherits() {
 		p.saving.beginYoung() // now: to read the command line may be what makes it collect
 	}
-	code := fail.Report(os.Stderr, p.run(os.Args[1:]))
+	code := fail.Report(p.sink(), p.run(os.Args[1:]))
 	stop()
+	p.sink().Close(lastLines)
 	os.Exit(code)
+}
+
+// lastLines is how long the end waits for who reads the log.
+const lastLines = time.Second
+
+// sink is where the log goes.
+func (p *program) sink() *logsink.Sink {
+	if p.log == nil {
+		p.log = logsink.New(cmp.Or(p.stderr, os.Stderr))
+	}
+	return p.log
 }
 
 // lives says that a command serves until somebody ends it.
@@ -117,8 +133,8 @@ func parse(args []string, stdout, stderr io.Writer) (*kong.Context, error) {
 	return ctx, usage.Explain(err)
 }
 
-// logger writes to standard error: text for people, JSON for machines.
-func logger(w *os.File, c logConfig) *slog.Logger { return leveled(w, c, levelOf(c)) }
+// logger writes text for people, JSON for machines.
+func logger(w *logsink.Sink, c logConfig) *slog.Logger { return leveled(w, c, levelOf(c)) }
 
 func levelOf(c logConfig) slog.Level {
 	var level slog.Level
@@ -129,9 +145,15 @@ func levelOf(c logConfig) slog.Level {
 }
 
 // leveled is a logger whose level may change.
-func leveled(w *os.File, c logConfig, level slog.Leveler) *slog.Logger {
+func leveled(w *logsink.Sink, c logConfig, level slog.Leveler) *slog.Logger {
+	var log *slog.Logger
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+		log = slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	} else {
+		log = slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.File().Fd()) || os.Getenv("NO_COLOR") != ""}))
 	}
-	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isatty.IsTerminal(w.Fd()) || os.Getenv("NO_COLOR") != ""}))
+	w.Resumed = func(lost uint64) {
+		log.Warn("nobody read the log for a while, and lines of it are lost", "lines", lost)
+	}
+	return log
 }

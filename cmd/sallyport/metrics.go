@@ -39,6 +39,7 @@ func meters() []meter {
 		{"sallyport_reload_time_seconds", "gauge", none, "When the configuration was read again the last time, Unix time; absent before."},
 		{"sallyport_reload_success", "gauge", none, "1 when that took effect, 0 when it was refused."},
 		{"sallyport_reload_needs_restart", "gauge", none, "Fields that have changed and take effect at the next start only."},
+		{"sallyport_log_lost_lines_total", "counter", none, "Lines of the log that were lost, since whoever reads it did not; 1 MiB waits for him."},
 
 		{"sallyport_gateway_connections_total", "counter", []string{"outcome"}, "Steps of connections at the public port: accepted, parked, leased, relayed and so on."},
 		{"sallyport_gateway_refused_total", "counter", []string{"reason"}, "Connections that were turned away, or ended before they got anywhere."},
@@ -189,6 +190,9 @@ func (p page) process(s nodeStatus) {
 		p.put("sallyport_reload_time_seconds", unixTime(r.Time))
 		p.put("sallyport_reload_success", truth(r.Problem == ""))
 		p.put("sallyport_reload_needs_restart", float64(len(r.NeedsRestart)))
+	}
+	if lines := p.node.lines; lines != nil {
+		p.put("sallyport_log_lost_lines_total", float64(lines.Lost()))
 	}
 	if s.Gateway != nil {
 		share := 0.0

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/sallyport/sallyport/cmd/internal/logsink"
 )
 
 // TestOutliveReader: the program that read the log, such as the other half of
@@ -14,7 +16,7 @@ func TestOutliveReader(t *testing.T) {
 	const child = "SALLYPORT_TEST_OUTLIVE"
 	if os.Getenv(child) != "" {
 		outliveReader()
-		log := logger(os.Stderr, logConfig{})
+		log := logger(logsink.New(os.Stderr), logConfig{})
 		log.Info("nobody")
 		log.Info("reads this")
 		out, err := exec.Command("sh", "-c", "kill -PIPE $$; exit 5").Output()

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/cmd/internal/logsink"
 	"github.com/sallyport/sallyport/cmd/internal/output"
 	"github.com/sallyport/sallyport/cmd/internal/sock"
 	"github.com/sallyport/sallyport/controlplane/api"
@@ -118,7 +119,8 @@ func (c *startCmd) node(p *program) (*node, error) {
 	}
 	level := new(slog.LevelVar)
 	level.Set(levelOf(cfg.Log))
-	n := newNode(cfg, leveled(p.stderr, cfg.Log, level))
+	n := newNode(cfg, leveled(p.sink(), cfg.Log, level))
+	n.lines = p.sink()
 	n.reloads.file, n.reloads.level, n.reloads.read = file, level, read
 	n.keeping, err = keepingOf(c.PID)
 	return n, err
@@ -181,6 +183,7 @@ func (n *node) begin(ctx context.Context, heir *handover.Heir) error {
 type node struct {
 	cfg     *config
 	log     *slog.Logger
+	lines   *logsink.Sink // where log's lines go; nil for elsewhere
 	lock    *os.File
 	admin   *gated
 	metrics *gated // nil without metrics.listen

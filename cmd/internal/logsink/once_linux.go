@@ -1,0 +1,4 @@
+package logsink
+
+// atOnce is PIPE_BUF.
+const atOnce = 4096
