@@ -134,6 +134,9 @@ func (b *book) Collect(out chan<- prometheus.Metric) {
 	p := page{b, out}
 	s := b.node.status()
 	p.process(s)
+	if lines := b.node.lines; lines != nil {
+		p.log(lines.Lost())
+	}
 	if g := b.node.shownGateway.Load(); g != nil {
 		p.gateway(g.gateway.Snapshot())
 		p.loops(g.gateway.Loops(loopWait))
@@ -191,9 +194,6 @@ func (p page) process(s nodeStatus) {
 		p.put("sallyport_reload_success", truth(r.Problem == ""))
 		p.put("sallyport_reload_needs_restart", float64(len(r.NeedsRestart)))
 	}
-	if lines := p.node.lines; lines != nil {
-		p.put("sallyport_log_lost_lines_total", float64(lines.Lost()))
-	}
 	if s.Gateway != nil {
 		share := 0.0
 		if s.Canary != nil {
@@ -202,6 +202,8 @@ func (p page) process(s nodeStatus) {
 		p.put("sallyport_gateway_canary_share", share)
 	}
 }
+
+func (p page) log(lost uint64) { p.put("sallyport_log_lost_lines_total", float64(lost)) }
 
 func (p page) store(s *storeStatus) {
 	p.put("sallyport_store_bytes", float64(s.Bytes))

@@ -33,6 +33,7 @@ func (f filled) Collect(out chan<- prometheus.Metric) {
 	p := page{f.book, out}
 	now := time.Unix(1000, 0)
 	p.process(nodeStatus{Version: "v", Since: now, Roles: []string{"auth", "gateway"}, Gateway: &gatewayStatus{}, Reload: &reloadReport{Time: now, NeedsRestart: []string{"a"}}})
+	p.log(7)
 	p.store(&storeStatus{})
 	p.gateway(snapshotOfNothing())
 	p.loops([]gateway.LoopSnapshot{{Answered: true, Delay: time.Millisecond}, {Delay: time.Second}})
