@@ -28,7 +28,6 @@ type talk struct {
 	round atomic.Int64  // the last round trip, nanoseconds
 	until time.Time     // the end of the peer's certificate
 	now   func() time.Time
-	held  reports // of the writer's goroutine
 
 	// pull is called on the writer's goroutine after a poke, and returns what
 	// is to be said. tick is called there once a second. Either may be nil.
@@ -48,15 +47,6 @@ const lastWords = time.Second
 
 // slowest is the rate that a large message is given: 32 KiB/s.
 const slowest = 32 << 10
-
-// reportsApart is how long after one report of a stream that came up others wait
-// for more of them. Each costs a record, a write and a read by itself, which is a
-// tenth of what a short session costs a gateway. Nobody waits for them: until they
-// are heard a stream counts as half-open.
-const reportsApart = 5 * time.Millisecond
-
-// mostReports wait for each other at most.
-const mostReports = outbox / 2
 
 // Why a control connection ended.
 var (
@@ -153,8 +143,6 @@ func (t *talk) write(ctx context.Context, end context.CancelCauseFunc, ended fun
 	pings, ticks := time.NewTicker(t.ping), time.NewTicker(tickInterval)
 	defer pings.Stop()
 	defer ticks.Stop()
-	t.held.late = time.NewTimer(reportsApart)
-	defer t.held.late.Stop()
 	for {
 		var err error
 		select {
@@ -163,11 +151,7 @@ func (t *talk) write(ctx context.Context, end context.CancelCauseFunc, ended fun
 			t.bye(context.Cause(ctx))
 			return ctx.Err()
 		case m := <-t.out:
-			if !t.held.add(m, time.Now()) {
-				err = t.putQueued(t.dead)
-			}
-		case <-t.held.late.C:
-			err = t.putQueued(t.dead)
+			err = t.putQueued(m)
 		case <-t.wake:
 			err = t.putAll()
 		case now := <-pings.C:
@@ -201,56 +185,22 @@ func (t *talk) putAll() error {
 	return nil
 }
 
-// reports are messages that wait for others, in order.
-type reports struct {
-	all  []*tunnelv1.Control
-	said time.Time   // when the last were written
-	late *time.Timer // runs out when all have to go
-}
-
-// add takes a message, and says whether it and those before it may wait.
-func (r *reports) add(m *tunnelv1.Control, now time.Time) bool {
-	r.all = append(r.all, m)
-	if _, up := m.Message.(*tunnelv1.Control_StreamUp); !up || len(r.all) >= mostReports {
-		return false
-	}
-	rest := r.said.Add(reportsApart).Sub(now)
-	if rest > 0 && len(r.all) == 1 {
-		r.late.Reset(rest)
-	}
-	return rest > 0
-}
-
-// take returns all, which wait no longer.
-func (r *reports) take(now time.Time) []*tunnelv1.Control {
-	r.late.Stop()
-	r.said = now
-	all := r.all
-	r.all = r.all[:0]
-	return all
-}
-
-// putQueued writes the messages that are held and those that wait behind them, in
-// one record.
-func (t *talk) putQueued(wait time.Duration) (err error) {
-	var b []byte
-	for _, m := range t.held.take(time.Now()) {
-		if b, err = AppendControl(b, m); err != nil {
-			return err
-		}
-	}
-	for len(b) < slowest {
+// putQueued writes a message and those that wait behind it, in one record.
+func (t *talk) putQueued(m *tunnelv1.Control) error {
+	b, err := AppendControl(nil, m)
+	for err == nil && len(b) < slowest {
 		select {
-		case m := <-t.out:
-			if b, err = AppendControl(b, m); err != nil {
-				return err
-			}
+		case m = <-t.out:
+			b, err = AppendControl(b, m)
 			continue
 		default:
 		}
 		break
 	}
-	return putRaw(t.conn, b, wait)
+	if err != nil {
+		return err
+	}
+	return putRaw(t.conn, b, t.dead)
 }
 
 func (t *talk) put(m *tunnelv1.Control) error { return putControl(t.conn, m, t.dead) }
@@ -270,8 +220,13 @@ func (t *talk) bye(cause error) {
 
 // flush writes what still waits. An error is met again by the goodbye.
 func (t *talk) flush() {
-	for len(t.held.all) > 0 || len(t.out) > 0 {
-		if t.putQueued(lastWords) != nil {
+	for {
+		select {
+		case m := <-t.out:
+			if putControl(t.conn, m, lastWords) != nil {
+				return
+			}
+		default:
 			return
 		}
 	}
