@@ -42,6 +42,7 @@ func (d *Door) openSession(ctx context.Context, c *session.Candidate, use sessio
 	}
 	l := d.newLive(c, use, dec.Options, v)
 	if denial := d.register(l, dec.Options.MaxSessions); denial != nil {
+		use.Denied = session.TooMany(dec.Options.MaxSessions, use.Denied.Fields)
 		d.auditDenial(ctx, c, use, denial.Fact)
 		return nil, denial
 	}

@@ -23,7 +23,7 @@ import (
 func use() session.Use {
 	return session.Use{
 		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: map[string]any{"app_name": "echo"}},
-		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E"},
+		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E", Fields: map[string]any{"app_name": "echo"}},
 		End:    sallyport.Event{Name: "app.session.end", Code: "T2011I"},
 	}
 }
@@ -196,6 +196,8 @@ func TestFullSpool(t *testing.T) {
 	}
 }
 
+// TestMaxSessions: a session above the bound was audited as a denial of the protocol's
+// own, so nobody could tell a full role from a wrong one.
 func TestMaxSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -211,6 +213,13 @@ func TestMaxSessions(t *testing.T) {
 		}
 		if _, err := open("alice"); !errors.Is(err, sallyport.ErrExhausted) {
 			t.Errorf("third: %v", err)
+		}
+		if e := w.spool.named("session.rejected"); len(e) != 1 || e[0].Code != "T1006W" || e[0].User != "alice" || e[0].Success == nil || *e[0].Success ||
+			e[0].Fields["reason"] != "max_sessions limit reached" || e[0].Fields["max"] != int64(2) || e[0].Fields["app_name"] != "echo" {
+			t.Errorf("third: audited %+v", e)
+		}
+		if codes := w.spool.codes(); slices.Contains(codes, "T2007E") {
+			t.Errorf("third: audited as a denial too: %v", codes)
 		}
 		c, err := open("bob")
 		if err != nil {

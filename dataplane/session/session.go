@@ -11,6 +11,7 @@ package session
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -81,6 +82,15 @@ type Use struct {
 	// the resource, and passes nothing of the client's on: not before Open has
 	// returned. ctx is the session's. Open returns when Meanwhile has.
 	Meanwhile func(ctx context.Context)
+}
+
+// TooMany is the event of a session that max_sessions, which is most, keeps from
+// starting. fields are the protocol's own, and are not changed.
+func TooMany(most int64, fields map[string]any) sallyport.Event {
+	e := sallyport.Event{Name: "session.rejected", Code: "T1006W", Fields: map[string]any{}}
+	maps.Copy(e.Fields, fields)
+	e.Fields["reason"], e.Fields["max"] = "max_sessions limit reached", most
+	return e
 }
 
 // Sink takes events. Emit returns once the event is in the spool, without waiting

@@ -243,7 +243,8 @@ func (c *connection) openSession(offer ssh.NewChannel) {
 	}
 	ch := &channel{conn: c}
 	if !c.add(ch) {
-		_ = offer.Reject(ssh.ResourceShortage, "too many sessions on this connection")
+		c.full()
+		_ = offer.Reject(ssh.ResourceShortage, tooManySessions)
 		return
 	}
 	accepted, requests, err := offer.Accept()
@@ -283,8 +284,8 @@ func (c *connection) allow(a sallyport.Action) *sallyport.Problem {
 // nobody keeps more than the bound by never answering a close.
 func (c *connection) add(ch *channel) bool {
 	limit := c.server.maxChannels()
-	if n := c.session.Options.MaxSessions; n > 0 && n < int64(limit) {
-		limit = int(n)
+	if c.limitedByRole() {
+		limit = int(c.session.Options.MaxSessions)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -293,6 +294,23 @@ func (c *connection) add(ch *channel) bool {
 	}
 	c.channels[ch] = struct{}{}
 	return true
+}
+
+// limitedByRole says that max_sessions is less than what this host has for anybody.
+func (c *connection) limitedByRole() bool {
+	n := c.session.Options.MaxSessions
+	return n > 0 && n < int64(c.server.maxChannels())
+}
+
+const tooManySessions = "too many sessions on this connection"
+
+// full writes down that max_sessions has refused a channel. The host's own bound is
+// the protocol's everyday answer.
+func (c *connection) full() {
+	if c.limitedByRole() {
+		e := session.TooMany(c.session.Options.MaxSessions, nil)
+		c.refused(rule{name: "session", fact: tooManySessions, event: e}, e.Fields)
+	}
 }
 
 func (c *connection) remove(ch *channel) {

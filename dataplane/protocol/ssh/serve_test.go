@@ -402,6 +402,7 @@ func TestParallelSessions(t *testing.T) {
 	all.Wait()
 }
 
+// TestChannelsAreBounded: a session above max_sessions left no trace in the audit log.
 func TestChannelsAreBounded(t *testing.T) {
 	h := newHost(t, func(h *host) { h.server.MaxChannels = 3 })
 	c := h.dial()
@@ -421,6 +422,12 @@ func TestChannelsAreBounded(t *testing.T) {
 	}
 	if _, err := c.NewSession(); !errors.As(err, &refused) || refused.Reason != ssh.ResourceShortage {
 		t.Errorf("above the role's max_sessions: %v", err)
+	}
+	if e := limited.gate.named("session.rejected"); len(e) != 1 || e[0].Code != "T1006W" || e[0].Fields["reason"] != "max_sessions limit reached" || e[0].Fields["max"] != int64(1) {
+		t.Errorf("above the role's max_sessions: audited %+v", e)
+	}
+	if e := h.gate.named("session.rejected"); len(e) != 0 {
+		t.Errorf("the host's own bound is audited as a role's: %+v", e)
 	}
 }
 
