@@ -106,6 +106,9 @@ func (d *decoder) kubeRule(n *node, path string, c *conditions) {
 	if len(r.verbs) == 0 && (deny || d.role.version <= 6) {
 		r.verbs = []string{"*"}
 	}
+	if why := r.says(); why != "" && strange == "" {
+		strange = why
+	}
 	switch {
 	case strange == "":
 		c.kubeResources = append(c.kubeResources, r)
@@ -114,6 +117,46 @@ func (d *decoder) kubeRule(n *node, path string, c *conditions) {
 	default:
 		d.warn(n.line, n.column, path, strange+"; the entry grants nothing")
 	}
+	if why := r.narrower(); strange == "" && why != "" {
+		d.warn(n.line, n.column, path, why)
+	}
+}
+
+// says is what an entry leaves out without which it grants nothing. In deny all that
+// is left out means everything.
+func (r *kubeRule) says() string {
+	switch {
+	case r.name.template.text == "":
+		return "the name is missing: '*' is for all"
+	case r.namespace.template.text == "" && r.namespaced():
+		return fmt.Sprintf("the namespace is missing, and %q have one: '*' is for all", r.kind)
+	case len(r.verbs) == 0:
+		return "the verbs are missing: '*' is for all"
+	}
+	return ""
+}
+
+// namespaced says that objects of the entry's kind are known to have a namespace.
+func (r *kubeRule) namespaced() bool {
+	return slices.ContainsFunc(kubeKinds[:], func(k kubeKind) bool {
+		if r.plural {
+			return k.resource == r.kind && k.group == r.group.template.text && !k.wide
+		}
+		return k.kind == r.kind && !k.wide
+	})
+}
+
+// narrower is what an entry of every kind does not reach, though it looks so.
+func (r *kubeRule) narrower() string {
+	switch {
+	case r.kind != "*":
+		return ""
+	case r.plural && r.group.template.text == "":
+		return "without api_group the entry is for the core group only: '*' is for all"
+	case r.namespace.template.text == "":
+		return "without namespace the entry is for what has no namespace only: '*' is for all"
+	}
+	return ""
 }
 
 func (r *kubeRule) unknownKind() string {
@@ -311,8 +354,9 @@ func (g *kubeGrant) keeper(r sallyport.KubeRequest, all bool, allow, deny []*kub
 		if name == "" || r.Namespace != "" && r.Namespace != namespace && r.Resource != "namespaces" {
 			return false
 		}
-		covers := func(rule *kubeRule) bool { return g.names(rule, &one) == reachAll }
-		return !slices.ContainsFunc(deny, covers) && (all || slices.ContainsFunc(allow, covers))
+		denies := func(rule *kubeRule) bool { return g.names(rule, &one, true) == reachAll }
+		allows := func(rule *kubeRule) bool { return g.names(rule, &one, false) == reachAll }
+		return !slices.ContainsFunc(deny, denies) && (all || slices.ContainsFunc(allow, allows))
 	}
 }
 
@@ -364,7 +408,7 @@ func (g *kubeGrant) reach(rule *kubeRule, r *sallyport.KubeRequest, deny bool) r
 	if !slices.Contains(rule.verbs, "*") && !slices.Contains(rule.verbs, r.Verb) {
 		return reachNone
 	}
-	return g.names(rule, r)
+	return g.names(rule, r, deny)
 }
 
 func (rule *kubeRule) narrowsNothing() bool {
@@ -376,13 +420,15 @@ func (v *labelValue) all() bool { return v.template.inner == nil && v.fixed.text
 
 // names judges kind, namespace and name. Without a name, and without a
 // namespace where there could be one, a rule for some of them reaches some.
-func (g *kubeGrant) names(rule *kubeRule, r *sallyport.KubeRequest) reach {
+func (g *kubeGrant) names(rule *kubeRule, r *sallyport.KubeRequest, deny bool) reach {
 	switch {
 	case rule.others:
 		if r.Group == "" && r.Resource == "pods" {
 			return reachNone
 		}
 		return reachAll
+	case !deny && rule.shows(r):
+		return g.around(rule, r)
 	case rule.plural:
 		if rule.kind != "*" && rule.kind != r.Resource || !rule.group.all() && !g.groupMatches(rule, r.Group) {
 			return reachNone
@@ -403,6 +449,32 @@ func (g *kubeGrant) groupMatches(rule *kubeRule, group string) bool {
 		return group == ""
 	}
 	return rule.group.match(&g.scope, g.cache, group)
+}
+
+// shows says that a rule for something in namespaces lets the request see them: who
+// may get, list or watch it there may do so with the namespace too, and nothing more.
+func (rule *kubeRule) shows(r *sallyport.KubeRequest) bool {
+	if r.Group != "" || r.Resource != "namespaces" || rule.namespace.template.text == "" {
+		return false
+	}
+	own := "namespace"
+	if rule.plural {
+		own = "namespaces"
+	}
+	return rule.kind != own && (r.Verb == "get" || r.Verb == "list" || r.Verb == "watch")
+}
+
+// around judges a namespace that a rule is for something in.
+func (g *kubeGrant) around(rule *kubeRule, r *sallyport.KubeRequest) reach {
+	switch {
+	case rule.namespace.all():
+		return reachAll
+	case r.Name == "":
+		return reachSome
+	case rule.namespace.match(&g.scope, g.cache, r.Name):
+		return reachAll
+	}
+	return reachNone
 }
 
 // within: a rule for a namespace grants everything inside of it.

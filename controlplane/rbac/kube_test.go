@@ -90,6 +90,15 @@ func TestKubeResources(t *testing.T) {
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: ['*']}]}",
 			"get /namespaces dev/dev, get /pods dev/a, delete apps/deployments dev/x, list /namespaces, list /pods", "get /namespaces prod/prod, get /pods prod/a, get /nodes /n, list /nodes"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: kube_node, name: '*', verbs: [get]}]}", "get /nodes /n", "get /pods a/b"},
+		// Who may see something in a namespace may see the namespace, by the same verb.
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: ['*']}]}",
+			"get /namespaces dev/dev, list /namespaces, watch /namespaces", "get /namespaces prod/prod, delete /namespaces dev/dev, patch /namespaces dev/dev, create /namespaces, get /secrets dev/a"},
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: 'd*', name: '*', verbs: [get]}]}", "get /namespaces dev/dev", "list /namespaces, get /namespaces prod/prod"},
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: '*', name: '*', verbs: [list]}]}", "list /namespaces", "get /namespaces dev/dev"},
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: kube_node, name: '*', verbs: ['*']}]}", "", "get /namespaces dev/dev, list /namespaces"},
+		{"v7", kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: ['*']}]}", "delete /namespaces dev/dev", "get /namespaces prod/prod"},
+		{"v8", kubeAll + ", kubernetes_resources: [{kind: deployments, api_group: apps, namespace: dev, name: '*', verbs: ['*']}]}", "get /namespaces dev/dev", "delete /namespaces dev/dev, get x/namespaces dev/dev"},
+		{"v7", kubeAll + "}\ndeny: {kubernetes_resources: [{kind: pod, namespace: dev, name: '*'}]}", "get /namespaces dev/dev, list /namespaces", "get /pods dev/a"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: kube_role, namespace: '*', name: '*', verbs: [get]}]}", "get rbac.authorization.k8s.io/roles a/b", "get /roles a/b"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: pod, namespace: '*', name: '*'}]}", "", "get /pods a/b"},
 		{"v7", kubeAll + ", kubernetes_resources: [{kind: gizmo, namespace: '*', name: '*', verbs: ['*']}]}", "", "get /pods a/b"},
@@ -140,6 +149,13 @@ func TestKubeStrange(t *testing.T) {
 		{"v8", "{kind: kube_node, name: '*', verbs: ['*']}", `"nodes" in place of "kube_node"`},
 		{"v8", "{kind: deployments, namespace: '*', name: '*', verbs: ['*']}", `are of the group "apps"`},
 		{"v6", "{kind: secret, namespace: dev, name: '*'}", "restrict pods only"},
+		{"v7", "{kind: pod, namespace: '*', verbs: ['*']}", "the name is missing"},
+		{"v7", "{kind: pod, name: '*', verbs: ['*']}", "the namespace is missing"},
+		{"v7", "{kind: pod, namespace: '*', name: '*'}", "the verbs are missing"},
+		{"v6", "{kind: pod, name: '*'}", "the namespace is missing"},
+		{"v8", "{kind: pods, name: '*', verbs: ['*']}", "the namespace is missing"},
+		{"v8", "{kind: pods, namespace: '*', verbs: ['*']}", "the name is missing"},
+		{"v8", "{kind: nodes, name: '*'}", "the verbs are missing"},
 	} {
 		spec := kubeAll + ", kubernetes_resources: [" + tt.entry + "]}"
 		doc := fmt.Sprintf("kind: role\nversion: %s\nmetadata: {name: r}\nspec:\n%s\n", tt.version, indent(spec))
@@ -160,6 +176,37 @@ func TestKubeStrange(t *testing.T) {
 	}
 }
 
+// TestKubeNarrow: an entry that grants less than it seems to says what, and grants that.
+func TestKubeNarrow(t *testing.T) {
+	for _, tt := range []struct{ version, entry, says, yes, no string }{
+		{"v8", "{kind: '*', namespace: '*', name: '*', verbs: ['*']}", "the core group only", "get /pods a/b", "get apps/deployments a/b"},
+		{"v7", "{kind: '*', name: '*', verbs: ['*']}", "no namespace only", "get /nodes /n", "get /pods a/b"},
+		{"v8", "{kind: '*', api_group: '*', name: '*', verbs: ['*']}", "no namespace only", "get /nodes /n", "get /pods a/b"},
+		{"v7", "{kind: kube_node, name: '*', verbs: ['*']}", "", "get /nodes /n", "get /pods a/b"},
+		{"v8", "{kind: gizmos, api_group: example.com, name: '*', verbs: ['*']}", "", "get example.com/gizmos /g", "get /pods a/b"},
+		{"v8", "{kind: '*', api_group: '*', namespace: '*', name: '*', verbs: ['*']}", "", "get /nodes /n, get /pods a/b, get apps/deployments a/b", ""},
+	} {
+		doc := fmt.Sprintf("kind: role\nversion: %s\nmetadata: {name: r}\nspec:\n%s\n", tt.version, indent(kubeAll+", kubernetes_resources: ["+tt.entry+"]}"))
+		r, warnings, err := ParseRole([]byte(doc))
+		switch {
+		case err != nil || tt.says == "" && len(warnings) > 0:
+			t.Errorf("%s %s: %v, %v", tt.version, tt.entry, warnings, err)
+			continue
+		case tt.says != "" && (len(warnings) != 1 || !strings.Contains(warnings[0].String(), tt.says)):
+			t.Errorf("%s %s: %v", tt.version, tt.entry, warnings)
+		}
+		g := kubeOf(t, r)
+		for words := range strings.SplitSeq(tt.yes, ", ") {
+			if a := kubeAsk(g, words); !a.Allowed {
+				t.Errorf("%s %s\n%s is denied: %s", tt.version, tt.entry, words, a.Reason)
+			}
+		}
+		if tt.no != "" && kubeAsk(g, tt.no).Allowed {
+			t.Errorf("%s %s\n%s is allowed", tt.version, tt.entry, tt.no)
+		}
+	}
+}
+
 // TestKubeLists is vector 13: lists are filtered to what may be seen.
 func TestKubeLists(t *testing.T) {
 	for _, tt := range []struct{ spec, words, shown, hidden string }{
@@ -167,6 +214,7 @@ func TestKubeLists(t *testing.T) {
 		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: dev, name: 'web-*', verbs: [list]}]}", "list /pods dev", "dev/web-1", "dev/db, prod/web-1"},
 		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: '*', name: 'web-*', verbs: [list]}]}", "list /pods dev", "dev/web-1", "dev/db, prod/web-1"},
 		{kubeAll + ", kubernetes_resources: [{kind: namespace, name: dev, verbs: [list]}]}", "list /namespaces", "/dev", "/prod"},
+		{kubeAll + ", kubernetes_resources: [{kind: pod, namespace: 'dev*', name: web, verbs: [list]}]}", "list /namespaces", "/dev, /dev2", "/prod"},
 		{kubeAll + ", kubernetes_resources: [{kind: '*', namespace: dev, name: '*', verbs: [list]}]}", "list x/things", "dev/a", "prod/a, /a"},
 		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: '*', namespace: prod, name: '*'}]}", "list /namespaces", "/dev", "/prod"},
 		{kubeAll + "}\ndeny: {kubernetes_resources: [{kind: secret, namespace: kube-system, name: '*'}]}", "list /secrets", "dev/a", "kube-system/a"},
