@@ -32,6 +32,7 @@ func (d *Door) auditDenial(ctx context.Context, c *session.Candidate, use sessio
 	e.Login = first(e.Login, use.Login)
 	e.Success = no()
 	put(e.Fields, "error", fact)
+	who(e.Fields, c.Identity)
 	if use.Action != "" && use.Action != sallyport.ActionConnect {
 		put(e.Fields, "action", string(use.Action))
 	}
@@ -63,7 +64,9 @@ func disconnectEvent(reason string) sallyport.Event {
 func (l *live) auditDisconnect(reason string) {
 	ctx, cancel := auditContext(l.session.Context)
 	defer cancel()
-	if err := l.door.Events.Emit(ctx, l.complete(disconnectEvent(reason), nil), false); err != nil {
+	e := l.complete(disconnectEvent(reason), nil)
+	who(e.Fields, l.client.Identity)
+	if err := l.door.Events.Emit(ctx, e, false); err != nil {
 		l.door.Log.Error("event is not in the audit log", "event", "client.disconnect", "session", l.session.ID, "error", err)
 	}
 }
@@ -77,6 +80,7 @@ func (l *live) auditEnd(fields map[string]any) {
 		return
 	}
 	maps.Copy(e.Fields, fields)
+	who(e.Fields, l.client.Identity)
 	stopped := l.door.Now()
 	put(e.Fields, "session_start", milli(l.session.Started))
 	put(e.Fields, "session_stop", milli(stopped))
@@ -107,11 +111,15 @@ func (l *live) emit(e sallyport.Event) {
 		Fact: "the session ended: the audit log takes no more events", Hint: "tell your administrator"})
 }
 
-// complete adds the session's common fields.
+// complete adds the session's common fields, and numbers its events.
 func (l *live) complete(e sallyport.Event, success *bool) sallyport.Event {
 	e = l.door.common(e, &l.client)
 	e.SessionID = l.session.ID
 	e.Login = first(e.Login, l.use.Login)
+	put(e.Fields, "private_key_policy", "none") // a key may be anywhere: no role asks for one in hardware
+	if n := l.events.Add(1) - 1; n > 0 {
+		put(e.Fields, "ei", n)
+	}
 	if e.Success == nil {
 		e.Success = success
 	}
@@ -133,11 +141,16 @@ func (d *Door) common(e sallyport.Event, c *session.Candidate) sallyport.Event {
 	if c.ClientAddr.IsValid() {
 		e.Addr = first(e.Addr, c.ClientAddr.String())
 	}
-	fields := make(map[string]any, len(e.Fields)+8)
+	fields := make(map[string]any, len(e.Fields)+14)
 	maps.Copy(fields, e.Fields)
 	e.Fields = fields
 	put(fields, "connection_id", c.ConnectionID)
 	put(fields, "server_hostname", r.Hostname)
+	put(fields, "server_version", r.Version)
+	put(fields, "namespace", "default") // there is one
+	if c.LocalAddr.IsValid() && r.Kind == sallyport.KindNode {
+		put(fields, "addr.local", c.LocalAddr.String())
+	}
 	put(fields, "with_mfa", id.MFA)
 	if len(r.Labels) > 0 && r.Kind == sallyport.KindNode {
 		put(fields, "server_labels", maps.Clone(r.Labels))
@@ -149,6 +162,15 @@ func (d *Door) common(e sallyport.Event, c *session.Candidate) sallyport.Event {
 		put(fields, "access_requests", id.ActiveRequests)
 	}
 	return e
+}
+
+// who adds what else is known of a person to the events that begin and end a session:
+// each of its statements would be longer by it.
+func who(fields map[string]any, id sallyport.Identity) {
+	put(fields, "user_cluster_name", id.Cluster)
+	if len(id.Traits) > 0 {
+		put(fields, "user_traits", id.Traits)
+	}
 }
 
 func kindOf(id sallyport.Identity) string {

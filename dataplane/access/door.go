@@ -191,11 +191,19 @@ func (v *visit) candidate(tc *tls.Conn) *session.Candidate {
 		Identity:     v.verdict.identity,
 		Resource:     v.hello.resource,
 		ClientAddr:   v.open.Client,
+		LocalAddr:    localAddr(v.raw),
 		ConnectionID: v.id(),
 		ALPN:         tc.ConnectionState().NegotiatedProtocol,
 		Refusal:      v.verdict.refusal,
 		Gate:         v,
 	}
+}
+
+func localAddr(conn net.Conn) netip.AddrPort {
+	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		return netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
 
 func (v *visit) id() string { return hex.EncodeToString(v.open.ConnectionID[:]) }

@@ -59,6 +59,7 @@ func (d *Door) openSession(ctx context.Context, c *session.Candidate, use sessio
 // meanwhile.
 func (l *live) write(ctx context.Context) error {
 	start := l.complete(l.use.Start, yes())
+	who(start.Fields, l.client.Identity)
 	if l.use.Meanwhile == nil {
 		return l.emitStart(ctx, start)
 	}
@@ -199,6 +200,7 @@ type live struct {
 	over   chan struct{} // closed when End begins
 	gone   chan struct{} // closed when watch has returned
 	lost   atomic.Bool   // an event after the end, and it was told
+	events atomic.Int64  // so far
 }
 
 func (d *Door) newLive(c *session.Candidate, use session.Use, o sallyport.Options, v *visit) *live {

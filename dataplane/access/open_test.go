@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -40,10 +41,16 @@ func (w *world) candidate(id sallyport.Identity) *session.Candidate {
 	return &session.Candidate{Identity: id, Resource: w.known["tcp/echo"], ClientAddr: clientAddr, ConnectionID: "0102", Gate: w.door}
 }
 
+// TestOpen: events did not say where they stand in their session, nor the traits that
+// templates of roles were filled with, nor the agent's version.
 func TestOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		s, err := w.candidate(user("alice")).Open(t.Context(), use())
+		alice := user("alice")
+		alice.Traits = map[string][]string{"logins": {"root"}}
+		c := w.candidate(alice)
+		c.Resource.Version = "1.2.3"
+		s, err := c.Open(t.Context(), use())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +64,9 @@ func TestOpen(t *testing.T) {
 		want := sallyport.Event{
 			Name: "app.session.start", Code: "T2007I", Time: time.Now(), Cluster: cluster, User: "alice", UserKind: "human",
 			SessionID: s.ID, ServerID: agentID, Addr: clientAddr.String(), Success: yes(),
-			Fields: map[string]any{"app_name": "echo", "connection_id": "0102", "with_mfa": "device-1", "user_roles": []string{"access"}},
+			Fields: map[string]any{"app_name": "echo", "connection_id": "0102", "with_mfa": "device-1", "user_roles": []string{"access"},
+				"user_traits": map[string][]string{"logins": {"root"}}, "user_cluster_name": cluster, "private_key_policy": "none",
+				"namespace": "default", "server_version": "1.2.3"},
 		}
 		want.UID = start[0].UID
 		if diff := cmp.Diff(want, start[0]); diff != "" || len(want.UID) != 36 {
@@ -74,8 +83,12 @@ func TestOpen(t *testing.T) {
 		if w.spool.loose[start[0].UID] || w.spool.loose[end[0].UID] {
 			t.Error("start or end did not wait for the spool")
 		}
-		if got := w.spool.named("app.session.request"); len(got) != 1 || got[0].SessionID != s.ID || got[0].User != "alice" {
+		if got := w.spool.named("app.session.request"); len(got) != 1 || got[0].SessionID != s.ID || got[0].User != "alice" ||
+			got[0].Fields["ei"] != int64(1) || got[0].Fields["server_version"] != "1.2.3" {
 			t.Errorf("session event %+v", got)
+		}
+		if e := end[0].Fields; e["ei"] != int64(2) || e["user_cluster_name"] != cluster || e["user_traits"] == nil {
+			t.Errorf("end event %+v", e)
 		}
 		if w.door.Sessions() != 0 || s.Context.Err() == nil {
 			t.Error("not released")
@@ -193,6 +206,28 @@ func TestFullSpool(t *testing.T) {
 	}
 	if w.door.Sessions() != 0 {
 		t.Error("registered")
+	}
+}
+
+// TestLocalAddr: events of nodes have the address that was reached there.
+func TestLocalAddr(t *testing.T) {
+	w := newWorld(t)
+	for kind, want := range map[sallyport.Kind]any{sallyport.KindNode: "192.0.2.8:22", sallyport.KindTCP: nil} {
+		c := w.candidate(user("alice"))
+		c.Resource.Kind, c.LocalAddr = kind, netip.MustParseAddrPort("192.0.2.8:22")
+		s, err := c.Open(t.Context(), use())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.End(nil)
+		for _, e := range w.spool.events[len(w.spool.events)-2:] {
+			if e.Fields["addr.local"] != want {
+				t.Errorf("%s: %s has %v", kind, e.Name, e.Fields["addr.local"])
+			}
+		}
+	}
+	if a := localAddr(&net.TCPConn{}); a.IsValid() {
+		t.Errorf("no connection has the address %v", a)
 	}
 }
 

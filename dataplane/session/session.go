@@ -43,7 +43,8 @@ type Candidate struct {
 	Identity     sallyport.Identity
 	Resource     sallyport.Resource
 	ClientAddr   netip.AddrPort
-	ConnectionID string // hex; the same in the gateway's log
+	LocalAddr    netip.AddrPort // this end of the stream; not valid where it is no socket's
+	ConnectionID string         // hex; the same in the gateway's log
 	ALPN         string
 
 	// Refusal is why this client gets no session whatever it asks for

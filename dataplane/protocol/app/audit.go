@@ -20,17 +20,18 @@ const (
 )
 
 // use is what every connection to an application asks for, with its events.
-func use(r sallyport.Resource) session.Use {
+func use(c *session.Candidate) session.Use {
 	return session.Use{
 		Action: sallyport.ActionConnect,
-		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: fields(r)},
-		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E", Fields: fields(r)},
-		End:    sallyport.Event{Name: "app.session.end", Code: "T2011I", Fields: fields(r)},
+		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: fields(c)},
+		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E", Fields: fields(c)},
+		End:    sallyport.Event{Name: "app.session.end", Code: "T2011I", Fields: fields(c)},
 	}
 }
 
-func fields(r sallyport.Resource) map[string]any {
-	f := map[string]any{"app_name": r.Name, "app_uri": r.Address}
+func fields(c *session.Candidate) map[string]any {
+	r := c.Resource
+	f := map[string]any{"app_name": r.Name, "app_uri": r.Address, "app_public_addr": r.Name + "." + c.Identity.Cluster}
 	if len(r.Labels) > 0 {
 		f["app_labels"] = maps.Clone(r.Labels)
 	}
@@ -39,7 +40,7 @@ func fields(r sallyport.Resource) map[string]any {
 
 // asked is the event of one request.
 func (v *visit) asked(r *request) sallyport.Event {
-	f := fields(v.candidate.Resource)
+	f := fields(v.candidate)
 	f["method"], f["path"], f["raw_query"], f["status_code"] = cut(r.method, maxMethod), cut(r.path, maxPath), cut(r.query, maxQuery), int64(r.status())
 	if r.upgraded.Load() {
 		f["upgraded"] = true
@@ -59,7 +60,7 @@ func (v *visit) count(now time.Time) (chunk *sallyport.Event) {
 	if now.Sub(v.chunk.began) < chunkTime {
 		return nil
 	}
-	f := fields(v.candidate.Resource)
+	f := fields(v.candidate)
 	f["session_chunk_id"] = v.session.ID + "/" + v.chunk.began.UTC().Format(time.RFC3339)
 	f["requests"] = v.chunk.requests
 	v.chunk.requests, v.chunk.began = 0, now

@@ -61,7 +61,7 @@ type rig struct {
 
 func newRig(t testing.TB, target Target) *rig {
 	t.Helper()
-	r := &rig{t: t, server: &Server{Cluster: cluster, Target: target}, cert: selfSigned(t), id: sallyport.Identity{Name: "alice", Traits: map[string][]string{"email": {"alice@example.com"}}}}
+	r := &rig{t: t, server: &Server{Cluster: cluster, Target: target}, cert: selfSigned(t), id: sallyport.Identity{Name: "alice", Cluster: cluster, Traits: map[string][]string{"email": {"alice@example.com"}}}}
 	t.Cleanup(r.server.Close)
 	t.Cleanup(r.finished.Wait)
 	return r

@@ -263,7 +263,7 @@ func (v *visit) open() (*session.Session, error) {
 		return v.session, v.refused
 	}
 	v.asking = true
-	v.session, v.refused = v.candidate.Open(v.context, use(v.candidate.Resource))
+	v.session, v.refused = v.candidate.Open(v.context, use(v.candidate))
 	if v.refused != nil {
 		return nil, v.refused
 	}

@@ -74,7 +74,7 @@ func TestRequest(t *testing.T) {
 				asked[0].Fields["status_code"] != int64(200) || asked[0].Fields["method"] != "GET" {
 				t.Errorf("events %v", asked)
 			}
-			if start := r.named("app.session.start"); len(start) != 1 || start[0].Code != "T2007I" || start[0].Fields["app_name"] != "web" {
+			if start := r.named("app.session.start"); len(start) != 1 || start[0].Code != "T2007I" || start[0].Fields["app_name"] != "web" || start[0].Fields["app_public_addr"] != "web."+cluster {
 				t.Errorf("start %v", start)
 			}
 		})

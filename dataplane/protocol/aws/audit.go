@@ -19,8 +19,8 @@ const (
 )
 
 // use is what every connection asks for, with its events.
-func use(r sallyport.Resource, role string) session.Use {
-	f := func() map[string]any { return fields(r, role) }
+func use(c *session.Candidate, role string) session.Use {
+	f := func() map[string]any { return fields(c, role) }
 	return session.Use{
 		Action: sallyport.ActionConnect, AWSRole: role,
 		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: f()},
@@ -29,8 +29,9 @@ func use(r sallyport.Resource, role string) session.Use {
 	}
 }
 
-func fields(r sallyport.Resource, role string) map[string]any {
-	f := map[string]any{"app_name": r.Name, "app_uri": r.Address}
+func fields(c *session.Candidate, role string) map[string]any {
+	r := c.Resource
+	f := map[string]any{"app_name": r.Name, "app_uri": r.Address, "app_public_addr": r.Name + ".app." + c.Identity.Cluster}
 	if role != "" {
 		f["aws_role_arn"] = role
 	}
@@ -43,7 +44,7 @@ func fields(r sallyport.Resource, role string) map[string]any {
 // log writes one request down. Bodies and headers but one are not in it.
 func (v *visit) log(q *ask, r *http.Request, status int) {
 	v.requests.Add(1)
-	f := fields(v.candidate.Resource, q.role)
+	f := fields(v.candidate, q.role)
 	f["method"], f["path"], f["raw_query"], f["status_code"] = cut(r.Method, maxMethod), cut(r.URL.EscapedPath(), maxPath), cut(shown(q.service, r.URL.RawQuery), maxQuery), int64(status)
 	f["aws_service"], f["aws_region"] = q.service, q.endpoint.region
 	if q.endpoint.host != "" {

@@ -157,7 +157,7 @@ type rig struct {
 func newRig(t testing.TB) *rig {
 	t.Helper()
 	c := newCloud(t)
-	r := &rig{t: t, cloud: c, id: sallyport.Identity{Name: "alice"}, server: &Server{
+	r := &rig{t: t, cloud: c, id: sallyport.Identity{Name: "alice", Cluster: cluster}, server: &Server{
 		Cluster: cluster, Target: Target{URI: c.URL},
 		Account: &Account{
 			Config:  aws.Config{Credentials: credentials.NewStaticCredentialsProvider(own.AccessKey, own.Secret, ""), RetryMaxAttempts: 1},

@@ -201,7 +201,7 @@ func (v *visit) open(role string) (*session.Session, error) {
 		return v.session, v.refused
 	}
 	v.asked, v.role = true, role
-	if v.session, v.refused = v.candidate.Open(v.context, use(v.candidate.Resource, role)); v.refused != nil {
+	if v.session, v.refused = v.candidate.Open(v.context, use(v.candidate, role)); v.refused != nil {
 		return nil, v.refused
 	}
 	if !ValidRole(role) { // roles let nobody in without one; this holds where they are wrong

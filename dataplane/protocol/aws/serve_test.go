@@ -48,7 +48,7 @@ func TestRole(t *testing.T) {
 		t.Fatalf("%d events, ended %v", len(events), r.ended)
 	}
 	host := strings.TrimPrefix(r.cloud.URL, "http://")
-	for name, want := range map[string]any{"app_name": "cloud", "method": "POST", "path": "/", "status_code": int64(200), "aws_service": "dynamodb", "aws_region": "eu-west-1",
+	for name, want := range map[string]any{"app_name": "cloud", "app_public_addr": "cloud.app." + cluster, "method": "POST", "path": "/", "status_code": int64(200), "aws_service": "dynamodb", "aws_region": "eu-west-1",
 		"aws_host": host, "aws_assumed_role": reader, "aws_role_arn": reader, "target": "DynamoDB_20120810.ListTables"} {
 		if got := events[0].Fields[name]; got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

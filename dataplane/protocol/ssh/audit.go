@@ -66,7 +66,11 @@ func (h *handshake) deny(login string, p *sallyport.Problem) {
 		Name: "auth", Code: "T3007W", UID: uuid.NewString(), Time: time.Now().UTC(),
 		Cluster: s.Cluster, ServerID: s.HostID, Login: sshauth.Printable(login, maxLogin),
 		Addr: h.candidate.ClientAddr.String(), Success: &failed,
-		Fields: map[string]any{"error": sshauth.Printable(p.Fact, sshauth.MaxText), "server_hostname": hostname(&h.candidate.Resource), "proto": proto},
+		Fields: map[string]any{"error": sshauth.Printable(p.Fact, sshauth.MaxText), "server_hostname": hostname(&h.candidate.Resource), "proto": proto,
+			"namespace": "default", "server_version": h.candidate.Resource.Version},
+	}
+	if local := h.candidate.LocalAddr; local.IsValid() {
+		event.Fields["addr.local"] = local.String()
 	}
 	// The person is the one of the outer certificate: it is proved.
 	if outer.Kind == sallyport.KindUser {
@@ -175,7 +179,7 @@ func (c *connection) end() {
 		"session_start":   c.session.Started.UTC().Format(timeFormat),
 		"session_stop":    time.Now().UTC().Format(timeFormat),
 		"server_hostname": hostname(&c.session.Resource),
-		"proto":           proto,
+		"proto":           proto, "session_recording": "off", "enhanced_recording": false,
 	})
 }
 

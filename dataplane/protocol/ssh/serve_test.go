@@ -587,6 +587,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	if h.gate.ended != 1 || h.gate.fields["server_hostname"] != "Web 1" || h.gate.fields["interactive"] != false || h.gate.fields["proto"] != "ssh" ||
+		h.gate.fields["session_recording"] != "off" || h.gate.fields["enhanced_recording"] != false ||
 		h.gate.fields["session_start"] == nil || h.gate.fields["session_stop"] == nil || h.gate.fields["server_id"] != nil { // every event has it: twice is fields.server_id
 		t.Errorf("end %d: %+v", h.gate.ended, h.gate.fields)
 	}

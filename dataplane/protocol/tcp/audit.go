@@ -13,14 +13,15 @@ import (
 func use(c *session.Candidate) session.Use {
 	return session.Use{
 		Action: sallyport.ActionConnect,
-		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: fields(c.Resource)},
-		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E", Fields: fields(c.Resource)},
-		End:    sallyport.Event{Name: "app.session.end", Code: "T2011I", Fields: fields(c.Resource)},
+		Start:  sallyport.Event{Name: "app.session.start", Code: "T2007I", Fields: fields(c)},
+		Denied: sallyport.Event{Name: "app.session.start", Code: "T2007E", Fields: fields(c)},
+		End:    sallyport.Event{Name: "app.session.end", Code: "T2011I", Fields: fields(c)},
 	}
 }
 
-func fields(r sallyport.Resource) map[string]any {
-	f := map[string]any{"app_name": r.Name, "app_uri": "tcp://" + r.Address, "proto": "tcp"}
+func fields(c *session.Candidate) map[string]any {
+	r := c.Resource
+	f := map[string]any{"app_name": r.Name, "app_uri": "tcp://" + r.Address, "app_public_addr": r.Name + ".tcp." + c.Identity.Cluster, "proto": "tcp"}
 	if len(r.Labels) > 0 {
 		f["app_labels"] = r.Labels
 	}

@@ -122,7 +122,7 @@ func target(t testing.TB, serve func(*net.TCPConn)) string {
 func run(t testing.TB, g *gate, address, protocol string) (*net.TCPConn, <-chan error) {
 	t.Helper()
 	client, conn := pair(t)
-	c := &session.Candidate{Gate: g, ALPN: protocol,
+	c := &session.Candidate{Identity: sallyport.Identity{Name: "alice", Cluster: "gw.test"}, Gate: g, ALPN: protocol,
 		Resource: sallyport.Resource{Kind: sallyport.KindTCP, Name: "echo", Address: address, Labels: map[string]string{"env": "prod"}}}
 	errs := make(chan error, 1)
 	go func() {
@@ -164,7 +164,7 @@ func TestBothWays(t *testing.T) {
 			if g.ended["rx"] != int64(len(data)) || g.ended["tx"] != int64(len(data)) || g.ended["error"] != nil {
 				t.Errorf("end fields %v", g.ended)
 			}
-			if g.use.Start.Code != "T2007I" || g.use.Denied.Code != "T2007E" || g.use.End.Code != "T2011I" || g.use.Start.Fields["app_name"] != "echo" {
+			if g.use.Start.Code != "T2007I" || g.use.Denied.Code != "T2007E" || g.use.End.Code != "T2011I" || g.use.Start.Fields["app_name"] != "echo" || g.use.Start.Fields["app_public_addr"] != "echo.tcp.gw.test" {
 				t.Errorf("events %+v", g.use)
 			}
 		})
