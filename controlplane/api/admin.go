@@ -89,8 +89,10 @@ func (s adminService) CreateUser(ctx context.Context, req *connect.Request[sally
 	var link login.Link
 	e := sallyport.Event{Name: audit.UserCreate, Code: audit.UserCreateCode, Fields: map[string]any{"name": trim(u.Name), "roles": u.Roles}}
 	err = s.change(ctx, e, func() error {
-		link, err = s.cfg.Users.CreateUser(ctx, u, ttl)
-		return err
+		return s.change(ctx, linkEvent(u.Name, ttl), func() error {
+			link, err = s.cfg.Users.CreateUser(ctx, u, ttl)
+			return err
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -140,8 +142,7 @@ func (s adminService) ResetUser(ctx context.Context, req *connect.Request[sallyp
 		return nil, missing(kindUser, name, err)
 	}
 	var link login.Link
-	e := sallyport.Event{Name: audit.ResetPasswordTokenCreate, Code: audit.ResetPasswordTokenCreateCode, Fields: map[string]any{"name": name}}
-	err = s.change(ctx, e, func() error {
+	err = s.change(ctx, linkEvent(name, ttl), func() error {
 		link, err = s.cfg.Users.ResetUser(ctx, name, ttl)
 		return err
 	})
@@ -149,6 +150,12 @@ func (s adminService) ResetUser(ctx context.Context, req *connect.Request[sallyp
 		return nil, missing(kindUser, name, err)
 	}
 	return connect.NewResponse(&sallyportv1.ResetUserResponse{ClaimUrl: s.ClaimURL(link.Token), Expires: timestamppb.New(link.Expires)}), nil
+}
+
+// linkEvent is the event of a link by which somebody sets a password.
+func linkEvent(user string, ttl time.Duration) sallyport.Event {
+	return sallyport.Event{Name: audit.ResetPasswordTokenCreate, Code: audit.ResetPasswordTokenCreateCode,
+		Fields: map[string]any{"name": trim(user), "ttl": ttl.String()}}
 }
 
 // CreateToken makes a join token; its secret is in this answer and nowhere else.
@@ -165,7 +172,7 @@ func (s adminService) CreateToken(ctx context.Context, req *connect.Request[sall
 				return err
 			}
 			return s.emit(ctx, c, sallyport.Event{Name: audit.JoinTokenCreate, Code: audit.JoinTokenCreateCode,
-				Fields: map[string]any{"name": t.Name, "roles": m.GetRoles(), "expires": t.Expires.Format(time.RFC3339), "single_use": t.SingleUse}})
+				Fields: map[string]any{"name": t.Name, "roles": m.GetRoles(), "join_method": "token", "expires": t.Expires.Format(time.RFC3339), "single_use": t.SingleUse}})
 		},
 		Secret: m.GetValue(), Roles: typed[sallyport.IdentityKind](m.GetRoles()), TTL: ttl, Labels: m.GetLabels(), SingleUse: m.GetSingleUse(),
 		Allow: join.Allow{Kinds: typed[sallyport.Kind](m.GetAllow().GetKinds()), Names: m.GetAllow().GetNames(), Labels: m.GetAllow().GetLabels()},
@@ -298,7 +305,7 @@ func (s adminService) SearchEvents(ctx context.Context, req *connect.Request[sal
 	}
 	resp := &sallyportv1.SearchEventsResponse{}
 	for _, l := range lines {
-		resp.Events = append(resp.Events, string(l))
+		resp.Events = append(resp.Events, audit.Shown(string(l)))
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -293,14 +293,22 @@ func (s *Server) putLock(ctx context.Context, req *sallyportv1.PutDocumentReques
 		return err
 	}
 	resp.Created, err = s.store(ctx, write{key: lockPrefix + d.Metadata.Name, value: b, overwrite: req.GetOverwrite(), reserve: true}, func(bool) sallyport.Event {
-		return sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetText(d)}}
+		return sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetOf(&d)}}
 	})
 	return err
 }
 
-func targetText(d lockDocument) string {
-	b, _ := json.Marshal(d.Spec.Target)
-	return string(b)
+// targetOf is what a lock is for, as its document says it.
+func targetOf(d *lockDocument) map[string]any {
+	t := d.Spec.Target
+	out := map[string]any{}
+	for name, value := range map[string]string{"user": t.User, "role": t.Role, "login": t.Login, "server_id": t.ServerID,
+		"mfa_device": t.MFADevice, "access_request": t.AccessRequest} {
+		if value != "" {
+			out[name] = value
+		}
+	}
+	return out
 }
 
 func (s *Server) putUser(ctx context.Context, req *sallyportv1.PutDocumentRequest, resp *sallyportv1.PutDocumentResponse) error {

@@ -46,12 +46,14 @@ func (s joinService) Join(ctx context.Context, req *connect.Request[sallyportv1.
 	c := callerOf(ctx)
 	e := sallyport.Event{Name: audit.InstanceJoin, Code: audit.InstanceJoinCode, User: string(kind), UserKind: string(kind),
 		Fields: map[string]any{"method": "token", "role": string(kind), "node_name": m.GetHostName()[:min(len(m.GetHostName()), maxHostName)]}}
+	joined := err == nil
+	e.Success = &joined
 	if err != nil {
 		e.Code = audit.InstanceJoinFailureCode
 		return nil, errors.Join(err, s.emitAttempt(ctx, c, sourceOf(c.Addr.Addr()), e, err))
 	}
 	e.User += ":" + resp.GetHostId()
-	e.Fields["token"] = token
+	e.Fields["token"], e.Fields["token_name"], e.Fields["host_id"] = token, token, resp.GetHostId()
 	// Unrecorded, the host gets no certificates; it may repeat the call, also by
 	// a token for one use, which is bound to its key now.
 	if err := s.emit(ctx, c, e); err != nil {

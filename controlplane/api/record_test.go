@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -249,6 +250,55 @@ func TestStoreFails(t *testing.T) {
 	}
 }
 
+// TestEventFields: what rules for Teleport's events look at was missing, or a text.
+func TestEventFields(t *testing.T) {
+	w := the()
+	admin, k := w.localAdmin(t), newKeyPair(t)
+	token, err := admin.CreateToken(t.Context(), connect.NewRequest(&sallyportv1.CreateTokenRequest{Roles: []string{"agent"}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := w.joiner(t).Join(t.Context(), connect.NewRequest(&sallyportv1.JoinRequest{
+		Token: token.Msg.GetSecret(), HostName: "fields", Roles: []string{"agent"}, TlsPublicKey: k.tlsPub, SshPublicKey: k.sshPub}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, lock := token.Msg.GetToken().GetName(), "fields-"+uuid.NewString()[:8]
+	document := `{"kind":"lock","version":"v2","metadata":{"name":"` + lock + `"},"spec":{"target":{"user":"nobody"}}}`
+	if _, err := admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: document})); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		event, by string
+		is        any
+		want      map[string]any
+	}{
+		{audit.JoinTokenCreate, "name", name, map[string]any{"join_method": "token"}},
+		{audit.InstanceJoin, "host_id", host.Msg.GetHostId(), map[string]any{"token_name": name, "method": "token", "node_name": "fields", "role": "agent"}},
+		{audit.LockCreate, "name", lock, map[string]any{"target": map[string]any{"user": "nobody"}}},
+	} {
+		var got []map[string]any
+		for _, e := range w.events(t, tt.event) {
+			if e.Fields[tt.by] == tt.is {
+				got = append(got, e.Fields)
+			}
+		}
+		if len(got) != 1 {
+			t.Errorf("%s: recorded %d times", tt.event, len(got))
+			continue
+		}
+		for field, want := range tt.want {
+			if diff := cmp.Diff(want, got[0][field]); diff != "" {
+				t.Errorf("%s: %s: %s", tt.event, field, diff)
+			}
+		}
+	}
+	found, err := admin.SearchEvents(t.Context(), connect.NewRequest(&sallyportv1.SearchEventsRequest{Names: []string{audit.LockCreate}, Limit: 1}))
+	if err != nil || len(found.Msg.GetEvents()) != 1 || !strings.Contains(found.Msg.GetEvents()[0], `"user_kind":3,`) {
+		t.Errorf("found %v, %v", found, err)
+	}
+}
+
 // TestTokenSecretsAreNotRecorded: whatever names a token in a request.
 func TestTokenSecretsAreNotRecorded(t *testing.T) {
 	w := the()
@@ -288,7 +338,7 @@ func TestTokenSecretsAreNotRecorded(t *testing.T) {
 	}
 }
 
-// TestUserEvents: the log names who did what to whom.
+// TestUserEvents: the log names who did what to whom. A new user's link was not there.
 func TestUserEvents(t *testing.T) {
 	w := the()
 	by, cert := w.user(t, nil, "editor")
@@ -310,15 +360,15 @@ func TestUserEvents(t *testing.T) {
 	if _, err := c.DeleteUser(t.Context(), connect.NewRequest(&sallyportv1.DeleteUserRequest{Name: name})); err != nil {
 		t.Fatal(err)
 	}
-	for _, event := range []string{audit.UserCreate, audit.ResetPasswordTokenCreate, audit.UserDelete} {
-		n := 0
+	for event, want := range map[string][]any{audit.UserCreate: {nil}, audit.ResetPasswordTokenCreate: {"1h0m0s", "8h0m0s"}, audit.UserDelete: {nil}} {
+		var got []any
 		for _, e := range w.events(t, event) {
 			if e.Fields["name"] == name && e.User == by && e.UserKind == "human" && e.Cluster == cluster {
-				n++
+				got = append(got, e.Fields["ttl"])
 			}
 		}
-		if n != 1 {
-			t.Errorf("%s: recorded %d times", event, n)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: recorded with lives %v, want %v", event, got, want)
 		}
 	}
 	for _, req := range []func() error{

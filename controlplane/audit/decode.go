@@ -122,6 +122,9 @@ func fillOne(e *sallyport.Event, name string, v any) error {
 	to := textOf(e, name)
 	text, ok := v.(string)
 	switch {
+	case name == "user_kind" && !ok:
+		n, _ := v.(int64)
+		return fillKind(e, n)
 	case to != nil && !ok:
 		return errEvent("%s is not text", name)
 	case to != nil:
@@ -150,6 +153,15 @@ func fillOne(e *sallyport.Event, name string, v any) error {
 		}
 		setField(e, name, v)
 	}
+	return nil
+}
+
+// fillKind takes the number that Shown writes.
+func fillKind(e *sallyport.Event, n int64) error {
+	if n < 1 || n > int64(len(userKinds)) {
+		return errEvent("user_kind is no kind")
+	}
+	e.UserKind = userKinds[n-1]
 	return nil
 }
 
