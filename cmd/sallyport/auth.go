@@ -366,13 +366,28 @@ func (a *auth) pages() (http.Handler, error) {
 	return web.Handler(web.Config{
 		KeySet: set, Accounts: a.users, Desk: a.server.Browser(), Cluster: a.cfg.Cluster, Address: a.cfg.pagesAddress(), Pins: a.keys.Pins(), Log: a.log,
 		Visitor: func(r *http.Request) netip.Addr { return api.VisitorAddr(r.Context()) },
-		Claimed: func(ctx context.Context, user string, mfa bool, from netip.Addr) error {
-			return a.events.Emit(ctx, sallyport.Event{
-				Name: audit.UserPasswordChange, Code: audit.UserPasswordChangeCode, Cluster: a.cfg.Cluster, User: user, UserKind: "human",
-				Addr: from.String(), Fields: map[string]any{"with_mfa": mfa},
-			}, true)
+		Claimed: func(ctx context.Context, user, device string, from netip.Addr) error {
+			return claims{a.cfg.Cluster, a.events}.record(ctx, user, device, from)
 		},
 	})
+}
+
+// claims records that people claim their accounts.
+type claims struct {
+	cluster string
+	log     interface {
+		Emit(ctx context.Context, e sallyport.Event, durable bool) error
+	}
+}
+
+func (c claims) record(ctx context.Context, user, device string, from netip.Addr) error {
+	e := sallyport.Event{Name: audit.UserPasswordChange, Code: audit.UserPasswordChangeCode, Cluster: c.cluster, User: user, UserKind: "human",
+		Addr: from.String(), Fields: map[string]any{"with_mfa": device != ""}}
+	if err := c.log.Emit(ctx, e, true); err != nil || device == "" {
+		return err
+	}
+	e.Name, e.Code, e.Fields = audit.MFAAdd, audit.MFAAddCode, map[string]any{"mfa_device_uuid": device, "mfa_device_type": "TOTP"}
+	return c.log.Emit(ctx, e, true)
 }
 
 // certificate is auth's own, renewed at half of its life.

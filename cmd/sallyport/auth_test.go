@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sallyport/sallyport"
 )
 
 // A store that could not be opened, on a full disk for example, ended the program
@@ -21,6 +27,40 @@ func TestStoreThatCannotBeOpened(t *testing.T) {
 	}
 	if _, err := openAuth(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a store that is a file was opened")
+	}
+}
+
+// emitted keeps events.
+type emitted []sallyport.Event
+
+func (l *emitted) Emit(_ context.Context, e sallyport.Event, durable bool) error {
+	if !durable {
+		return errors.New("not waited for")
+	}
+	*l = append(*l, e)
+	return nil
+}
+
+// TestClaims: that a person has a device for codes now was no event.
+func TestClaims(t *testing.T) {
+	for device, want := range map[string][]string{"": {"T1005I"}, "device-1": {"T1005I", "T1006I"}} {
+		var log emitted
+		if err := (claims{"gw.test", &log}).record(t.Context(), "alice", device, netip.MustParseAddr("192.0.2.1")); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range log {
+			got = append(got, e.Code)
+			if e.User != "alice" || e.UserKind != "human" || e.Cluster != "gw.test" || e.Addr != "192.0.2.1" {
+				t.Errorf("%+v", e)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("device %q: %v, want %v", device, got, want)
+		}
+		if last := log[len(log)-1]; device != "" && (last.Name != "mfa.add" || last.Fields["mfa_device_uuid"] != device || last.Fields["mfa_device_type"] != "TOTP") {
+			t.Errorf("%+v", last)
+		}
 	}
 }
 

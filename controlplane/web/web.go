@@ -56,9 +56,10 @@ type Config struct {
 	KeySet []byte
 
 	// Claimed records that somebody claims an account, when all has been
-	// checked and before the account changes. With an error the claim is not
-	// made, and the link stays good.
-	Claimed func(ctx context.Context, user string, mfa bool, from netip.Addr) error
+	// checked and before the account changes. device is the id of the one for
+	// codes that is added, "" for none. With an error the claim is not made, and
+	// the link stays good.
+	Claimed func(ctx context.Context, user, device string, from netip.Addr) error
 
 	// Visitor is the address that a request came from.
 	Visitor func(r *http.Request) netip.Addr
@@ -219,7 +220,7 @@ func (s *site) claim(w http.ResponseWriter, r *http.Request) {
 	}
 	u, err := s.Accounts.Claim(r.Context(), login.Claim{
 		Token: token, Password: r.PostForm.Get("password"), Code: r.PostForm.Get("code"),
-		Record: func(u login.User) error { return s.Claimed(r.Context(), u.Name, u.MFA != "", s.Visitor(r)) },
+		Record: func(u login.User) error { return s.Claimed(r.Context(), u.Name, u.MFA, s.Visitor(r)) },
 	})
 	var fault *sallyport.Problem
 	switch {

@@ -103,8 +103,8 @@ func (s *pagesUnderTest) on(t *testing.T, a Accounts) http.Handler {
 	h, err := Handler(Config{
 		Accounts: a, Desk: s.desk, Cluster: "gw.example.com", Address: "gw.example.com:443", Pins: []string{"sha256:abc"}, Log: slog.New(slog.NewTextHandler(&s.log, nil)),
 		Visitor: func(*http.Request) netip.Addr { return netip.MustParseAddr("192.0.2.1") },
-		Claimed: func(_ context.Context, user string, mfa bool, from netip.Addr) error {
-			s.recorded = append(s.recorded, fmt.Sprintf("%s %v %s", user, mfa, from))
+		Claimed: func(_ context.Context, user, device string, from netip.Addr) error {
+			s.recorded = append(s.recorded, fmt.Sprintf("%s %v %s", user, device != "", from))
 			return s.fail
 		},
 	})
