@@ -587,6 +587,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.upgradeOn(roles, n.renew) })
 	g.Go(func() error { return n.afterwards(roles) })
 	g.Go(func() error { return n.reassure(roles) })
+	g.Go(func() error { return n.watchClock(roles) })
 	g.Go(func() error { return n.endLateOn(roles) })
 	g.Go(func() error {
 		select {
