@@ -21,10 +21,8 @@ const (
 	UserPasswordChange     = "user.password_change"
 	UserPasswordChangeCode = "T1005I"
 
-	MFAAdd        = "mfa.add"
-	MFAAddCode    = "T1006I"
-	MFADelete     = "mfa.delete"
-	MFADeleteCode = "T1007I"
+	MFAAdd     = "mfa.add"
+	MFAAddCode = "T1006I"
 
 	ResetPasswordTokenCreate     = "reset_password_token.create"
 	ResetPasswordTokenCreateCode = "T6000I"
@@ -90,7 +88,7 @@ func Kinds() []Kind {
 		{WebSessionEnd, WebSessionEndCode},
 		{UserCreate, UserCreateCode}, {UserUpdate, UserUpdateCode}, {UserDelete, UserDeleteCode},
 		{UserPasswordChange, UserPasswordChangeCode},
-		{MFAAdd, MFAAddCode}, {MFADelete, MFADeleteCode},
+		{MFAAdd, MFAAddCode},
 		{ResetPasswordTokenCreate, ResetPasswordTokenCreateCode},
 		{RoleCreate, RoleCreateCode}, {RoleDelete, RoleDeleteCode}, {RoleUpdate, RoleUpdateCode},
 		{JoinTokenCreate, JoinTokenCreateCode}, {JoinTokenDelete, JoinTokenDeleteCode},

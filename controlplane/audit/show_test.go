@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +33,19 @@ func TestShown(t *testing.T) {
 	for _, number := range []string{"0", "4", "-1", "1.5", "true", "null"} {
 		if e, err := Decode([]byte(`{"event":"a","time":"2026-01-02T03:04:05.000Z","user_kind":` + number + `}`)); err == nil {
 			t.Errorf("%s is %q", number, e.UserKind)
+		}
+	}
+}
+
+// TestDocumented: docs/audit.md has every event that auth makes.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range Kinds() {
+		if text := string(page); !strings.Contains(text, "`"+k.Name+"`") || !strings.Contains(text, k.Code) {
+			t.Errorf("%s %s is not there", k.Name, k.Code)
 		}
 	}
 }
