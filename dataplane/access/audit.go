@@ -141,7 +141,11 @@ func (d *Door) common(e sallyport.Event, c *session.Candidate) sallyport.Event {
 	if c.ClientAddr.IsValid() {
 		e.Addr = first(e.Addr, c.ClientAddr.String())
 	}
-	fields := make(map[string]any, len(e.Fields)+14)
+	room := 8 // for an event of a statement: a larger map takes twice the memory
+	if r.Kind == sallyport.KindNode {
+		room = 12
+	}
+	fields := make(map[string]any, len(e.Fields)+room)
 	maps.Copy(fields, e.Fields)
 	e.Fields = fields
 	put(fields, "connection_id", c.ConnectionID)
