@@ -34,7 +34,7 @@ const (
 // so that the line can be shown on a terminal.
 func Encode(e sallyport.Event) []byte {
 	for limit := MaxEvent; limit >= 64; limit /= 4 {
-		w := &writer{b: make([]byte, 0, 512), max: MaxEvent, limit: limit}
+		w := &writer{b: make([]byte, 0, 768), max: MaxEvent, limit: limit}
 		w.event(&e, limit >= 256)
 		if !w.over {
 			return w.b
