@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/usage"
 )
@@ -173,6 +175,10 @@ func TestArgvFaults(t *testing.T) {
 		"sally ls -Z":             `unknown flag "-Z"` + "\nhint: sally ls --help",
 		"sally ssh --tyy web":     `unknown flag "--tyy"; did you mean one of "--ttl", "--tty"?` + "\nhint: sally ssh --help",
 		"sally ssh web --tyy id":  `unknown flag "--tyy"; did you mean one of "--ttl", "--tty"?` + "\nhint: sally ssh --help",
+		"tsh play x":              `there is no command "play" here` + "\nhint: sessions are not recorded",
+		"tsh mfa ls":              `there is no command "mfa" here`,
+		"sally kube exec -it p":   `there is no command "kube exec" here` + "\nhint: sally kube login",
+		"sally join":              `there is no command "join" here`,
 		"sally config x":          `unexpected argument "x"` + "\nhint: sally config --help",
 		"sally status --format":   `--format needs a value`,
 		"sally login --ttl=x":     `--ttl: expected a valid`,
@@ -187,6 +193,18 @@ func TestArgvFaults(t *testing.T) {
 		var b strings.Builder
 		if code := fail.Report(&b, err); code != 1 || !strings.Contains(b.String(), want) {
 			t.Errorf("%s: exit %d\n%s\nwant %s", argv, code, b.String(), want)
+		}
+	}
+}
+
+// TestAbsent: what is said not to be here is not here.
+func TestAbsent(t *testing.T) {
+	clearEnv(t)
+	for path, instead := range absent() {
+		_, err := parse(append([]string{"tsh"}, strings.Fields(path)...), io.Discard, io.Discard)
+		var p *sallyport.Problem
+		if !errors.As(err, &p) || p.Fact != fmt.Sprintf("there is no command %q here", path) || p.Hint != instead {
+			t.Errorf("%s: %v %+v", path, err, p)
 		}
 	}
 }

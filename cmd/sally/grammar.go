@@ -135,7 +135,7 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 	if exited >= 0 {
 		return nil, fail.Exit{Code: exited}
 	}
-	return g, usage.Explain(err)
+	return g, usage.Explain(err, absent())
 }
 
 // calledAs lets links named ssh and scp be "sally ssh" and "sally scp", and completes what people type

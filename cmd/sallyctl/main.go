@@ -115,7 +115,7 @@ func parse(args []string, stdout, stderr io.Writer) (*parsed, error) {
 		return nil, fail.Exit{Code: exited}
 	}
 	if err != nil {
-		return g, usage.Explain(err)
+		return g, usage.Explain(err, absent())
 	}
 	g.cli.meant(g.ctx)
 	return g, nil

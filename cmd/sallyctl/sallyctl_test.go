@@ -79,6 +79,17 @@ func TestArgv(t *testing.T) {
 	}
 }
 
+// TestAbsent: what is said not to be here is not here.
+func TestAbsent(t *testing.T) {
+	for path, instead := range absent() {
+		_, err := parse(strings.Fields(path), io.Discard, io.Discard)
+		var p *sallyport.Problem
+		if !errors.As(err, &p) || p.Fact != fmt.Sprintf("there is no command %q here", path) || p.Hint != instead {
+			t.Errorf("%s: %v %+v", path, err, p)
+		}
+	}
+}
+
 // TestNamedWins: with SALLY_PROXY set, what was to be done on this machine was done in
 // another cluster.
 func TestNamedWins(t *testing.T) {

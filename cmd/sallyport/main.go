@@ -130,7 +130,7 @@ func parse(args []string, stdout, stderr io.Writer) (*kong.Context, error) {
 	if exited >= 0 {
 		return nil, fail.Exit{Code: exited}
 	}
-	return ctx, usage.Explain(err)
+	return ctx, usage.Explain(err, nil)
 }
 
 // logger writes text for people, JSON for machines.

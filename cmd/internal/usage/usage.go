@@ -59,11 +59,18 @@ var (
 	badEnum       = regexp.MustCompile(`^(.*) must be one of (".*") but got (".*")$`)
 )
 
+// Absent are commands that people know from elsewhere and that are not here, by
+// path ("mfa", "kube exec"), and what to use instead.
+type Absent map[string]string
+
 // Explain turns the parser's words into ours. Other errors stay as they are.
-func Explain(err error) error {
+func Explain(err error, absent Absent) error {
 	var pe *kong.ParseError
 	if !errors.As(err, &pe) {
 		return err
+	}
+	if p := absent.explain(pe); p != nil {
+		return p
 	}
 	command, what := pe.Context.Model.Name, "unknown command"
 	if n := pe.Context.Selected(); n != nil {
@@ -73,6 +80,21 @@ func Explain(err error) error {
 		}
 	}
 	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fact(pe.Error(), what), Hint: command + " --help"}
+}
+
+// explain is nil where what was typed is not one of these commands.
+func (a Absent) explain(pe *kong.ParseError) error {
+	m := strayArgument.FindStringSubmatch(pe.Error())
+	n := pe.Context.Selected()
+	if m == nil || n != nil && n.Leaf() {
+		return nil
+	}
+	path := strings.TrimSpace(Path(n) + " " + m[1])
+	instead, ok := a[path]
+	if !ok {
+		return nil
+	}
+	return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("there is no command %q here", path), Hint: instead}
 }
 
 func fact(text, what string) string {

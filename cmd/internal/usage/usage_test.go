@@ -23,6 +23,7 @@ type grammar struct {
 }
 
 func TestExplain(t *testing.T) {
+	absent := Absent{"play": "nothing is recorded", "users update": "ctl create --force"}
 	for _, tt := range []struct {
 		args       []string
 		fact, hint string
@@ -36,6 +37,11 @@ func TestExplain(t *testing.T) {
 		{[]string{"users", "ls", "--format=xml"}, `--format: "xml" is none of text, json`, "ctl users ls --help"},
 		{[]string{"users", "add"}, `expected "<name>"`, "ctl users add --help"},
 		{[]string{"\x1b[2J"}, `unknown command "\x1b[2J"`, "ctl --help"},
+		{[]string{"play", "--format=pty", "x"}, `there is no command "play" here`, "nothing is recorded"},
+		{[]string{"users", "update", "x"}, `there is no command "users update" here`, "ctl create --force"},
+		{[]string{"update"}, `unknown command "update"`, "ctl --help"},
+		{[]string{"users", "play"}, `unknown command "play"`, "ctl users --help"},
+		{[]string{"users", "ls", "play"}, `unexpected argument "play"`, "ctl users ls --help"},
 	} {
 		k, err := kong.New(&grammar{}, kong.Name("ctl"), Help(), Global())
 		if err != nil {
@@ -43,11 +49,11 @@ func TestExplain(t *testing.T) {
 		}
 		_, err = k.Parse(tt.args)
 		var p *sallyport.Problem
-		if err = Explain(err); !errors.As(err, &p) || p.Fact != tt.fact || p.Hint != tt.hint || !errors.Is(err, sallyport.ErrInvalid) {
+		if err = Explain(err, absent); !errors.As(err, &p) || p.Fact != tt.fact || p.Hint != tt.hint || !errors.Is(err, sallyport.ErrInvalid) {
 			t.Errorf("%q: %v %+v", tt.args, err, p)
 		}
 	}
-	if err := errors.New("x"); Explain(err) != err || Explain(nil) != nil {
+	if err := errors.New("x"); Explain(err, absent) != err || Explain(nil, absent) != nil {
 		t.Error("another error was changed")
 	}
 }
