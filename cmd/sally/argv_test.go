@@ -181,7 +181,7 @@ func TestArgvFaults(t *testing.T) {
 		"sally join":              `there is no command "join" here`,
 		"sally config x":          `unexpected argument "x"` + "\nhint: sally config --help",
 		"sally status --format":   `--format needs a value`,
-		"sally login --ttl=x":     `--ttl: expected a valid`,
+		"sally login --ttl=x":     `--ttl: "x" is no whole number`,
 		"sally status -f xml":     `--format: "xml" is none of text, json, yaml`,
 		"sally db login":          `expected "<name>"`,
 		"sally completion":        `expected "<shell>"`,

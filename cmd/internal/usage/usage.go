@@ -56,6 +56,8 @@ var (
 	strayArgument = regexp.MustCompile(`^unexpected argument (.*?)(?:, did you mean (.*)\?)?$`)
 	unknownFlag   = regexp.MustCompile(`^unknown flag (.*?)(?:, did you mean (.*)\?)?$`)
 	missingValue  = regexp.MustCompile(`^(-\S+): (?:expected .* value but got "EOL"|missing value)`)
+	badNumber     = regexp.MustCompile(`^(-\S+): expected a valid \d+ bit u?int but got (".*")$`)
+	badDuration   = regexp.MustCompile(`^(-\S+): expected duration but got (".*"): `)
 	badEnum       = regexp.MustCompile(`^(.*) must be one of (".*") but got (".*")$`)
 )
 
@@ -100,6 +102,12 @@ func (a Absent) explain(pe *kong.ParseError) error {
 func fact(text, what string) string {
 	if m := missingValue.FindStringSubmatch(text); m != nil {
 		return m[1] + " needs a value"
+	}
+	if m := badNumber.FindStringSubmatch(text); m != nil {
+		return m[1] + ": " + m[2] + " is no whole number in range"
+	}
+	if m := badDuration.FindStringSubmatch(text); m != nil {
+		return m[1] + ": " + m[2] + " is no duration, such as 30m or 8h"
 	}
 	if m := badEnum.FindStringSubmatch(text); m != nil {
 		return fmt.Sprintf("%s: %s is none of %s", m[1], m[3], strings.ReplaceAll(strings.ReplaceAll(m[2], `","`, ", "), `"`, ""))

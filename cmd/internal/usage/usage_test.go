@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -14,6 +15,9 @@ import (
 type grammar struct {
 	Format string `enum:"text,json" default:"text"`
 	Name   string
+	TTL    int
+	Limit  uint32
+	Last   time.Duration
 	Users  struct {
 		Add struct {
 			Name string `arg:""`
@@ -35,6 +39,9 @@ func TestExplain(t *testing.T) {
 		{[]string{"users", "ls", "-z"}, `unknown flag "-z"`, "ctl users ls --help"},
 		{[]string{"users", "ls", "--name"}, "--name needs a value", "ctl users ls --help"},
 		{[]string{"users", "ls", "--format=xml"}, `--format: "xml" is none of text, json`, "ctl users ls --help"},
+		{[]string{"users", "ls", "--ttl=8h"}, `--ttl: "8h" is no whole number in range`, "ctl users ls --help"},
+		{[]string{"users", "ls", "--limit=-1"}, `--limit: "-1" is no whole number in range`, "ctl users ls --help"},
+		{[]string{"users", "ls", "--last=1day"}, `--last: "1day" is no duration, such as 30m or 8h`, "ctl users ls --help"},
 		{[]string{"users", "add"}, `expected "<name>"`, "ctl users add --help"},
 		{[]string{"\x1b[2J"}, `unknown command "\x1b[2J"`, "ctl --help"},
 		{[]string{"play", "--format=pty", "x"}, `there is no command "play" here`, "nothing is recorded"},
