@@ -353,22 +353,28 @@ func (c *tokensRmCmd) Run(p *program) error {
 }
 
 type getCmd struct {
-	What   string `arg:"" help:"KIND or KIND/NAME; kinds: role, user, lock."`
+	What   string `arg:"" help:"KIND or KIND/NAME, several with commas, or all; kinds: role, user, lock."`
 	Format string `name:"format" short:"f" enum:"yaml,json,text" default:"yaml" placeholder:"FORMAT" help:"yaml, json or text."`
 }
 
 // Run prints documents that "create" takes back.
 func (c *getCmd) Run(p *program) error {
+	all, err := wants(c.What)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
 	}
-	kind, name, _ := strings.Cut(c.What, "/")
-	m, err := call(p, api.GetDocuments, &sallyportv1.GetDocumentsRequest{Kind: singular(kind), Name: name})
-	if err != nil {
-		return err
+	var docs []string
+	for _, w := range all {
+		m, err := call(p, api.GetDocuments, &sallyportv1.GetDocumentsRequest{Kind: w.kind, Name: w.name})
+		if err != nil {
+			return err
+		}
+		docs = append(docs, m.GetDocuments()...)
 	}
-	docs := m.GetDocuments()
 	switch c.Format {
 	case "json":
 		raw := []json.RawMessage{}
@@ -407,15 +413,6 @@ func printNames(p *program, docs []string) error {
 		rows = append(rows, []string{m.Kind, m.Metadata.Name})
 	}
 	return table.Write(p.stdout, 0, []string{"Kind", "Name"}, rows)
-}
-
-// singular takes the plurals that tctl takes.
-func singular(kind string) string {
-	switch kind = strings.ToLower(kind); kind {
-	case "roles", "users", "locks":
-		return strings.TrimSuffix(kind, "s")
-	}
-	return kind
 }
 
 type createCmd struct {
@@ -481,14 +478,18 @@ func (c *rmCmd) Run(p *program) error {
 	if isHost(kind) {
 		return (&nodesRmCmd{IDs: []string{name}}).Run(p)
 	}
+	kind, err := documentKind(kind)
+	if err != nil {
+		return err
+	}
 	api, err := p.admin()
 	if err != nil {
 		return err
 	}
-	if _, err := call(p, api.DeleteDocument, &sallyportv1.DeleteDocumentRequest{Kind: singular(kind), Name: name}); err != nil {
+	if _, err := call(p, api.DeleteDocument, &sallyportv1.DeleteDocumentRequest{Kind: kind, Name: name}); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "%s %q has been deleted.\n", singular(kind), name)
+	_, err = fmt.Fprintf(p.stdout, "%s %q has been deleted.\n", kind, name)
 	return err
 }
 

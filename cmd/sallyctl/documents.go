@@ -16,9 +16,9 @@ import (
 	"github.com/sallyport/sallyport"
 )
 
-// decode reads one document, nil when there is none. The YAML library is not ours:
+// decode reads one document, nil when there is none, into v too. The YAML library is not ours:
 // what it panics about is bad input too.
-func decode(text string, v *any) (err error) {
+func decode(text string, v *any) (root ast.Node, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = errors.New("this is not YAML that can be read here: leave out tags (!) and aliases (*)")
@@ -26,17 +26,18 @@ func decode(text string, v *any) (err error) {
 	}()
 	file, err := parser.ParseBytes([]byte(text), 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, doc := range file.Docs {
 		if doc.Body == nil {
 			continue
 		}
-		if err := yaml.NodeToValue(asWritten(doc.Body), v); err != nil || *v != nil {
-			return err
+		root = asWritten(doc.Body)
+		if err := yaml.NodeToValue(root, v); err != nil || *v != nil {
+			return root, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // asWritten makes text of every number without quotes, and of True and its like: a
@@ -79,14 +80,25 @@ func asWritten(n ast.Node) ast.Node {
 type document struct {
 	json string
 	line int
+	root ast.Node
 }
 
-// place is what auth says of a document: it has got JSON, whose lines are nobody's.
-var place = regexp.MustCompile(`^line \d+, column \d+: `)
+// place is where auth has seen something in a document: it has got JSON, on one line
+// that is nobody's.
+var place = regexp.MustCompile(`^line 1, column (\d+): `)
 
-// say puts where the document is in place of where auth saw it.
+// say puts the line of the text in place of where auth saw it.
 func (d document) say(fact string) string {
-	return fmt.Sprintf("the document at line %d: %s", d.line, place.ReplaceAllString(fact, ""))
+	seen := place.FindStringSubmatch(fact)
+	if seen == nil {
+		return fmt.Sprintf("the document at line %d: %s", d.line, fact)
+	}
+	fact = fact[len(seen[0]):]
+	column, _ := strconv.Atoi(seen[1]) // of too many digits: of nothing
+	if way := wayTo(d.json, column); len(way) > 0 {
+		return fmt.Sprintf("line %d: %s", d.line-1+lineOf(d.root, way), fact)
+	}
+	return fmt.Sprintf("the document at line %d: %s", d.line, fact)
 }
 
 // refused is auth's error about the document.
@@ -103,7 +115,8 @@ func documents(text []byte) ([]document, error) {
 	var out []document
 	for _, c := range chunks(string(text)) {
 		var v any
-		if err := decode(c.text, &v); err != nil {
+		root, err := decode(c.text, &v)
+		if err != nil {
 			return nil, misplaced(err, c.line)
 		}
 		if v == nil {
@@ -113,7 +126,7 @@ func documents(text []byte) ([]document, error) {
 		if err != nil {
 			return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: fmt.Sprintf("the document at line %d has keys that are not text", c.line+1)}
 		}
-		out = append(out, document{string(b), c.line + 1})
+		out = append(out, document{string(b), c.line + 1, root})
 	}
 	if len(out) == 0 {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "no document to create", Hint: "sallyctl create FILE"}

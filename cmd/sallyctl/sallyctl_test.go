@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -305,10 +306,24 @@ func TestLocal(t *testing.T) {
 	}
 }
 
-func TestSingular(t *testing.T) {
-	for in, want := range map[string]string{"roles": "role", "Users": "user", "lock": "lock", "access": "access"} {
-		if got := singular(in); got != want {
-			t.Errorf("%s: %s", in, got)
+// TestWants: what is no document here led to "no role allows", and lists were not
+// understood.
+func TestWants(t *testing.T) {
+	for in, want := range map[string][]wanted{
+		"roles": {{kind: "role"}}, "Users": {{kind: "user"}}, "lock/x": {{"lock", "x"}},
+		"role/a,user/b": {{"role", "a"}, {"user", "b"}}, "all": {{kind: "role"}, {kind: "user"}, {kind: "lock"}},
+	} {
+		if got, err := wants(in); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", in, got, err)
+		}
+	}
+	for in, hint := range map[string]string{
+		"foo": "kinds: role, user, lock", "": "kinds: ", "role,foo": "kinds: ", "tokens": "sallyctl tokens ls", "node/x": "sallyctl nodes ls",
+		"apps": "agent", "databases": "agent", "cap": "configuration", "SAML": "local users", "proxies": "kinds: ",
+	} {
+		_, err := wants(in)
+		if p := (*sallyport.Problem)(nil); !errors.As(err, &p) || !strings.Contains(p.Hint, hint) {
+			t.Errorf("%s: %v, want the hint %q", in, err, hint)
 		}
 	}
 }
@@ -430,6 +445,53 @@ func TestLifeSeconds(t *testing.T) {
 	for _, ttl := range []time.Duration{0, 999 * time.Millisecond, -time.Second} {
 		if got, err := lifeSeconds(ttl); !errors.Is(err, sallyport.ErrInvalid) {
 			t.Errorf("%v: %d, %v", ttl, got, err)
+		}
+	}
+}
+
+// TestDocumentLines: what auth has found in JSON is said with the line of the text.
+func TestDocumentLines(t *testing.T) {
+	const text = `# roles
+---
+kind: role
+version: v7
+metadata: {name: "größe"}
+spec:
+  allow: &all
+    logins:
+    - root
+    - "a\nb"
+    rules:
+    - resources: [role]
+      verbs:
+      - list
+      - [x]
+    -
+      verbs: [read]
+    node_labels: {"*": "*", env: dev}
+  deny: *all
+`
+	docs, err := documents([]byte(text))
+	if err != nil || len(docs) != 1 {
+		t.Fatal(docs, err)
+	}
+	doc := docs[0].json
+	for what, want := range map[string]int{
+		`"v7"`: 4, `"name"`: 5, `"größe"`: 5, `"spec"`: 6, `"allow"`: 7, `{"logins"`: 7, `"logins"`: 8, `"root"`: 9, `"a\nb"`: 10,
+		`"rules"`: 11, `"resources"`: 12, `"list"`: 14, `["x"]`: 15, `["read"]`: 17, `"dev"`: 18, `"deny"`: 19,
+	} {
+		at := strings.Index(doc, what)
+		if at < 0 {
+			t.Fatalf("%s is not in %s", what, doc)
+		}
+		fact := fmt.Sprintf("line 1, column %d: odd", utf8.RuneCountInString(doc[:at])+1)
+		if got := docs[0].say(fact); got != fmt.Sprintf("line %d: odd", want) {
+			t.Errorf("%s: %q, want line %d", what, got, want)
+		}
+	}
+	for _, fact := range []string{"line 1, column 100000: odd", "line 1, column 0: odd", "line 1, column 99999999999999999999: odd"} {
+		if got := docs[0].say(fact); got != "the document at line 3: odd" && got != "the document at line 2: odd" {
+			t.Errorf("%s: %q", fact, got)
 		}
 	}
 }

@@ -244,6 +244,9 @@ func (s adminService) DeleteToken(ctx context.Context, req *connect.Request[sall
 // the verb list besides.
 func (s adminService) GetDocuments(ctx context.Context, req *connect.Request[sallyportv1.GetDocumentsRequest]) (*connect.Response[sallyportv1.GetDocumentsResponse], error) {
 	kind, name := req.Msg.GetKind(), req.Msg.GetName()
+	if err := knownKind(kind); err != nil {
+		return nil, err
+	}
 	var docs []string
 	if name != "" {
 		if err := s.allow(ctx, req.Spec().Procedure, kind, "read", name); err != nil {
@@ -272,6 +275,9 @@ func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sall
 	if err != nil {
 		return nil, err
 	}
+	if err := knownKind(h.Kind); err != nil {
+		return nil, err
+	}
 	if err := s.allow(ctx, req.Spec().Procedure, h.Kind, "create", h.Metadata.Name); err != nil {
 		return nil, err
 	}
@@ -289,6 +295,9 @@ func (s adminService) PutDocument(ctx context.Context, req *connect.Request[sall
 
 // DeleteDocument deletes one.
 func (s adminService) DeleteDocument(ctx context.Context, req *connect.Request[sallyportv1.DeleteDocumentRequest]) (*connect.Response[sallyportv1.DeleteDocumentResponse], error) {
+	if err := knownKind(req.Msg.GetKind()); err != nil {
+		return nil, err
+	}
 	if err := s.allow(ctx, req.Spec().Procedure, req.Msg.GetKind(), "delete", req.Msg.GetName()); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,10 @@ package api
 import (
 	"strings"
 	"testing"
+
+	"connectrpc.com/connect"
+
+	sallyportv1 "github.com/sallyport/sallyport/wire/sallyport/v1"
 )
 
 // TestUnread: who writes documents does not write Go.
@@ -41,4 +45,34 @@ func TestUnknownKind(t *testing.T) {
 			t.Errorf("%s: %v, want %s", doc, err, want)
 		}
 	}
+}
+
+// TestExportedDocuments: what Teleport exports was refused for its revision.
+func TestExportedDocuments(t *testing.T) {
+	meta := `"metadata": {"name": "x", "id": 1732, "revision": "5fa0", "namespace": "default"}`
+	for doc, v := range map[string]any{
+		`{"kind": "user", "version": "v2", ` + meta + `, "spec": {"roles": ["access"], "traits": {"logins": ["a"]}, "expires": "0001-01-01T00:00:00Z",
+			"created_by": {"time": "2024-01-01T00:00:00Z", "user": {"name": "y"}}, "status": {"is_locked": false, "lock_expires": "0001-01-01T00:00:00Z"},
+			"github_identities": [{"username": "x"}]}}`: &userDocument{},
+		`{"kind": "lock", "version": "v2", ` + meta + `, "spec": {"target": {"user": "a"}, "created_at": "2024-01-01T00:00:00Z", "created_by": "y"}}`: &lockDocument{},
+	} {
+		if err := strict([]byte(doc), v); err != nil {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+	w := the()
+	lock := `{"kind": "lock", "version": "v2", ` + meta + `, "spec": {"target": {"user": "nobody-at-all"}, "created_by": "y"}}`
+	admin := w.localAdmin(t)
+	if _, err := admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: lock})); err != nil {
+		t.Fatal(err)
+	}
+	got, err := admin.GetDocuments(t.Context(), connect.NewRequest(&sallyportv1.GetDocumentsRequest{Kind: "lock", Name: "x"}))
+	if err != nil || got.Msg.GetDocuments()[0] != `{"kind":"lock","version":"v2","metadata":{"name":"x"},"spec":{"target":{"user":"nobody-at-all"}}}` {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := admin.DeleteDocument(t.Context(), connect.NewRequest(&sallyportv1.DeleteDocumentRequest{Kind: "lock", Name: "x"})); err != nil {
+		t.Error(err)
+	}
+	_, err = admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: `{"kind":"user","version":"v2",` + meta + `,"spec":{"roles":["access"],"expires":"2030-01-01T00:00:00Z"}}`}))
+	codeIs(t, "a user that ends", err, connect.CodeInvalidArgument)
 }

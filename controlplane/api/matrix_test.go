@@ -242,6 +242,20 @@ func TestA42_DocumentKinds(t *testing.T) {
 	}
 }
 
+// TestUnknownKindAsked: which kinds there are is nobody's right: a kind that is not
+// there looked like one that the roles do not allow.
+func TestUnknownKindAsked(t *testing.T) {
+	w := the()
+	_, cert := w.user(t, nil, w.role(t, "no-rules-at-all", "{}"))
+	c := w.asAdmin(t, cert)
+	_, get := c.GetDocuments(t.Context(), connect.NewRequest(&sallyportv1.GetDocumentsRequest{Kind: "foo"}))
+	_, put := c.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: `{"kind":"foo","metadata":{"name":"x"}}`}))
+	_, del := c.DeleteDocument(t.Context(), connect.NewRequest(&sallyportv1.DeleteDocumentRequest{Kind: "foo", Name: "x"}))
+	for what, err := range map[string]error{"get": get, "put": put, "delete": del} {
+		codeIs(t, what, err, connect.CodeInvalidArgument)
+	}
+}
+
 // TestA42_DocumentVerbs: each verb alone gives what it says.
 func TestA42_DocumentVerbs(t *testing.T) {
 	w := the()
