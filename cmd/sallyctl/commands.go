@@ -503,6 +503,8 @@ type auditSearchCmd struct {
 	To    string        `name:"to" placeholder:"TIME" help:"Only what was before: 2026-02-28T15:04:05Z. Default: now."`
 	Names []string      `name:"event" help:"Names of events; all without."`
 	Limit uint32        `name:"limit" default:"100" help:"How many at most, up to 10000; the newest win."`
+
+	Format string `name:"format" short:"f" enum:"json" default:"json" placeholder:"FORMAT" help:"json, which is all that there is."`
 }
 
 // request is what auth is asked. Without To it names no end: an event of a host

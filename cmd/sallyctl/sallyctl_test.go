@@ -423,6 +423,13 @@ func TestAuditSearch(t *testing.T) {
 		got.GetLimit() != audit.MaxFound || !slices.Equal(got.GetNames(), []string{"exec", "scp"}) {
 		t.Errorf("%v: %v", got, err)
 	}
+	// The listings take --format=json, and this one did not know it.
+	if got, err = search("--format=json"); err != nil || got == nil {
+		t.Errorf("--format=json: %v: %v", got, err)
+	}
+	if got, err = search("--format=text"); err == nil || got != nil {
+		t.Errorf("--format=text: %v, want an error", got)
+	}
 	if got, err = search(); err != nil || got.GetTo() != nil || got.GetLimit() != 100 {
 		t.Errorf("%v: %v", got, err)
 	}
