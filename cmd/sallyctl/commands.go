@@ -421,7 +421,8 @@ type createCmd struct {
 	AcceptUnenforced bool   `name:"accept-unenforced" help:"Store roles whose restrictions this version does not enforce; what they affect is denied."`
 }
 
-// Run stores documents in order and stops at the first fault.
+// Run stores documents in order and stops at the first fault; none when one is of a
+// kind that is not here.
 func (c *createCmd) Run(p *program) error {
 	text, err := c.read(p)
 	if err != nil {
@@ -434,6 +435,11 @@ func (c *createCmd) Run(p *program) error {
 	api, err := p.admin()
 	if err != nil {
 		return err
+	}
+	for _, d := range docs {
+		if err := d.isHere(); err != nil {
+			return err
+		}
 	}
 	for _, d := range docs {
 		m, err := call(p, api.PutDocument, &sallyportv1.PutDocumentRequest{Document: d.json, Overwrite: c.Force, AcceptUnenforced: c.AcceptUnenforced})

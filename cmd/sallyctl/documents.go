@@ -101,6 +101,18 @@ func (d document) say(fact string) string {
 	return fmt.Sprintf("the document at line %d: %s", d.line, fact)
 }
 
+// isHere says where else to look when a document is of a kind of tctl's only.
+func (d document) isHere() error {
+	var head struct{ Kind any }
+	_ = json.Unmarshal([]byte(d.json), &head) // what is no mapping is auth's to refuse
+	kind, _ := head.Kind.(string)
+	_, err := documentKind(kind)
+	if p := (*sallyport.Problem)(nil); kind != "" && errors.As(err, &p) {
+		return &sallyport.Problem{Kind: p.Kind, Fact: d.say(p.Fact), Hint: p.Hint}
+	}
+	return nil
+}
+
 // refused is auth's error about the document.
 func (d document) refused(err error) error {
 	var p *sallyport.Problem

@@ -36,6 +36,10 @@ func (*createCmd) Help() string {
 	return usage.Examples("sallyctl create role.yaml", "sallyctl create --force role.yaml      # replace what exists", "sallyctl create - < roles.yaml")
 }
 
+func (*lockCmd) Help() string {
+	return usage.Examples("sallyctl lock --user=alice --message=ticket-4711 --ttl=10h", "sallyctl lock --login=root --server-id=ID", "sallyctl get locks")
+}
+
 func (*rmCmd) Help() string {
 	return usage.Examples("sallyctl rm role/dev", "sallyctl rm lock/alice", "sallyctl rm node/ID      # as sallyctl nodes rm ID")
 }

@@ -35,6 +35,7 @@ type cli struct {
 	Get     getCmd     `cmd:"" help:"Print documents: KIND or KIND/NAME."`
 	Create  createCmd  `cmd:"" help:"Create documents from YAML."`
 	Rm      rmCmd      `cmd:"" help:"Delete a document: KIND/NAME, or a host: node/ID."`
+	Lock    lockCmd    `cmd:"" help:"Lock out a user, a role, a login or a host: sessions end, and no new ones start."`
 	Nodes   nodesCmd   `cmd:"" help:"Agents and gateways: ls, rm."`
 	Auth    authCmd    `cmd:"" help:"Certificate authorities: export, sign."`
 	Audit   auditCmd   `cmd:"" help:"The audit log: search, verify."`

@@ -234,6 +234,25 @@ func TestDocumentSays(t *testing.T) {
 	}
 }
 
+func TestDocumentElsewhere(t *testing.T) {
+	for in, want := range map[string]string{
+		"kind: role": "", "a: b": "", "[a]": "", "kind: [role]": "",
+		"kind: app":                     "docs/config.md",
+		"kind: cluster_auth_preference": "configuration of auth",
+		"kind: rol":                     "kinds: role, user, lock",
+	} {
+		docs, err := documents([]byte("# one\n" + in + "\n"))
+		if err != nil {
+			t.Fatal(in, err)
+		}
+		err = docs[0].isHere()
+		var p *sallyport.Problem
+		if (err != nil) != (want != "") || err != nil && (!errors.As(err, &p) || !strings.Contains(p.Hint, want) || !strings.HasPrefix(p.Fact, "the document at line 1: ")) {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+}
+
 // FuzzZ19_Documents: what is taken is JSON that says what the YAML said, and
 // what "get" would print of it is taken again.
 func FuzzZ19_Documents(f *testing.F) {
