@@ -184,8 +184,28 @@ func (p *program) credentials(f profile.Profile) (*profile.Credentials, error) {
 	return p.home.Credentials(f)
 }
 
-// selected is the profile that --proxy names, else the current one.
+// selected is the profile that --proxy names, else the current one, as the user that
+// --user names: whoever has logged in there and not out again has his keys there.
 func (p *program) selected() (profile.Profile, error) {
+	f, err := p.lastAt()
+	if err != nil || p.held != nil || p.User == "" || p.User == f.User {
+		return f, err
+	}
+	last := f.User
+	f.User = p.User
+	if !profile.ValidName(f.User) {
+		return profile.Profile{}, problem(errInvalid, fmt.Sprintf("%q cannot be a user's name", f.User), "")
+	}
+	if _, err := os.Stat(p.home.KeyPath(f, ".crt")); err != nil {
+		return profile.Profile{}, problem(sallyport.ErrUnauthorized, fmt.Sprintf("user %q is not logged in at %s; %s is", p.User, f.WebProxyAddr, last),
+			"sally login --proxy="+f.WebProxyAddr+" --user="+shell.Word(p.User))
+	}
+	return f, nil
+}
+
+// lastAt is the profile that --proxy names, else the current one, of whoever logged in
+// there last.
+func (p *program) lastAt() (profile.Profile, error) {
 	if p.held != nil {
 		return p.held.cred.Profile, nil
 	}

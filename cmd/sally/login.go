@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
@@ -145,8 +146,8 @@ func (c *loginCmd) viaPassword(p *program, w *web, f *profile.Profile, ping *sal
 // target says where to log in; done is true when the user already is, and the
 // status has been shown.
 func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) {
-	f, err = p.selected()
-	if err == nil && !c.Force && c.Out == "" {
+	f, err = p.lastAt()
+	if err == nil && !c.Force && c.Out == "" && !p.otherPin(f) {
 		if held, lerr := p.home.Credentials(f); lerr == nil && time.Now().Before(held.Identity.NotAfter) && (p.User == "" || p.User == f.User) {
 			return f, true, c.stay(p, f)
 		}
@@ -166,6 +167,12 @@ func (c *loginCmd) target(p *program) (f profile.Profile, done bool, err error) 
 	}
 	f.WebProxyAddr, f.SSHProxyAddr = addr, addr
 	return f, false, nil
+}
+
+// otherPin says that --ca-pin is not what the login that is held trusts: the cluster is
+// another one, or has another CA.
+func (p *program) otherPin(f profile.Profile) bool {
+	return p.CAPin != "" && len(f.CAPins) > 0 && !slices.Contains(f.CAPins, strings.ToLower(p.CAPin))
 }
 
 // stay makes the login that is good the current one, and shows it.

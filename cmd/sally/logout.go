@@ -50,7 +50,7 @@ func (p *program) leaving() ([]profile.Profile, error) {
 	list, err := p.home.List()
 	if p.ProxyAddr != "" {
 		var f profile.Profile
-		f, err = p.selected()
+		f, err = p.lastAt()
 		list = []profile.Profile{f}
 	}
 	if err != nil || p.User == "" {

@@ -77,7 +77,7 @@ func (c *statusCmd) Run(p *program) error {
 // current one, nil without.
 func (p *program) profiles() (active *profileStatus, others []profileStatus, err error) {
 	chosen, ok := p.home.Current()
-	if p.ProxyAddr != "" {
+	if p.ProxyAddr != "" || p.User != "" {
 		if chosen, err = p.selected(); err != nil {
 			return nil, nil, err
 		}
@@ -88,6 +88,9 @@ func (p *program) profiles() (active *profileStatus, others []profileStatus, err
 		return nil, nil, err
 	}
 	for _, f := range list {
+		if ok && f.Name() == chosen.Name() {
+			f = chosen // perhaps as another user
+		}
 		s, err := p.statusOf(f)
 		if errors.Is(err, sallyport.ErrUnauthorized) {
 			continue // a profile whose keys are gone
