@@ -23,7 +23,8 @@ type database struct {
 	protocol  string // as the agent serves it
 	user      string
 	dbname    string
-	names     []string // that roles allow for dbname; none when auth has not said
+	users     []string // that roles allow for user; none when auth has not said
+	names     []string // the same for dbname
 	host      string   // the server name, which libpq sends and checks
 	hostaddr  string   // where to connect, when the name is not in the DNS
 	port      string
@@ -47,7 +48,7 @@ func (p *program) database(name string, flags databaseFlags) (*database, error) 
 	}
 	d := &database{
 		cred: cred, name: name, service: serviceName(cred.Profile, name), protocol: p.protocolOf(cred.Profile, name, found),
-		user: only(flags.User, found.GetDatabaseUsers()), dbname: only(flags.DBName, found.GetDatabaseNames()), names: found.GetDatabaseNames(),
+		user: only(flags.User, found.GetDatabaseUsers()), dbname: only(flags.DBName, found.GetDatabaseNames()), users: found.GetDatabaseUsers(), names: found.GetDatabaseNames(),
 		ca: p.home.CAsPath(cred.Profile), cert: databaseFile(p.home, cred.Profile, name, ".crt"), key: databaseFile(p.home, cred.Profile, name, ".key"),
 	}
 	proxyHost, port, err := net.SplitHostPort(cred.Profile.WebProxyAddr)

@@ -29,6 +29,9 @@ func (c *dbLoginCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
+	if err := d.allowed(); err != nil {
+		return err
+	}
 	if err := p.dbLogin(d); err != nil {
 		return err
 	}
@@ -40,6 +43,22 @@ func (c *dbLoginCmd) Run(p *program) error {
 		return p.saidRedis(d)
 	}
 	return p.saidPostgres(d)
+}
+
+// allowed refuses what would be saved and then be denied, where auth has said what is
+// not.
+func (d *database) allowed() error {
+	for _, part := range []struct {
+		what, value string
+		all         []string
+	}{{"users", d.user, d.users}, {"database names", d.dbname, d.names}} {
+		literal := !slices.ContainsFunc(part.all, func(s string) bool { return strings.ContainsAny(s, "*^") })
+		if part.value != "" && len(part.all) > 0 && literal && !slices.Contains(part.all, part.value) {
+			return problem(sallyport.ErrDenied, fmt.Sprintf("database %q: your roles allow the %s %s; %q is not among them", d.name, part.what, fail.Clean(strings.Join(part.all, ", ")), part.value),
+				"ask an administrator for a role with it, and log in again then: sally login --force")
+		}
+	}
+	return nil
 }
 
 // saidPostgres says how to go on after a login.
