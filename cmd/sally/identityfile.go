@@ -31,7 +31,7 @@ type heldIdentity struct {
 
 // withoutProfile are the commands that an identity file is enough for. The
 // others read or write the profile directory.
-var withoutProfile = []string{"ls", "ssh", "proxy", "db ls", "kube ls", "tcp", "clusters", "version", "completion", "env"}
+var withoutProfile = []string{"ls", "ssh", "scp", "status", "proxy", "db ls", "kube ls", "tcp", "clusters", "version", "completion", "env"}
 
 // useIdentity reads the file that --identity names.
 func (p *program) useIdentity(command string) error {
@@ -40,7 +40,7 @@ func (p *program) useIdentity(command string) error {
 	}
 	if !slices.ContainsFunc(withoutProfile, func(c string) bool { return command == c || strings.HasPrefix(command, c+" ") }) {
 		return problem(errInvalid, fmt.Sprintf("sally %s does not work with an identity file", command),
-			"sally ls, ssh and proxy do: for a database, sally proxy db --identity=FILE NAME")
+			"sally ls, ssh, scp and proxy do: for a database, sally proxy db --identity=FILE NAME")
 	}
 	if p.ProxyAddr == "" {
 		return problem(errInvalid, "an identity file does not say where the gateway is", "give --proxy=HOST[:PORT], or set SALLY_PROXY")

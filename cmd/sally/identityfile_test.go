@@ -132,7 +132,7 @@ func TestIdentityFaults(t *testing.T) {
 		"sally ls -i " + file:                                     "does not say where the gateway is",
 		"sally ls --proxy=gw.test -i " + file:                     "is not an identity file: it has no key",
 		"sally ls --proxy=gw.test -i " + file + "none":            "no such file",
-		"sally status -i " + file:                                 "sally status does not work with an identity file",
+		"sally config -i " + file:                                 "sally config does not work with an identity file",
 		"sally db connect -i " + file + " orders":                 "sally db connect does not work",
 		"sally login --proxy=gw.test -i " + file:                  "sally login does not work",
 		"sally login --proxy=gw.test --format=openssh":            "--out, which is not given",

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/cmd/internal/fail"
 	"github.com/sallyport/sallyport/cmd/internal/output"
@@ -76,6 +78,10 @@ func (c *statusCmd) Run(p *program) error {
 // profiles reads all profiles; active is the one that --proxy names, else the
 // current one, nil without.
 func (p *program) profiles() (active *profileStatus, others []profileStatus, err error) {
+	if p.held != nil {
+		s, err := p.statusOf(p.held.cred.Profile)
+		return &s, nil, err
+	}
 	chosen, ok := p.home.Current()
 	if p.ProxyAddr != "" || p.User != "" {
 		if chosen, err = p.selected(); err != nil {
@@ -174,8 +180,15 @@ func validFor(left time.Duration) string {
 	}
 }
 
+func (p *program) sshCertificate(f profile.Profile) (*ssh.Certificate, error) {
+	if p.held != nil {
+		return p.held.file.SSHCertificate(p.held.path)
+	}
+	return p.home.SSHCertificate(f)
+}
+
 func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
-	c, err := p.home.Credentials(f)
+	c, err := p.credentials(f)
 	if err != nil {
 		return profileStatus{}, err
 	}
@@ -185,7 +198,7 @@ func (p *program) statusOf(f profile.Profile) (profileStatus, error) {
 		KubernetesEnabled: true, // each gateway serves it: which clusters there are, sally kube ls says
 		ValidUntil:        c.Identity.NotAfter, AllowedResources: c.Identity.AllowedResources, Databases: p.databasesOf(f),
 	}
-	if cert, err := p.home.SSHCertificate(f); err == nil {
+	if cert, err := p.sshCertificate(f); err == nil {
 		for name := range cert.Extensions {
 			if name != identity.SSHExtensionName { // what it holds is in the rows above
 				s.Extensions = append(s.Extensions, name)

@@ -188,6 +188,14 @@ func testIdentityFile(t *testing.T, d *demo) {
 	if r := p.try("", "sally", append(append([]string{"ssh"}, at...), login(t)+"@"+d.name("node"), "echo here; exit 3")...); r.stdout != "here\n" || r.code != 3 {
 		t.Errorf("ssh: %+v", r)
 	}
+	if out := p.run("sally", append([]string{"status"}, at...)...); !strings.Contains(out, "Logged in as:       "+d.User) || !strings.Contains(out, "permit-pty") {
+		t.Errorf("status: %q", out)
+	}
+	there := filepath.Join(t.TempDir(), "copy")
+	p.run("sally", append(append([]string{"scp"}, at...), file, login(t)+"@"+d.name("node")+":"+there)...)
+	if b, err := os.ReadFile(there); err != nil || !strings.Contains(string(b), "PRIVATE KEY") {
+		t.Errorf("scp: %v", err)
+	}
 	if r := p.try("hello\n", "sally", append([]string{"proxy", "tcp", "--stdio", "echo"}, at...)...); r.stdout != "hello\n" {
 		t.Errorf("proxy: %+v", r)
 	}

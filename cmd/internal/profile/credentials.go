@@ -117,13 +117,22 @@ func (d Dir) SSHCertificate(f Profile) (*ssh.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseCertificate(line, d.SSHCertPath(f))
+}
+
+// SSHCertificate is the one in the file, which has that name.
+func (i *IdentityFile) SSHCertificate(file string) (*ssh.Certificate, error) {
+	return parseCertificate(i.SSHCert, file)
+}
+
+func parseCertificate(line []byte, file string) (*ssh.Certificate, error) {
 	pub, _, _, _, err := ssh.ParseAuthorizedKey(line)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d.SSHCertPath(f), err)
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	cert, ok := pub.(*ssh.Certificate)
 	if !ok {
-		return nil, fmt.Errorf("%s: not a certificate", d.SSHCertPath(f))
+		return nil, fmt.Errorf("%s: not a certificate", file)
 	}
 	return cert, nil
 }
