@@ -23,11 +23,12 @@ const (
 	closeTick = 5 * time.Millisecond
 )
 
-// Sink is a log's way to its reader. Lines are written at once while he reads, so
-// that the last before a crash is there; while he does not they wait.
+// Sink is a log's way to its reader. Into a pipe or a socket lines are written at once
+// while he reads, so that the last before a crash is there; else, and while he does
+// not, they wait.
 //
-//	Write ─┬─ he reads, nothing waits ─▶ file
-//	       └─ else ─▶ queue ─▶ drain ──▶ file
+//	Write ─┬─ he is ready, nothing waits ─▶ file
+//	       └─ else ─▶ queue ─▶ drain ─────▶ file
 type Sink struct {
 	// Resumed is told how many lines were lost when the reader reads again; nil for
 	// nobody. It may write.
@@ -47,8 +48,9 @@ type Sink struct {
 // New returns the sink of f, which stays its caller's.
 func New(f *os.File) *Sink {
 	s := &Sink{file: f}
-	// A device that can be written to may have room for half a line.
-	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeDevice == 0 {
+	// A device that can be written to may have room for half a line, and of a file
+	// nobody can tell whether its disk is about to hang.
+	if info, err := f.Stat(); err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0 {
 		s.raw, _ = f.SyscallConn()
 	}
 	return s
@@ -96,7 +98,7 @@ func (s *Sink) busy() bool {
 	return s.writing
 }
 
-// ready says that the file takes a short line now. A file of the disk always does.
+// ready says that the file takes a short line now.
 func (s *Sink) ready() bool {
 	if s.raw == nil {
 		return false
@@ -143,7 +145,7 @@ func (s *Sink) drain() {
 			continue
 		}
 		if len(s.queue) == 0 {
-			s.writing = false
+			s.writing, s.queue = false, nil
 			s.mu.Unlock()
 			return
 		}

@@ -46,21 +46,12 @@ func pipe(t *testing.T) (s *Sink, r *os.File) {
 // TestAtOnce: what is said while somebody reads is there when Write returns.
 func TestAtOnce(t *testing.T) {
 	s, r := pipe(t)
-	file := filepath.Join(t.TempDir(), "log")
-	f, err := os.Create(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	disk := New(f)
 	for n := range 100 {
-		for _, w := range []*Sink{s, disk} {
-			if m, err := w.Write(line(n)); err != nil || m != len(line(n)) {
-				t.Fatal(m, err)
-			}
-			if w.busy() {
-				t.Fatal("a line waits, and nobody is in the way")
-			}
+		if m, err := s.Write(line(n)); err != nil || m != len(line(n)) {
+			t.Fatal(m, err)
+		}
+		if s.busy() {
+			t.Fatal("a line waits, and nobody is in the way")
 		}
 		b := make([]byte, 1<<10)
 		m, err := r.Read(b)
@@ -68,8 +59,26 @@ func TestAtOnce(t *testing.T) {
 			t.Fatalf("%q: %v", b[:m], err)
 		}
 	}
-	if b, err := os.ReadFile(file); err != nil || bytes.Count(b, []byte("\n")) != 100 {
-		t.Fatalf("%d bytes in the file: %v", len(b), err)
+}
+
+// TestFile: nobody waits for a disk, but who ends.
+func TestFile(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := New(f)
+	var want []byte
+	for n := range 10_000 {
+		if _, err := s.Write(line(n)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, line(n)...)
+	}
+	s.Close(time.Minute)
+	if b, err := os.ReadFile(f.Name()); err != nil || !bytes.Equal(b, want) || s.Lost() != 0 {
+		t.Fatalf("%d of %d bytes, %d lines lost: %v", len(b), len(want), s.Lost(), err)
 	}
 }
 
