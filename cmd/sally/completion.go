@@ -36,6 +36,8 @@ type words struct {
 	flags    map[string]string
 	valued   []string            // flags that take a value: "--format", "-f"
 	values   map[string][]string // what these values may be, where that is known
+	files    []string            // of valued, those that take a file's name
+	named    bool                // arguments may be names of files
 }
 
 // wordsOf maps each command's path ("db/login") to the words that may follow.
@@ -52,12 +54,16 @@ func wordsOf(n *kong.Node, out map[string]words) map[string]words {
 				names = append(names, "-"+string(f.Short))
 			}
 			w.valued = append(w.valued, names...)
+			if strings.Contains(f.PlaceHolder, "FILE") || strings.Contains(f.PlaceHolder, "DIR") {
+				w.files = append(w.files, names...)
+			}
 			for _, name := range names {
 				w.values[name] = values(f.Value)
 			}
 		}
 	}
 	for _, arg := range n.Positional {
+		w.named = w.named || strings.HasPrefix(arg.Name, "file")
 		for _, v := range values(arg) {
 			w.commands[v] = arg.Help
 		}
@@ -85,7 +91,8 @@ func values(v *kong.Value) (out []string) {
 }
 
 // bashScript follows the words before the cursor down the commands. "=" breaks
-// words in bash: --format=json comes as three.
+// words in bash: --format=json comes as three, and in zsh as one. Where nothing fits,
+// names of files do.
 func bashScript(commands map[string]words) string {
 	var b strings.Builder
 	paths := slices.Sorted(maps.Keys(commands))
@@ -104,6 +111,8 @@ func bashScript(commands map[string]words) string {
 	done
 	[ "$cur" = "=" ] && cur=""
 	[ "$word" = "=" ] && word="$prev"
+	local glued=""
+	case "$cur" in --*=*) word="${cur%%%%=*}"; glued="$word="; cur="${cur#*=}" ;; esac
 	case "$path $word" in
 `, shell.Word(" "+strings.Join(paths, " ")+" "), strings.Join(valued(commands), "|"))
 	for _, path := range paths {
@@ -113,13 +122,14 @@ func bashScript(commands map[string]words) string {
 			}
 		}
 	}
-	b.WriteString("\tesac\n\tif [ -z \"$words\" ] && [ -z \"$skip\" ]; then case \"$path\" in\n")
+	b.WriteString("\tesac\n\tif [ -z \"$words$skip$glued\" ]; then case \"$path\" in\n")
 	for _, path := range paths {
 		w := commands[path]
 		list := append(slices.Sorted(maps.Keys(w.commands)), slices.Sorted(maps.Keys(w.flags))...)
 		fmt.Fprintf(&b, "\t\t%q) words=%s ;;\n", path, shell.Word(strings.Join(list, " ")))
 	}
-	b.WriteString("\tesac; fi\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -F _sally sally tsh\n")
+	b.WriteString("\tesac; fi\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n" +
+		"\t[ -z \"$glued\" ] || COMPREPLY=(${COMPREPLY[@]+\"${COMPREPLY[@]/#/$glued}\"})\n}\ncomplete -o default -F _sally sally tsh\n")
 	return b.String()
 }
 
@@ -134,43 +144,55 @@ func valued(commands map[string]words) []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// fishScript says of each word after which commands it may stand.
+// fishScript says of each word after which command it may stand.
 func fishScript(commands map[string]words) string {
 	var b strings.Builder
+	paths := slices.Sorted(maps.Keys(commands))
+	fmt.Fprintf(&b, `function __sally_at
+	set -l path
+	set -l skip
+	for word in (commandline -opc)[2..-1]
+		if test -n "$skip"
+			set skip
+			continue
+		end
+		switch $word
+			case %s
+				set skip 1
+			case '-*'
+			case '*'
+				set -l next $word
+				test -n "$path"; and set next $path/$word
+				contains -- $next%s; and set path $next
+		end
+	end
+	test "$path" = "$argv[1]"
+end
+`, strings.Join(valued(commands), " "), strings.Join(paths, " "))
 	for _, program := range []string{"sally", "tsh"} {
 		fmt.Fprintf(&b, "complete -c %s -f\n", program)
-		for _, path := range slices.Sorted(maps.Keys(commands)) {
-			w := commands[path]
-			condition := fishCondition(path, w)
+		for _, path := range paths {
+			w, at := commands[path], shell.Word("__sally_at "+shell.Word(path))
+			if w.named {
+				fmt.Fprintf(&b, "complete -c %s -n %s -F\n", program, at)
+			}
 			for _, name := range slices.Sorted(maps.Keys(w.commands)) {
-				fmt.Fprintf(&b, "complete -c %s -n %s -a %s -d %s\n", program, condition, shell.Word(name), shell.Word(w.commands[name]))
+				fmt.Fprintf(&b, "complete -c %s -n %s -a %s -d %s\n", program, at, shell.Word(name), shell.Word(w.commands[name]))
 			}
 			for _, name := range slices.Sorted(maps.Keys(w.flags)) {
 				more := ""
-				if slices.Contains(w.valued, name) {
+				switch list := w.values[name]; {
+				case !slices.Contains(w.valued, name):
+				case len(list) > 0:
+					more = " -x -a " + shell.Word(strings.Join(list, " "))
+				case slices.Contains(w.files, name):
+					more = " -r -F"
+				default:
 					more = " -x"
-					if list := w.values[name]; len(list) > 0 {
-						more = " -x -a " + shell.Word(strings.Join(list, " "))
-					}
 				}
-				fmt.Fprintf(&b, "complete -c %s -n %s -l %s%s -d %s\n", program, condition, strings.TrimPrefix(name, "--"), more, shell.Word(w.flags[name]))
+				fmt.Fprintf(&b, "complete -c %s -n %s -l %s%s -d %s\n", program, at, strings.TrimPrefix(name, "--"), more, shell.Word(w.flags[name]))
 			}
 		}
 	}
 	return b.String()
-}
-
-// fishCondition holds when the words so far name this command and none below it.
-func fishCondition(path string, w words) string {
-	if path == "" {
-		return "__fish_use_subcommand"
-	}
-	var seen []string
-	for part := range strings.SplitSeq(path, "/") {
-		seen = append(seen, "__fish_seen_subcommand_from "+part)
-	}
-	if below := slices.Sorted(maps.Keys(w.commands)); len(below) > 0 {
-		seen = append(seen, "not __fish_seen_subcommand_from "+strings.Join(below, " "))
-	}
-	return shell.Word(strings.Join(seen, "; and "))
 }

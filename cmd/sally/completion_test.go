@@ -65,6 +65,9 @@ func TestCompletionBash(t *testing.T) {
 		{line: []string{"sally", "status", "--format", "j"}, want: []string{"json"}},
 		{line: []string{"sally", "status", "-f", "y"}, want: []string{"yaml"}},
 		{line: []string{"sally", "status", "--format", "=", "j"}, want: []string{"json"}},
+		{line: []string{"sally", "status", "--format=j"}, want: []string{"--format=json"}}, // as zsh has it
+		{line: []string{"sally", "status", "--format="}, want: []string{"--format=text", "--format=json", "--format=yaml"}},
+		{line: []string{"sally", "ls", "--proxy=gw"}, want: []string{}},
 		{line: []string{"sally", "status", "--format", "="}, want: []string{"text", "json", "yaml"}},
 		{line: []string{"sally", "ls", "--format", "n"}, want: []string{"names"}},
 		{line: []string{"sally", "--proxy", "db", "l"}, want: []string{"login", "logout", "ls"}},
@@ -121,6 +124,56 @@ func TestCompletionParses(t *testing.T) {
 		cmd.Stdin = strings.NewReader(script)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s -n: %v\n%s", sh, err, out)
+		}
+	}
+}
+
+// TestCompletionFish: words that stand anywhere on the line were taken for commands:
+// "proxy kube" was offered what kube has.
+func TestCompletionFish(t *testing.T) {
+	fish, err := exec.LookPath("fish")
+	if err != nil {
+		peers.Missing(t, "fish")
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sally.fish")
+	if err := os.WriteFile(file, []byte(completionScript(t, "fish")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a-file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line, tt := range map[string]struct{ some, none string }{
+		"sally ":                 {some: "login kube proxy", none: "a-file"},
+		"sally proxy kube ":      {none: "login ls credentials a-file"},
+		"sally kube ":            {some: "login ls", none: "ssh"},
+		"sally --proxy kube db ": {some: "login ls connect", none: "credentials"},
+		"sally status --format ": {some: "text json yaml", none: "a-file"},
+		"sally scp a":            {some: "a-file"},
+		"sally ls --identity a":  {some: "a-file"},
+		"sally ls --proxy a":     {none: "a-file"},
+		"tsh lo":                 {some: "login logout"},
+	} {
+		cmd := exec.Command(fish, "--no-config", "-c", "source "+shell.Word(file)+"; complete -C "+shell.Word(line))
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "HOME="+dir)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		got := map[string]bool{}
+		for l := range strings.Lines(string(out)) {
+			word, _, _ := strings.Cut(strings.TrimSpace(l), "\t")
+			got[word] = true
+		}
+		for _, word := range strings.Fields(tt.some) {
+			if !got[word] {
+				t.Errorf("%q: no %s in %q", line, word, out)
+			}
+		}
+		for _, word := range strings.Fields(tt.none) {
+			if got[word] {
+				t.Errorf("%q: %s is offered", line, word)
+			}
 		}
 	}
 }
