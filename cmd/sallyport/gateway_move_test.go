@@ -132,6 +132,7 @@ func TestDismiss(t *testing.T) {
 		if ask(idle).Close {
 			t.Error("a connection is not kept")
 		}
+		synctest.Wait() // until the server is done with it, too: else it waits for a lock, which is no waiting here
 		go w.dismiss(life)
 		synctest.Wait()
 		if n, err := idle.Read(make([]byte, 1)); err == nil {
