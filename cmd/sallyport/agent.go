@@ -150,7 +150,11 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel, Gate: &r.gate,
 			Refused:  func(gateway string) error { return standing(keeper, gateway) },
 			Outdated: host.AnnounceAgain,
-			Proxy:    proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
+			Listed: func() ([]string, <-chan struct{}) {
+				changed := keeper.Changed() // before what it is about
+				return keeper.Gateways(), changed
+			},
+			Proxy: proxyFor(httpproxy.FromEnvironment().ProxyFunc()),
 		},
 		Services: []agent.Service{
 			{Kind: sallyport.KindNode, Serve: nodes.Serve},

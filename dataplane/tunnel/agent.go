@@ -58,6 +58,11 @@ type AgentConfig struct {
 	// CarrierWebSocket also for the control connection; nil for all.
 	Carriers []Carrier
 
+	// Listed returns the addresses of the cluster's gateways, by somebody else than a
+	// gateway, and what is closed when they may have changed. nil: a tunnel's welcome
+	// alone names gateways, those that there are when it comes up.
+	Listed func() (addresses []string, changed <-chan struct{})
+
 	// Proxy returns the HTTP proxy by which an address is reached, by CONNECT; a
 	// nil URL, or a nil function, for none.
 	Proxy func(address string) (*url.URL, error)
@@ -140,6 +145,7 @@ type agent struct {
 	changed    chan struct{}    // closed and replaced when assignment changes
 	links      map[string]bool  // addresses that somebody dials
 	named      []string         // addresses of the newest welcome
+	listed     []string         // those that Listed returned last
 	gateways   map[string]*link // by gateway id: at most one tunnel to each
 	known      map[string]way   // by address: what got through last
 }
@@ -200,12 +206,14 @@ func (a *agent) firstAssignment() bool {
 	}
 }
 
-// watchAssignments hands each new assignment to all links, until the end or the
-// gate is left.
+// watchAssignments hands each new assignment to all links, and dials gateways that are
+// new, until the end or the gate is left.
 func (a *agent) watchAssignments() {
-	in := a.Assignments
+	in, changed := a.Assignments, a.list()
 	for {
 		select {
+		case <-changed:
+			changed = a.list()
 		case <-a.ctx.Done():
 			return
 		case <-a.Gate.gone():
@@ -218,6 +226,20 @@ func (a *agent) watchAssignments() {
 			a.setAssignment(b)
 		}
 	}
+}
+
+// list dials the gateways that are listed, and returns what is closed when those may
+// have changed; nil for never.
+func (a *agent) list() (changed <-chan struct{}) {
+	if a.Listed == nil {
+		return nil
+	}
+	listed, changed := a.Listed()
+	a.mu.Lock()
+	a.listed = listed[:min(len(listed), maxGateways)]
+	a.mu.Unlock()
+	a.dialAll(nil, nil)
+	return changed
 }
 
 func (a *agent) setAssignment(b []byte) {
@@ -242,7 +264,7 @@ func (a *agent) dialAll(always, named []string) {
 	if named != nil {
 		a.named = named[:min(len(named), maxGateways)]
 	}
-	for _, addr := range slices.Concat(always, a.named) {
+	for _, addr := range slices.Concat(always, a.named, a.listed) {
 		if a.links[addr] || a.ctx.Err() != nil {
 			continue
 		}
@@ -255,7 +277,7 @@ func (a *agent) dialAll(always, named []string) {
 func (a *agent) wanted(addr string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if slices.Contains(a.Gateways, addr) || slices.Contains(a.named, addr) {
+	if slices.Contains(a.Gateways, addr) || slices.Contains(a.named, addr) || slices.Contains(a.listed, addr) {
 		return true
 	}
 	delete(a.links, addr)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -422,5 +423,37 @@ func TestServedForgets(t *testing.T) {
 func TestRunAgentNeedsItsConfiguration(t *testing.T) {
 	if err := RunAgent(t.Context(), AgentConfig{}); err == nil {
 		t.Error("an empty configuration runs")
+	}
+}
+
+// TestListedGateways: a gateway that joined later was reached by no agent that was
+// there before, until the agent's next tunnel.
+func TestListedGateways(t *testing.T) {
+	ca := newAuthority(t)
+	loops, err := relay.New(1)
+	check0(t, err)
+	defer loops[0].Close()
+	first := startGateway(t, ca, loops, nil)
+	second := startGateway(t, ca, loops, func(c *HubConfig) { c.GatewayID = "gateway-2" })
+	at := func(g *gateway) string { return g.control.Addr().String() }
+	var mu sync.Mutex
+	listed, changed := []string{at(first)}, make(chan struct{})
+	startAgent(t, ca, []string{at(first)}, func(c *AgentConfig) {
+		c.Listed = func() ([]string, <-chan struct{}) {
+			mu.Lock()
+			defer mu.Unlock()
+			return listed, changed
+		}
+	})
+	if p := first.come(t); !p.Up {
+		t.Fatalf("%+v", p)
+	}
+	mu.Lock()
+	before := changed
+	listed, changed = []string{at(first), at(second)}, make(chan struct{})
+	mu.Unlock()
+	close(before)
+	if p := second.come(t); !p.Up {
+		t.Errorf("%+v", p)
 	}
 }

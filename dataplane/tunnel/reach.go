@@ -259,7 +259,8 @@ func (l *link) openBy(by Carrier, answer bool) (conn net.Conn, at Binding, err e
 		return nil, at, err
 	}
 	at = Binding{Tunnel: l.tunnel, Counter: l.counter.Add(1)}
-	stop := context.AfterFunc(l.parked, func() { conn.Close() })
+	opened := conn // what is returned may be nil
+	stop := context.AfterFunc(l.parked, func() { opened.Close() })
 	defer stop()
 	if err = l.sayHello(conn, DataHello{at.Tunnel, at.Counter, answer}, l.agent.answerWait(by)); err != nil {
 		conn.Close()

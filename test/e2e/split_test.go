@@ -143,6 +143,35 @@ func (c *cluster) online(p *person, kind string) {
 	})
 }
 
+// TestGatewayAdded: a gateway that joins a cluster leads to the agents that are there.
+func TestGatewayAdded(t *testing.T) {
+	p := newPerson(t)
+	c := startCluster(t, p, func(*cluster) string { return "  ssh: {enabled: true}\n" }, func(c *cluster) string { return c.gateway })
+	c.user(p, "ann")
+	c.online(p, "node")
+	var nodes []string
+	await(t, "the node's name", upWait, func() bool {
+		nodes = strings.Fields(p.run("sally", "ls", "-f", "names"))
+		return len(nodes) == 1
+	})
+	second := freePort(t)
+	c.write("second.yaml", fmt.Sprintf("version: 1\ndata_dir: second\nroles: [gateway]\ngateway:\n  listen: [%q]\n  public_address: %q\n  auth: %q\n  join: {token_file: %q, ca_pin: %q}\n",
+		second, second, c.authAt, c.token(p, "gateway"), c.pin))
+	c.up("second")
+	q := newPerson(t)
+	await(t, "the second gateway's port", upWait, func() bool {
+		conn, err := net.Dial("tcp", second)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	q.loginAs(second, c.pin, "ann", clusterPassword, "")
+	await(t, "the agent at the second gateway", upWait, func() bool {
+		return q.try("", "sally", "ssh", login(t)+"@"+nodes[0], "echo here").stdout == "here\n"
+	})
+}
+
 // TestAuthAway: with auth stopped, and agent and gateway restarted meanwhile,
 // people who are logged in start new sessions; auth's return brings the audit
 // log up to date.
