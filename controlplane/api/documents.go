@@ -253,10 +253,11 @@ func (s *Server) put(ctx context.Context, h header, req *sallyportv1.PutDocument
 	return resp, s.inForce(ctx)
 }
 
-// knownKind comes before the question who may: which kinds there are is no secret.
+// knownKind comes before the question who may: which kinds there are is no secret. Who
+// names none is asked for his rights.
 func knownKind(kind string) error {
 	switch kind {
-	case kindRole, kindUser, kindLock:
+	case kindRole, kindUser, kindLock, "":
 		return nil
 	}
 	return unknownKind(kind)
