@@ -17,14 +17,12 @@ type step struct {
 // wayTo is the way to what stands at a column of a document, which is one line of
 // JSON; nil when nothing does. Columns are characters, from 1.
 func wayTo(doc string, column int) []step {
-	before := 0
 	for i := range doc {
 		if column--; column == 0 {
-			f := finder{dec: json.NewDecoder(strings.NewReader(doc)), before: int64(before)}
+			f := finder{dec: json.NewDecoder(strings.NewReader(doc)), before: int64(i)}
 			f.value(nil)
 			return f.way
 		}
-		before = i + 1
 	}
 	return nil
 }
