@@ -31,12 +31,8 @@ func VerifyPeer(chain []*x509.Certificate, want Want) (sallyport.Identity, error
 	if want.Roots == nil {
 		return sallyport.Identity{}, errors.New("no CA to check the certificate by")
 	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
 	_, err := chain[0].Verify(x509.VerifyOptions{
-		Roots: want.Roots, Intermediates: between, CurrentTime: want.Now, KeyUsages: []x509.ExtKeyUsage{want.Usage},
+		Roots: want.Roots, Intermediates: between(chain), CurrentTime: want.Now, KeyUsages: []x509.ExtKeyUsage{want.Usage},
 	})
 	if err != nil {
 		return sallyport.Identity{}, err
@@ -52,6 +48,25 @@ func VerifyPeer(chain []*x509.Certificate, want Want) (sallyport.Identity, error
 		return sallyport.Identity{}, fmt.Errorf("certificate of kind %q, not %v", id.Kind, want.Kinds)
 	}
 	return id, nil
+}
+
+// LeadsTo says whether a server's chain as it was shown, leaf first, leads to one of
+// the roots, whomever it names. Nil roots lead nowhere; the zero time is now.
+func LeadsTo(roots *x509.CertPool, chain []*x509.Certificate, now time.Time) bool {
+	if roots == nil || len(chain) == 0 {
+		return false
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between(chain), CurrentTime: now})
+	return err == nil
+}
+
+// between are the certificates of a chain that are not its leaf.
+func between(chain []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		pool.AddCert(c)
+	}
+	return pool
 }
 
 const pinPrefix = "sha256:"

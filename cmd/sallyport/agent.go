@@ -148,6 +148,7 @@ func openAgent(cfg *config, host *client.Host, gateways []string, log *slog.Logg
 		},
 		Tunnel: tunnel.AgentConfig{
 			AgentID: host.ID(), Cluster: host.Cluster(), Version: version, Gateways: gateways, TLS: r.tls, Log: log, Cancel: r.cancel, Gate: &r.gate,
+			Own:      func(chain []*x509.Certificate) bool { return identity.LeadsTo(keeper.Roots(), chain, time.Now()) },
 			Refused:  func(gateway string) error { return standing(keeper, gateway) },
 			Outdated: host.AnnounceAgain,
 			Listed: func() ([]string, <-chan struct{}) {

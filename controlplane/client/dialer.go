@@ -246,15 +246,7 @@ func (d *Dialer) roots(chain []*x509.Certificate) (*x509.CertPool, error) {
 // own says whether a chain leads to the cluster's CAs.
 func (d *Dialer) own(chain []*x509.Certificate) bool {
 	roots, err := d.roots(chain)
-	if err != nil || len(chain) == 0 {
-		return false
-	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err = chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
-	return err == nil
+	return err == nil && identity.LeadsTo(roots, chain, time.Now())
 }
 
 func (d *Dialer) verify(cs tls.ConnectionState) error {

@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/sallyport/sallyport/alpn"
 )
 
 // Conn is a connection that carries another one's bytes. Its two directions
@@ -208,22 +211,34 @@ func newSocket(c *websocket.Conn, over *atomic.Bool) *Socket {
 // connection to its port.
 const ConnectPath = "/sallyport/connect"
 
+// ErrNotEnded: who ends TLS at the other end is the gateway itself, so there is
+// nothing to go around.
+var ErrNotEnded = errors.New("the gateway itself ends TLS there")
+
 // DialSocket makes a WebSocket to the path of a web origin, at the other end of
 // under, which is closed with it, or by the caller when this fails. Nothing is
-// believed of the TLS around it; name is what it says it wants.
-func DialSocket(ctx context.Context, under net.Conn, name, path string) (*Socket, error) {
-	outer := tls.Client(under, &tls.Config{
-		ServerName: name, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
+// believed of the TLS around it; name is what it says it wants. own says whether a
+// chain leads to the cluster's own CAs: then the error is ErrNotEnded. nil: any will do.
+func DialSocket(ctx context.Context, under net.Conn, name, path string, own func(chain []*x509.Certificate) bool) (*Socket, error) {
+	cfg := &tls.Config{
+		ServerName: name, NextProtos: []string{alpn.HTTP11}, MinVersion: tls.VersionTLS12,
 		InsecureSkipVerify: true, // see above
-	})
+	}
+	if own != nil {
+		cfg.NextProtos = append(cfg.NextProtos, alpn.Pinned1)
+	}
+	outer := tls.Client(under, cfg)
 	if err := outer.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	return Upgrade(ctx, outer, name, path)
+	if own != nil && own(outer.ConnectionState().PeerCertificates) {
+		return nil, ErrNotEnded
+	}
+	return upgrade(ctx, outer, name, path)
 }
 
-// Upgrade is DialSocket with TLS that stands.
-func Upgrade(ctx context.Context, outer net.Conn, name, path string) (*Socket, error) {
+// upgrade is DialSocket with TLS that stands.
+func upgrade(ctx context.Context, outer net.Conn, name, path string) (*Socket, error) {
 	over := new(atomic.Bool)
 	ws, _, err := websocket.Dial(ctx, "wss://"+name+path, &websocket.DialOptions{
 		HTTPClient: &http.Client{

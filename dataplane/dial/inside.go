@@ -4,12 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 
-	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/carrier"
+	"github.com/sallyport/sallyport/identity"
 )
 
 // Where something on the way ends TLS, a load balancer or a proxy that inspects,
@@ -20,9 +19,6 @@ import (
 //	handshake ─ done ─▶ the connection
 //	    └─ failed ─▶ who ends TLS there? ─ the gateway ─▶ the failure
 //	                         └─ somebody else ─▶ WebSocket ─▶ handshake inside
-
-// errNotEnded: nobody on the way ends TLS, so there is nothing to go around.
-var errNotEnded = errors.New("the gateway itself ends TLS there")
 
 // Inside reaches the port of a gateway inside a WebSocket, through the HTTP proxy
 // that HTTPS_PROXY and NO_PROXY name. own says whether a chain is one of the
@@ -47,17 +43,7 @@ func inside(ctx context.Context, under net.Conn, addr string, own func([]*x509.C
 	if err != nil {
 		return nil, err
 	}
-	outer := tls.Client(under, &tls.Config{
-		ServerName: host, MinVersion: tls.VersionTLS12, NextProtos: []string{alpn.HTTP11, alpn.Pinned1},
-		InsecureSkipVerify: true, // nothing is believed of it: what is inside has TLS of its own
-	})
-	if err := outer.HandshakeContext(ctx); err != nil {
-		return nil, err
-	}
-	if own(outer.ConnectionState().PeerCertificates) {
-		return nil, errNotEnded
-	}
-	socket, err := carrier.Upgrade(ctx, outer, host, carrier.ConnectPath)
+	socket, err := carrier.DialSocket(ctx, under, host, carrier.ConnectPath, own)
 	if err != nil {
 		return nil, err
 	}
@@ -86,13 +72,5 @@ func (c *carried) RemoteAddr() net.Addr { return c.under.RemoteAddr() }
 // own says whether a chain leads to the cluster's CAs.
 func (d *Dialer) own(chain []*x509.Certificate) bool {
 	roots, err := d.roots(tls.ConnectionState{PeerCertificates: chain})
-	if err != nil || roots == nil {
-		return false
-	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err = chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: d.now()})
-	return err == nil
+	return err == nil && identity.LeadsTo(roots, chain, d.now())
 }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -28,6 +29,10 @@ type AgentConfig struct {
 	// newest client certificate, and the check of the server's chain. RunAgent
 	// adds the protocol, and TLS 1.3 as the lowest version.
 	TLS func(gateway string) (*tls.Config, error)
+
+	// Own says whether a chain leads to the cluster's own CAs: then nothing on the way
+	// ends TLS. nil: that is not known.
+	Own func(chain []*x509.Certificate) bool
 
 	// Refused says why a gateway with a good certificate is not believed, or nil.
 	// It is asked for each control connection, and then each second; nil for never.
@@ -75,6 +80,8 @@ type AgentConfig struct {
 	// answerWait is how long the answer to a data hello may take; nil for
 	// answerLimit. Tests know which carriers are answered, if late.
 	answerWait func(Carrier) time.Duration
+
+	fasterEvery time.Duration // fasterEvery, but in tests
 }
 
 // Stream is one client's stream at the agent. The gateway has read the
@@ -184,6 +191,7 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	if cfg.answerWait == nil {
 		cfg.answerWait = func(Carrier) time.Duration { return answerLimit }
 	}
+	def(&cfg.fasterEvery, fasterEvery)
 	def(&cfg.MaxPool, DefaultMaxPool)
 	def(&cfg.MaxStreams, 16384)
 	linkCtx, endLinks := context.WithCancel(ctx)

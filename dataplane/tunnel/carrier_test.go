@@ -151,6 +151,11 @@ type middlebox struct {
 	delay atomic.Int64                                    // nanoseconds, for each piece
 	ask   func(c net.Conn, first []byte) (net.Conn, bool) // for "proxy"
 	lost  atomic.Bool                                     // nothing passes any more, and nobody is told
+
+	// meet looks at a connection before that. It returns what it has read, the first bytes
+	// included, and whether the connection may be looked at further. nil: all may.
+	meet func(kind string, c net.Conn, first []byte) (read []byte, ok bool)
+
 	tasks sync.WaitGroup
 
 	mu    sync.Mutex
@@ -237,6 +242,12 @@ func (m *middlebox) serve(c net.Conn) {
 	kind := map[bool]string{true: "tls", false: "other"}[first[0] == tlsHandshake]
 	if string(first) == Magic {
 		kind = "data"
+	}
+	if m.meet != nil {
+		var ok bool
+		if first, ok = m.meet(kind, c, first); !ok {
+			return
+		}
 	}
 	switch {
 	case m.lets == "all", m.lets == "tls" && kind == "tls":

@@ -30,6 +30,7 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
+	"github.com/sallyport/sallyport/identity"
 	"github.com/sallyport/sallyport/test/leak"
 )
 
@@ -336,6 +337,9 @@ func startAgent(t testing.TB, ca *authority, gateways []string, change func(*Age
 	cfg := AgentConfig{AgentID: agentID, Cluster: testCluster, Version: "test", Gateways: gateways, Serve: echo, Log: testLog(t)}
 	if change != nil {
 		change(&cfg)
+	}
+	if cfg.Own == nil {
+		cfg.Own = func(chain []*x509.Certificate) bool { return identity.LeadsTo(ca.pool, chain, time.Time{}) }
 	}
 	if cfg.Assignments == nil {
 		cfg.Assignments = once(assigned(1, "tcp/echo"))

@@ -65,6 +65,7 @@ type link struct {
 
 	choosing sync.Mutex // held while carriers are tried
 	chosen   Carrier    // guarded by choosing; "" before
+	tried    time.Time  // when all before the chosen one were tried last; guarded by choosing
 
 	mu     sync.Mutex
 	held   int                // data connections dialed or parked

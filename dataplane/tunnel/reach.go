@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,9 +15,17 @@ import (
 )
 
 // How an agent gets through to a gateway. A control connection is TLS: it goes
-// directly, or inside a WebSocket where what is on the way ends TLS. For data
-// connections the carriers are tried in order, once per tunnel, by one connection
-// that asks for an answer:
+// directly, or inside a WebSocket where what is on the way ends TLS, or, as often as
+// straightTries say, lets no TLS of this kind through:
+//
+//	handshake ─ done ─▶ the control connection
+//	    └─ failed ─▶ who ends TLS there? ─ the gateway ─▶ the failure
+//	                         └─ somebody else ─▶ WebSocket ─▶ handshake inside
+//
+// For data connections the carriers are tried in order, once per tunnel, by one
+// connection that asks for an answer. Where that was none of the first, another such
+// connection tries those before it again each fasterEvery: networks get better, too,
+// and an answer may merely have been late.
 //
 //	TCP ─ no answer ─▶ TLS ─ no answer ─▶ WebSocket ─ no answer ─▶ the next request
 //	 └───────── answer ─┴───────── answer ──┴─▶ all others of this tunnel
@@ -25,14 +34,23 @@ import (
 const answerLimit = 3 * time.Second
 
 // knownFor is how long an agent remembers what got through to an address. Then
-// it tries again from the first: networks get better, too.
+// it tries again from the first.
 const knownFor = time.Hour
+
+// fasterEvery is how often a tunnel with a slower carrier tries the faster ones.
+const fasterEvery = 5 * time.Minute
+
+// straightTries is how many handshakes in a row that the gateway itself must have
+// failed before the control connection goes inside a WebSocket nevertheless: something
+// on the way may let no other TLS through than that of the web.
+const straightTries = 5
 
 // way is what got through to an address.
 type way struct {
 	control Carrier // CarrierTLS, or CarrierWebSocket
 	data    Carrier // "" when not known yet
 	since   time.Time
+	failed  int // handshakes that went straight, since the last that was done
 }
 
 func (a *agent) knownWay(addr string) way {
@@ -74,7 +92,9 @@ func (l *link) connect(ctx context.Context) (*tls.Conn, error) {
 			l.through(by)
 			return conn, nil
 		}
-		all = append(all, err)
+		if !errors.Is(err, carrier.ErrNotEnded) {
+			all = append(all, err)
+		}
 		if ctx.Err() != nil || errors.Is(err, errNobody) {
 			break
 		}
@@ -89,7 +109,7 @@ func (l *link) through(by Carrier) {
 	if by != CarrierTLS {
 		l.agent.Log.Info("control connection goes inside a WebSocket: what is on the way lets nothing else through", "gateway", l.addr)
 	}
-	l.agent.learn(l.addr, func(w *way) { w.control = by })
+	l.agent.learn(l.addr, func(w *way) { w.control, w.failed = by, 0 })
 }
 
 // control makes a control connection directly, or inside a WebSocket.
@@ -100,7 +120,7 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 	}
 	var under net.Conn
 	if by == CarrierWebSocket {
-		under, l.reached, err = l.dialWebSocket(ctx, l.where())
+		under, l.reached, err = l.dialWebSocket(ctx, l.where(), l.straight())
 	} else {
 		under, l.reached, err = l.dialTCP(ctx, l.where())
 	}
@@ -109,10 +129,20 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 	}
 	conn, id, err := l.handshake(ctx, under, cfg)
 	if err != nil {
+		if by == CarrierTLS && ctx.Err() == nil {
+			l.agent.learn(l.addr, func(w *way) { w.failed++ })
+		}
 		return nil, err
 	}
 	l.gateway = id
 	return conn, nil
+}
+
+// straight says that the control connection goes straight where nothing on the way
+// ends TLS: it has not failed often enough yet.
+func (l *link) straight() bool {
+	w := l.agent.knownWay(l.addr)
+	return w.control != CarrierWebSocket && w.failed < straightTries
 }
 
 // handshake ends TLS with a gateway, and says which one it is. It owns under.
@@ -162,8 +192,9 @@ func (l *link) dialTCP(ctx context.Context, addr string) (conn net.Conn, reached
 
 // dialWebSocket makes a WebSocket to a gateway's web origin, and returns the
 // other end of the pair that it is pumped into. Nothing is believed of the TLS
-// around it: what is inside is authenticated by itself, as on plain TCP.
-func (l *link) dialWebSocket(ctx context.Context, addr string) (conn net.Conn, reached string, err error) {
+// around it: what is inside is authenticated by itself, as on plain TCP. With
+// needed it fails where nothing on the way ends TLS.
+func (l *link) dialWebSocket(ctx context.Context, addr string, needed bool) (conn net.Conn, reached string, err error) {
 	under, reached, err := l.dialTCP(ctx, addr)
 	if err != nil {
 		return nil, "", err
@@ -176,7 +207,11 @@ func (l *link) dialWebSocket(ctx context.Context, addr string) (conn net.Conn, r
 	name := tunnelTLS(cfg, l.addr).ServerName
 	ctx, cancel := context.WithTimeout(ctx, greetLimit)
 	defer cancel()
-	s, err := carrier.DialSocket(ctx, under, name, UpgradePath)
+	var own func([]*x509.Certificate) bool
+	if needed {
+		own = l.agent.Own
+	}
+	s, err := carrier.DialSocket(ctx, under, name, UpgradePath, own)
 	if err != nil {
 		under.Close()
 		return nil, "", fmt.Errorf("WebSocket: %w", err)
@@ -195,23 +230,51 @@ func (l *link) dialWebSocket(ctx context.Context, addr string) (conn net.Conn, r
 func (l *link) open() (net.Conn, Binding, error) {
 	l.choosing.Lock()
 	if by := l.chosen; by != "" {
+		faster := l.faster()
 		l.choosing.Unlock()
+		if conn, at, used, err := l.openFirst(faster); err == nil {
+			l.choosing.Lock()
+			defer l.choosing.Unlock()
+			l.choose(used)
+			return conn, at, nil
+		}
 		return l.openBy(by, false)
 	}
 	defer l.choosing.Unlock()
-	var all []error
-	for _, by := range l.order() {
+	conn, at, by, err := l.openFirst(l.order())
+	if err == nil {
+		l.choose(by)
+	}
+	return conn, at, err
+}
+
+// openFirst opens by the first carrier that gets through.
+func (l *link) openFirst(carriers []Carrier) (conn net.Conn, at Binding, by Carrier, err error) {
+	all := []error{errNoCarrier}
+	for _, by := range carriers {
 		if err := l.parked.Err(); err != nil {
-			return nil, Binding{}, err
+			return nil, Binding{}, "", err
 		}
 		conn, at, err := l.openBy(by, true)
 		if err == nil {
-			l.choose(by)
-			return conn, at, nil
+			return conn, at, by, nil
 		}
 		all = append(all, fmt.Errorf("%s: %w", by, err))
 	}
-	return nil, Binding{}, errors.Join(all...)
+	return nil, Binding{}, "", errors.Join(all...)
+}
+
+var errNoCarrier = errors.New("no data connection gets through")
+
+// faster are the carriers before the chosen one when it is time to try them again,
+// with choosing held.
+func (l *link) faster() []Carrier {
+	at := slices.Index(l.agent.Carriers, l.chosen)
+	if at <= 0 || time.Since(l.tried) < l.agent.fasterEvery {
+		return nil
+	}
+	l.tried = time.Now()
+	return l.agent.Carriers[:at]
 }
 
 // order is what to try: first what got through the last time.
@@ -226,8 +289,9 @@ func (l *link) order() []Carrier {
 	return all
 }
 
+// choose makes it the carrier of the tunnel, with choosing held.
 func (l *link) choose(by Carrier) {
-	l.chosen = by
+	l.chosen, l.tried = by, time.Now()
 	l.agent.learn(l.addr, func(w *way) { w.data = by })
 	if by != l.agent.Carriers[0] {
 		l.agent.Log.Warn("data connections take a slower carrier: what is on the way lets no other through", "gateway", l.addr, "carrier", string(by))
@@ -251,7 +315,7 @@ func (l *link) openBy(by Carrier, answer bool) (conn net.Conn, at Binding, err e
 	case CarrierTLS:
 		conn, err = l.dialTLS()
 	case CarrierWebSocket:
-		conn, _, err = l.dialWebSocket(l.parked, l.data)
+		conn, _, err = l.dialWebSocket(l.parked, l.data, false)
 	default:
 		err = fmt.Errorf("unknown carrier %q", string(by))
 	}

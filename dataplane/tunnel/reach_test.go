@@ -1,9 +1,17 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"io"
 	"net"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/alpn"
+	"github.com/sallyport/sallyport/dataplane/relay"
 )
 
 // TestOpenEndsWithTunnel: a data connection that failed just as its tunnel ended was
@@ -25,4 +33,100 @@ func TestOpenEndsWithTunnel(t *testing.T) {
 		}
 		end()
 	}
+}
+
+// TestReach: the control connection goes inside a WebSocket where something on the way
+// ends TLS, or lets only the web's through, and not for one handshake that has failed:
+// it stayed there for an hour, and longer.
+func TestReach(t *testing.T) {
+	onLoops(t, 2, func(t *testing.T, loops []relay.Loop) {
+		for _, row := range []struct {
+			name string
+			pass func(n int32, hello []byte) bool
+			want string // what the middlebox has let through, by what was asked for
+		}{
+			{"the first ends early", func(n int32, _ []byte) bool { return n > 1 }, alpn.Tunnel1},
+			{"only the web's", func(_ int32, hello []byte) bool { return bytes.Contains(hello, []byte(alpn.HTTP11)) }, alpn.HTTP11},
+		} {
+			t.Run(row.name, func(t *testing.T) {
+				ca := newAuthority(t)
+				g := startGateway(t, ca, loops, func(c *HubConfig) {
+					c.DataAddress, c.Loops, c.Bounds = "", loops, Bounds{LeaseWait: patience, PoolFloor: 1}
+				})
+				var met atomic.Int32
+				through := make(chan []byte, 100)
+				_, addr := startMiddlebox(t, onePort(t, g), "all", func(m *middlebox) {
+					m.meet = func(kind string, c net.Conn, first []byte) ([]byte, bool) {
+						if kind != "tls" {
+							return first, true
+						}
+						read := make([]byte, 5+1<<14)
+						copy(read, first)
+						if _, err := io.ReadFull(c, read[4:5]); err != nil {
+							return nil, false
+						}
+						read = read[:5+binary.BigEndian.Uint16(read[3:5])]
+						if _, err := io.ReadFull(c, read[5:]); err != nil || !row.pass(met.Add(1), read) {
+							return nil, false
+						}
+						through <- read
+						return read, true
+					}
+				})
+				startAgent(t, ca, []string{addr}, func(c *AgentConfig) { c.Serve = echoHalf })
+				g.come(t)
+				conform(t, g)
+				for len(through) > 0 {
+					hello := <-through
+					if len(through) == 0 && !bytes.Contains(hello, []byte(row.want)) { // the last is the tunnel's
+						t.Errorf("the control connection asked for another protocol than %s", row.want)
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestFasterAgain: after one answer that was late a tunnel comes back from the slower
+// carrier, and one that has to stay there loses no client by the tries.
+func TestFasterAgain(t *testing.T) {
+	onLoops(t, 2, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		g := startGateway(t, ca, loops, func(c *HubConfig) {
+			c.DataAddress, c.Loops = "", loops
+			c.Bounds = Bounds{HalfOpenSource: 1000, SourceRate: 100000, LeaseWait: patience, PoolFloor: 4}
+		})
+		var late atomic.Bool
+		late.Store(true)
+		_, addr := startMiddlebox(t, onePort(t, g), "all", func(m *middlebox) {
+			m.meet = func(kind string, c net.Conn, first []byte) ([]byte, bool) {
+				if kind == "data" && late.Load() {
+					_, _ = io.Copy(io.Discard, c)
+					return nil, false
+				}
+				return first, true
+			}
+		})
+		startAgent(t, ca, []string{addr}, func(c *AgentConfig) {
+			c.Serve, c.fasterEvery = echoHalf, time.Millisecond
+			c.answerWait = func(by Carrier) time.Duration {
+				if by == CarrierTCP && late.Load() {
+					return 20 * time.Millisecond
+				}
+				return patience
+			}
+		})
+		g.come(t)
+		carrier := func() string { return g.hub.Status().Tunnels[0].Carrier }
+		eventually(t, "parked", func() bool { return g.hub.Status().Tunnels[0].Parked >= 4 })
+		conform(t, g)
+		if by := carrier(); by != string(CarrierTLS) {
+			t.Fatalf("with late answers by %q", by)
+		}
+		late.Store(false)
+		eventually(t, "the faster carrier", func() bool {
+			conform(t, g)
+			return carrier() == string(CarrierTCP)
+		})
+	})
 }

@@ -146,7 +146,7 @@ func TestA147_AgentAsksForNone(t *testing.T) {
 		TLS:  func(string) (*tls.Config, error) { return &tls.Config{ServerName: "gw.test"}, nil },
 	})
 	l := &link{agent: a, addr: web.Listener.Addr().String()}
-	if conn, _, err := l.dialWebSocket(t.Context(), l.addr); err == nil {
+	if conn, _, err := l.dialWebSocket(t.Context(), l.addr, false); err == nil {
 		conn.Close()
 		t.Fatal("a refusal was taken for a WebSocket")
 	}
