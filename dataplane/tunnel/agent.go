@@ -81,7 +81,8 @@ type AgentConfig struct {
 	// answerLimit. Tests know which carriers are answered, if late.
 	answerWait func(Carrier) time.Duration
 
-	fasterEvery time.Duration // fasterEvery, but in tests
+	fasterEvery time.Duration                        // fasterEvery, but in tests
+	renewal     func(now, until time.Time) time.Time // renewal, but in tests
 }
 
 // Stream is one client's stream at the agent. The gateway has read the
@@ -190,6 +191,9 @@ func newAgent(ctx context.Context, cfg AgentConfig) *agent {
 	}
 	if cfg.answerWait == nil {
 		cfg.answerWait = func(Carrier) time.Duration { return answerLimit }
+	}
+	if cfg.renewal == nil {
+		cfg.renewal = renewal
 	}
 	def(&cfg.fasterEvery, fasterEvery)
 	def(&cfg.MaxPool, DefaultMaxPool)

@@ -2,7 +2,9 @@ package tunnel
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -20,10 +22,17 @@ import (
 //
 // What is parked is authenticated with the old link's keys as long as it is used.
 // Only the gateway closes it.
+//
+// Before a certificate ends, its own or the gateway's, a link leaves by itself in the
+// same way, but that it may speak until the next one is up: all tunnels of an agent end
+// with its certificate, and all of a gateway with the gateway's.
 
 var (
 	// errLeaving ends run: the gateway has a successor.
 	errLeaving = errors.New("the gateway has a new process")
+
+	// errRenewing ends run: the next link is to be known by newer certificates.
+	errRenewing = errors.New("a certificate ends soon")
 
 	// errFollowed ends the control connection to the old process.
 	errFollowed = errors.New("the gateway's new process has the tunnel")
@@ -58,6 +67,56 @@ func (a *agent) newLink(addr, target string) *link {
 	l := &link{agent: a, addr: addr, target: target, dialing: make(chan struct{}, parallelDials), leaving: make(chan struct{})}
 	l.voice = &voice{link: l}
 	return l
+}
+
+// renewal is when a tunnel that came up now and whose certificates are good until then
+// makes room for one with newer ones: in the last quarter of its time, and not too late
+// in that. Agents do not come in step.
+func renewal(now, until time.Time) time.Time {
+	quarter := until.Sub(now) / 4
+	if quarter <= 0 {
+		return until
+	}
+	return until.Add(-quarter/2 - rand.N(quarter/2+1))
+}
+
+// certificateEnd is the end of the certificate that cfg shows; the zero time for none.
+func certificateEnd(cfg *tls.Config) time.Time {
+	if len(cfg.Certificates) == 0 {
+		return time.Time{}
+	}
+	c := &cfg.Certificates[0]
+	leaf := c.Leaf
+	if leaf == nil && len(c.Certificate) > 0 {
+		leaf, _ = x509.ParseCertificate(c.Certificate[0])
+	}
+	if leaf == nil {
+		return time.Time{}
+	}
+	return leaf.NotAfter
+}
+
+// tick is called each second of a tunnel's life.
+func (l *link) tick(now time.Time) {
+	if refused := l.agent.Refused; refused != nil {
+		if err := refused(l.gateway); err != nil {
+			l.end(err)
+			return
+		}
+	}
+	if now.After(l.renew) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.leaveLocked(errRenewing)
+	}
+}
+
+// leaveLocked makes room for the next link to the gateway.
+func (l *link) leaveLocked(why error) {
+	if !l.isLeaving() {
+		l.why = why
+		close(l.leaving)
+	}
 }
 
 // where is what to dial.

@@ -24,7 +24,8 @@ import (
 //	  │                                    └─▶ drain, successor ─▶ the time told ─┤
 //	  └───────────────────────────────────────────────────────────────────────────┘
 //
-// With a successor the link stays until the next one is up: see follow.go.
+// With a successor the link stays until the next one is up, and so does one whose
+// certificates end soon: see follow.go.
 
 // Reconnecting: dialLimit and the longest pause together are below the 5 s in
 // which an agent must be back after its gateway is.
@@ -57,7 +58,10 @@ type link struct {
 	parked  context.Context // done when parked connections are worth nothing any more
 	voice   *voice          // shared with the gateway's next process
 	elder   *link           // whose place this one takes; nil for none
-	leaving chan struct{}   // closed when the gateway has a successor
+	leaving chan struct{}   // closed when the next link to the gateway is to be made
+	why     error           // of that; set before
+	ends    time.Time       // the certificate that it has shown; the zero time when not known
+	renew   time.Time       // when to make the next one: the certificates end soon
 	end     context.CancelCauseFunc
 
 	counter atomic.Uint64
@@ -98,6 +102,9 @@ func (a *agent) keepLink(addr string) {
 			next = successor{l.reached, time.Now()}
 			wait, pause, first = l.comeBack(), firstPause, false
 			a.Log.Info("the gateway has a new process", "gateway", addr, "dial_in", wait)
+		case errors.Is(err, errRenewing):
+			next = successor{l.reached, time.Now()}
+			wait, pause, first = 0, firstPause, false
 		case l.comeBack() > 0:
 			wait = l.comeBack()
 		}
@@ -113,8 +120,8 @@ func (a *agent) keepLink(addr string) {
 	}
 }
 
-// run makes one tunnel and returns why it ended. When its gateway has a successor
-// it returns errLeaving, and the tunnel goes on until the next one is up.
+// run makes one tunnel and returns why it ended. With errLeaving, its gateway has a
+// successor, and errRenewing the tunnel goes on until the next one is up.
 func (l *link) run(ctx context.Context) error {
 	open, stop := l.agent.Gate.while(ctx)
 	defer stop()
@@ -191,6 +198,11 @@ func (l *link) accept(w *tunnelv1.Welcome, conn *tls.Conn) (err error) {
 	l.data = dataAddress(w.GetDataAddress(), l.reached)
 	l.ceiling = min(int(w.GetPoolCeiling()), l.agent.MaxPool)
 	l.talk = newTalk(conn, pingTime(w.GetPingIntervalMs(), 2*time.Second), pingTime(w.GetDeadAfterMs(), 5*time.Second), time.Now)
+	until := l.talk.until
+	if !l.ends.IsZero() && l.ends.Before(until) {
+		until = l.ends
+	}
+	l.renew = l.agent.renewal(time.Now(), until)
 	if named := w.GetGateways(); len(named) > 0 {
 		l.agent.dialAll(nil, named)
 	}
@@ -227,13 +239,7 @@ func (l *link) serve(ctx context.Context, sent []byte) error {
 	userTimeout(l.talk.conn.NetConn(), l.talk.dead)
 	l.parked, l.unpark = context.WithCancel(ctx)
 	ctx, l.end = context.WithCancelCause(ctx)
-	if refused := l.agent.Refused; refused != nil {
-		l.talk.tick = func(time.Time) {
-			if err := refused(l.gateway); err != nil {
-				l.end(err)
-			}
-		}
-	}
+	l.talk.tick = l.tick
 	over := make(chan error, 1)
 	l.agent.tasks.Go(func() { l.upserts(ctx, sent) })
 	l.agent.tasks.Go(func() {
@@ -249,7 +255,7 @@ func (l *link) serve(ctx context.Context, sent []byte) error {
 	case err := <-over:
 		return err
 	case <-l.leaving:
-		return errLeaving
+		return l.why
 	}
 }
 
@@ -321,7 +327,7 @@ func (l *link) drain(d *tunnelv1.Drain) {
 	defer l.mu.Unlock()
 	if d.GetSuccessor() && !l.isLeaving() {
 		l.voice.hush(l)
-		defer close(l.leaving)
+		defer l.leaveLocked(errLeaving)
 	}
 	l.back = min(max(time.Duration(d.GetComeBackAfterMs())*time.Millisecond, time.Millisecond), longestAbsent)
 }

@@ -134,7 +134,7 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 		}
 		return nil, err
 	}
-	l.gateway = id
+	l.gateway, l.ends = id, certificateEnd(cfg)
 	return conn, nil
 }
 

@@ -3,6 +3,8 @@ package tunnel
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"io"
 	"net"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/relay"
 )
@@ -129,4 +132,81 @@ func TestFasterAgain(t *testing.T) {
 			return carrier() == string(CarrierTCP)
 		})
 	})
+}
+
+// TestRenewal: a tunnel whose certificates end soon makes room for one with newer ones,
+// and no client notices. It ended with them, and nothing led to the agent until it came
+// again; with all its gateways at the same moment.
+func TestRenewal(t *testing.T) {
+	onLoops(t, 2, func(t *testing.T, loops []relay.Loop) {
+		ca := newAuthority(t)
+		g := startGateway(t, ca, loops, func(c *HubConfig) {
+			c.Bounds = Bounds{HalfOpenSource: 1000, SourceRate: 100000, LeaseWait: patience, PoolFloor: 4}
+		})
+		var asked atomic.Int32
+		startAgent(t, ca, []string{g.control.Addr().String()}, func(c *AgentConfig) {
+			c.renewal = func(now, until time.Time) time.Time {
+				if asked.Add(1) > 3 {
+					return until
+				}
+				return now
+			}
+		})
+		g.come(t)
+		eventually(t, "three renewals", func() bool {
+			if !g.hub.Live("tcp", "echo") {
+				t.Error("nothing leads to the agent")
+			}
+			o := g.lease(t, request0("tcp", "echo"))
+			if o.lease == nil {
+				t.Errorf("no lease: %s", o.reason)
+				return true
+			}
+			c := clientConn(t, o.lease)
+			if got := ask(t, c, "hello"); got != "hello" {
+				t.Errorf("answer %q", got)
+			}
+			c.Close()
+			o.lease.Ended()
+			return g.hub.Status().Counters["replaced"] == 3
+		})
+		select {
+		case p := <-g.presence:
+			if !p.Up {
+				t.Error("the agent was reported to be away")
+			}
+		default:
+		}
+	})
+}
+
+func TestRenewalTime(t *testing.T) {
+	now := time.Now()
+	for _, life := range []time.Duration{7 * 24 * time.Hour, time.Hour, time.Minute, 1, 0, -time.Hour} {
+		until := now.Add(life)
+		for range 100 {
+			switch at := renewal(now, until); {
+			case life < time.Second && !at.After(until), !at.Before(now.Add(3*life/4)) && !at.After(now.Add(7*life/8)):
+			default:
+				t.Errorf("of %s after %s", life, at.Sub(now))
+			}
+		}
+	}
+}
+
+func TestCertificateEnd(t *testing.T) {
+	c := newAuthority(t).issue(t, sallyport.KindAgent, agentID)
+	want, err := x509.ParseCertificate(c.Certificate[0])
+	check0(t, err)
+	for _, cfg := range []*tls.Config{
+		{Certificates: []tls.Certificate{c}},
+		{Certificates: []tls.Certificate{{Leaf: want}}},
+	} {
+		if got := certificateEnd(cfg); !got.Equal(want.NotAfter) {
+			t.Errorf("%s, not %s", got, want.NotAfter)
+		}
+	}
+	if got := certificateEnd(new(tls.Config)); !got.IsZero() {
+		t.Errorf("of none: %s", got)
+	}
 }

@@ -22,8 +22,20 @@ func (h *Hub) open(t *tunnel) {
 	}
 	h.counters.add("replaced")
 	h.cfg.Log.Info("tunnel replaced", "agent", t.agent)
-	h.close(old)
+	h.replace(old, t)
 	old.end(errReplaced)
+}
+
+// replace closes a tunnel whose names, and what is known of the demand, are the agent's
+// newer one's from now on: clients that come before its welcome wait.
+func (h *Hub) replace(old, t *tunnel) {
+	h.presence.Lock()
+	defer h.presence.Unlock()
+	if h.current(t) {
+		t.pool.inherit(old.pool.bequeath())
+		h.setNames(t, namesOf(t.assignment.Load().Resources, t.agent))
+	}
+	h.end(old)
 }
 
 func (h *Hub) enter(t *tunnel) (old *tunnel) {
