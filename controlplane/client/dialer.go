@@ -30,6 +30,9 @@ const (
 	// auth: while it changes from one process to the next it accepts nothing.
 	handshakeTimeout = 10 * time.Second
 
+	// nextAfter is how long an address may be silent before the next one is tried beside it.
+	nextAfter = 2 * time.Second
+
 	// A connection that died without a word is noticed within their sum.
 	pingAfter   = 5 * time.Second
 	pingTimeout = 3 * time.Second
@@ -64,39 +67,79 @@ type Dialer struct {
 	ended bool   // inside what Inside makes
 }
 
-// Dial opens one TLS 1.3 connection to auth with the given protocol id.
+// Dial opens one TLS 1.3 connection to auth with the given protocol id. Addresses that
+// are silent keep the next ones waiting for nextAfter each.
 func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 	addrs := d.inOrder()
 	if len(addrs) == 0 {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no address of auth is known"}
 	}
-	var errs []error
-	for i, addr := range addrs {
-		conn, err := d.dialAgain(ctx, len(addrs)-i, addr, protocol)
-		if err == nil {
-			d.remember(addr)
-			return conn, nil
-		}
-		errs = append(errs, err)
+	got := d.race(ctx, addrs, protocol)
+	if got.err != nil {
+		return nil, got.err
 	}
-	return nil, errors.Join(errs...)
+	d.remember(got)
+	return got.conn, nil
 }
 
-// dialAgain dials the first of n addresses, with its part of the time that there is: one
-// that is silent leaves some for the others.
-func (d *Dialer) dialAgain(ctx context.Context, n int, addr, protocol string) (*tls.Conn, error) {
-	if end, ok := ctx.Deadline(); ok && n > 1 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(n))
-		defer cancel()
+// reached is what came of one address.
+type reached struct {
+	addr   string
+	conn   *tls.Conn
+	inside bool // what Inside makes
+	err    error
+}
+
+// race dials addresses, each when those before it have failed or have had their time,
+// until one answers. What the others come to is closed.
+func (d *Dialer) race(ctx context.Context, addrs []string, protocol string) reached {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pause := nextAfter
+	if end, ok := ctx.Deadline(); ok { // the last has a part of the time, too
+		pause = min(pause, time.Until(end)/time.Duration(len(addrs)+1))
 	}
-	conn, err := d.dial(ctx, addr, protocol)
-	if hungUp(err) {
+	results := make(chan reached, len(addrs))
+	errs := make([]error, 0, len(addrs))
+	for begun := 0; len(errs) < len(addrs); {
+		var next <-chan time.Time
+		if begun < len(addrs) {
+			addr := addrs[begun]
+			go func() { results <- d.dialAgain(ctx, addr, protocol) }()
+			begun++
+			next = time.After(pause)
+		}
+		select {
+		case <-next:
+		case r := <-results:
+			if r.err == nil {
+				go closeLate(results, begun-len(errs)-1)
+				return r
+			}
+			errs = append(errs, r.err)
+		}
+	}
+	return reached{err: errors.Join(errs...)}
+}
+
+// closeLate closes what n more attempts come to.
+func closeLate(results <-chan reached, n int) {
+	for range n {
+		if r := <-results; r.err == nil {
+			r.conn.Close()
+		}
+	}
+}
+
+// dialAgain dials an address, and a second time where that may help.
+func (d *Dialer) dialAgain(ctx context.Context, addr, protocol string) reached {
+	r := d.dial(ctx, addr, protocol)
+	if hungUp(r.err) {
 		// A process that ends its service closes what is half made; the
 		// next one, or the word that there is none, is behind the same address.
-		conn, err = d.dial(ctx, addr, protocol)
+		r = d.dial(ctx, addr, protocol)
 	}
-	return conn, err
+	return r
 }
 
 // Ended says that the last connection was made by Inside.
@@ -124,10 +167,10 @@ func (d *Dialer) inOrder() []string {
 	return out
 }
 
-func (d *Dialer) remember(addr string) {
+func (d *Dialer) remember(r reached) {
 	d.mu.Lock()
-	d.last = addr
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	d.last, d.ended = r.addr, r.inside
 }
 
 // hungUp says that the other end closed the connection in the middle of the
@@ -136,7 +179,28 @@ func hungUp(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, error) {
+func (d *Dialer) dial(ctx context.Context, addr, protocol string) reached {
+	cfg, err := d.config(protocol)
+	if err != nil {
+		return reached{err: err}
+	}
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		conn, err := handshake(ctx, addr, cfg, func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) })
+		return reached{addr: addr, conn: conn, err: err}
+	}
+	connect := d.Connect
+	if connect == nil {
+		connect = (&net.Dialer{}).DialContext
+	}
+	straight := func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", addr) }
+	if d.Inside == nil {
+		conn, err := handshake(ctx, addr, cfg, straight)
+		return reached{addr: addr, conn: conn, err: err}
+	}
+	return d.byEither(ctx, addr, cfg, straight, func(ctx context.Context) (net.Conn, error) { return d.Inside(ctx, addr, d.own) })
+}
+
+func (d *Dialer) config(protocol string) (*tls.Config, error) {
 	cfg := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{protocol},
@@ -156,54 +220,30 @@ func (d *Dialer) dial(ctx context.Context, addr, protocol string) (*tls.Conn, er
 		}
 		cfg.Certificates = []tls.Certificate{*cert}
 	}
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		return handshake(ctx, addr, cfg, func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) })
-	}
-	connect := d.Connect
-	if connect == nil {
-		connect = (&net.Dialer{}).DialContext
-	}
-	straight := func(ctx context.Context) (net.Conn, error) { return connect(ctx, "tcp", addr) }
-	if d.Inside == nil {
-		return handshake(ctx, addr, cfg, straight)
-	}
-	return d.byEither(ctx, addr, cfg, straight, func(ctx context.Context) (net.Conn, error) { return d.Inside(ctx, addr, d.own) })
+	return cfg, nil
 }
 
 // byEither goes straight, and where the handshake fails inside, which is tried first
 // when it got through the last time. What is said inside is the gateway's word, and
 // the answer; that there is no way inside says no more than that it is not needed.
-func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, straight, inside func(context.Context) (net.Conn, error)) (*tls.Conn, error) {
+func (d *Dialer) byEither(ctx context.Context, addr string, cfg *tls.Config, straight, inside func(context.Context) (net.Conn, error)) reached {
 	d.mu.Lock()
 	known := d.ended && d.last == addr
 	d.mu.Unlock()
 	if known {
 		if conn, err := handshake(ctx, addr, cfg, inside); !errors.Is(err, errNoWay) || ctx.Err() != nil {
-			return conn, err
+			return reached{addr, conn, true, err}
 		}
 	}
 	conn, err := handshake(ctx, addr, cfg, straight)
-	if err == nil {
-		d.around(false)
-		return conn, nil
-	}
-	if known || ctx.Err() != nil || errors.Is(err, errNoWay) || unanswered(err) {
-		return nil, err
+	if err == nil || known || ctx.Err() != nil || errors.Is(err, errNoWay) || unanswered(err) {
+		return reached{addr, conn, false, err}
 	}
 	conn, ierr := handshake(ctx, addr, cfg, inside)
-	switch {
-	case errors.Is(ierr, errNoWay):
-		return nil, err
-	case ierr == nil:
-		d.around(true)
+	if errors.Is(ierr, errNoWay) {
+		return reached{err: err}
 	}
-	return conn, ierr
-}
-
-func (d *Dialer) around(ended bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.ended = ended
+	return reached{addr, conn, true, ierr}
 }
 
 // errNoWay marks a connection that was not made, so that there was no handshake.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +70,41 @@ func TestOtherGateways(t *testing.T) {
 				t.Errorf("by way of %s", conn.RemoteAddr())
 			}
 		})
+	}
+}
+
+// TestSilentGateways: the stream of snapshots, whose call has no deadline, does not wait
+// out each silent gateway before it asks the next one: locks came 15 s later for each.
+func TestSilentGateways(t *testing.T) {
+	w := the()
+	cfg := w.config(t, sallyport.KindAgent)
+	w.host(t, cfg)
+	var met atomic.Int32
+	silent := func() string { return listening(t, func(net.Conn) { met.Add(1) }) }
+	all := []string{silent(), silent(), silent(), listening(t, func(conn net.Conn) {
+		auth, err := net.Dial("unix", w.socket)
+		if err != nil {
+			conn.Close()
+			return
+		}
+		go func() { _, _ = io.Copy(auth, conn); auth.Close() }()
+		_, _ = io.Copy(conn, auth)
+		conn.Close()
+	})}
+	cfg.Addresses = func() []string { return all }
+	h, err := OpenHost(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer time.AfterFunc(2*(dialTimeout+handshakeTimeout), cancel).Stop() // no deadline that could be shared
+	conn, err := h.Dialer().Dial(ctx, ProtocolAuth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if conn.RemoteAddr().String() != all[3] || met.Load() != 3 {
+		t.Errorf("by way of %s, after %d others", conn.RemoteAddr(), met.Load())
 	}
 }
 
