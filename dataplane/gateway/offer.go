@@ -99,7 +99,7 @@ func (c *conn) connect() {
 			return
 		}
 		if err != nil {
-			if c.choice.portless = errors.Is(err, unix.EADDRNOTAVAIL); !c.choice.portless {
+			if c.choice.portless = errors.Is(err, unix.EADDRNOTAVAIL) && relay.PortsUsedUp(to.addr); !c.choice.portless {
 				c.blame()
 			}
 			c.attempt++
@@ -118,6 +118,7 @@ func (c *conn) connect() {
 // begin goes on with a connection to the upstream that has been begun.
 func (c *conn) begin(fd int, limit time.Duration) {
 	c.other, c.head, c.sent, c.stage = fd, c.up.head(c), 0, connecting
+	c.choice.portless = false
 	if err := c.loop.Watch(fd, (*far)(c)); err != nil {
 		c.abandon(outcomeInternal)
 		return

@@ -30,6 +30,10 @@ func TestNoLocalPort(t *testing.T) {
 		return
 	}
 	const portRange = "/proc/sys/net/ipv4/ip_local_port_range"
+	const noIPv6 = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+	if err := os.WriteFile(noIPv6, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) { // then there is none
+		t.Skip(err)
+	}
 	if err := errors.Join(loopbackUp(), os.WriteFile(portRange, []byte("32768 60999"), 0)); err != nil {
 		t.Skip(err) // a container may not
 	}
@@ -39,7 +43,7 @@ func TestNoLocalPort(t *testing.T) {
 		ca := newAuthority(t)
 		first, second := named(t, ca, "only"), named(t, ca, "more")
 		r := newRig(t, loops, func(c *Config) {
-			c.Static = []StaticRoute{to("a.example.com", first), to("b.example.com", first, second)}
+			c.Static = []StaticRoute{to("a.example.com", first), to("b.example.com", first, second), to("c.example.com", "[::1]:1")}
 		})
 		const ports = 4
 		check(t, os.WriteFile(portRange, []byte("20000 20003"), 0))
@@ -76,6 +80,17 @@ func TestNoLocalPort(t *testing.T) {
 		r.reaches(outcomeNoPort, 3)
 		if down := r.Snapshot().Down; len(down) != 0 || r.count(outcomeConnectFailed) != 0 {
 			t.Errorf("%d times blamed, and down are %+v", r.count(outcomeConnectFailed), down)
+		}
+		// Where this machine has no address of the family it is no want of ports.
+		conn := dial()
+		_, err := conn.Write(helloBytes(t, ca.client("c.example.com")))
+		check(t, err)
+		if got := readAll(t, conn); !bytes.Equal(got, alertOf(alpn.InternalError)) {
+			t.Errorf("%q", got)
+		}
+		r.reaches(outcomeNoUpstream, 1)
+		if n := r.count(outcomeNoPort); n != 3 {
+			t.Errorf("%d times without a port", n)
 		}
 		for range 2 { // another server, to which there are ports
 			if _, got := meets("b.example.com"); got != "more" {

@@ -165,6 +165,17 @@ func connect(family int, begin func(fd int) error) (fd int, err error) {
 	}
 }
 
+// PortsUsedUp says what EADDRNOTAVAIL by Connect means: this machine has an address
+// from which to reach the other, and no port left there.
+func PortsUsedUp(to netip.AddrPort) bool {
+	fd, err := unix.Socket(family(to), unix.SOCK_DGRAM, 0) // the ports of UDP are others
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, sockaddr(to)) == nil
+}
+
 // Connected says whether a connection that Connect began has been made. False
 // without an error means not yet.
 func Connected(fd int) (bool, error) {
