@@ -2,10 +2,12 @@ package client
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"connectrpc.com/connect"
@@ -16,6 +18,10 @@ import (
 const (
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 2 * time.Second // a host is back within 5 s of auth's return
+
+	// refusedMost is retryMost for one that auth has refused: thousands of them are not to
+	// keep it busy.
+	refusedMost = 30 * time.Second
 )
 
 // retrying runs work until ctx is done; after a failure it waits, longer each
@@ -49,8 +55,25 @@ func retrying(ctx context.Context, log *slog.Logger, what string, work func(ctx 
 		if sleepUntil(ctx, time.Now().Add(jitter(wait))) != nil {
 			return nil
 		}
-		wait = min(2*wait, retryMost)
+		most := retryMost
+		if refused(err) {
+			most = refusedMost
+		}
+		wait = min(2*wait, most)
 	}
+}
+
+// refused says that auth has been reached and does not let the host in, or is not
+// believed by it.
+func refused(err error) bool {
+	if errors.Is(err, sallyport.ErrDenied) || errors.Is(err, sallyport.ErrUnauthorized) {
+		return true
+	}
+	if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" { // so crypto/tls calls an alert
+		return !unanswered(err)
+	}
+	unknown, invalid := x509.UnknownAuthorityError{}, x509.CertificateInvalidError{}
+	return errors.As(err, &unknown) || errors.As(err, &invalid)
 }
 
 // jitter spreads by a quarter either way, so that hosts do not come in step.

@@ -3,9 +3,11 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -130,5 +132,37 @@ func TestProblem(t *testing.T) {
 	plain := errors.New("plain")
 	if Problem(plain) != plain || Problem(nil) != nil {
 		t.Error("what is no answer of auth was changed")
+	}
+}
+
+// TestRetryingRefused: a host that is refused comes less and less often, and one that
+// only finds nobody as often as ever.
+func TestRetryingRefused(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		err     error
+		refused bool
+	}{
+		{"denied", problem(connect.NewError(connect.CodePermissionDenied, errors.New("locked"))), true},
+		{"unknown", problem(connect.NewError(connect.CodeUnauthenticated, errors.New("who?"))), true},
+		{"its certificate", handshakeProblem("a:1", &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}), true},
+		{"auth's certificate", handshakeProblem("a:1", x509.UnknownAuthorityError{}), true},
+		{"auth away", handshakeProblem("a:1", &net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}), false},
+		{"busy", problem(connect.NewError(connect.CodeUnavailable, errors.New("busy"))), false},
+		{"nobody", errors.New("away"), false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				calls := 0
+				if err := retrying(ctx, slog.New(slog.DiscardHandler), "call", func(context.Context, func()) error { calls++; return row.err }); err != nil {
+					t.Error(err)
+				}
+				if few := calls < 2*int(time.Hour/refusedMost); few != row.refused || refused(row.err) != row.refused {
+					t.Errorf("%d calls in an hour", calls)
+				}
+			})
+		})
 	}
 }

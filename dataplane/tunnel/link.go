@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,7 @@ const (
 	greetLimit    = 10 * time.Second
 	firstPause    = 100 * time.Millisecond
 	longestPause  = 2 * time.Second
+	refusedPause  = 30 * time.Second // the longest for an agent that is turned away: see turnedAway
 	standbyPause  = 30 * time.Second // the gateway is reached by another address already
 	longestAbsent = time.Minute      // what a drain may ask for
 	steady        = 10 * time.Second
@@ -93,8 +95,11 @@ func (a *agent) keepLink(addr string) {
 		if time.Since(began) > steady {
 			pause = firstPause
 		}
-		wait := jitter(pause)
-		pause = min(2*pause, longestPause)
+		wait, most := jitter(pause), longestPause
+		if turnedAway(err) {
+			most = refusedPause
+		}
+		pause = min(2*pause, most)
 		switch {
 		case errors.Is(err, errStandby):
 			wait = jitter(standbyPause)
@@ -114,8 +119,30 @@ func (a *agent) keepLink(addr string) {
 		}
 		first = false
 		a.Log.Log(a.ctx, level, "no tunnel", "gateway", addr, "err", err, "again_in", wait)
-		if !sleep(a.linkCtx, wait) {
+		if !a.rest(wait, l) {
 			return
+		}
+	}
+}
+
+// rest is the pause before the next try. One that is long ends when the agent has
+// something new to show: another certificate, or another assignment.
+func (a *agent) rest(wait time.Duration, l *link) bool {
+	_, changed := a.currentAssignment()
+	for end := time.Now().Add(wait); ; {
+		left := time.Until(end)
+		if left <= longestPause {
+			return sleep(a.linkCtx, max(left, 0))
+		}
+		select {
+		case <-a.linkCtx.Done():
+			return false
+		case <-changed:
+			return true
+		case <-time.After(longestPause):
+			if cfg, err := a.TLS(l.addr); err == nil && !certificateEnd(cfg).Equal(l.ends) {
+				return true
+			}
 		}
 	}
 }
@@ -175,12 +202,33 @@ func (l *link) greet(ctx context.Context, conn *tls.Conn) (sent []byte, err erro
 		if newest, _ := l.agent.currentAssignment(); m.GetGoodbye().GetReason() == byeReason(errAssignment) && bytes.Equal(newest, sent) {
 			l.agent.Outdated()
 		}
-		return nil, fmt.Errorf("%w: %s", ErrGoodbye, word(m.GetGoodbye().GetReason()))
+		return nil, &goodbyeError{m.GetGoodbye().GetReason()}
 	}
 	if err := l.accept(m.GetWelcome(), conn); err != nil {
 		return nil, err
 	}
 	return sent, conn.SetDeadline(time.Time{})
+}
+
+// goodbyeError is a goodbye in place of a welcome.
+type goodbyeError struct{ reason string }
+
+func (e *goodbyeError) Error() string { return ErrGoodbye.Error() + ": " + word(e.reason) }
+func (e *goodbyeError) Unwrap() error { return ErrGoodbye }
+
+// turnedAway says that a gateway has been reached, and takes no tunnel of this agent, or
+// none is made to it, for a reason that does not go away by itself in a moment. Thousands
+// of agents that are turned away are not to keep a gateway busy.
+func turnedAway(err error) bool {
+	if bye := new(goodbyeError); errors.As(err, &bye) {
+		return bye.reason != byeReason(errDrained) && bye.reason != byeReason(context.Canceled)
+	}
+	if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" { // so crypto/tls calls an alert
+		return op.Err.Error() != "tls: internal error" // it is not ready
+	}
+	bad := new(tls.CertificateVerificationError)
+	unknown, invalid := x509.UnknownAuthorityError{}, x509.CertificateInvalidError{}
+	return errors.As(err, &bad) || errors.As(err, &unknown) || errors.As(err, &invalid)
 }
 
 // accept takes over what the welcome says, within this side's own bounds.

@@ -127,6 +127,7 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.ends = certificateEnd(cfg)
 	conn, id, err := l.handshake(ctx, under, cfg)
 	if err != nil {
 		if by == CarrierTLS && ctx.Err() == nil {
@@ -134,7 +135,7 @@ func (l *link) control(ctx context.Context, by Carrier) (*tls.Conn, error) {
 		}
 		return nil, err
 	}
-	l.gateway, l.ends = id, certificateEnd(cfg)
+	l.gateway = id
 	return conn, nil
 }
 

@@ -6,10 +6,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -208,5 +210,103 @@ func TestCertificateEnd(t *testing.T) {
 	}
 	if got := certificateEnd(new(tls.Config)); !got.IsZero() {
 		t.Errorf("of none: %s", got)
+	}
+}
+
+// TestTurnedAway: what an agent that is turned away meets is told from a gateway that is
+// not there, or goes: it is tried again every two seconds, and the other less and less often.
+func TestTurnedAway(t *testing.T) {
+	onLoops(t, 1, func(t *testing.T, loops []relay.Loop) {
+		ca, other := newAuthority(t), newAuthority(t)
+		g := startGateway(t, ca, loops, func(c *HubConfig) {
+			c.Verify = func(raw []byte, agent string) (Assignment, error) {
+				if string(raw) == "bad" {
+					return Assignment{}, errors.New("bad")
+				}
+				return verifyAssigned(raw, agent)
+			}
+		})
+		good, foreign := ca.client(ca.issue(t, sallyport.KindAgent, agentID)), ca.client(other.issue(t, sallyport.KindAgent, agentID))
+		distrusting := other.client(ca.issue(t, sallyport.KindAgent, agentID))
+		try := func(cfg *tls.Config, assignment string, to string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			a := newAgent(ctx, AgentConfig{AgentID: agentID, Cluster: testCluster, Carriers: []Carrier{CarrierTCP}, TLS: func(string) (*tls.Config, error) { return cfg, nil }})
+			a.assignment = []byte(assignment)
+			l := a.newLink(to, "")
+			conn, err := l.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = l.greet(ctx, conn)
+			return err
+		}
+		away := listenerAt(t)
+		at := g.control.Addr().String()
+		for name, row := range map[string]struct {
+			err  error
+			want bool
+		}{
+			"welcome":                  {try(good, "1 tcp/echo", at), false},
+			"another CA's certificate": {try(foreign, "1 tcp/echo", at), true},
+			"another CA's gateway":     {try(distrusting, "1 tcp/echo", at), true},
+			"a bad assignment":         {try(good, "bad", at), true},
+			"nobody there":             {try(good, "1 tcp/echo", away), false},
+			"going":                    {&goodbyeError{byeReason(errDrained)}, false},
+			"gone":                     {&goodbyeError{byeReason(context.Canceled)}, false},
+			"not ready":                {&net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}, false},
+		} {
+			if (row.err == nil) != (name == "welcome") || turnedAway(row.err) != row.want {
+				t.Errorf("%s: turned away: %v, by %v", name, turnedAway(row.err), row.err)
+			}
+		}
+	})
+}
+
+// listenerAt is an address at which nobody listens.
+func listenerAt(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check0(t, err)
+	check0(t, l.Close())
+	return l.Addr().String()
+}
+
+// TestRest: a long pause ends with a new certificate, or a new assignment.
+func TestRest(t *testing.T) {
+	ca := newAuthority(t)
+	certs := []tls.Certificate{ca.issue(t, sallyport.KindAgent, agentID), ca.issue(t, sallyport.KindAgent, agentID)}
+	for i := range certs {
+		leaf, err := x509.ParseCertificate(certs[i].Certificate[0])
+		check0(t, err)
+		leaf.NotAfter = leaf.NotAfter.Add(time.Duration(i) * time.Hour)
+		certs[i].Leaf = leaf
+	}
+	for _, row := range []struct {
+		name   string
+		change func(a *agent, now *atomic.Int32)
+		least  time.Duration
+		most   time.Duration
+	}{
+		{"nothing", func(*agent, *atomic.Int32) {}, refusedPause, refusedPause},
+		{"a certificate", func(_ *agent, now *atomic.Int32) { now.Store(1) }, 5 * time.Second, 5*time.Second + longestPause},
+		{"an assignment", func(a *agent, _ *atomic.Int32) { a.setAssignment([]byte("2")) }, 5 * time.Second, 5 * time.Second},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var now atomic.Int32
+				a := newAgent(t.Context(), AgentConfig{TLS: func(string) (*tls.Config, error) { return ca.client(certs[now.Load()]), nil }})
+				l := a.newLink("192.0.2.1:443", "")
+				l.ends = certs[0].Leaf.NotAfter
+				time.AfterFunc(5*time.Second, func() { row.change(a, &now) })
+				begun := time.Now()
+				if !a.rest(refusedPause, l) {
+					t.Error("the end")
+				}
+				if took := time.Since(begun); took < row.least || took > row.most {
+					t.Errorf("after %s", took)
+				}
+			})
+		})
 	}
 }
