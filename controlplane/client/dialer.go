@@ -65,7 +65,22 @@ type Dialer struct {
 	mu    sync.Mutex
 	last  string // the address that worked last
 	ended bool   // inside what Inside makes
+	shut  shut
 }
+
+// shut keeps a host that is refused, with all that it wants of auth, from dialing in vain.
+type shut struct {
+	until time.Time
+	pause time.Duration // of the last time
+	err   error
+}
+
+// How long nothing is dialed at most after a refusal. It is less than refusedMost, so that
+// both together are no longer; and more where it is another cluster that has answered.
+const (
+	shutMost    = 10 * time.Second
+	foreignMost = 5 * time.Minute
+)
 
 // Dial opens one TLS 1.3 connection to auth with the given protocol id. Addresses that
 // are silent keep the next ones waiting for nextAfter each.
@@ -74,12 +89,42 @@ func (d *Dialer) Dial(ctx context.Context, protocol string) (*tls.Conn, error) {
 	if len(addrs) == 0 {
 		return nil, &sallyport.Problem{Kind: sallyport.ErrUnavailable, Fact: "no address of auth is known"}
 	}
+	if err := d.closed(); err != nil {
+		return nil, err
+	}
 	got := d.race(ctx, addrs, protocol)
 	if got.err != nil {
+		d.close(got.err)
 		return nil, got.err
 	}
 	d.remember(got)
 	return got.conn, nil
+}
+
+// closed is why nothing is dialed now, or nil.
+func (d *Dialer) closed() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Now().Before(d.shut.until) {
+		return d.shut.err
+	}
+	return nil
+}
+
+// close makes the next dials wait if this one has been refused, longer each time.
+func (d *Dialer) close(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	most := shutMost
+	switch {
+	case !refused(err):
+		d.shut = shut{}
+		return
+	case isForeign(err):
+		most = foreignMost
+	}
+	pause := min(max(2*d.shut.pause, retryFirst), most)
+	d.shut = shut{time.Now().Add(jitter(pause)), pause, err}
 }
 
 // reached is what came of one address.
@@ -170,7 +215,7 @@ func (d *Dialer) inOrder() []string {
 func (d *Dialer) remember(r reached) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.last, d.ended = r.addr, r.inside
+	d.last, d.ended, d.shut = r.addr, r.inside, shut{}
 }
 
 // hungUp says that the other end closed the connection in the middle of the

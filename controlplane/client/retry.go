@@ -72,8 +72,14 @@ func refused(err error) bool {
 	if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" { // so crypto/tls calls an alert
 		return !unanswered(err)
 	}
-	unknown, invalid := x509.UnknownAuthorityError{}, x509.CertificateInvalidError{}
-	return errors.As(err, &unknown) || errors.As(err, &invalid)
+	invalid := x509.CertificateInvalidError{}
+	return isForeign(err) || errors.As(err, &invalid)
+}
+
+// isForeign says that who has answered is of another cluster: no more is to be expected soon.
+func isForeign(err error) bool {
+	unknown := x509.UnknownAuthorityError{}
+	return errors.As(err, &unknown)
 }
 
 // jitter spreads by a quarter either way, so that hosts do not come in step.

@@ -2,11 +2,14 @@ package client
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport/sallyport"
@@ -143,5 +146,45 @@ func TestWays(t *testing.T) {
 	}
 	if !slices.Equal(many, []string{"a:1", "b:1", "c:1", "d:1", "e:1", "f:1", "g:1", "h:1", "i:1", "j:1", "k:1"}) {
 		t.Errorf("the snapshot's are %v", many)
+	}
+}
+
+// TestShut: all that a host wants of an auth that refuses it dials seldom, and one that is
+// let in again is not kept from it for long.
+func TestShut(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		err  error
+		most time.Duration
+	}{
+		{"refused", handshakeProblem("a:1", &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}), shutMost},
+		{"foreign", handshakeProblem("a:1", x509.UnknownAuthorityError{}), foreignMost},
+		{"away", errors.New("away"), 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, dials, longest := new(Dialer), 0, time.Duration(0)
+				for begun, last := time.Now(), time.Now(); time.Since(begun) < time.Hour; time.Sleep(time.Second) {
+					if err := d.closed(); err != nil {
+						if !errors.Is(err, row.err) {
+							t.Fatal(err)
+						}
+						continue
+					}
+					dials++
+					longest, last = max(longest, time.Since(last)), time.Now()
+					d.close(row.err)
+				}
+				if row.most == 0 && dials != 3600 || row.most > 0 && (dials > 2*int(time.Hour/row.most)+20 || longest > row.most*5/4+time.Second) {
+					t.Errorf("%d dials, with pauses up to %s", dials, longest)
+				}
+				time.Sleep(2 * row.most)
+				d.close(row.err)
+				d.remember(reached{addr: "a:1"})
+				if d.closed() != nil {
+					t.Error("closed after it got through")
+				}
+			})
+		})
 	}
 }

@@ -36,6 +36,7 @@ const (
 	firstPause    = 100 * time.Millisecond
 	longestPause  = 2 * time.Second
 	refusedPause  = 30 * time.Second // the longest for an agent that is turned away: see turnedAway
+	foreignPause  = 5 * time.Minute  // the same where the gateway is of another cluster
 	standbyPause  = 30 * time.Second // the gateway is reached by another address already
 	longestAbsent = time.Minute      // what a drain may ask for
 	steady        = 10 * time.Second
@@ -95,11 +96,8 @@ func (a *agent) keepLink(addr string) {
 		if time.Since(began) > steady {
 			pause = firstPause
 		}
-		wait, most := jitter(pause), longestPause
-		if turnedAway(err) {
-			most = refusedPause
-		}
-		pause = min(2*pause, most)
+		wait := jitter(pause)
+		pause = min(2*pause, mostPause(err))
 		switch {
 		case errors.Is(err, errStandby):
 			wait = jitter(standbyPause)
@@ -226,9 +224,25 @@ func turnedAway(err error) bool {
 	if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" { // so crypto/tls calls an alert
 		return op.Err.Error() != "tls: internal error" // it is not ready
 	}
-	bad := new(tls.CertificateVerificationError)
-	unknown, invalid := x509.UnknownAuthorityError{}, x509.CertificateInvalidError{}
-	return errors.As(err, &bad) || errors.As(err, &unknown) || errors.As(err, &invalid)
+	invalid := x509.CertificateInvalidError{}
+	return isForeign(err) || errors.As(err, &invalid)
+}
+
+// isForeign says that who answers is of another cluster.
+func isForeign(err error) bool {
+	unknown := x509.UnknownAuthorityError{}
+	return errors.As(err, &unknown)
+}
+
+// mostPause is the longest pause after this.
+func mostPause(err error) time.Duration {
+	switch {
+	case isForeign(err):
+		return foreignPause
+	case turnedAway(err):
+		return refusedPause
+	}
+	return longestPause
 }
 
 // accept takes over what the welcome says, within this side's own bounds.

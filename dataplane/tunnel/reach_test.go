@@ -257,6 +257,9 @@ func TestTurnedAway(t *testing.T) {
 			"gone":                     {&goodbyeError{byeReason(context.Canceled)}, false},
 			"not ready":                {&net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}, false},
 		} {
+			if foreign := name == "another CA's gateway"; isForeign(row.err) != foreign || (mostPause(row.err) > refusedPause) != foreign {
+				t.Errorf("%s: for at most %s, after %v", name, mostPause(row.err), row.err)
+			}
 			if (row.err == nil) != (name == "welcome") || turnedAway(row.err) != row.want {
 				t.Errorf("%s: turned away: %v, by %v", name, turnedAway(row.err), row.err)
 			}
