@@ -85,12 +85,56 @@ type userDocument struct {
 
 		// What Teleport exports besides. None of it grants anything, and it is not kept.
 		Expires   *time.Time `json:"expires,omitempty"` // year 1: never
-		Status    any        `json:"status,omitempty"`
+		Status    userStatus `json:"status,omitempty"`
 		CreatedBy any        `json:"created_by,omitempty"`
 		GitHub    any        `json:"github_identities,omitempty"`
 		OIDC      any        `json:"oidc_identities,omitempty"`
 		SAML      any        `json:"saml_identities,omitempty"`
 	} `json:"spec"`
+}
+
+// userStatus is what Teleport says of a user's standing: a mapping of which one field
+// matters here.
+type userStatus struct{ locked bool }
+
+// UnmarshalJSON takes whatever stands there.
+func (u *userStatus) UnmarshalJSON(b []byte) error {
+	var s struct {
+		IsLocked any `json:"is_locked"`
+	}
+	_ = json.Unmarshal(b, &s)
+	u.locked = s.IsLocked == true
+	return nil
+}
+
+// notKept are warnings of what somebody may count on and is not kept.
+func (d *userDocument) notKept() (warnings []string) {
+	for field, there := range map[string]bool{
+		"metadata.labels": len(d.Metadata.Labels) > 0, "metadata.description": d.Metadata.Description != "",
+		"spec.github_identities": filled(d.Spec.GitHub), "spec.oidc_identities": filled(d.Spec.OIDC), "spec.saml_identities": filled(d.Spec.SAML),
+	} {
+		if there {
+			warnings = append(warnings, field+": not kept by this version")
+		}
+	}
+	slices.Sort(warnings)
+	if d.Spec.Status.locked {
+		warnings = append(warnings, fmt.Sprintf("spec.status.is_locked: the user is not locked by it; sallyctl lock --user=%s does that", d.Metadata.Name))
+	}
+	return warnings
+}
+
+// filled says that a field of any shape has something in it.
+func filled(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return false
+	case []any:
+		return len(v) > 0
+	case map[string]any:
+		return len(v) > 0
+	}
+	return true
 }
 
 // lockDocument is a lock, as Teleport has it.
@@ -329,15 +373,45 @@ func (s *Server) putLock(ctx context.Context, req *sallyportv1.PutDocumentReques
 	if len(s.state.view().locks) >= maxLocks && !req.GetOverwrite() {
 		return &sallyport.Problem{Kind: sallyport.ErrExhausted, Fact: fmt.Sprintf("there are %d locks, which are the most", maxLocks), Hint: "remove those that have ended"}
 	}
+	if e := d.Spec.Expires; e != nil && !e.After(s.cfg.Now()) {
+		return &sallyport.Problem{Kind: sallyport.ErrInvalid, Fact: "spec.expires: " + e.UTC().Format(time.RFC3339) + " has passed: the lock would lock nothing", Hint: "leave it out, or name a time to come"}
+	}
 	d.Metadata.exported, d.Spec.CreatedAt, d.Spec.CreatedBy = exported{}, nil, nil
 	b, err := json.Marshal(d)
 	if err != nil {
+		return err
+	}
+	if resp.Warnings, err = s.lockedNobody(ctx, &d); err != nil {
 		return err
 	}
 	resp.Created, err = s.store(ctx, write{key: lockPrefix + d.Metadata.Name, value: b, overwrite: req.GetOverwrite(), reserve: true}, func(bool) sallyport.Event {
 		return sallyport.Event{Name: audit.LockCreate, Code: audit.LockCreateCode, Fields: map[string]any{"name": d.Metadata.Name, "target": targetOf(&d)}}
 	})
 	return err
+}
+
+// lockedNobody says which parts of a lock's target are not there. A lock may be made
+// before its user is; one that was meant for somebody else is not to be taken for done.
+func (s *Server) lockedNobody(ctx context.Context, d *lockDocument) (warnings []string, err error) {
+	t, now := d.Spec.Target, s.state.view()
+	none := func(format string, args ...any) {
+		warnings = append(warnings, fmt.Sprintf("spec.target."+format+": the lock stops nobody now", args...))
+	}
+	if _, ok := now.users[t.User]; t.User != "" && !ok {
+		none("user: there is no user %q", t.User)
+	}
+	if _, ok := now.policy.Role(t.Role); t.Role != "" && !ok {
+		none("role: there is no role %q", t.Role)
+	}
+	if t.ServerID == "" {
+		return warnings, nil
+	}
+	_, err = s.cfg.Inventory.Host(ctx, t.ServerID)
+	if errors.Is(err, sallyport.ErrNotFound) {
+		none("server_id: no host has the id %q (sallyctl nodes ls --all)", t.ServerID)
+		err = nil
+	}
+	return warnings, err
 }
 
 // targetOf is what a lock is for, as its document says it.
@@ -364,6 +438,7 @@ func (s *Server) putUser(ctx context.Context, req *sallyportv1.PutDocumentReques
 	if err := s.rolesExist(d.Spec.Roles); err != nil {
 		return err
 	}
+	resp.Warnings = d.notKept()
 	u := login.User{Name: d.Metadata.Name, Roles: d.Spec.Roles, Traits: d.Spec.Traits}
 	old, err := s.cfg.Users.GetUser(ctx, u.Name)
 	resp.Created = errors.Is(err, sallyport.ErrNotFound)

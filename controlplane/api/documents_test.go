@@ -76,3 +76,46 @@ func TestExportedDocuments(t *testing.T) {
 	_, err = admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: `{"kind":"user","version":"v2",` + meta + `,"spec":{"roles":["access"],"expires":"2030-01-01T00:00:00Z"}}`}))
 	codeIs(t, "a user that ends", err, connect.CodeInvalidArgument)
 }
+
+// TestLocksNobody: a lock with a typing error in it was taken for one that stops somebody.
+func TestLocksNobody(t *testing.T) {
+	w := the()
+	admin := w.localAdmin(t)
+	put := func(target, more string) (*connect.Response[sallyportv1.PutDocumentResponse], error) {
+		return admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Overwrite: true,
+			Document: `{"kind": "lock", "version": "v2", "metadata": {"name": "nobody"}, "spec": {"target": {` + target + `}` + more + `}}`}))
+	}
+	user := `{"kind": "user", "version": "v2", "metadata": {"name": "locked-one", "labels": {"a": "b"}}, "spec": {"roles": ["access"],
+		"github_identities": [], "saml_identities": [{"connector_id": "x"}], "status": {"is_locked": true, "lock_expires": "0001-01-01T00:00:00Z"}}}`
+	m, err := admin.PutDocument(t.Context(), connect.NewRequest(&sallyportv1.PutDocumentRequest{Document: user}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(m.Msg.GetWarnings(), "\n"); got != "metadata.labels: not kept by this version\nspec.saml_identities: not kept by this version\n"+
+		"spec.status.is_locked: the user is not locked by it; sallyctl lock --user=locked-one does that" {
+		t.Errorf("of the user: %s", got)
+	}
+	for target, want := range map[string]string{
+		`"user": "locked-one"`: "",
+		`"role": "access"`:     "",
+		`"login": "root"`:      "",
+		`"user": "loked-one", "role": "acces"`: `spec.target.user: there is no user "loked-one": the lock stops nobody now` + "\n" +
+			`spec.target.role: there is no role "acces": the lock stops nobody now`,
+		`"server_id": "node-1"`: `spec.target.server_id: no host has the id "node-1" (sallyctl nodes ls --all): the lock stops nobody now`,
+	} {
+		m, err := put(target, "")
+		if err != nil {
+			t.Fatalf("%s: %v", target, err)
+		}
+		if got := strings.Join(m.Msg.GetWarnings(), "\n"); got != want {
+			t.Errorf("%s: %q, want %q", target, got, want)
+		}
+	}
+	_, err = put(`"user": "locked-one"`, `, "expires": "2020-01-01T00:00:00Z"`)
+	codeIs(t, "a lock that has ended", err, connect.CodeInvalidArgument)
+	for kind, name := range map[string]string{"lock": "nobody", "user": "locked-one"} {
+		if _, err := admin.DeleteDocument(t.Context(), connect.NewRequest(&sallyportv1.DeleteDocumentRequest{Kind: kind, Name: name})); err != nil {
+			t.Error(err)
+		}
+	}
+}

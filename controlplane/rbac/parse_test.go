@@ -460,3 +460,31 @@ func TestQuotedOptions(t *testing.T) {
 		t.Errorf("%s, %+v", r.JSON(), o)
 	}
 }
+
+// TestWhereUnanswered: a where clause about what is never known of an object was taken
+// without a word.
+func TestWhereUnanswered(t *testing.T) {
+	for where, want := range map[string]string{
+		`resource.metadata.labels["team"] == "red"`:          "resource.metadata.labels",
+		`equals(resource.spec.hostname, user.metadata.name)`: "resource.spec.hostname",
+		`resource.kind == "token"`:                           "",
+		`equals(resource.metadata.name, "x")`:                "",
+		`contains(session.participants, user.metadata.name)`: "",
+		`contains(user.spec.traits["team"], "red")`:          "",
+	} {
+		for _, in := range []string{"allow", "deny"} {
+			doc := "kind: role\nversion: v7\nmetadata: {name: x}\nspec:\n  " + in + ":\n    rules:\n    - {resources: [token], verbs: [list], where: '" + where + "'}\n"
+			_, warnings, err := ParseRole([]byte(doc))
+			if err != nil {
+				t.Fatalf("%s: %v", where, err)
+			}
+			says := ""
+			for _, w := range warnings {
+				says += w.String()
+			}
+			if (says != "") != (want != "") || !strings.Contains(says, want) || want != "" && !strings.Contains(says, map[string]string{"allow": "never allows", "deny": "denies"}[in]) {
+				t.Errorf("%s of %s: %q", in, where, says)
+			}
+		}
+	}
+}

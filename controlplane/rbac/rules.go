@@ -101,19 +101,34 @@ func (d *decoder) rule(n *node, path string) rule {
 	if len(r.resources) == 0 || len(r.verbs) == 0 {
 		d.fail(n, "a rule needs resources and verbs")
 	}
-	d.where(n, &r)
+	d.where(n, &r, path, deny)
 	if r.broken != "" {
 		d.flaw(flaw{path: path, why: r.broken, classes: classAPI, matching: true})
 	}
 	return r
 }
 
-func (d *decoder) where(n *node, r *rule) {
+func (d *decoder) where(n *node, r *rule, at string, deny bool) {
 	text := d.text(n, "where")
 	if strings.TrimSpace(text) == "" {
 		return
 	}
-	t, err := compileCondition(text, whereDialect())
+	dialect, unknown := whereDialect(), []string{}
+	dialect.variable = func(path string, key *string) (term, error) {
+		t, err := whereVariable(path, key)
+		if err == nil && !answered(path, key) {
+			unknown = append(unknown, path)
+		}
+		return t, err
+	}
+	t, err := compileCondition(text, dialect)
+	for _, path := range unknown {
+		effect := "never allows where it counts"
+		if deny {
+			effect = "denies where it counts"
+		}
+		d.warn(n.get("where").line, n.get("where").column, at+".where", fmt.Sprintf("%s is nothing that this version knows of an object: the rule %s", clean(path), effect))
+	}
 	switch {
 	case errors.Is(err, errUnknown):
 		r.broken = "where: " + err.Error()
@@ -147,6 +162,13 @@ func whereVariable(path string, key *string) (term, error) {
 		return field(path, key), nil
 	}
 	return userVariable(path, key)
+}
+
+// answered says that a path of a where clause has a value when rules are asked: of an
+// object its kind and name are known. Words of what this version does not have at all,
+// such as recorded sessions, are not asked for.
+func answered(path string, key *string) bool {
+	return !strings.HasPrefix(path, "resource.") || key == nil && (path == "resource.kind" || path == "resource.metadata.name")
 }
 
 // ofObject is a word of the object, for questions that know so much of it.
