@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-
-	"github.com/sallyport/sallyport/alpn"
 )
 
 // Conn is a connection that carries another one's bytes. Its two directions
@@ -215,26 +213,36 @@ const ConnectPath = "/sallyport/connect"
 // nothing to go around.
 var ErrNotEnded = errors.New("the gateway itself ends TLS there")
 
-// DialSocket makes a WebSocket to the path of a web origin, at the other end of
-// under, which is closed with it, or by the caller when this fails. Nothing is
-// believed of the TLS around it; name is what it says it wants. own says whether a
-// chain leads to the cluster's own CAs: then the error is ErrNotEnded. nil: any will do.
-func DialSocket(ctx context.Context, under net.Conn, name, path string, own func(chain []*x509.Certificate) bool) (*Socket, error) {
+// Origin is the web origin to which a WebSocket is made.
+type Origin struct {
+	Name, Path string // the name is what the TLS around it asks for
+
+	// Own says whether a chain leads to the cluster's own CAs: then there is nothing to
+	// go around. Pinned is the protocol id by which a gateway is asked for such a chain,
+	// whatever certificate it has for browsers. nil: any will do.
+	Own    func(chain []*x509.Certificate) bool
+	Pinned string
+}
+
+// DialSocket makes a WebSocket to a web origin, at the other end of under, which is
+// closed with it, or by the caller when this fails. Nothing is believed of the TLS
+// around it. The error is ErrNotEnded when Own says so.
+func DialSocket(ctx context.Context, under net.Conn, to Origin) (*Socket, error) {
 	cfg := &tls.Config{
-		ServerName: name, NextProtos: []string{alpn.HTTP11}, MinVersion: tls.VersionTLS12,
+		ServerName: to.Name, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12,
 		InsecureSkipVerify: true, // see above
 	}
-	if own != nil {
-		cfg.NextProtos = append(cfg.NextProtos, alpn.Pinned1)
+	if to.Own != nil {
+		cfg.NextProtos = append(cfg.NextProtos, to.Pinned)
 	}
 	outer := tls.Client(under, cfg)
 	if err := outer.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	if own != nil && own(outer.ConnectionState().PeerCertificates) {
+	if to.Own != nil && to.Own(outer.ConnectionState().PeerCertificates) {
 		return nil, ErrNotEnded
 	}
-	return upgrade(ctx, outer, name, path)
+	return upgrade(ctx, outer, to.Name, to.Path)
 }
 
 // upgrade is DialSocket with TLS that stands.

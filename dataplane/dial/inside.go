@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/carrier"
 	"github.com/sallyport/sallyport/identity"
 )
@@ -43,7 +44,7 @@ func inside(ctx context.Context, under net.Conn, addr string, own func([]*x509.C
 	if err != nil {
 		return nil, err
 	}
-	socket, err := carrier.DialSocket(ctx, under, host, carrier.ConnectPath, own)
+	socket, err := carrier.DialSocket(ctx, under, carrier.Origin{Name: host, Path: carrier.ConnectPath, Own: own, Pinned: alpn.Pinned1})
 	if err != nil {
 		return nil, err
 	}

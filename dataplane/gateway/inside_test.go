@@ -56,7 +56,7 @@ func (r *rig) inside(under net.Conn) (*net.UnixConn, *carrier.Socket) {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	s, err := carrier.DialSocket(ctx, under, cluster, carrier.ConnectPath, nil)
+	s, err := carrier.DialSocket(ctx, under, carrier.Origin{Name: cluster, Path: carrier.ConnectPath})
 	check(r, err)
 	far, near, err := carrier.ConnPair()
 	check(r, err)

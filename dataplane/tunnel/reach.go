@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/alpn"
 	"github.com/sallyport/sallyport/dataplane/carrier"
 )
 
@@ -208,11 +208,11 @@ func (l *link) dialWebSocket(ctx context.Context, addr string, needed bool) (con
 	name := tunnelTLS(cfg, l.addr).ServerName
 	ctx, cancel := context.WithTimeout(ctx, greetLimit)
 	defer cancel()
-	var own func([]*x509.Certificate) bool
+	to := carrier.Origin{Name: name, Path: UpgradePath, Pinned: alpn.Pinned1}
 	if needed {
-		own = l.agent.Own
+		to.Own = l.agent.Own
 	}
-	s, err := carrier.DialSocket(ctx, under, name, UpgradePath, own)
+	s, err := carrier.DialSocket(ctx, under, to)
 	if err != nil {
 		under.Close()
 		return nil, "", fmt.Errorf("WebSocket: %w", err)
