@@ -382,7 +382,10 @@ type claims struct {
 
 func (c claims) record(ctx context.Context, user, device string, from netip.Addr) error {
 	e := sallyport.Event{Name: audit.UserPasswordChange, Code: audit.UserPasswordChangeCode, Cluster: c.cluster, User: user, UserKind: "human",
-		Addr: from.String(), Fields: map[string]any{"with_mfa": device != ""}}
+		Addr: from.String(), Fields: map[string]any{}}
+	if device != "" {
+		e.Fields["with_mfa"] = device
+	}
 	if err := c.log.Emit(ctx, e, true); err != nil || device == "" {
 		return err
 	}

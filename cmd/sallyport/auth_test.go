@@ -58,6 +58,9 @@ func TestClaims(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("device %q: %v, want %v", device, got, want)
 		}
+		if with, ok := log[0].Fields["with_mfa"]; ok != (device != "") || ok && with != device {
+			t.Errorf("device %q: with_mfa %v", device, with)
+		}
 		if last := log[len(log)-1]; device != "" && (last.Name != "mfa.add" || last.Fields["mfa_device_uuid"] != device || last.Fields["mfa_device_type"] != "TOTP") {
 			t.Errorf("%+v", last)
 		}
