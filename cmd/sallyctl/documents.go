@@ -84,21 +84,31 @@ type document struct {
 }
 
 // place is where auth has seen something in a document: it has got JSON, on one line
-// that is nobody's.
-var place = regexp.MustCompile(`^line 1, column (\d+): `)
+// that is nobody's. Where it names only a field, field or unknown find that.
+var (
+	place   = regexp.MustCompile(`^line 1, column (\d+): `)
+	field   = regexp.MustCompile(`\b(?:metadata|spec)(?:\.\w+|\[\d+\])+`)
+	unknown = regexp.MustCompile(`^unknown field "(\w+)"`)
+)
 
 // say puts the line of the text in place of where auth saw it.
 func (d document) say(fact string) string {
-	seen := place.FindStringSubmatch(fact)
-	if seen == nil {
+	line := 0
+	if seen := place.FindStringSubmatch(fact); seen != nil {
+		fact = fact[len(seen[0]):]
+		column, _ := strconv.Atoi(seen[1]) // of too many digits: of nothing
+		if way := wayTo(d.json, column); len(way) > 0 {
+			line = lineOf(d.root, way)
+		}
+	} else if path := field.FindString(fact); path != "" {
+		line = lineOf(d.root, steps(path))
+	} else if name := unknown.FindStringSubmatch(fact); name != nil {
+		line = onlyLineOf(d.root, name[1])
+	}
+	if line == 0 {
 		return fmt.Sprintf("the document at line %d: %s", d.line, fact)
 	}
-	fact = fact[len(seen[0]):]
-	column, _ := strconv.Atoi(seen[1]) // of too many digits: of nothing
-	if way := wayTo(d.json, column); len(way) > 0 {
-		return fmt.Sprintf("line %d: %s", d.line-1+lineOf(d.root, way), fact)
-	}
-	return fmt.Sprintf("the document at line %d: %s", d.line, fact)
+	return fmt.Sprintf("line %d: %s", d.line-1+line, fact)
 }
 
 // isHere says where else to look when a document is of a kind of tctl's only.

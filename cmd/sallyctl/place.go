@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
@@ -69,6 +70,46 @@ func (f *finder) reached(way []step) bool {
 	}
 	f.way = slices.Clone(way)
 	return true
+}
+
+// steps are those of a path such as spec.allow.rules[0].where.
+func steps(path string) (way []step) {
+	for _, part := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' }) {
+		if n, err := strconv.Atoi(strings.TrimSuffix(part, "]")); err == nil && strings.HasSuffix(part, "]") {
+			way = append(way, step{index: n})
+			continue
+		}
+		way = append(way, step{key: part, index: -1})
+	}
+	return way
+}
+
+// onlyLineOf is the line of the one key of that name in a document; 0 when there are
+// several, or none.
+func onlyLineOf(n ast.Node, key string) int {
+	var lines keyLines
+	lines.key = key
+	ast.Walk(&lines, n)
+	if len(lines.found) != 1 {
+		return 0
+	}
+	return lines.found[0]
+}
+
+// keyLines gathers the lines of a key.
+type keyLines struct {
+	key   string
+	found []int
+}
+
+// Visit meets ast.Visitor.
+func (k *keyLines) Visit(n ast.Node) ast.Visitor {
+	if kv, ok := n.(*ast.MappingValueNode); ok {
+		if t := kv.Key.GetToken(); t != nil && t.Value == k.key {
+			k.found = append(k.found, t.Position.Line)
+		}
+	}
+	return k
 }
 
 // lineOf is the line of the text to which a way leads, as far as it can be followed:

@@ -521,3 +521,25 @@ spec:
 		}
 	}
 }
+
+// TestFieldPlace: faults of users and locks, and what a role restricts in vain, named no line.
+func TestFieldPlace(t *testing.T) {
+	docs, err := documents([]byte("---\nkind: lock\nversion: v2\nmetadata:\n  name: x\nspec:\n  target:\n    usr: ann\n  list:\n  - a\n  - b: 1\n    twice: 1\n    twice2: {twice: 2}\n"))
+	if err != nil || len(docs) != 1 {
+		t.Fatal(docs, err)
+	}
+	for fact, want := range map[string]string{
+		`unknown field "usr"`:                    `line 8: unknown field "usr"`,
+		`unknown field "twice"`:                  `the document at line 1: unknown field "twice"`,
+		`unknown field "nowhere"`:                `the document at line 1: unknown field "nowhere"`,
+		`metadata.name: too long`:                `line 5: metadata.name: too long`,
+		`spec.target.user: there is no user "a"`: `line 7: spec.target.user: there is no user "a"`,
+		`spec.list[1].b: not what belongs there`: `line 11: spec.list[1].b: not what belongs there`,
+		`role "x" restricts what this version does not enforce: spec.list[0].where: odd; spec.target: odd`: `line 10: role "x" restricts what this version does not enforce: spec.list[0].where: odd; spec.target: odd`,
+		`a lock needs a target`: `the document at line 1: a lock needs a target`,
+	} {
+		if got := docs[0].say(fact); got != want {
+			t.Errorf("%s: %s", fact, got)
+		}
+	}
+}
