@@ -14,7 +14,6 @@ func absent() usage.Absent {
 		noTrust     = "logins are not bound to devices"
 	)
 	return usage.Absent{
-		"app":               "sally apps ls",
 		"az":                noCloud,
 		"bench":             "make bench, in the source",
 		"db exec":           "sally db connect, or a client of the database through sally proxy db",

@@ -112,6 +112,7 @@ func TestArgv(t *testing.T) {
 		{argv: "sally db connect orders -u reader -- -c select -u x", want: `db connect args=["--" "-c" "select" "-u" "x"] db-user=reader name=orders`},
 		{argv: "tsh db config -f cmd orders", want: "db config format=cmd name=orders"},
 		{argv: "tsh db env", want: "db env"},
+		{argv: "tsh app ls -v env=prod", want: `app ls labels=["env=prod"] verbose=true`},
 		{argv: "tsh clusters -q -v", want: "clusters quiet=true verbose=true"},
 		{argv: "tsh env --unset", want: "env unset=true"},
 		{argv: "tsh version --client -f json", want: "version client=true format=json"},

@@ -75,7 +75,7 @@ func (c *dbLsCmd) Run(p *program) error {
 	active := p.databasesOf(f)
 	header := []string{"Name", "Description", "Allowed Users", "Labels", "Connect"}
 	if c.Verbose {
-		header = []string{"Name", "Description", "Protocol", "URI", "Allowed Users", "Labels", "Connect"}
+		header = []string{"Name", "Description", "Protocol", "Type", "URI", "Allowed Users", "Labels", "Connect"}
 	}
 	var rows [][]string
 	for _, a := range list {
@@ -85,12 +85,15 @@ func (c *dbLsCmd) Run(p *program) error {
 		}
 		row := []string{name, fail.Clean(r.GetDescription()), "[" + strings.Join(a.GetDatabaseUsers(), " ") + "]", labels(r.GetLabels(), c.Verbose), connect}
 		if c.Verbose {
-			row = slices.Insert(row, 2, r.GetProtocol(), r.GetAddress())
+			row = slices.Insert(row, 2, r.GetProtocol(), selfHosted, r.GetAddress())
 		}
 		rows = append(rows, row)
 	}
 	return p.table(c.Verbose, header, rows)
 }
+
+// selfHosted is the type of all databases that agents reach by themselves.
+const selfHosted = "self-hosted"
 
 func databasesJSON(list []*sallyportv1.AccessibleResource) []databaseJSON {
 	out := []databaseJSON{}

@@ -28,6 +28,7 @@ type cli struct {
 	DB         dbCmd         `cmd:"" name:"db" help:"Databases: list, log in, connect."`
 	Kube       kubeCmd       `cmd:"" help:"Kubernetes clusters: list, log in."`
 	AWS        awsCmd        `cmd:"" name:"aws" help:"Run the AWS CLI, or another program, with a role of AWS that you may use."`
+	App        appsCmd       `cmd:"" hidden:"" help:"Web applications, as tsh has them."`
 	Apps       appsCmd       `cmd:"" help:"Web applications: list, log in, settings for curl."`
 	TCP        tcpCmd        `cmd:"" name:"tcp" help:"TCP services: list."`
 	Clusters   clustersCmd   `cmd:"" help:"List clusters."`
