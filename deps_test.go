@@ -81,6 +81,7 @@ var house = []struct{ pkg, may string }{
 	{"cmd/sallyport", ". alpn identity wire/... dataplane/... controlplane/... cmd/internal/... cmd/sallyport/crowd tools/peers/port"}, // the demo's servers are told their ports
 	{"cmd/sallyport/crowd", ""}, // knows nothing of what it loads: so it can load others too
 	{"cmd/internal/...", ". identity"},
+	{"cmd/internal/completion", "cmd/internal/shell cmd/internal/usage"}, // made of the grammars that usage explains
 
 	{"bench/...", "bench/... cmd/sallyport/crowd . alpn identity wire/... dataplane/... controlplane/... tools/peers/..."},
 	{"fuzz/...", ". alpn identity wire/... dataplane/..."},

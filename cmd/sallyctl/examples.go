@@ -74,3 +74,8 @@ func (*auditVerifyCmd) Help() string { return usage.Examples("sallyctl audit ver
 func (*versionCmd) Help() string {
 	return usage.Examples("sallyctl version", "sallyctl version --format=json")
 }
+
+func (*completionCmd) Help() string {
+	return usage.Examples("source <(sallyctl completion bash)       # in ~/.bashrc", "source <(sallyctl completion zsh)        # in ~/.zshrc",
+		"sallyctl completion fish > ~/.config/fish/completions/sallyctl.fish")
+}

@@ -29,17 +29,18 @@ const callTimeout = 30 * time.Second
 type cli struct {
 	globals
 
-	Status  statusCmd  `cmd:"" help:"Show the cluster, its authorities and pins."`
-	Users   usersCmd   `cmd:"" help:"Users: add, ls, rm, reset."`
-	Tokens  tokensCmd  `cmd:"" help:"Join tokens: add, ls, rm."`
-	Get     getCmd     `cmd:"" help:"Print documents: KIND or KIND/NAME."`
-	Create  createCmd  `cmd:"" help:"Create documents from YAML."`
-	Rm      rmCmd      `cmd:"" help:"Delete a document: KIND/NAME, or a host: node/ID."`
-	Lock    lockCmd    `cmd:"" help:"Lock out a user, a role, a login or a host: sessions end, and no new ones start."`
-	Nodes   nodesCmd   `cmd:"" help:"Agents and gateways: ls, rm."`
-	Auth    authCmd    `cmd:"" help:"Certificate authorities: export, sign."`
-	Audit   auditCmd   `cmd:"" help:"The audit log: search, verify."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Status     statusCmd     `cmd:"" help:"Show the cluster, its authorities and pins."`
+	Users      usersCmd      `cmd:"" help:"Users: add, ls, rm, reset."`
+	Tokens     tokensCmd     `cmd:"" help:"Join tokens: add, ls, rm."`
+	Get        getCmd        `cmd:"" help:"Print documents: KIND or KIND/NAME."`
+	Create     createCmd     `cmd:"" help:"Create documents from YAML."`
+	Rm         rmCmd         `cmd:"" help:"Delete a document: KIND/NAME, or a host: node/ID."`
+	Lock       lockCmd       `cmd:"" help:"Lock out a user, a role, a login or a host: sessions end, and no new ones start."`
+	Nodes      nodesCmd      `cmd:"" help:"Agents and gateways: ls, rm."`
+	Auth       authCmd       `cmd:"" help:"Certificate authorities: export, sign."`
+	Audit      auditCmd      `cmd:"" help:"The audit log: search, verify."`
+	Completion completionCmd `cmd:"" help:"Print a shell completion script."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
 // globals are the flags that every command takes; tctl's names.

@@ -29,19 +29,20 @@ var version = "unknown"
 
 // cli is the whole grammar.
 type cli struct {
-	Start     startCmd      `cmd:"" help:"Run the roles that the configuration names."`
-	Demo      demoCmd       `cmd:"" help:"Run everything in one process, with resources to try."`
-	Configure configureCmd  `cmd:"" help:"Write a commented configuration."`
-	Reload    reloadCmd     `cmd:"" help:"Make a running sallyport on this machine read its configuration again."`
-	Status    statusCmd     `cmd:"" help:"Show what a running sallyport on this machine does."`
-	Upgrade   upgradeCmd    `cmd:"" help:"Let the program on disk take over from the one that runs."`
-	Drain     drainCmd      `cmd:"" help:"Send new work elsewhere, and wait for what runs."`
-	Selftest  selftestCmd   `cmd:"" help:"Try on this machine what the program promises."`
-	Version   versionCmd    `cmd:"" help:"Print the version."`
-	FileServe sftpServerCmd `cmd:"" name:"sftp-server" hidden:"" help:"Serve sftp on standard input and output, for agents on hosts without OpenSSH's sftp-server."`
-	Canary    canaryCmd     `cmd:"" hidden:"" help:"Serve a share of the connections of a running sallyport, for sallyport upgrade --canary."`
-	DemoChild demoChildCmd  `cmd:"" name:"demo-child" hidden:"" help:"Keep a server of the demo's, as long as the demo lives."`
-	Supervise superviseCmd  `cmd:"" hidden:"" help:"Keep the process id of a sallyport that was upgraded."`
+	Start      startCmd      `cmd:"" help:"Run the roles that the configuration names."`
+	Demo       demoCmd       `cmd:"" help:"Run everything in one process, with resources to try."`
+	Configure  configureCmd  `cmd:"" help:"Write a commented configuration."`
+	Reload     reloadCmd     `cmd:"" help:"Make a running sallyport on this machine read its configuration again."`
+	Status     statusCmd     `cmd:"" help:"Show what a running sallyport on this machine does."`
+	Upgrade    upgradeCmd    `cmd:"" help:"Let the program on disk take over from the one that runs."`
+	Drain      drainCmd      `cmd:"" help:"Send new work elsewhere, and wait for what runs."`
+	Selftest   selftestCmd   `cmd:"" help:"Try on this machine what the program promises."`
+	Completion completionCmd `cmd:"" help:"Print a shell completion script."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
+	FileServe  sftpServerCmd `cmd:"" name:"sftp-server" hidden:"" help:"Serve sftp on standard input and output, for agents on hosts without OpenSSH's sftp-server."`
+	Canary     canaryCmd     `cmd:"" hidden:"" help:"Serve a share of the connections of a running sallyport, for sallyport upgrade --canary."`
+	DemoChild  demoChildCmd  `cmd:"" name:"demo-child" hidden:"" help:"Keep a server of the demo's, as long as the demo lives."`
+	Supervise  superviseCmd  `cmd:"" hidden:"" help:"Keep the process id of a sallyport that was upgraded."`
 }
 
 // program is what a command works with.
