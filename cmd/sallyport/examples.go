@@ -18,6 +18,6 @@ func (*reloadCmd) Help() string {
 func (*statusCmd) Help() string { return usage.Examples("sallyport status") }
 
 func (*completionCmd) Help() string {
-	return usage.Examples("source <(sallyport completion bash)       # in ~/.bashrc", "source <(sallyport completion zsh)        # in ~/.zshrc",
-		"sallyport completion fish > ~/.config/fish/completions/sallyport.fish")
+	return usage.Examples("source <(sallyport completion bash)   # in ~/.bashrc", "source <(sallyport completion zsh)    # in ~/.zshrc",
+		"sallyport completion fish             # into ~/.config/fish/completions/sallyport.fish")
 }
