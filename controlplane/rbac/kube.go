@@ -146,6 +146,22 @@ func (r *kubeRule) namespaced() bool {
 	})
 }
 
+// wide says that objects of the entry's kind are known to belong to no namespace: one
+// that the entry names all the same means nothing.
+func (r *kubeRule) wide() bool {
+	for i := range kubeKinds {
+		k := &kubeKinds[i]
+		switch {
+		case !k.wide:
+		case !r.plural && k.kind == r.kind:
+			return true
+		case r.plural && k.resource == r.kind && (k.group == r.group.template.text || r.group.all()):
+			return true
+		}
+	}
+	return false
+}
+
 // narrower is what an entry of every kind does not reach, though it looks so.
 func (r *kubeRule) narrower() string {
 	switch {
@@ -461,7 +477,7 @@ func (rule *kubeRule) shows(r *sallyport.KubeRequest) bool {
 	if rule.plural {
 		own = "namespaces"
 	}
-	return rule.kind != own && (r.Verb == "get" || r.Verb == "list" || r.Verb == "watch")
+	return rule.kind != own && !rule.wide() && (r.Verb == "get" || r.Verb == "list" || r.Verb == "watch")
 }
 
 // around judges a namespace that a rule is for something in.
