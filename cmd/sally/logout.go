@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh/agent"
@@ -25,7 +26,11 @@ func (c *logoutCmd) Run(p *program) error {
 		}
 		var failed error // one that cannot be logged out keeps none of the others in
 		for _, f := range list {
-			if err := p.removeLogin(f); err != nil {
+			remove := p.removeLogin
+			if p.stays(f) {
+				remove = p.removeUser
+			}
+			if err := remove(f); err != nil {
 				failed = errors.Join(failed, fmt.Errorf("logout from %s: %w", f.Name(), err))
 				continue
 			}
@@ -60,12 +65,42 @@ func (p *program) leaving() ([]profile.Profile, error) {
 	for _, f := range list {
 		if f.User == p.User {
 			out = append(out, f)
+			continue
+		}
+		// --user hears also who was there before: selected.
+		if f.User = p.User; !profile.ValidName(f.User) {
+			continue
+		}
+		if _, err := os.Stat(p.home.KeyPath(f, ".crt")); err == nil {
+			out = append(out, f)
 		}
 	}
 	if len(out) == 0 && len(list) > 0 {
 		return nil, problem(sallyport.ErrNotFound, fmt.Sprintf("user %q is not logged in", p.User), "sally status shows who is")
 	}
 	return out, nil
+}
+
+// stays says that the profile is another user's, who has logged in there since, and
+// stays so.
+func (p *program) stays(f profile.Profile) bool {
+	last, err := p.home.Load(f.Name())
+	return err == nil && last.User != f.User
+}
+
+// removeUser deletes what is the profile's user's only, and leaves the others at the
+// gateway in. The keys go first: what fails after them harms nobody.
+func (p *program) removeUser(f profile.Profile) error {
+	last, err := p.home.Load(f.Name())
+	if err != nil {
+		return err
+	}
+	kept := p.servicesOf(last) // a section's name has no user in it
+	services := slices.DeleteFunc(p.servicesOf(f), func(name string) bool { return slices.Contains(kept, name) })
+	for _, end := range []string{"", ".key", ".crt", ".pub", "-ssh", "-db", "-app", "-kube"} {
+		err = errors.Join(err, os.RemoveAll(p.home.KeyPath(f, end)))
+	}
+	return errors.Join(err, forget(services, func(comment string) bool { return comment == agentComment(f) }))
 }
 
 // removeLogin deletes a profile's keys, agent entries and service file
@@ -75,6 +110,13 @@ func (p *program) leaving() ([]profile.Profile, error) {
 func (p *program) removeLogin(f profile.Profile) error {
 	services := p.servicesAt(f)
 	err := errors.Join(os.RemoveAll(p.home.KeyDir(f)), p.home.Delete(f), p.home.SetKnownHosts(f, nil), forgetKube(f))
+	return errors.Join(err, forget(services, func(comment string) bool { return atGateway(comment, f) }))
+}
+
+// forget takes sections out of the service file, and keys of ours with such comments
+// out of ssh-agent.
+func forget(services []string, ours func(comment string) bool) error {
+	var err error
 	for _, name := range services {
 		err = errors.Join(err, editService(func(text string) string { return libpq.Remove(text, name) }))
 	}
@@ -83,7 +125,7 @@ func (p *program) removeLogin(f profile.Profile) error {
 		return err // no agent: nothing of ours in it
 	}
 	defer closer()
-	if aerr := removeFromAgent(a, func(k *agent.Key) bool { return atGateway(k.Comment, f) }); aerr != nil {
+	if aerr := removeFromAgent(a, func(k *agent.Key) bool { return ours(k.Comment) }); aerr != nil {
 		err = errors.Join(err, fmt.Errorf("ssh-agent: %w", aerr))
 	}
 	return err
@@ -101,12 +143,18 @@ func (p *program) servicesAt(f profile.Profile) (names []string) {
 		}
 		of := f
 		of.User = user
-		clusters, _ := os.ReadDir(filepath.Dir(p.home.DBDir(of))) // a file of that name has none
-		for _, cluster := range clusters {
-			of.Cluster = cluster.Name()
-			for _, name := range p.databasesOf(of) {
-				names = append(names, serviceName(of, name))
-			}
+		names = append(names, p.servicesOf(of)...)
+	}
+	return names
+}
+
+// servicesOf are those of the profile's user.
+func (p *program) servicesOf(f profile.Profile) (names []string) {
+	clusters, _ := os.ReadDir(filepath.Dir(p.home.DBDir(f))) // a file of that name has none
+	for _, cluster := range clusters {
+		f.Cluster = cluster.Name()
+		for _, name := range p.databasesOf(f) {
+			names = append(names, serviceName(f, name))
 		}
 	}
 	return names

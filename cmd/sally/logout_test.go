@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sallyport/sallyport"
 )
 
 // TestLogoutAll: one login that could not be ended altogether kept all others in.
@@ -59,5 +61,47 @@ func TestLogoutOfUsersBefore(t *testing.T) {
 	}
 	if b, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(b)) != strings.TrimSpace(theirs) {
 		t.Errorf("the service file: %q, %v", b, err)
+	}
+}
+
+// TestLogoutOfOne: who was not the last to log in at a gateway was said not to be logged
+// in, and his keys stayed good for --user.
+func TestLogoutOfOne(t *testing.T) {
+	p := newProgram(t)
+	agent := startAgent(t)
+	file := filepath.Join(t.TempDir(), "services")
+	t.Setenv("PGSERVICEFILE", file)
+	db, both := someDatabase(t, p), someDatabase(t, p)
+	both.name, both.service = "shop", serviceName(both.cred.Profile, "shop")
+	both.cert, both.key = databaseFile(p.home, both.cred.Profile, "shop", ".crt"), databaseFile(p.home, both.cred.Profile, "shop", ".key")
+	must(t, p.dbLogin(db))
+	must(t, p.dbLogin(both))
+	bob := alice()
+	bob.user = "bob"
+	f, err := p.login(bob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both.cred.Profile.User, both.cert, both.key = "bob", databaseFile(p.home, f, "shop", ".crt"), databaseFile(p.home, f, "shop", ".key")
+	must(t, p.dbLogin(both))
+	p.User = "alice"
+	if err := (&logoutCmd{}).Run(p); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(p.home.KeyPath(db.cred.Profile, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "["+both.service+"]") || strings.Contains(string(b), "["+db.service+"]") {
+		t.Errorf("services: %q, %v", b, err)
+	}
+	if got := agent.comments(t); len(got) != 1 || got[0] != agentComment(f) {
+		t.Errorf("keys: %q", got)
+	}
+	if err := (&logoutCmd{}).Run(p); !errors.Is(err, sallyport.ErrNotFound) {
+		t.Errorf("once more: %v", err)
+	}
+	p.User = ""
+	if c, err := p.loadValid(); err != nil || c.Identity.Name != "bob" {
+		t.Errorf("bob: %+v, %v", c, err)
 	}
 }
