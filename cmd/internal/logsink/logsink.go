@@ -7,6 +7,7 @@
 package logsink
 
 import (
+	"errors"
 	"os"
 	"sync"
 	"syscall"
@@ -38,6 +39,7 @@ type Sink struct {
 	raw  syscall.RawConn // nil: lines are never written at once
 
 	mu      sync.Mutex
+	polls   bool   // the file cannot be told not to wait: it is asked before
 	writing bool   // somebody is, with or without the queue
 	queue   []byte // lines, in order
 	taken   int    // bytes of the queue that are being written
@@ -63,17 +65,19 @@ func (s *Sink) File() *os.File { return s.file }
 func (s *Sink) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.writing && len(p) <= atOnce && s.ready() {
-		s.direct(p)
-		return len(p), nil
+	rest := p
+	if !s.writing && len(p) <= atOnce && s.raw != nil {
+		rest = s.offer(p)
 	}
-	if len(s.queue)+s.taken+len(p) > waiting {
+	switch {
+	case len(rest) == 0:
+	case len(s.queue)+s.taken+len(rest) > waiting:
 		s.lost++
 		s.total++
-		return len(p), nil
+	default:
+		s.queue = append(s.queue, rest...)
+		s.begin()
 	}
-	s.queue = append(s.queue, p...)
-	s.begin()
 	return len(p), nil
 }
 
@@ -98,11 +102,34 @@ func (s *Sink) busy() bool {
 	return s.writing
 }
 
+// offer has the file take of a short line what it takes without a wait, and returns
+// the rest.
+func (s *Sink) offer(p []byte) (rest []byte) {
+	if !s.polls {
+		n, err := 0, error(nil)
+		if cerr := s.raw.Control(func(fd uintptr) { n, err = writeNow(int(fd), p) }); cerr != nil {
+			return p
+		}
+		switch {
+		case errors.Is(err, errors.ErrUnsupported):
+			s.polls = true
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			return p
+		case err != nil:
+			return nil // there is nobody to tell
+		default:
+			return p[n:]
+		}
+	}
+	if !s.ready() {
+		return p
+	}
+	s.direct(p)
+	return nil
+}
+
 // ready says that the file takes a short line now.
 func (s *Sink) ready() bool {
-	if s.raw == nil {
-		return false
-	}
 	ready := false
 	err := s.raw.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
@@ -112,8 +139,8 @@ func (s *Sink) ready() bool {
 	return err == nil && ready
 }
 
-// direct writes a line in its caller's place. Others may have the same pipe and
-// fill it just now: then he waits, and only he.
+// direct writes a line in its caller's place. Another process may have the same pipe
+// and fill it just now: then the caller waits, and whoever he keeps waiting.
 func (s *Sink) direct(p []byte) {
 	s.writing = true
 	s.mu.Unlock()

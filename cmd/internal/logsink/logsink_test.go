@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -47,6 +48,7 @@ func pipe(t *testing.T) (s *Sink, r *os.File) {
 func TestAtOnce(t *testing.T) {
 	s, r := pipe(t)
 	for n := range 100 {
+		s.polls = s.polls || n >= 50 // as where there is no other way
 		if m, err := s.Write(line(n)); err != nil || m != len(line(n)) {
 			t.Fatal(m, err)
 		}
@@ -146,6 +148,41 @@ func TestTerminalStopped(t *testing.T) {
 		if want := bytes.Replace(line(n), []byte("\n"), []byte("\r\n"), 1); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("%q in place of line %d: %v", got, n, err)
 		}
+	}
+}
+
+// TestSharedPipe: two processes, before and after an upgrade, have one pipe that nobody
+// reads, with room for one line. One of them waited, with all who had something to say.
+func TestSharedPipe(t *testing.T) {
+	for range 200 {
+		a, r := pipe(t)
+		fd, err := unix.Dup(int(a.file.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "log")
+		b := New(f)
+		block := bytes.Repeat([]byte("x"), atOnce)
+		for !a.busy() {
+			_, _ = a.Write(block)
+		}
+		if a.polls {
+			t.Skip("this kernel has no RWF_NOWAIT for pipes")
+		}
+		room := make([]byte, 2*atOnce) // for the line that waits and one more
+		if _, err := io.ReadFull(r, room); err != nil {
+			t.Fatal(err)
+		}
+		a.Close(time.Minute)
+		var wg sync.WaitGroup
+		for _, s := range []*Sink{a, b} {
+			wg.Go(func() { _, _ = s.Write(block) })
+		}
+		wg.Wait() // for ever, with the bug
+		r.Close()
+		a.Close(time.Minute)
+		b.Close(time.Minute)
+		f.Close()
 	}
 }
 
