@@ -117,13 +117,13 @@ func (a *agent) keepLink(addr string) {
 		}
 		first = false
 		a.Log.Log(a.ctx, level, "no tunnel", "gateway", addr, "err", err, "again_in", wait)
-		if !a.rest(wait, l) {
+		if turnedAway(err) && !a.rest(wait, l) || !turnedAway(err) && !sleep(a.linkCtx, wait) {
 			return
 		}
 	}
 }
 
-// rest is the pause before the next try. One that is long ends when the agent has
+// rest is the pause of an agent that was turned away. One that is long ends when it has
 // something new to show: another certificate, or another assignment.
 func (a *agent) rest(wait time.Duration, l *link) bool {
 	_, changed := a.currentAssignment()
