@@ -295,13 +295,13 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 	}
 	l.shaken(raw)
 	conn := &farewell{Conn: tc}
-	in, life := &l.entrances().join, joinTimeout
+	in, life, handler := &l.entrances().join, joinTimeout, l.Handler
 	if audienceOf(caller)&(nobody|endedHost) == 0 && l.stands(ctx, caller) {
 		if !l.known(raw, caller, conn) {
 			l.Log.Debug("no room for the connection", "caller", caller.name(), "from", raw.RemoteAddr())
 			return
 		}
-		in, life = &l.entrances().hosts, time.Until(caller.Identity.NotAfter)
+		in, life, handler = &l.entrances().hosts, time.Until(caller.Identity.NotAfter), lastCalls(caller.Identity.NotAfter, l.Handler)
 		if caller.Identity.Kind == sallyport.KindUser {
 			in = &l.entrances().people
 		}
@@ -309,7 +309,19 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn) {
 	// A connection ends with the certificate that opened it.
 	end := time.AfterFunc(life, func() { raw.Close() })
 	defer end.Stop()
-	in.h2.ServeConn(conn, &http2.ServeConnOpts{Context: WithCaller(ctx, caller), Handler: l.Handler, BaseConfig: in.base})
+	in.h2.ServeConn(conn, &http2.ServeConnOpts{Context: WithCaller(ctx, caller), Handler: handler, BaseConfig: in.base})
+}
+
+// lastCalls ends a connection behind the answer to a call that comes after its
+// certificate's end: the timer that closes it has stood still while this machine slept,
+// and whoever calls by it would be refused for as long as it is late.
+func lastCalls(end time.Time, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !time.Now().Before(end) {
+			w.Header().Set("Connection", "close") // HTTP/2's server says GOAWAY for it
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // stands says whether somebody may call anything now.

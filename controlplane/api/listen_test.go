@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strings"
@@ -571,5 +573,41 @@ func TestServeEnds(t *testing.T) {
 	}
 	if len(l.conns) != 0 || l.strangers != nil && l.strangers.Len() != 0 {
 		t.Errorf("%d connections are still counted", len(l.conns))
+	}
+}
+
+// TestLastCalls: a connection whose certificate has ended, and whose timer stood still while
+// the machine slept, was good for refusals only, and was kept.
+func TestLastCalls(t *testing.T) {
+	for name, end := range map[string]time.Time{"good": time.Now().Add(time.Hour), "ended": time.Now().Add(-time.Second)} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewUnstartedServer(lastCalls(end, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
+			srv.EnableHTTP2 = true
+			srv.StartTLS()
+			defer srv.Close()
+			others := 0
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+				if !i.Reused {
+					others++
+				}
+			}})
+			for n := 0; n < 20 || others < 2 && name == "ended" && n < 1000; n++ { // the word may come behind the next request
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := srv.Client().Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				if resp.ProtoMajor != 2 || resp.StatusCode != http.StatusTeapot {
+					t.Errorf("%s %s", resp.Proto, resp.Status)
+				}
+			}
+			if kept := others == 1; kept != (name == "good") {
+				t.Errorf("%d connections", others)
+			}
+		})
 	}
 }

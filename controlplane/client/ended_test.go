@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http/httptrace"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -182,4 +183,48 @@ func (l *logged) all() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.lines)
+}
+
+// TestRenewedConnection: after its renewal a host asks by a connection that knows the new
+// certificate.
+func TestRenewedConnection(t *testing.T) {
+	w := the()
+	h := w.host(t, w.config(t, sallyport.KindAgent))
+	t.Cleanup(h.http.CloseIdleConnections)
+	var reused []bool
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = append(reused, i.Reused) }})
+	ask := func() {
+		if _, err := h.announceOnce(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask()
+	ask()
+	if err := h.renewOnce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	if want := []bool{false, true, false}; !slices.Equal(reused, want) {
+		t.Errorf("used again: %v, want %v", reused, want)
+	}
+}
+
+// TestUntilAnnounced: the next time, or something to announce, whichever is first.
+func TestUntilAnnounced(t *testing.T) {
+	for name, row := range map[string]struct{ news, want time.Duration }{
+		"nothing": {0, 12 * time.Hour}, "news": {5*time.Hour + time.Second, 5*time.Hour + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := &Host{announced: make(chan struct{}, 1)}
+				if row.news > 0 {
+					time.AfterFunc(row.news, func() { h.announced <- struct{}{} })
+				}
+				begun := time.Now()
+				if err := h.untilAnnounced(t.Context(), begun.Add(12*time.Hour)); err != nil || time.Since(begun) != row.want {
+					t.Errorf("%v after %s", err, time.Since(begun))
+				}
+			})
+		})
+	}
 }

@@ -456,6 +456,7 @@ func (h *Host) renewOnce(ctx context.Context) error {
 	h.mu.Lock()
 	h.standing = s
 	h.mu.Unlock()
+	h.http.CloseIdleConnections() // they are known by the old one
 	h.cfg.Log.Info("host certificate renewed", "until", h.leaf().NotAfter)
 	return nil
 }

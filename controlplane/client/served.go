@@ -140,14 +140,30 @@ func (h *Host) announce(ctx context.Context) error {
 			if refused {
 				wait = refusedEvery
 			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-h.announced:
-			case <-time.After(jitter(wait)):
+			if err := h.untilAnnounced(ctx, time.Now().Add(jitter(wait))); err != nil {
+				return err
 			}
 		}
 	})
+}
+
+// untilAnnounced waits for a time, or for something to announce. It is looked at the
+// clock every minute: a timer stands still while its machine sleeps, and what was
+// assigned may have ended by then.
+func (h *Host) untilAnnounced(ctx context.Context, at time.Time) error {
+	at = at.Round(0) // by the clock
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-h.announced:
+			return nil
+		case <-time.After(min(time.Until(at), lookEvery)):
+			if !time.Now().Before(at) {
+				return nil
+			}
+		}
+	}
 }
 
 func (h *Host) announceOnce(ctx context.Context) (refused bool, err error) {
