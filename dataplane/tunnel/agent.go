@@ -218,12 +218,20 @@ func (a *agent) firstAssignment() bool {
 	}
 }
 
+// listAfter is when an agent that starts dials what is listed. Until then the ways to a
+// gateway that it was told have come first, where several lead there.
+const listAfter = 2 * time.Second
+
 // watchAssignments hands each new assignment to all links, and dials gateways that are
 // new, until the end or the gate is left.
 func (a *agent) watchAssignments() {
-	in, changed := a.Assignments, a.list()
+	in, changed := a.Assignments, (<-chan struct{})(nil)
+	first := time.NewTimer(listAfter)
+	defer first.Stop()
 	for {
 		select {
+		case <-first.C:
+			changed = a.list()
 		case <-changed:
 			changed = a.list()
 		case <-a.ctx.Done():

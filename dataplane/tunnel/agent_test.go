@@ -437,17 +437,19 @@ func TestListedGateways(t *testing.T) {
 	second := startGateway(t, ca, loops, func(c *HubConfig) { c.GatewayID = "gateway-2" })
 	at := func(g *gateway) string { return g.control.Addr().String() }
 	var mu sync.Mutex
-	listed, changed := []string{at(first)}, make(chan struct{})
+	listed, changed, asked := []string{at(first)}, make(chan struct{}), make(chan bool, 100)
 	startAgent(t, ca, []string{at(first)}, func(c *AgentConfig) {
 		c.Listed = func() ([]string, <-chan struct{}) {
 			mu.Lock()
 			defer mu.Unlock()
+			asked <- true
 			return listed, changed
 		}
 	})
 	if p := first.come(t); !p.Up {
 		t.Fatalf("%+v", p)
 	}
+	receive(t, asked)
 	mu.Lock()
 	before := changed
 	listed, changed = []string{at(first), at(second)}, make(chan struct{})
